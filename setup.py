@@ -1,0 +1,43 @@
+"""The one list of dependencies. Tool tables are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+JAX = ">=0.10.1,!=0.10.2,<0.12"  # jaxlib 0.10.2 compiles some reductions on CPU wrongly
+
+setup(
+    name="tsm-jax",
+    version="0.1.0",
+    description="Temporal Shift Module for video recognition in JAX",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    package_data={"tsm_jax.weights": ["labels/*.txt"]},
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12.6",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.18",
+        "ml_collections>=1.1",
+        "absl-py>=2.1",
+        "numpy>=2.0",
+        "decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'",
+        "av>=15",
+        "opencv-python-headless>=4.10",
+        "pillow>=11",
+        "safetensors>=0.5",
+        "rich>=13.7",
+        "tensorboardX>=2.6.4",
+    ],
+    extras_require={
+        "cuda12": [f"jax[cuda12]{JAX}"],
+        "cuda13": [f"jax[cuda13]{JAX}"],
+        "tpu": [f"jax[tpu]{JAX}"],
+        "test": ["pytest>=8.3", "ruff>=0.14", "pyright>=1.1.400"],
+    },
+)

@@ -1,0 +1,108 @@
+"""What all commands share: arguments, recipes with overrides, one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from tsm_jax import config as config_lib
+from tsm_jax.errors import UserError
+
+OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one line, exit code 1."""
+
+    def __init__(self, command: str, *, description: str, example: str):
+        super().__init__(
+            prog=f"python -m tsm_jax.{command}",
+            description=description,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+    def add_recipe(self, *, required: bool) -> None:
+        """Adds `--config FILE` and documents `--config.KEY=VALUE`."""
+        self.add_argument("--config", metavar="FILE", required=required, help="the recipe")
+        self.add_argument("--config.KEY", metavar="VALUE", dest="_", help=OVERRIDES_HELP)
+
+    def parse_with_recipe(
+        self, arguments: Sequence[str]
+    ) -> tuple[argparse.Namespace, ConfigDict | None]:
+        """Parses the arguments and loads the recipe with its overrides, if one is given.
+
+        Raises:
+            UserError: an unknown argument or key, a value of another type, no such recipe.
+        """
+        known, rest = self.parse_known_args(arguments)
+        strangers = [word for word in rest if not word.startswith("--config.")]
+        if strangers:
+            self.error(f"unknown argument {strangers[0]}")
+        if known.config is None:
+            if rest:
+                self.error(f"{rest[0]} needs --config FILE")
+            return known, None
+        return known, load_recipe(known.config, rest)
+
+
+def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The validated recipe of a file.
+
+    Args:
+        path: a Python file with `get_config()`.
+        overrides: `--config.KEY=VALUE` each.
+
+    Raises:
+        UserError: names what is wrong with the path, the key or the value.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"there is no recipe {path}: the recipes are in configs/")
+    recipe = _apply(path, ())
+    config = _apply(path, overrides)
+    config_lib.validate(config)
+    if not config.workdir:
+        config.workdir = config_lib.default_workdir(path, recipe, config)
+    return config
+
+
+def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"{override}: write it as {override}=VALUE")
+    try:
+        values(["tsm_jax", f"--config={path}", *overrides])
+        return values["config"].value
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{' '.join(overrides) or path}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
+    """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

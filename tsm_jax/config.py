@@ -1,0 +1,314 @@
+"""Every key of a recipe with its unit and default, what is checked, and what follows from it.
+
+A recipe (a file in `configs/`) starts from `default()` and changes values. The result is locked:
+a key that is not listed here is an error. Quantities in epochs become steps in `make_plan`, after
+all overrides and from the real length of the data.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tsm_jax.errors import UserError
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "dtype": ("auto", "float32", "bfloat16"),
+    "model.depth": (18, 34, 50, 101, 152),
+    "model.shift": ("past_first", "future_first", "none"),
+    "model.shift_fraction": ("1/8", "1/num_segments"),
+    "model.shift_every": (1, 2),
+    "model.data_format": ("NHWC", "NCHW"),
+    "data.source": ("videos", "frames", "synthetic"),
+    "data.render": ("", "moving_shapes"),
+    "data.on_error": ("raise", "skip"),
+    "optimizer.schedule": ("step", "cosine"),
+    "optimizer.decay": ("weights", "fc"),
+}
+
+# A run may be continued with other values of these; any other difference makes it another run.
+CHANGEABLE_ON_RESUME = (
+    "workdir",
+    "epochs",
+    "eval_batch_size",
+    "log_every",
+    "checkpoint_every",
+    "data.val_list",
+    "data.threads",
+    "data.workers",
+    "data.on_error",
+)
+
+
+def default() -> ConfigDict:
+    """A complete, locked recipe: the values of PaddleVideo's Kinetics-400 training."""
+    config = ConfigDict()
+    config.model = _model()
+    config.data = _data()
+    config.optimizer = _optimizer()
+
+    # Precision of convolutions and activations: `float32`, `bfloat16`, or `auto` (bfloat16 on GPU
+    # and TPU, float32 on CPU). Parameters, statistics, logits and loss are float32 throughout.
+    config.dtype = "auto"
+    # Decides initial weights, order of the data, augmentation and dropout.
+    config.seed = 1234
+    # Clips per optimizer step, over all devices and hosts.
+    config.batch_size = 128
+    # Clips per evaluation step, over all devices and hosts. 0: as batch_size.
+    config.eval_batch_size = 0
+    # Passes over the training list.
+    config.epochs = 50
+    # Share of the target that label smoothing spreads over all classes. 0: none.
+    config.label_smoothing = 0.0
+    # Weights to start from. Empty: random ones.
+    config.init_from = ""
+    # Where the run keeps its checkpoints, logs and recipe. Empty: output/<recipe>, with the
+    # overridden config.model keys in the name, since a run of another model is another run.
+    config.workdir = ""
+    # Steps between two log lines.
+    config.log_every = 20
+    # Steps between two checkpoints within an epoch. 0: at the end of each epoch only.
+    config.checkpoint_every = 0
+    return config.lock()
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    # Layers of the ResNet: 18, 34, 50, 101, 152.
+    model.depth = 50
+    # Channels of its stem; 64 is the paper's.
+    model.width = 64
+    # Classes K.
+    model.num_classes = 400
+    # Frames per clip T, one from each of T equal parts of the video.
+    model.num_segments = 8
+    # Direction of the first fold of channels: `past_first` (PaddleVideo), `future_first` (MIT,
+    # mmaction2), or `none` for a network without shift (TSN).
+    model.shift = "past_first"
+    # Share of the channels that moves in one direction: `1/8` (the paper, MIT, mmaction2) or
+    # `1/num_segments` (PaddleVideo; the same at 8 segments).
+    model.shift_fraction = "1/8"
+    # Shift in every n-th block of a stage: 1, or 2 as MIT does in ResNet-101 and -152.
+    model.shift_every = 1
+    # Dropout rate in front of the classifier.
+    model.dropout = 0.5
+    # Layout of activations: `NHWC` or `NCHW`. Weights are the same for both.
+    model.data_format = "NHWC"
+    # Clips over which batch norm takes its statistics (16: the reference's batch per GPU), so that
+    # a recipe means the same on any number of devices. 0: the whole batch.
+    model.batch_norm_group = 16
+    return model
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    # What the lists name: `videos` (lines `path label`), `frames` (lines `folder num_frames
+    # label`), or `synthetic` (no lists: random pixels to measure with).
+    data.source = "videos"
+    # The lists of training and validation clips, and what is put before and after each path.
+    data.train_list = "data/k400/train.list"
+    data.val_list = "data/k400/val.list"
+    data.prefix = ""
+    data.suffix = ""
+    # File name of frame i (from 1) in a folder of frames.
+    data.frame_template = "img_{:05}.jpg"
+    # Class names, one a line. Empty: a file labels.txt beside the training list if there is one.
+    data.labels = ""
+    # Data set of our own to render at first use beside the training list: `moving_shapes`, or
+    # empty for lists that exist.
+    data.render = ""
+    # How many training and validation clips it has.
+    data.rendered_clips = (1200, 400)
+    # Side of the square that the network sees, pixels.
+    data.crop_size = 224
+    # Evaluation scales the short side of a frame to this before its centre is cropped, pixels.
+    data.short_side = 256
+    # Mirror half of the training clips. Off where left and right are classes.
+    data.flip = True
+    # Reading threads per process. 0: one per core.
+    data.threads = 0
+    # Worker processes that read. 0: threads of the main process, which is faster unless Python
+    # itself is the bottleneck.
+    data.workers = 0
+    # An unreadable clip in training: `raise` stops the run, `skip` replaces it by another one.
+    # Evaluation never replaces a clip.
+    data.on_error = "raise"
+    return data
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    # Peak learning rate of SGD, for the global batch size as it is.
+    optimizer.learning_rate = 0.02
+    # `step`: times decay_factor at each of boundaries. `cosine`: to zero at the last step.
+    optimizer.schedule = "step"
+    # Epochs after which the learning rate steps down.
+    optimizer.boundaries = (20, 40)
+    optimizer.decay_factor = 0.1
+    # Epochs of linear warm-up from zero.
+    optimizer.warmup_epochs = 0.0
+    optimizer.momentum = 0.9
+    # L2 coefficient, added to the clipped gradient (not decoupled).
+    optimizer.weight_decay = 1e-4
+    # What decays: `weights` (of convolutions and classifier; never biases or batch norm) or `fc`
+    # (the classifier's weight alone, as in PaddleVideo's UCF-101 recipes).
+    optimizer.decay = "weights"
+    # Largest global norm of the raw gradient. 0: no limit.
+    optimizer.clip_norm = 20.0
+    # Learning-rate multipliers of the classifier.
+    optimizer.fc_weight_multiplier = 5.0
+    optimizer.fc_bias_multiplier = 10.0
+    return optimizer
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe amounts to in steps.
+
+    Attributes:
+        steps_per_epoch: full batches in the training list; a rest is left out of that epoch (the
+            shuffle decides which clips).
+        total_steps: of the whole run.
+        boundaries: steps at which the learning rate steps down.
+        warmup_steps: of linear warm-up.
+    """
+
+    steps_per_epoch: int
+    total_steps: int
+    boundaries: tuple[int, ...]
+    warmup_steps: int
+
+
+def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
+    """Derives steps from epochs.
+
+    Raises:
+        UserError: the training list holds less than one batch.
+    """
+    steps_per_epoch = num_train_clips // config.batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"{config.data.train_list}: {num_train_clips} clips do not fill one batch of"
+            f" {config.batch_size}: set --config.batch_size to at most {num_train_clips}"
+        )
+    return Plan(
+        steps_per_epoch=steps_per_epoch,
+        total_steps=steps_per_epoch * config.epochs,
+        boundaries=tuple(round(epoch * steps_per_epoch) for epoch in config.optimizer.boundaries),
+        warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
+    )
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every value that can be judged without looking at the data.
+
+    Raises:
+        UserError: names the key, its value and what it may be.
+    """
+    for key, choices in CHOICES.items():
+        value = get(config, key)
+        if value not in choices:
+            allowed = ", ".join(repr(choice) for choice in choices)
+            raise UserError(f"config.{key} is {value!r}: it must be one of {allowed}")
+    for key, low, high in _BOUNDS:
+        value = get(config, key)
+        if not low <= value <= high:
+            upper = "" if math.isinf(high) else f" and at most {high}"
+            raise UserError(f"config.{key} is {value}: it must be at least {low}{upper}")
+    _validate_relations(config)
+
+
+_BOUNDS = (
+    ("batch_size", 1, math.inf),
+    ("eval_batch_size", 0, math.inf),
+    ("epochs", 1, math.inf),
+    ("seed", 0, 2**31 - 1),
+    ("label_smoothing", 0.0, 1.0),
+    ("log_every", 1, math.inf),
+    ("checkpoint_every", 0, math.inf),
+    ("model.width", 8, math.inf),
+    ("model.num_classes", 1, math.inf),
+    ("model.num_segments", 1, math.inf),
+    ("model.dropout", 0.0, 0.99),
+    ("model.batch_norm_group", 0, math.inf),
+    ("data.crop_size", 32, math.inf),
+    ("data.threads", 0, 1024),
+    ("data.workers", 0, 1024),
+    ("optimizer.learning_rate", 0.0, math.inf),
+    ("optimizer.warmup_epochs", 0.0, math.inf),
+    ("optimizer.momentum", 0.0, 1.0),
+    ("optimizer.weight_decay", 0.0, math.inf),
+    ("optimizer.clip_norm", 0.0, math.inf),
+)
+
+
+def _validate_relations(config: ConfigDict) -> None:
+    group = config.model.batch_norm_group
+    if group and config.batch_size > group and config.batch_size % group:
+        raise UserError(
+            f"config.batch_size is {config.batch_size}: it must be a multiple of"
+            f" config.model.batch_norm_group ({group}), or set that to 0"
+        )
+    if config.data.short_side < config.data.crop_size:
+        raise UserError(
+            f"config.data.short_side is {config.data.short_side}: it must be at least"
+            f" config.data.crop_size ({config.data.crop_size})"
+        )
+    ratio = 1 / config.model.num_segments
+    if (
+        config.model.shift != "none"
+        and config.model.shift_fraction == "1/num_segments"
+        and ratio > 0.5
+    ):
+        raise UserError(
+            "config.model.num_segments is 1: one frame cannot be shifted by 1/num_segments of its"
+            " channels; set config.model.shift=none"
+        )
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value under a dotted key."""
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, in order."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, tuple(value) if isinstance(value, list) else value
+
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """A recipe from the nested dictionary that `to_dict()` gave; strict about its keys.
+
+    Raises:
+        UserError: a key is missing or unknown, as in a recipe of another version.
+    """
+    config = default()
+    known = dict(flatten(config))
+    given = dict(flatten(ConfigDict(values)))
+    if known.keys() != given.keys():
+        names = ", ".join(sorted(known.keys() ^ given.keys()))
+        raise UserError(f"the saved recipe is of another version of tsm_jax: it differs in {names}")
+    for key, value in given.items():
+        *parents, last = key.split(".")
+        (get(config, ".".join(parents)) if parents else config)[last] = value
+    return config
+
+
+def default_workdir(recipe_path: str, recipe: ConfigDict, config: ConfigDict) -> str:
+    """`output/<recipe>`, and the model's overridden keys: `output/quickstart,shift=none`."""
+    before = dict(flatten(recipe.model))
+    changes = [f"{key}={value}" for key, value in flatten(config.model) if value != before[key]]
+    stem = os.path.splitext(os.path.basename(recipe_path))[0]
+    return os.path.join("output", ",".join([stem, *changes]).replace("/", "_"))

@@ -1,0 +1,130 @@
+"""From a source's frames to one element of a batch.
+
+Every random draw is addressed by (seed, epoch, clip), never taken from a running stream: the same
+clip looks the same in the same epoch whatever thread, worker, host or restart reads it.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.data.sampling import random_frame_of_each_segment
+from tsm_jax.data.sources import Source
+from tsm_jax.data.transforms import crop_resize_flip, draw_multi_scale_crop
+from tsm_jax.errors import UnreadableClipError, UserError
+
+Element = dict[str, np.ndarray]
+
+# Purposes that a clip's randomness is drawn for, so that none depends on another's draws.
+_FRAMES, _CROP, _FLIP, _REPLACEMENT = range(4)
+
+MAX_REPLACEMENTS = 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainClips:
+    """Reads augmented training clips: a random frame a segment, multi-scale crop, flip.
+
+    Attributes:
+        source: the clips.
+        num_segments: T.
+        crop_size: of the result, pixels.
+        flip: mirror half of the clips.
+        seed: of all draws.
+        skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
+            alone, instead of raising.
+    """
+
+    source: Source
+    num_segments: int
+    crop_size: int
+    flip: bool
+    seed: int
+    skip_unreadable: bool = False
+
+    def read(self, index: int, epoch: int) -> Element:
+        """The clip's batch element; its `index` tells which clip it really is.
+
+        Raises:
+            UserError: the clip cannot be read, with the option to skip it; or none of
+                `MAX_REPLACEMENTS` replacements could be read either.
+        """
+        try:
+            return self._read(index, epoch)
+        except UnreadableClipError as error:
+            if not self.skip_unreadable:
+                raise UserError(
+                    f"{error} (--config.data.on_error=skip trains without such clips)"
+                ) from error
+            return self._read_replacement(index, epoch, error)
+
+    def _read(self, index: int, epoch: int) -> Element:
+        def choose(num_frames: int) -> np.ndarray:
+            rng = self._rng(epoch, index, _FRAMES)
+            return random_frame_of_each_segment(num_frames, self.num_segments, rng)
+
+        frames = self.source.read(index, choose)
+        height, width = frames[0].shape[:2]
+        crop = draw_multi_scale_crop(height, width, self.crop_size, self._rng(epoch, index, _CROP))
+        flip = self.flip and self._rng(epoch, index, _FLIP).random() < 0.5
+        video = crop_resize_flip(frames, crop, self.crop_size, flip)
+        return _element(video, self.source.label(index), index)
+
+    def _read_replacement(self, index: int, epoch: int, error: UserError) -> Element:
+        rng = self._rng(epoch, index, _REPLACEMENT)
+        for _ in range(MAX_REPLACEMENTS):
+            other = int(rng.integers(len(self.source)))
+            if other == index:
+                continue
+            try:
+                element = self._read(other, epoch)
+            except UnreadableClipError:
+                continue
+            _log.warning("skipped %s; %s takes its place", error, self.source.name(other))
+            return element
+        raise UserError(
+            f"{error}; {MAX_REPLACEMENTS} others in its place could not be read either:"
+            " check the training list"
+        )
+
+    def _rng(self, epoch: int, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, epoch, index, purpose))
+
+
+@dataclass(frozen=True)
+class EvalClips:
+    """Reads evaluation clips by a protocol; nothing is random and nothing is ever replaced."""
+
+    source: Source
+    num_segments: int
+    protocol: EvalProtocol
+
+    def read(self, index: int) -> Element:
+        """The clip's batch element. Raises `UnreadableClipError` naming the file."""
+
+        def choose(num_frames: int) -> np.ndarray:
+            return self.protocol.choose_frames(num_frames, self.num_segments)
+
+        video = self.protocol.transform(self.source.read(index, choose))
+        return _element(video, self.source.label(index), index)
+
+    def padding(self) -> Element:
+        """An element that fills up the last batch and counts for nothing."""
+        size = self.protocol.crop_size
+        element = _element(np.zeros((self.num_segments, size, size, 3), np.uint8), 0, -1)
+        return {**element, "mask": np.array(False)}
+
+
+def _element(video: np.ndarray, label: int, index: int) -> Element:
+    return {
+        "video": video[None],  # [1, T, H, W, 3]: one view
+        "label": np.array(label, np.int32),
+        "mask": np.array(True),
+        "index": np.array(index, np.int64),
+    }

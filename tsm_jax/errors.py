@@ -1,0 +1,15 @@
+"""Errors that a user can mend; the commands print them as one line and exit with code 1."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A user's mistake or a broken file.
+
+    The message is one line that names the thing (file, list line, config key) and says what
+    to do about it. Everything else that is raised is a defect of ours and keeps its traceback.
+    """
+
+
+class UnreadableClipError(UserError):
+    """A video file or a folder of frames that cannot be decoded."""

@@ -1,0 +1,80 @@
+"""A TSM as pure functions of named tensors.
+
+Training, evaluation, checkpoints and converters all speak of the same flat dictionary, for example
+`{"backbone.stem.conv.kernel": ..., "head.fc.bias": ...}`: names are the paths of the module tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from tsm_jax.models.tsm import TSM
+
+Tensors = dict[str, jax.Array]
+
+
+class Network:
+    """The pure functions of a network: `init`, `apply` and the shapes of its tensors.
+
+    Args:
+        make_model: builds the module from a random stream; it is only ever traced.
+
+    Attributes:
+        param_shapes: name to shape of what the optimizer trains.
+        batch_stat_shapes: name to shape of the running statistics.
+    """
+
+    def __init__(self, make_model: Callable[[nnx.Rngs], TSM]):
+        self._make_model = make_model
+        abstract = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+        self._graph, params, batch_stats, self._rest = nnx.split(
+            abstract, nnx.Param, nnx.BatchStat, ...
+        )
+        self.param_shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
+        self.batch_stat_shapes = {name: leaf.shape for name, leaf in _flatten(batch_stats).items()}
+
+    def init(self, key: jax.Array) -> tuple[Tensors, Tensors]:
+        """Random parameters and fresh statistics, float32. Call it under `jax.jit`."""
+        model = self._make_model(nnx.Rngs(params=key))
+        _, params, batch_stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+        return _flatten(params), _flatten(batch_stats)
+
+    def apply(
+        self,
+        params: Mapping[str, jax.Array | np.ndarray],
+        batch_stats: Mapping[str, jax.Array | np.ndarray],
+        video: jax.Array,
+        *,
+        train: bool = False,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, Tensors]:
+        """Logits of normalised clips (see `TSM.__call__`) and the statistics afterwards."""
+        model = nnx.merge(
+            self._graph,
+            _unflatten(params, nnx.Param),
+            _unflatten(batch_stats, nnx.BatchStat),
+            self._rest,
+            copy=True,
+        )
+        logits = model(video, train=train, dropout_key=dropout_key)
+        return logits, _flatten(nnx.state(model, nnx.BatchStat))
+
+
+def _flatten(state: nnx.State) -> dict[str, Any]:
+    return {
+        ".".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def _unflatten(tensors: Mapping[str, Any], kind: type[nnx.Variable]) -> nnx.State:
+    return nnx.from_flat_state((_path(name), kind(value)) for name, value in tensors.items())
+
+
+def _path(name: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in name.split("."))

@@ -1,0 +1,142 @@
+"""ResNet-18/34/50/101/152 with a temporal shift in front of the residual branch.
+
+The shift sits at the input of the first convolution of a residual block; the shortcut reads the
+unshifted tensor (the paper's "residual TSM"). The stride is in the 3x3 convolution.
+
+He et al., "Deep Residual Learning for Image Recognition", 2015, table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from tsm_jax.models.layers import ConvNorm, max_pool_3x3_stride_2
+
+Shift = Callable[[jax.Array], jax.Array]
+
+
+class BasicBlock(nnx.Module):
+    """Two 3x3 convolutions: ResNet-18 and -34."""
+
+    expansion = 1
+
+    def __init__(self, in_features, width, stride, *, shift, conv_norm, rngs):
+        out_features = width * self.expansion
+        self.shift = shift
+        self.conv1 = conv_norm(in_features, width, 3, stride=stride, rngs=rngs)
+        self.conv2 = conv_norm(width, out_features, 3, rngs=rngs)
+        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
+
+    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+        y = nnx.relu(self.conv1(self.shift(x), groups=groups))
+        y = self.conv2(y, groups=groups)
+        return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
+
+
+class Bottleneck(nnx.Module):
+    """1x1, 3x3 (with the stride), 1x1: ResNet-50, -101 and -152."""
+
+    expansion = 4
+
+    def __init__(self, in_features, width, stride, *, shift, conv_norm, rngs):
+        out_features = width * self.expansion
+        self.shift = shift
+        self.conv1 = conv_norm(in_features, width, 1, rngs=rngs)
+        self.conv2 = conv_norm(width, width, 3, stride=stride, rngs=rngs)
+        self.conv3 = conv_norm(width, out_features, 1, rngs=rngs)
+        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
+
+    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+        y = nnx.relu(self.conv1(self.shift(x), groups=groups))
+        y = nnx.relu(self.conv2(y, groups=groups))
+        y = self.conv3(y, groups=groups)
+        return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
+
+
+def _shortcut(in_features, out_features, stride, conv_norm, rngs) -> ConvNorm | None:
+    if stride == 1 and in_features == out_features:
+        return None
+    return conv_norm(in_features, out_features, 1, stride=stride, rngs=rngs)
+
+
+def _apply_shortcut(shortcut: ConvNorm | None, x: jax.Array, groups: int | None) -> jax.Array:
+    return x if shortcut is None else shortcut(x, groups=groups)
+
+
+class Architecture(NamedTuple):
+    block: type[BasicBlock] | type[Bottleneck]
+    blocks_per_stage: tuple[int, int, int, int]
+
+
+ARCHITECTURES = {
+    18: Architecture(BasicBlock, (2, 2, 2, 2)),
+    34: Architecture(BasicBlock, (3, 4, 6, 3)),
+    50: Architecture(Bottleneck, (3, 4, 6, 3)),
+    101: Architecture(Bottleneck, (3, 4, 23, 3)),
+    152: Architecture(Bottleneck, (3, 8, 36, 3)),
+}
+
+
+class ResNet(nnx.Module):
+    """The convolutional body: images `[M, H, W, 3]` to features `[M, H/32, W/32, features]`.
+
+    Args:
+        depth: 18, 34, 50, 101 or 152.
+        width: channels of the stem; 64 is the paper's.
+        shift: what to apply in front of a residual branch.
+        shift_every: shift in every n-th block of a stage, the first one always. 1 is PaddleVideo's
+            rule at every depth; MIT and mmaction2 use 2 for ResNet-101 and -152.
+        data_format: layout of the images.
+        dtype: of convolutions and activations.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        width: int = 64,
+        shift: Shift,
+        shift_every: int = 1,
+        data_format: str = "NHWC",
+        dtype=None,
+        rngs: nnx.Rngs,
+    ):
+        block, blocks_per_stage = ARCHITECTURES[depth]
+        conv_norm = partial(ConvNorm, data_format=data_format, dtype=dtype)
+        self.data_format = data_format
+        self.stem = conv_norm(3, width, 7, stride=2, rngs=rngs)
+        self.stages = nnx.List()
+        features = width
+        for stage, num_blocks in enumerate(blocks_per_stage):
+            blocks = nnx.List()
+            for index in range(num_blocks):
+                blocks.append(
+                    block(
+                        features,
+                        width * 2**stage,
+                        stride=2 if stage > 0 and index == 0 else 1,
+                        shift=shift if index % shift_every == 0 else _unshifted,
+                        conv_norm=conv_norm,
+                        rngs=rngs,
+                    )
+                )
+                features = width * 2**stage * block.expansion
+            self.stages.append(blocks)
+        self.features = features
+
+    def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
+        x = nnx.relu(self.stem(images, groups=groups))
+        x = max_pool_3x3_stride_2(x, self.data_format)
+        for blocks in self.stages:
+            for block in blocks:
+                x = block(x, groups=groups)
+        return x
+
+
+def _unshifted(x: jax.Array) -> jax.Array:
+    return x

@@ -1,0 +1,137 @@
+"""TSM: a ResNet with temporal shifts, and a head that averages the frames' logits."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tsm_jax.models.layers import spatial_axes
+from tsm_jax.models.resnet import ResNet
+from tsm_jax.models.shift import temporal_shift
+
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+class Head(nnx.Module):
+    """Average pool, dropout and classifier per frame, then the mean over the segments.
+
+    The classifier starts at N(0, 0.001) with zero bias, as in PaddleVideo's and MIT's recipes.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_classes: int,
+        *,
+        dropout: float,
+        data_format: str,
+        rngs: nnx.Rngs,
+    ):
+        self.data_format = data_format
+        self.dropout = nnx.Dropout(dropout)
+        self.fc = nnx.Linear(
+            features, num_classes, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
+        )
+
+    def __call__(
+        self, x: jax.Array, num_segments: int, *, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        pooled = x.astype(jnp.float32).mean(spatial_axes(self.data_format))  # [N*T, C]
+        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
+        pooled = self.dropout(pooled, deterministic=dropout_key is None, rngs=rngs)
+        logits = self.fc(pooled)
+        return logits.reshape(-1, num_segments, logits.shape[-1]).mean(1)  # [N, K]
+
+
+class TSM(nnx.Module):
+    """Temporal Shift Module network.
+
+    Args:
+        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        num_classes: K.
+        num_segments: T, the frames of a clip.
+        width: channels of the stem; 64 is the paper's.
+        shift: direction of the first fold, `none` turns the network into TSN.
+        shift_fraction: share of the channels that moves in one direction.
+        shift_every: shift in every n-th block of a stage.
+        dropout: rate in front of the classifier.
+        data_format: `NHWC` (`[N, T, H, W, 3]`) or `NCHW` (`[N, T, 3, H, W]`). The parameters are
+            the same for both.
+        batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
+            whole batch. A batch that is smaller is one group.
+        dtype: of convolutions and activations; parameters, statistics and logits are float32.
+        rngs: a `params` stream to initialise from.
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        *,
+        num_classes: int,
+        num_segments: int = 8,
+        width: int = 64,
+        shift: str = "past_first",
+        shift_fraction: str = "1/8",
+        shift_every: int = 1,
+        dropout: float = 0.5,
+        data_format: str = "NHWC",
+        batch_norm_group: int = 0,
+        dtype: jnp.dtype = FLOAT32,
+        rngs: nnx.Rngs,
+    ):
+        self.num_segments = num_segments
+        self.batch_norm_group = batch_norm_group
+        self.dtype = dtype
+        self.backbone = ResNet(
+            depth,
+            width=width,
+            shift=partial(
+                temporal_shift,
+                num_segments=num_segments,
+                fraction=shift_fraction,
+                direction=shift,
+                data_format=data_format,
+            ),
+            shift_every=shift_every,
+            data_format=data_format,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.head = Head(
+            self.backbone.features,
+            num_classes,
+            dropout=dropout,
+            data_format=data_format,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, video: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        """Classifies clips.
+
+        Args:
+            video: normalised frames, `[N, T, H, W, 3]` or, in NCHW, `[N, T, 3, H, W]`.
+            train: take batch statistics (and move the running ones).
+            dropout_key: the key of this step's dropout; None drops nothing.
+
+        Returns:
+            Logits, float32 `[N, K]`.
+        """
+        images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
+        groups = self._batch_norm_groups(video.shape[0]) if train else None
+        features = self.backbone(images, groups=groups)
+        return self.head(features, self.num_segments, dropout_key=dropout_key)
+
+    def _batch_norm_groups(self, clips: int) -> int:
+        if self.batch_norm_group == 0 or clips <= self.batch_norm_group:
+            return 1
+        if clips % self.batch_norm_group:
+            raise ValueError(
+                f"a batch of {clips} clips does not divide into batch-norm groups of"
+                f" {self.batch_norm_group}"
+            )
+        return clips // self.batch_norm_group

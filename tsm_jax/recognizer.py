@@ -1,0 +1,109 @@
+"""The Python interface: a network that names the action in a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tsm_jax import build
+from tsm_jax.data.decode import decode_frames
+from tsm_jax.loading import load_model
+from tsm_jax.models.normalize import normalize
+from tsm_jax.weights.model_directory import Model, check_tensors
+
+
+class Prediction(NamedTuple):
+    """One class of an answer; `score` is its softmax probability."""
+
+    index: int
+    label: str
+    score: float
+
+
+class Recognizer:
+    """A network with its weights and its preprocessing.
+
+    Args:
+        model: what was read.
+        dtype: of convolutions: `float32`, `bfloat16`, or `auto` as in `config.dtype`.
+        source: where it was read from, for messages.
+    """
+
+    def __init__(self, model: Model, *, dtype: str = "float32", source: str = "the model"):
+        self.model = model
+        self.labels = list(model.labels)
+        self._network = build.build_network(model.architecture, dtype)
+        self._protocol = build.build_protocol(model.preprocessing)
+        params, stats = self._network.param_shapes, self._network.batch_stat_shapes
+        check_tensors(model.tensors, {**params, **stats}, source)
+        self.params = {name: jnp.asarray(model.tensors[name]) for name in params}
+        self.batch_stats = {name: jnp.asarray(model.tensors[name]) for name in stats}
+        self._forward = jax.jit(self._apply)
+
+    @property
+    def num_segments(self) -> int:
+        """T, the frames of a clip."""
+        return self.model.architecture.num_segments
+
+    def forward(self, video: np.ndarray) -> np.ndarray:
+        """Logits of clips.
+
+        Args:
+            video: normalised, float32 `[N, T, H, W, 3]`: RGB in [0, 1] less the mean
+                (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
+
+        Returns:
+            float32 `[N, K]`.
+
+        Raises:
+            ValueError: the shape is another.
+        """
+        if video.ndim != 5 or video.shape[1] != self.num_segments or video.shape[4] != 3:
+            expected = f"[N, {self.num_segments}, H, W, 3]"
+            raise ValueError(f"video has shape {video.shape}: it must be {expected}")
+        return np.asarray(self._forward(self.params, self.batch_stats, video))
+
+    def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
+        """The most likely classes of a video file, best first.
+
+        Args:
+            path: of the file.
+            top_k: how many, at most K.
+
+        Raises:
+            UnreadableClipError: the video cannot be decoded.
+        """
+
+        def choose(num_frames: int) -> np.ndarray:
+            return self._protocol.choose_frames(num_frames, self.num_segments)
+
+        frames = self._protocol.transform(decode_frames(path, choose))
+        logits = self.forward(np.asarray(normalize(frames[None], "NHWC")))[0]
+        scores = np.asarray(jax.nn.softmax(logits))
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [Prediction(int(k), self.labels[k], float(scores[k])) for k in best]
+
+    def _apply(
+        self,
+        params: Mapping[str, jax.Array],
+        batch_stats: Mapping[str, jax.Array],
+        video: jax.Array,
+    ) -> jax.Array:
+        return self._network.apply(params, batch_stats, video)[0]
+
+
+def load(path: str, *, dtype: str = "float32") -> Recognizer:
+    """Loads a network to use it.
+
+    Args:
+        path: a model directory, or the workdir of a training run (its best checkpoint).
+        dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
+
+    Raises:
+        UserError: nothing usable is there.
+    """
+    return Recognizer(load_model(path), dtype=dtype, source=path)

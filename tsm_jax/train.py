@@ -1,0 +1,29 @@
+"""Trains a recipe; run again, it continues.
+
+python -m tsm_jax.train --config configs/quickstart.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsm_jax import cli
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = cli.Parser(
+        "train",
+        description="Trains a recipe on every device it sees. The same command continues a run.",
+        example="python -m tsm_jax.train --config configs/quickstart.py --config.epochs=5",
+    )
+    parser.add_recipe(required=True)
+    _, config = parser.parse_with_recipe(arguments)
+    assert config is not None
+    # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+    from tsm_jax.training_run import train_recipe
+
+    train_recipe(config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

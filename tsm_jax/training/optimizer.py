@@ -1,0 +1,99 @@
+"""SGD with momentum in the order of the reference, and its learning-rate schedule.
+
+The order is that of Paddle's `Momentum` and of PyTorch's SGD, and it matters: the clip sees raw
+gradients, the decay is added after it and goes through the momentum, and the learning rate with
+its per-parameter multiplier stays outside the velocity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+FC_WEIGHT = "head.fc.kernel"
+FC_BIAS = "head.fc.bias"
+
+
+def make_schedule(
+    learning_rate: float,
+    *,
+    schedule: str,
+    boundaries: tuple[int, ...],
+    decay_factor: float,
+    warmup_steps: int,
+    total_steps: int,
+) -> optax.Schedule:
+    """Learning rate by step.
+
+    Args:
+        learning_rate: the peak.
+        schedule: `step` multiplies by `decay_factor` at each boundary; `cosine` goes to zero at
+            `total_steps`.
+        boundaries: steps at which a `step` schedule changes.
+        decay_factor: see `schedule`.
+        warmup_steps: of linear warm-up from zero to the peak.
+        total_steps: of the run.
+    """
+    if schedule == "cosine":
+        decay_steps = max(total_steps - warmup_steps, 1)
+        after = optax.cosine_decay_schedule(learning_rate, decay_steps)
+    else:
+        scales = {step - warmup_steps: decay_factor for step in boundaries}
+        after = optax.piecewise_constant_schedule(learning_rate, scales)
+    if warmup_steps == 0:
+        return after
+    warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def make_optimizer(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    momentum: float,
+    weight_decay: float,
+    decay: str,
+    clip_norm: float,
+    fc_weight_multiplier: float,
+    fc_bias_multiplier: float,
+) -> optax.GradientTransformation:
+    """Clip by global norm -> L2 -> momentum -> learning rate times multiplier.
+
+    Args:
+        learning_rate: a number or a schedule.
+        momentum: of the velocity `v = momentum * v + g`, no dampening, no Nesterov.
+        weight_decay: L2 coefficient.
+        decay: `weights` (convolutions and classifier) or `fc` (the classifier's weight).
+        clip_norm: largest global norm of the raw gradients, 0 for none.
+        fc_weight_multiplier: learning-rate multiplier of the classifier's weight.
+        fc_bias_multiplier: and of its bias.
+    """
+    decayed = _is_weight if decay == "weights" else _is(FC_WEIGHT)
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        optax.add_decayed_weights(weight_decay, mask=_mask(decayed)),
+        optax.trace(decay=momentum),
+        optax.masked(optax.scale(fc_weight_multiplier), _mask(_is(FC_WEIGHT))),
+        optax.masked(optax.scale(fc_bias_multiplier), _mask(_is(FC_BIAS))),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _mask(chosen: Callable[[str], bool]) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
+    return lambda params: {name: chosen(name) for name in params}
+
+
+def _is(wanted: str) -> Callable[[str], bool]:
+    return lambda name: name == wanted
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".kernel")
+
+
+def global_norm(gradients: Mapping[str, jax.Array]) -> jax.Array:
+    """Euclidean norm over all tensors, float32 scalar."""
+    return jnp.asarray(optax.global_norm(gradients))

@@ -1,0 +1,45 @@
+"""What a training step reads and writes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from tsm_jax.models.network import Network, Tensors
+from tsm_jax.training.mesh import replicated
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step; all float32 but the counter.
+
+    Attributes:
+        step: optimizer steps done, int32.
+        params: what is trained, by name.
+        batch_stats: running mean and variance of batch norm, by name.
+        opt_state: optax's state: velocities and counters.
+    """
+
+    step: jax.Array
+    params: Tensors
+    batch_stats: Tensors
+    opt_state: optax.OptState
+
+
+def init_state(
+    network: Network, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+) -> TrainState:
+    """A fresh state, the same on every mesh, replicated over its devices."""
+
+    def init(key: jax.Array) -> TrainState:
+        params, batch_stats = network.init(key)
+        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+
+    # Initialisation runs once, and hundreds of random draws take LLVM 5 s to optimise.
+    fast_compile = mesh.devices.flat[0].platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if fast_compile else None
+    jitted = jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+    return jitted(jax.random.key(seed))

@@ -1,0 +1,90 @@
+"""The two functions that run on the devices: a training step and an evaluation step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from tsm_jax.models.network import Network, Tensors
+from tsm_jax.models.normalize import normalize
+from tsm_jax.training.mesh import replicated, split_by_clips
+from tsm_jax.training.metrics import clip_sums, cross_entropy
+from tsm_jax.training.optimizer import global_norm
+from tsm_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+EvalStep = Callable[[Tensors, Tensors, Batch], dict[str, jax.Array]]
+
+
+def make_train_step(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    mesh: Mesh,
+    data_format: str,
+    seed: int,
+    label_smoothing: float = 0.0,
+) -> TrainStep:
+    """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
+
+    The metrics are `clip_sums` of the batch before the update, with `learning_rate` and
+    `grad_norm` (the global norm of the raw gradients).
+    """
+
+    def loss_fn(params: Tensors, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
+        logits, batch_stats = network.apply(
+            params,
+            state.batch_stats,
+            normalize(batch["video"][:, 0], data_format),  # [B, T, H, W, 3]: one view
+            train=True,
+            dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
+        )
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        sums = clip_sums(logits, batch["label"], batch["mask"], losses)
+        return sums["loss"] / sums["count"], (batch_stats, sums)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            **sums,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "grad_norm": global_norm(gradients),
+        }
+        params: Any = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), split_by_clips(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def make_eval_step(network: Network, *, mesh: Mesh, data_format: str) -> EvalStep:
+    """The jitted step `(params, batch_stats, batch) -> clip_sums`.
+
+    Logits are averaged over the views of a clip.
+    """
+
+    def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> dict[str, jax.Array]:
+        video = batch["video"]  # [B, V, T, H, W, 3]
+        clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
+        logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
+        logits = logits.reshape(*video.shape[:2], -1).mean(1)  # [B, K]
+        losses = cross_entropy(logits, batch["label"])
+        return clip_sums(logits, batch["label"], batch["mask"], losses)
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
+        out_shardings=replicated(mesh),
+    )

@@ -1,0 +1,153 @@
+"""A training run from a recipe: builds everything, and continues what is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tsm_jax import build
+from tsm_jax.class_names import class_names
+from tsm_jax.config import make_plan
+from tsm_jax.data.clips import EvalClips
+from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.render_data import ensure_rendered
+from tsm_jax.training.checkpoint import Checkpoints, check_same_run
+from tsm_jax.training.evaluation import evaluate
+from tsm_jax.training.loop import Run, train
+from tsm_jax.training.mesh import check_batch_size, make_mesh
+from tsm_jax.training.run_log import RunLog
+from tsm_jax.training.state import TrainState, init_state
+from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
+from tsm_jax.weights.model_directory import LABELS_FILE
+
+
+def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
+    """Trains `config` in `config.workdir`, or continues the run that is there.
+
+    Args:
+        config: a validated recipe.
+        mesh: the devices, by default all.
+
+    Returns:
+        The state after the last step.
+
+    Raises:
+        UserError: the recipe, a list or a clip cannot be used.
+    """
+    mesh = mesh or make_mesh()
+    check_batch_size("batch_size", config.batch_size, mesh)
+    check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    ensure_rendered(config)
+    train_source = build.build_source(config.data, "train", config.model.num_classes)
+    val_source = build.build_source(config.data, "val", config.model.num_classes)
+    plan = make_plan(config, len(train_source))
+    order = TrainOrder(len(train_source), config.batch_size, config.seed)
+    labels = class_names(config)
+
+    network = build.build_training_network(config)
+    schedule = build.build_schedule(config, plan)
+    optimizer = build.build_optimizer(config, schedule)
+    data_format = config.model.data_format
+    train_step = make_train_step(
+        network,
+        optimizer,
+        schedule,
+        mesh=mesh,
+        data_format=data_format,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+    )
+    eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
+    eval_clips = build.build_eval_clips(
+        val_source, build.preprocessing_of(config.data), config.model.num_segments
+    )
+
+    checkpoints = Checkpoints(config.workdir)
+    state = _start(checkpoints, config, partial(init_state, network, optimizer, config.seed, mesh))
+    first_step = int(state.step)
+    writes = jax.process_index() == 0
+    if writes:
+        _write_labels(config.workdir, labels)
+    with RunLog(
+        config.workdir, first_step=first_step, total_steps=plan.total_steps, enabled=writes
+    ) as log:
+        log.say(_headline(config, mesh, len(train_source), len(val_source)))
+        if first_step:
+            log.say(f"continuing {config.workdir} at step {first_step} of {plan.total_steps}")
+        validate = _validation(config, mesh, eval_step, eval_clips, log)
+        batches = train_batches(
+            build.build_train_clips(config, train_source),
+            order,
+            batch_size=config.batch_size,
+            steps=range(first_step, plan.total_steps),
+            reading=build.build_reading(config),
+            host=build.host_share(),
+        )
+        run = Run(config, plan, mesh, order, train_step, validate, checkpoints, log)
+        state = train(run, state, batches)
+        _say_goodbye(log, checkpoints, config)
+    checkpoints.close()
+    return state
+
+
+def _start(
+    checkpoints: Checkpoints, config: ConfigDict, init: Callable[[], TrainState]
+) -> TrainState:
+    """The state of the newest checkpoint, or a fresh one."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return init()
+    check_same_run(checkpoints.recipe(step), config, config.workdir)
+    return checkpoints.restore(step, init())
+
+
+def _validation(
+    config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
+) -> Callable[[TrainState], dict[str, float]]:
+    batch_size = config.eval_batch_size or config.batch_size
+
+    def validate(state: TrainState) -> dict[str, float]:
+        batches = eval_batches(
+            clips,
+            batch_size=batch_size,
+            reading=build.build_reading(config),
+            host=build.host_share(),
+        )
+        with log.validation(-(-len(clips.source) // batch_size)) as on_batch:
+            return evaluate(
+                eval_step, state.params, state.batch_stats, batches, mesh, on_batch=on_batch
+            )
+
+    return validate
+
+
+def _write_labels(workdir: str, labels: list[str]) -> None:
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, LABELS_FILE), "w", encoding="utf-8") as file:
+        file.writelines(f"{label}\n" for label in labels)
+
+
+def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:
+    model = config.model
+    device = mesh.devices.flat[0]
+    return (
+        f"TSM-ResNet-{model.depth} (shift {model.shift}), {model.num_segments} segments of"
+        f" {config.data.crop_size} px, {build.resolve_dtype(config.dtype)}, on {mesh.size} x"
+        f" {device.device_kind}; {train_clips} training and {val_clips} validation clips"
+    )
+
+
+def _say_goodbye(log: RunLog, checkpoints: Checkpoints, config: ConfigDict) -> None:
+    best_step = checkpoints.best_step()
+    if best_step is None:
+        return
+    log.say(
+        f"training finished: best top1 {checkpoints.metrics(best_step)['top1']:.5f}, saved in"
+        f" {os.path.relpath(checkpoints.path(best_step))}"
+    )
+    log.say(f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO")
