@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, fields
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ SYNTHETIC_CLIPS = 1024
 
 def architecture_of(model: ConfigDict) -> Architecture:
     """The part of `config.model` that is stored with weights."""
-    return Architecture(**{field.name: model[field.name] for field in fields(Architecture)})
+    values: dict[str, Any] = {field.name: model[field.name] for field in fields(Architecture)}
+    return Architecture(**values)
 
 
 def build_network(

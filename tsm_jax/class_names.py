@@ -6,7 +6,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from tsm_jax.weights.labels import labels_for, read_labels
+from tsm_jax.weights.labels import labels_or_numbers, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
 
 
@@ -25,4 +25,4 @@ def class_names(config: ConfigDict) -> list[str]:
         return read_labels(config.data.labels, num_classes)
     if os.path.isfile(beside):
         return read_labels(beside, num_classes)
-    return labels_for(num_classes) or [f"class {index}" for index in range(num_classes)]
+    return labels_or_numbers(num_classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
@@ -70,6 +71,7 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not os.path.isfile(path):
         raise UserError(f"there is no recipe {path}: the recipes are in configs/")
     recipe = _apply(path, ())
+    _check_keys(recipe, overrides)
     config = _apply(path, overrides)
     config_lib.validate(config)
     if not config.workdir:
@@ -77,17 +79,30 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def _check_keys(recipe: ConfigDict, overrides: Sequence[str]) -> None:
+    keys = [f"--config.{key}" for key, _ in config_lib.flatten(recipe)]
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            hint = f"did you mean {close[0]}?" if close else "tsm_jax/config.py lists the keys"
+            raise UserError(f"{override}: there is no such key; {hint}")
+        if not equals:
+            raise UserError(f"{override}: write it as {override}=VALUE")
+
+
 def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values)
-    for override in overrides:
-        if "=" not in override:
-            raise UserError(f"{override}: write it as {override}=VALUE")
+    arguments = ["tsm_jax", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
     try:
-        values(["tsm_jax", f"--config={path}", *overrides])
-        return values["config"].value
+        values(arguments)
+        config = values["config"].value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{' '.join(overrides) or path}: {_one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
+    return config
 
 
 def _one_line(error: Exception) -> str:
@@ -97,6 +112,7 @@ def _one_line(error: Exception) -> str:
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and jax talk to their developers
     try:
         command(sys.argv[1:])
     except UserError as error:

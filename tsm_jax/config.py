@@ -65,8 +65,14 @@ def default() -> ConfigDict:
     config.epochs = 50
     # Share of the target that label smoothing spreads over all classes. 0: none.
     config.label_smoothing = 0.0
-    # Weights to start from. Empty: random ones.
+    # Weights to start from: a .pdparams, a model directory, a workdir, an https address or a name
+    # of the zoo. Empty: random ones.
     config.init_from = ""
+    # Take the classifier from there as well; otherwise it starts fresh.
+    config.init_head = False
+    # Tensors by name, or by the start of it, that may be missing, unexpected or of another shape
+    # there; they start fresh.
+    config.init_ignore = ()
     # Where the run keeps its checkpoints, logs and recipe. Empty: output/<recipe>, with the
     # overridden config.model keys in the name, since a run of another model is another run.
     config.workdir = ""

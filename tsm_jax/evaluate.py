@@ -21,7 +21,11 @@ def main(arguments: Sequence[str]) -> None:
         example="python -m tsm_jax.evaluate --weights output/quickstart",
     )
     parser.add_recipe(required=False)
-    parser.add_argument("--weights", metavar="PATH", help="a workdir or a model directory")
+    parser.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
+    )
     options, config = parser.parse_with_recipe(arguments)
     if options.weights is None and config is None:
         raise UserError("nothing to evaluate: give --config, --weights, or both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from ml_collections import ConfigDict
+from rich.console import Console
 from rich.progress import track
 
 from tsm_jax import build
@@ -37,7 +38,7 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
             raise UserError(f"{weights} has no recipe: give --config with the list to evaluate on")
         config = read_recipe(weights)
     weights = weights or config.workdir
-    model = load_model(weights)
+    model = load_model(weights, num_segments=config.model.num_segments)
     architecture = model.architecture
     if architecture.num_classes != config.model.num_classes:
         raise UserError(
@@ -68,7 +69,13 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
     )
     eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
     num_batches = -(-len(source) // batch_size)
-    shown = track(batches, "evaluate", total=num_batches, transient=True)
+    shown = track(
+        batches,
+        "evaluate",
+        total=num_batches,
+        transient=True,
+        disable=not Console().is_terminal,
+    )
     metrics = evaluate(eval_step, params, batch_stats, shown, mesh)
     print(
         f"{weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"

@@ -1,8 +1,9 @@
-"""Weights of any kind, by path: a model directory, or the workdir of a training run."""
+"""Weights of any kind: model directory, workdir of a training run, `.pdparams`, or remote."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -19,24 +20,69 @@ from tsm_jax.weights.model_directory import (
     is_model_directory,
     read_model_directory,
 )
+from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
+from tsm_jax.weights.zoo import ZOO, fetch, is_remote
+
+PADDLE_SUFFIX = ".pdparams"
 
 
-def load_model(path: str) -> Model:
+def load_model(
+    weights: str, *, num_segments: int | None = None, labels: str | None = None
+) -> Model:
     """Reads a network with its weights.
 
     Args:
-        path: a model directory, or a workdir, of which the best checkpoint is taken.
+        weights: a model directory; a workdir, of which the best checkpoint is taken; a
+            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
+        num_segments: T of a `.pdparams`, 8 if None. Other weights know it themselves.
+        labels: a file of class names for a `.pdparams`, one a line; None for those known by their
+            number.
 
     Raises:
-        UserError: there is nothing at `path`, or nothing that can be read.
+        UserError: there is nothing there, or nothing that can be read.
     """
-    if is_model_directory(path):
-        return read_model_directory(path)
-    if is_workdir(path):
-        return _read_workdir(path)
-    if os.path.exists(path):
-        raise UserError(f"{path} is neither a model directory nor the workdir of a training run")
-    raise UserError(f"there are no weights at {path}: train first, or give another path")
+    path = local_path(weights)
+    if path.endswith(PADDLE_SUFFIX):
+        model = read_paddle_model(path, num_segments=num_segments or 8)
+        if labels is not None:
+            names = read_labels(labels, model.architecture.num_classes)
+            model = replace(model, labels=names)
+        return model
+    model = _read_workdir(path) if is_workdir(path) else read_model_directory(path)
+    known = model.architecture.num_segments
+    if num_segments not in (None, known):
+        raise UserError(f"{weights} was trained with {known} segments, not {num_segments}")
+    return model
+
+
+def load_tensors(weights: str) -> dict[str, np.ndarray]:
+    """The tensors of weights of any kind, also those of a `.pdparams` without a classifier."""
+    path = local_path(weights)
+    if path.endswith(PADDLE_SUFFIX):
+        return read_paddle_tensors(path)[0]
+    return dict(load_model(path).tensors)
+
+
+def local_path(weights: str) -> str:
+    """Downloads what is not here yet, and checks that something usable is there.
+
+    Raises:
+        UserError: there is no such file, or it is of no known kind.
+    """
+    if is_remote(weights):
+        return str(fetch(weights))
+    if not os.path.exists(weights):
+        raise UserError(
+            f"there are no weights at {weights}: give a workdir, a model directory, a .pdparams,"
+            f" an https address, or one of {', '.join(ZOO)}"
+        )
+    usable = is_model_directory(weights) or is_workdir(weights)
+    if not usable and not weights.endswith(PADDLE_SUFFIX):
+        raise UserError(
+            f"{weights} is neither a model directory nor the workdir of a training run nor a"
+            f" {PADDLE_SUFFIX}"
+        )
+    return weights
 
 
 def is_workdir(path: str) -> bool:

@@ -19,16 +19,24 @@ def main(arguments: Sequence[str]) -> None:
         example="python -m tsm_jax.predict --model output/quickstart --input a.mp4 b.avi --top_k 3",
     )
     parser.add_argument(
-        "--model", metavar="PATH", required=True, help="a workdir or a model directory"
+        "--model", metavar="PATH", required=True, help="a workdir, a model directory, a .pdparams"
     )
     parser.add_argument("--input", metavar="VIDEO", nargs="+", required=True, help="video files")
     parser.add_argument("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
+    parser.add_argument(
+        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+    )
+    parser.add_argument(
+        "--protocol",
+        metavar="NAME",
+        help="test, or paddle_predict for what PaddleVideo's tools/predict.py does",
+    )
     options = parser.parse_args(arguments)
     if options.top_k < 1:
         raise UserError(f"--top_k is {options.top_k}: it must be at least 1")
     from tsm_jax.recognizer import load
 
-    recognizer = load(options.model)
+    recognizer = load(options.model, num_segments=options.num_segments, protocol=options.protocol)
     failed = 0
     for path in options.input:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -96,14 +97,27 @@ class Recognizer:
         return self._network.apply(params, batch_stats, video)[0]
 
 
-def load(path: str, *, dtype: str = "float32") -> Recognizer:
+def load(
+    weights: str,
+    *,
+    num_segments: int | None = None,
+    dtype: str = "float32",
+    protocol: str | None = None,
+) -> Recognizer:
     """Loads a network to use it.
 
     Args:
-        path: a model directory, or the workdir of a training run (its best checkpoint).
+        weights: a model directory; a workdir of a training run (its best checkpoint); a
+            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
+        num_segments: T of a `.pdparams`, which does not tell it; 8 if None.
         dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
+        protocol: how `predict` prepares a video: `test` or `paddle_predict` (see
+            `tsm_jax.data.protocols`); None for the one that is stored with the weights.
 
     Raises:
         UserError: nothing usable is there.
     """
-    return Recognizer(load_model(path), dtype=dtype, source=path)
+    model = load_model(weights, num_segments=num_segments)
+    if protocol is not None:
+        model = replace(model, preprocessing=replace(model.preprocessing, protocol=protocol))
+    return Recognizer(model, dtype=dtype, source=weights)

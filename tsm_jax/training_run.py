@@ -15,15 +15,17 @@ from tsm_jax.class_names import class_names
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import Run, train
 from tsm_jax.training.mesh import check_batch_size, make_mesh
 from tsm_jax.training.run_log import RunLog
-from tsm_jax.training.state import TrainState, init_state
+from tsm_jax.training.state import TrainState, init_state, with_tensors
 from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
 from tsm_jax.weights.model_directory import LABELS_FILE
+from tsm_jax.weights.start import choose_start
 
 
 def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
@@ -68,7 +70,8 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
     )
 
     checkpoints = Checkpoints(config.workdir)
-    state = _start(checkpoints, config, partial(init_state, network, optimizer, config.seed, mesh))
+    init = partial(init_state, network, optimizer, config.seed, mesh)
+    state, origin = _start(checkpoints, config, init)
     first_step = int(state.step)
     writes = jax.process_index() == 0
     if writes:
@@ -77,8 +80,7 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         config.workdir, first_step=first_step, total_steps=plan.total_steps, enabled=writes
     ) as log:
         log.say(_headline(config, mesh, len(train_source), len(val_source)))
-        if first_step:
-            log.say(f"continuing {config.workdir} at step {first_step} of {plan.total_steps}")
+        log.say(origin)
         validate = _validation(config, mesh, eval_step, eval_clips, log)
         batches = train_batches(
             build.build_train_clips(config, train_source),
@@ -97,13 +99,28 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
 
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, init: Callable[[], TrainState]
-) -> TrainState:
-    """The state of the newest checkpoint, or a fresh one."""
+) -> tuple[TrainState, str]:
+    """The state to train from, and where it comes from in words.
+
+    The newest checkpoint of this run; else `config.init_from`; else random weights.
+    """
     step = checkpoints.latest_step()
-    if step is None:
-        return init()
-    check_same_run(checkpoints.recipe(step), config, config.workdir)
-    return checkpoints.restore(step, init())
+    if step is not None:
+        check_same_run(checkpoints.recipe(step), config, config.workdir)
+        return checkpoints.restore(step, init()), f"continuing {config.workdir} at step {step}"
+    if not config.init_from:
+        return init(), "starting from random weights"
+    tensors = load_tensors(config.init_from)
+    state = init()
+    shapes = {name: array.shape for name, array in {**state.params, **state.batch_stats}.items()}
+    start = choose_start(
+        tensors,
+        shapes,
+        with_head=config.init_head,
+        ignore=config.init_ignore,
+        source=config.init_from,
+    )
+    return with_tensors(state, start.loaded), f"starting from {config.init_from}: {start}"
 
 
 def _validation(

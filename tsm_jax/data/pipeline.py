@@ -46,6 +46,9 @@ class HostShare:
     count: int = 1
 
 
+ALONE = HostShare()
+
+
 class TrainOrder:
     """The order of training clips: each epoch a new shuffle, cut to full batches.
 
@@ -65,7 +68,9 @@ class TrainOrder:
         """(clip, epoch) at a position of the run, counted in clips from 0."""
         epoch, offset = divmod(position, self._clips_per_epoch)
         # Grain reshuffles whenever an index passes the length of the data.
-        return int(self._shuffled[epoch * self._num_clips + offset]), epoch
+        clip = self._shuffled[epoch * self._num_clips + offset]
+        assert clip is not None, "a range has no gaps"
+        return int(clip), epoch
 
     def batch(self, step: int) -> np.ndarray:
         """The clips of a global batch, int64 `[B]`."""
@@ -80,7 +85,7 @@ def train_batches(
     batch_size: int,
     steps: range,
     reading: Reading,
-    host: HostShare = HostShare(),
+    host: HostShare = ALONE,
 ) -> Iterator[Batch]:
     """This host's part of the training batches of `steps`.
 
@@ -111,7 +116,7 @@ def eval_batches(
     *,
     batch_size: int,
     reading: Reading,
-    host: HostShare = HostShare(),
+    host: HostShare = ALONE,
 ) -> Iterator[Batch]:
     """Every clip exactly once, in order; the last batch is padded with `mask` False.
 

@@ -96,4 +96,4 @@ def _is_weight(name: str) -> bool:
 
 def global_norm(gradients: Mapping[str, jax.Array]) -> jax.Array:
     """Euclidean norm over all tensors, float32 scalar."""
-    return jnp.asarray(optax.global_norm(gradients))
+    return jnp.asarray(optax.tree.norm(gradients))

@@ -45,7 +45,7 @@ class RunLog:
         if enabled:
             path = os.path.join(workdir, METRICS_FILE)
             _forget_after(path, first_step)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115: open as long as we are
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
             events = os.path.join(workdir, "tensorboard")
             self._events = SummaryWriter(events, purge_step=first_step)
 

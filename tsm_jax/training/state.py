@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -43,3 +45,15 @@ def init_state(
     options = {"xla_backend_optimization_level": 0} if fast_compile else None
     jitted = jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
     return jitted(jax.random.key(seed))
+
+
+def with_tensors(state: TrainState, tensors: Mapping[str, np.ndarray]) -> TrainState:
+    """`state` with some of its parameters and statistics replaced, on the same devices."""
+
+    def replace(current: Tensors) -> Tensors:
+        return {
+            name: jax.device_put(tensors[name], array.sharding) if name in tensors else array
+            for name, array in current.items()
+        }
+
+    return state._replace(params=replace(state.params), batch_stats=replace(state.batch_stats))

@@ -1,0 +1,281 @@
+"""Damages valid `.pdparams` files at random and checks that reading them stays harmless.
+
+    python benchmarks/fuzz_pdparams.py --cases 100000 --seed 0
+
+Every case must end in a dictionary of plain values or in a `UserError` of one line: no other
+exception, no event that Python's audit hooks report (import, exec, a process, a socket, another
+file), at most a few seconds, and no growth of memory beyond a bound. The first case that does not
+is kept in a file and named. Prints one line of JSON. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import pickletools
+import random
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_names import from_paddle
+from tsm_jax.weights.paddle_pickle import SLICE_TABLE, read_paddle
+
+GOLDENS = Path(__file__).parent.parent / "tests" / "weights" / "goldens"
+SECONDS_PER_CASE = 5
+MAX_GROWTH = 200e6
+HARMLESS_EVENTS = ("builtins.id",)
+
+PLAIN = (str, int, float, bool, type(None), bytes, np.generic)
+OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
+# Pieces of attacks and of limits, put between the instructions of a valid file.
+SNIPPETS = [
+    b"cos\nsystem\n",
+    b"cbuiltins\neval\n",
+    b"cnumpy\nndarray\n",
+    b"cnumpy\ndtype\n",
+    b"c_codecs\nencode\n",
+    b"cbuiltins\ntuple\n",
+    b"c__builtin__\nbytes\n",
+    b"ccollections\nOrderedDict\n",
+    b"cnumpy.core.multiarray\nscalar\n",
+    b"cnumpy.core.numeric\n_frombuffer\n",
+    b"(S'touch /tmp/fuzz'\nios\nsystem\n",
+    b"X\x02\x00\x00\x00idX\x06\x00\x00\x00latin1\x86R",
+    b"\x8d\xff\xff\xff\xff\xff\xff\x00\x00",
+    b"]\x94(h\x00h\x00h\x00e",
+    b"(" * 100,
+    b"\x85" * 100,
+    b"h\x00" * 50,
+    b"\x80\x02",
+]
+INTEGERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63]
+
+
+class Hang(BaseException):
+    """Not an `Exception`, so that no handler in between swallows it."""
+
+
+class Violation(BaseException):
+    """Something ran that must not."""
+
+
+class Watch:
+    """Within `with watch:` every audited event but the opening of `path` is an error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._active = False
+        sys.addaudithook(self._hook)
+
+    def __enter__(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_CASE)
+        self._active = True
+
+    def __exit__(self, *_: object) -> None:
+        self._active = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        is_reading = event == "open" and str(arguments[0]) == self._path
+        if self._active and not is_reading and event not in HARMLESS_EVENTS:
+            self._active = False
+            raise Violation(f"{event} {arguments!r:.200}")
+
+    def check_itself(self) -> None:
+        """An attack that Python's own pickle falls for must be seen."""
+        try:
+            with self:
+                pickle.loads(b"cposix\nlistdir\nX\x01\x00\x00\x00/\x85R.")
+        except Violation:
+            return
+        raise AssertionError("the audit hook sees nothing")
+
+
+def seeds() -> list[bytes]:
+    """Small valid files: real ones by Paddle, and one of every protocol and kind of array."""
+    arrays = {
+        "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "transposed": np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
+        "scalar": np.float32(1),
+        "part@@.0": np.ones(3, np.float16),
+        "inner": [{"a": (1, 2.5, None, True, "text", b"bytes", 2**40)}],
+        SLICE_TABLE: {"part": {"OriginShape": (3, 1), "slices": ["part@@.0"]}},
+    }
+    made = [pickle.dumps(arrays, protocol) for protocol in (2, 3, 4, 5)]
+    real = [path.read_bytes() for path in sorted(GOLDENS.glob("*.pd*"))]
+    return made + real
+
+
+def flip_bits(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def overwrite(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    data[rng.randrange(len(data))] = rng.randrange(256)
+
+
+def cut_off(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def delete(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    start = rng.randrange(len(data))
+    del data[start : start + rng.randrange(1, 40)]
+
+
+def splice(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    """Puts instructions of another file, or of this one, between or over those of this one."""
+    donor = rng.choice(others)
+    cuts = boundaries(donor)
+    start, end = sorted((rng.choice(cuts), rng.choice(cuts)))
+    place = rng.choice(boundaries(bytes(data)))
+    data[place : place + rng.choice((0, end - start))] = donor[start:end]
+
+
+def insert_instruction(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    place = rng.choice(boundaries(bytes(data)))
+    argument = rng.randbytes(rng.choice((0, 0, 1, 4, 8)))
+    data[place:place] = rng.choice((rng.choice(OPCODES) + argument, rng.choice(SNIPPETS)))
+
+
+def edit_number(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
+    """Replaces a length, an index or an integer by one at the edge of its type."""
+    place = rng.choice(boundaries(bytes(data))) + 1
+    width = rng.choice((1, 2, 4, 8))
+    value = rng.choice((*INTEGERS, rng.getrandbits(64))) % 2 ** (8 * width)
+    data[place : place + width] = value.to_bytes(width, "little")
+
+
+MUTATIONS: list[Callable[[bytearray, random.Random, list[bytes]], None]] = [
+    flip_bits,
+    overwrite,
+    cut_off,
+    delete,
+    splice,
+    insert_instruction,
+    edit_number,
+]
+_BOUNDARIES: dict[bytes, list[int]] = {}
+
+
+def boundaries(data: bytes) -> list[int]:
+    """Where instructions begin; any place of a file that is no longer a pickle."""
+    if data not in _BOUNDARIES:
+        try:
+            return [position for _, _, position in pickletools.genops(data) if position is not None]
+        except Exception:
+            return list(range(max(len(data), 1)))
+    return _BOUNDARIES[data]
+
+
+def mutated(rng: random.Random, files: list[bytes]) -> bytes:
+    data = bytearray(rng.choice(files))
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        if data:
+            rng.choice(MUTATIONS)(data, rng, files)
+    return bytes(data)
+
+
+def check_plain(value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        assert value.dtype.kind in "biufc" and value.dtype.isnative
+    elif isinstance(value, (dict, list, tuple)):
+        for child in value.values() if isinstance(value, dict) else value:
+            check_plain(child)
+    else:
+        assert isinstance(value, PLAIN), type(value)
+
+
+def run_case(path: Path) -> str:
+    """What became of the file: `read`, or the kind of refusal."""
+    try:
+        content, names = read_paddle(path)
+    except UserError as error:
+        assert "\n" not in str(error) and str(path) in str(error)
+        reason = str(error).removeprefix(f"{path}: not a usable Paddle weight file: ")
+        return re.split(r"['\d(]", reason)[0][:60]
+    assert all(isinstance(name, str) for name in names.values())
+    check_plain(content)
+    try:
+        from_paddle(content)
+    except UserError as error:
+        assert "\n" not in str(error)
+    return "read"
+
+
+def peak_memory() -> int:
+    """Bytes; of this process alone, unlike getrusage's maximum, which is inherited."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmHWM" in line)
+
+
+def on_alarm(signum: int, frame: Any) -> None:
+    raise Hang(f"a case took more than {SECONDS_PER_CASE} s")
+
+
+def fuzz(cases: int, seed: int, folder: Path) -> dict[str, Any]:
+    files = seeds()
+    _BOUNDARIES.update({data: boundaries(data) for data in files})
+    path, rng = folder / "case.pdparams", random.Random(seed)
+    for data in files:  # before anything is watched: this imports what is imported late
+        path.write_bytes(data)
+        assert run_case(path) == "read"
+    watch = Watch(path)
+    watch.check_itself()
+    outcomes: Counter[str] = Counter()
+    slowest, start, memory = 0.0, time.perf_counter(), peak_memory()
+    for case in range(cases):
+        data = mutated(rng, files)
+        path.write_bytes(data)
+        began = time.perf_counter()
+        try:
+            with watch:
+                outcome = run_case(path)
+        except BaseException:
+            kept = Path(tempfile.gettempdir()) / f"fuzz_seed{seed}_case{case}.pdparams"
+            kept.write_bytes(data)
+            print(f"case {case} of seed {seed} failed; it is kept as {kept}", file=sys.stderr)
+            raise
+        outcomes[outcome] += 1
+        slowest = max(slowest, time.perf_counter() - began)
+    growth = peak_memory() - memory
+    assert growth < MAX_GROWTH, growth
+    return {
+        "cases": cases,
+        "seed": seed,
+        "read": outcomes.pop("read"),
+        "refused": outcomes.total(),
+        "kinds_of_refusal": len(outcomes),
+        "most_frequent": dict(outcomes.most_common(12)),
+        "slowest_ms": round(1000 * slowest, 1),
+        "peak_growth_mb": round(growth / 1e6, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGALRM, on_alarm)
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(fuzz(arguments.cases, arguments.seed, Path(folder))))
+
+
+if __name__ == "__main__":
+    main()

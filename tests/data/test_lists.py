@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tsm_jax.data.lists import ClipEntry, read_frame_list, read_video_list
+from tsm_jax.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def write_list(text: str) -> Path:
+        path = tmp_path / "clips.list"
+        path.write_bytes(text.encode())
+        return path
+
+    return write_list
+
+
+def test_video_list(write):
+    path = write("\nabseiling/a.mp4 0\r\n  a dir/my clip.mp4\t399  \n\n/abs/c.mp4 7")
+    assert read_video_list(path, prefix="root", num_classes=400) == [
+        ClipEntry("root/abseiling/a.mp4", 0, None),
+        ClipEntry("root/a dir/my clip.mp4", 399, None),
+        ClipEntry("/abs/c.mp4", 7, None),
+    ]
+
+
+def test_suffix_is_appended_as_it_is(write):
+    path = write("v_Archery_g01_c01 2")
+    (entry,) = read_video_list(path, suffix=".avi", num_classes=101)
+    assert entry == ClipEntry("v_Archery_g01_c01.avi", 2, None)
+
+
+def test_frame_list(write):
+    path = write("abseiling/a b_000044.mp4 300 0\n/abs/c 1 7\n")
+    assert read_frame_list(path, prefix="/root", num_classes=8) == [
+        ClipEntry("/root/abseiling/a b_000044.mp4", 0, 300),
+        ClipEntry("/abs/c", 7, 1),
+    ]
+
+
+def test_byte_order_mark_and_foreign_encoding(tmp_path: Path):
+    path = tmp_path / "clips.list"
+    path.write_bytes(b"\xef\xbb\xbfa.mp4 0\nb\xe9.mp4 1\n")
+    first, second = read_video_list(path, num_classes=2)
+    assert first.path == "a.mp4"
+    assert second.path.encode(errors="surrogateescape") == b"b\xe9.mp4"
+
+
+def test_video_whose_name_ends_in_a_number(write, tmp_path: Path):
+    (tmp_path / "clip 7").touch()
+    (entry,) = read_video_list(write("clip 7 3"), prefix=str(tmp_path), num_classes=4)
+    assert (entry.path, entry.label) == (str(tmp_path / "clip 7"), 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a.mp4 0\nb.mp4", "line 2"),
+        ("a.mp4 zero", "line 1: the label 'zero' is not an integer"),
+        ("\n\na.mp4 4", "line 3: the label 4 is outside 0..3; correct it or set config.model"),
+        ("a.mp4 -1", "outside 0..3"),
+        ("a.mp4 300 0", "config.data.source=frames"),
+        ("\n \n", "has no lines"),
+    ],
+)
+def test_wrong_video_list(write, text: str, says: str):
+    _check_error(read_video_list, write(text), says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a 30 0\nb 0", "line 2: expected 'folder num_frames label'"),
+        ("a.mp4 0", "config.data.source=videos"),
+        ("my clip.mp4 0", "config.data.source=videos"),
+        ("a 30 x", "label 'x'"),
+        ("a 30 4", "outside 0..3"),
+        ("a 0 1", "line 1: num_frames is 0"),
+        ("", "has no lines"),
+    ],
+)
+def test_wrong_frame_list(write, text: str, says: str):
+    _check_error(read_frame_list, write(text), says)
+
+
+@pytest.mark.parametrize("read", [read_video_list, read_frame_list])
+def test_missing_list(read, tmp_path: Path):
+    _check_error(read, tmp_path / "clips.list", "config.data.train_list")
+
+
+def _check_error(read, path: Path, says: str):
+    with pytest.raises(UserError) as caught:
+        read(path, num_classes=4)
+    message = str(caught.value)
+    assert says in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_kinetics_sized_list_loads_quickly(write):
+    path = write(
+        "".join(f"class_{i % 400}/some_video_{i}.mp4 300 {i % 400}\n" for i in range(240_000))
+    )
+    start = time.process_time()
+    assert len(read_frame_list(path, prefix="/data/k400", num_classes=400)) == 240_000
+    assert time.process_time() - start < 2

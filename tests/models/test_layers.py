@@ -1,0 +1,89 @@
+"""Layers against plain NumPy."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tsm_jax.models.layers import BatchNorm, Conv, max_pool_3x3_stride_2
+
+
+def images(shape=(4, 6, 5, 3)):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def conv_by_definition(x, kernel, stride, padding):
+    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    size = kernel.shape[0]
+    rows = (x.shape[1] - size) // stride + 1
+    columns = (x.shape[2] - size) // stride + 1
+    out = np.zeros((len(x), rows, columns, kernel.shape[-1]))
+    for r in range(rows):
+        for c in range(columns):
+            window = x[:, r * stride : r * stride + size, c * stride : c * stride + size]
+            out[:, r, c] = np.tensordot(window, kernel, axes=((1, 2, 3), (0, 1, 2)))
+    return out
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_conv_pads_symmetrically(kernel_size, stride, data_format):
+    conv = Conv(3, 4, kernel_size, stride=stride, data_format=data_format, rngs=nnx.Rngs(0))
+    x = images()
+    expected = conv_by_definition(x, np.asarray(conv.kernel[...]), stride, kernel_size // 2)
+    if data_format == "NCHW":
+        actual = jnp.moveaxis(conv(jnp.moveaxis(jnp.asarray(x), -1, 1)), 1, -1)
+    else:
+        actual = conv(jnp.asarray(x))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_conv_starts_as_kaiming_normal_over_fan_in():
+    kernel = np.asarray(Conv(64, 256, 3, rngs=nnx.Rngs(0)).kernel[...])
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.01)
+    assert abs(kernel).max() > 3.5 * kernel.std()  # not truncated
+
+
+def test_max_pool_ignores_its_padding():
+    x = -1 - abs(images((2, 7, 8, 3)))
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    expected = np.stack(
+        [
+            np.stack([padded[:, r : r + 3, c : c + 3].max((1, 2)) for c in range(0, 8, 2)], 1)
+            for r in range(0, 7, 2)
+        ],
+        1,
+    )
+    np.testing.assert_array_equal(max_pool_3x3_stride_2(jnp.asarray(x), "NHWC"), expected)
+
+
+def test_batch_norm_trains_on_the_statistics_of_each_group():
+    x = images((6, 4, 4, 3)) * 3 + 1
+    norm = BatchNorm(3)
+    out = np.asarray(norm(jnp.asarray(x), groups=2)).reshape(2, 3 * 4 * 4, 3)
+    np.testing.assert_allclose(out.mean(1), 0, atol=1e-5)
+    np.testing.assert_allclose(out.std(1), 1, atol=1e-4)
+    groups = x.reshape(2, 3 * 4 * 4, 3)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * groups.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * groups.var(1).mean(0), rtol=1e-4)
+
+
+def test_batch_norm_uses_running_statistics_otherwise():
+    norm = BatchNorm(3)
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 9.0])
+    norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0, 1.0]), jnp.array([0.0, 1.0, 0.0])
+    x = images()
+    expected = (x - [1, 2, 3]) / np.sqrt(np.array([4, 1, 9]) + 1e-5) * [1, 2, 1] + [0, 1, 0]
+    np.testing.assert_allclose(norm(jnp.asarray(x), groups=None), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(norm.mean[...], [1, 2, 3])
+
+
+def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+    x = jnp.asarray(images((8, 8, 8, 3)) + 100, jnp.bfloat16)
+    norm = BatchNorm(3)
+    assert norm(x, groups=1).dtype == jnp.bfloat16
+    exact = np.asarray(x, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)

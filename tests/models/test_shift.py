@@ -1,0 +1,103 @@
+"""The temporal shift against its definition."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsm_jax.models.shift import fold_sizes, temporal_shift
+
+SEGMENTS = (2, 3, 5, 8, 10, 16)
+
+
+def shift_by_definition(clips, first_end, second_end, direction):
+    """`[N, T, H, W, C]` frame by frame, in NumPy."""
+    shifted = clips.copy()
+    num_segments = clips.shape[1]
+    first_source, second_source = (-1, +1) if direction == "past_first" else (+1, -1)
+    for t in range(num_segments):
+        for source, channels in (
+            (t + first_source, slice(0, first_end)),
+            (t + second_source, slice(first_end, second_end)),
+        ):
+            inside = 0 <= source < num_segments
+            shifted[:, t, ..., channels] = clips[:, source, ..., channels] if inside else 0
+    return shifted
+
+
+def random_clips(num_segments, channels=24, clips=2):
+    rng = np.random.default_rng(num_segments)
+    return rng.normal(size=(clips, num_segments, 3, 2, channels)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_segments", SEGMENTS)
+@pytest.mark.parametrize("fraction", ["1/8", "1/num_segments"])
+@pytest.mark.parametrize("direction", ["past_first", "future_first"])
+def test_follows_the_definition(num_segments, fraction, direction):
+    clips = random_clips(num_segments)
+    images = clips.reshape(-1, *clips.shape[2:])
+    folds = fold_sizes(clips.shape[-1], num_segments, fraction)
+    expected = shift_by_definition(clips, *folds, direction).reshape(images.shape)
+    shifted = temporal_shift(
+        jnp.asarray(images), num_segments, fraction=fraction, direction=direction
+    )
+    np.testing.assert_array_equal(shifted, expected)
+    assert not np.array_equal(shifted, images)
+
+
+@pytest.mark.parametrize("num_segments", SEGMENTS)
+def test_nchw_is_the_same_shift(num_segments):
+    clips = random_clips(num_segments)
+    images = jnp.asarray(clips.reshape(-1, *clips.shape[2:]))
+    channels_first = temporal_shift(jnp.moveaxis(images, -1, 1), num_segments, data_format="NCHW")
+    np.testing.assert_array_equal(
+        jnp.moveaxis(channels_first, 1, -1), temporal_shift(images, num_segments)
+    )
+
+
+def test_none_changes_nothing():
+    images = jnp.asarray(random_clips(4)[0])
+    assert temporal_shift(images, 4, direction="none") is images
+
+
+@pytest.mark.parametrize("t", range(5))
+def test_gradient_of_a_frame_reaches_its_neighbours_and_no_further(t):
+    clips = jnp.asarray(random_clips(5, clips=1)[0])
+    mixed = jax.grad(lambda x: (temporal_shift(x, 5)[t] ** 2).sum())(clips)
+    reached = [i for i in range(5) if np.any(mixed[i])]
+    assert reached == [i for i in (t - 1, t, t + 1) if 0 <= i < 5]
+
+
+def test_the_ends_are_zero_and_clips_do_not_mix():
+    clips = jnp.ones((3, 4, 1, 1, 16))
+    shifted = temporal_shift(clips.reshape(12, 1, 1, 16), 4).reshape(3, 4, 16)
+    assert not shifted[:, 0, :2].any()  # nothing before the first frame
+    assert not shifted[:, -1, 2:4].any()  # nothing behind the last one
+    assert shifted.sum() == 3 * 4 * 16 - 3 * 4
+
+
+# (T, C): where PaddleVideo's folds end; from its kernel's float32 arithmetic.
+PADDLE_FOLDS = {
+    (3, 64): (21, 42),
+    (3, 256): (85, 170),
+    (3, 512): (170, 341),
+    (5, 64): (12, 25),
+    (5, 2048): (409, 819),
+    (7, 512): (73, 146),
+    (8, 64): (8, 16),
+    (10, 256): (25, 51),
+    (12, 1024): (85, 170),
+    (16, 2048): (128, 256),
+}
+
+
+@pytest.mark.parametrize(("shape", "ends"), PADDLE_FOLDS.items())
+def test_paddle_folds(shape, ends):
+    num_segments, channels = shape
+    assert fold_sizes(channels, num_segments, "1/num_segments") == ends
+
+
+def test_an_eighth_does_not_depend_on_the_number_of_segments():
+    assert {fold_sizes(256, segments, "1/8") for segments in SEGMENTS} == {(32, 64)}

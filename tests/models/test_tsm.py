@@ -1,0 +1,156 @@
+"""The whole network: sizes, layouts, precision, and what the shift lets it see."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from tsm_jax.models.network import Network
+from tsm_jax.models.resnet import BasicBlock, Bottleneck
+from tsm_jax.models.tsm import TSM, Head
+
+CLASSES = 5
+
+
+def network(depth=18, **arguments):
+    arguments = {"num_classes": CLASSES, "num_segments": 4, "width": 8, **arguments}
+    return Network(lambda rngs: TSM(depth, **arguments, rngs=rngs))
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Weights whose batch norms differ from the identity."""
+    params, batch_stats = jax.jit(
+        network().init, compiler_options={"xla_backend_optimization_level": 0}
+    )(jax.random.key(0))
+    rng = np.random.default_rng(0)
+
+    def vary(name, value):
+        if name.endswith((".scale", ".var")):
+            return rng.uniform(0.5, 1.5, value.shape).astype(np.float32)
+        if name.endswith((".bias", ".mean")):
+            return rng.normal(0, 0.1, value.shape).astype(np.float32)
+        return np.asarray(value) * (100 if name == "head.fc.kernel" else 1)
+
+    return tuple({name: vary(name, t[name]) for name in t} for t in (params, batch_stats))
+
+
+@pytest.fixture(scope="module")
+def video():
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(2, 4, 32, 32, 3)).astype(np.float32)
+
+
+def logits(tensors, video, **arguments):
+    apply = jax.jit(network(**arguments).apply)
+    return np.asarray(apply(*tensors, jnp.asarray(video))[0])
+
+
+# Weights of the published image networks without their 1000-way classifier.
+BACKBONE_PARAMETERS = {
+    18: 11_176_512,
+    34: 21_284_672,
+    50: 23_508_032,
+    101: 42_500_160,
+    152: 58_143_808,
+}
+
+
+@pytest.mark.parametrize(("depth", "parameters"), BACKBONE_PARAMETERS.items())
+def test_has_the_parameters_of_the_image_network(depth, parameters):
+    shapes = network(depth, width=64).param_shapes
+    backbone = sum(np.prod(s) for name, s in shapes.items() if name.startswith("backbone."))
+    assert backbone == parameters
+
+
+@pytest.mark.parametrize(
+    ("depth", "every", "shifted"), [(50, 1, 16), (101, 1, 33), (101, 2, 18), (152, 2, 26)]
+)
+def test_shifts_in_front_of_the_blocks_that_the_references_shift(depth, every, shifted):
+    model = nnx.eval_shape(
+        lambda: TSM(depth, num_classes=2, width=8, shift_every=every, rngs=nnx.Rngs(0))
+    )
+    blocks = [block for stage in model.backbone.stages for block in stage]
+    assert all(isinstance(block, (BasicBlock, Bottleneck)) for block in blocks)
+    assert sum(isinstance(block.shift, partial) for block in blocks) == shifted
+
+
+def test_nchw_equals_nhwc_with_the_same_weights(tensors, video):
+    channels_first = np.moveaxis(video, -1, 2)
+    np.testing.assert_allclose(
+        logits(tensors, channels_first, data_format="NCHW"),
+        logits(tensors, video),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_bfloat16_is_close_to_float32_and_answers_in_float32(tensors, video):
+    exact = logits(tensors, video)
+    coarse = logits(tensors, video, dtype=jnp.dtype(jnp.bfloat16))
+    assert coarse.dtype == np.float32
+    assert 0 < abs(coarse - exact).max() < 0.05 * abs(exact).max()
+
+
+def test_without_shift_the_order_of_frames_does_not_matter(tensors, video):
+    shuffled = video[:, [2, 0, 3, 1]]
+    np.testing.assert_allclose(
+        logits(tensors, video, shift="none"),
+        logits(tensors, shuffled, shift="none"),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    assert abs(logits(tensors, video) - logits(tensors, shuffled)).max() > 1e-3
+
+
+def test_playing_backwards_equals_the_other_direction(tensors, video):
+    np.testing.assert_allclose(
+        logits(tensors, video, shift="past_first"),
+        logits(tensors, video[:, ::-1], shift="future_first"),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+    difference = logits(tensors, video, shift="future_first") - logits(tensors, video)
+    assert abs(difference).max() > 1e-3
+
+
+def test_the_batch_does_not_matter_to_a_clip(tensors, video):
+    np.testing.assert_allclose(
+        logits(tensors, video)[:1], logits(tensors, video[:1]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_batch_norm_groups_are_groups_of_clips(tensors, video):
+    """Training on two groups of one clip sees each clip as if it were alone."""
+    together, _ = jax.jit(partial(network(batch_norm_group=1, dropout=0.0).apply, train=True))(
+        *tensors, video
+    )
+    alone, _ = jax.jit(partial(network(dropout=0.0).apply, train=True))(*tensors, video[1:])
+    np.testing.assert_allclose(together[1:], alone, rtol=1e-3, atol=1e-3)
+
+
+def test_a_batch_that_does_not_divide_into_groups_is_refused(tensors, video):
+    three = jnp.concatenate([jnp.asarray(video), jnp.asarray(video[:1])])
+    with pytest.raises(ValueError, match="3 clips does not divide"):
+        network(batch_norm_group=2).apply(*tensors, three, train=True)
+
+
+def test_dropout_acts_per_key_and_only_with_one(tensors, video):
+    apply = jax.jit(network(dropout=0.5).apply)
+    first, again, other = (
+        apply(*tensors, video, dropout_key=jax.random.key(seed))[0] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(apply(*tensors, video)[0], logits(tensors, video))
+
+
+def test_the_classifier_starts_small():
+    head = Head(64, 400, dropout=0.5, data_format="NHWC", rngs=nnx.Rngs(0))
+    assert np.asarray(head.fc.kernel[...]).std() == pytest.approx(0.001, rel=0.02)
+    assert not np.asarray(head.fc.bias[...]).any()

@@ -1,0 +1,130 @@
+"""A user's mistakes: one line that says what to do, exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsm_jax import cli, evaluate, predict, train
+from tsm_jax.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
+
+
+def recipe_on(train_list, **overrides):
+    overrides = {"data.train_list": train_list, "data.render": "", **overrides}
+    return ["--config", RECIPE, *(f"--config.{key}={value}" for key, value in overrides.items())]
+
+
+@pytest.fixture
+def write_list(tmp_path):
+    def write(text):
+        path = tmp_path / "train.list"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "nope.py"], "there is no recipe nope.py"),
+        (["--config", RECIPE, "--epochs=3"], "unknown argument --epochs=3"),
+        (
+            ["--config", RECIPE, "--config.model.shft=none"],
+            "no such key; did you mean --config.model.shift",
+        ),
+        (["--config", RECIPE, "--config.epochs"], "write it as --config.epochs=VALUE"),
+        (["--config", RECIPE, "--config.epochs=many"], "invalid literal for int"),
+        (["--config", RECIPE, "--config.model.shift=up"], "must be one of 'past_first'"),
+        (recipe_on("/nowhere/train.list"), "/nowhere/train.list"),
+    ],
+)
+def test_train_tells_what_is_wrong(arguments, message):
+    with pytest.raises(UserError) as error:
+        train.main(arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.mp4 0\nb.mp4\n", "line 2"),
+        ("a.mp4 0\nb.mp4 8\n", "config.model.num_classes"),
+        ("a.mp4 zero\n", "not an integer"),
+        ("", "no lines"),
+        ("a.mp4 0\n", "do not fill one batch of 16"),
+    ],
+)
+def test_train_tells_what_is_wrong_with_a_list(write_list, text, message):
+    path = write_list(text)
+    with pytest.raises(UserError) as error:
+        train.main(recipe_on(path, **{"data.val_list": path}))
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (evaluate.main, [], "nothing to evaluate"),
+        (evaluate.main, ["--weights", "/nowhere"], "there are no weights at /nowhere"),
+        (evaluate.main, ["--weights", "tests"], "tests is neither a model directory"),
+        (predict.main, ["--model", "/nowhere", "--input", "x"], "no weights at /nowhere"),
+        (predict.main, ["--model", "m"], "required: --input"),
+        (predict.main, ["--model", "m", "--input", "x", "--top_k", "0"], "--top_k is 0"),
+    ],
+)
+def test_evaluate_and_predict_tell_what_is_wrong(command, arguments, message, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    with pytest.raises(UserError) as error:
+        command(arguments)
+    assert message in str(error.value)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_a_mistake_is_one_line_and_exit_code_1():
+    result = run("tsm_jax.train", "--config", RECIPE, "--config.modle.depth=50")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: --config.modle.depth=50")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help_has_an_example(command):
+    result = run(f"tsm_jax.{command}", "--help")
+    assert result.returncode == 0
+    assert f"python -m tsm_jax.{command} --" in result.stdout
+
+
+def test_reading_clips_and_parsing_arguments_need_no_jax():
+    """A mistake is told at once. (The pipeline itself imports grain, which imports jax.)"""
+    code = "import sys, tsm_jax.train, tsm_jax.data.clips; print('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr
+
+
+def test_overridden_model_keys_name_the_default_workdir():
+    config = cli.load_recipe(RECIPE, ["--config.model.shift=none", "--config.seed=1"])
+    assert config.workdir == "output/quickstart,shift=none"
+    config = cli.load_recipe(RECIPE, ["--config.workdir=/tmp/x", "--config.model.shift=none"])
+    assert config.workdir == "/tmp/x"

@@ -1,0 +1,221 @@
+"""The commands end to end on rendered videos: train, continue, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import tsm_jax
+from tsm_jax import cli, evaluate, predict, train
+from tsm_jax.config import flatten
+from tsm_jax.data import moving_shapes
+from tsm_jax.errors import UserError
+from tsm_jax.evaluation_run import evaluate_weights
+from tsm_jax.loading import load_model
+from tsm_jax.training.checkpoint import Checkpoints
+from tsm_jax.training.mesh import make_mesh
+from tsm_jax.training_run import train_recipe
+from tsm_jax.weights.model_directory import write_model_directory
+
+RECIPE = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data") / "shapes"
+    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
+    return directory
+
+
+def overrides(data, workdir, **changes):
+    values = {
+        "data.render": "",
+        "data.train_list": data / "train.list",
+        "data.val_list": data / "val.list",
+        "data.prefix": data,
+        "data.crop_size": 32,
+        "data.short_side": 32,
+        "model.width": 8,
+        "model.num_segments": 4,
+        "model.dropout": 0.5,
+        "batch_size": 8,
+        "epochs": 2,
+        "log_every": 2,
+        "workdir": workdir,
+        **changes,
+    }
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+def recipe(data, workdir, **changes):
+    return cli.load_recipe(RECIPE, overrides(data, workdir, **changes))
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory, one_device):
+    workdir = tmp_path_factory.mktemp("run") / "work"
+    state = train_recipe(recipe(data, workdir), one_device)
+    return workdir, jax.device_get(state)
+
+
+def metrics(workdir, kind):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == kind]
+
+
+def test_a_run_leaves_checkpoints_metrics_labels_and_events(trained, data):
+    workdir, state = trained
+    assert int(state.step) == 6
+    assert [line["step"] for line in metrics(workdir, "train")] == [2, 3, 5, 6]
+    assert [line["step"] for line in metrics(workdir, "val")] == [3, 6]
+    assert all(line["count"] == 16 for line in metrics(workdir, "val"))
+    assert (workdir / "labels.txt").read_text() == (data / "labels.txt").read_text()
+    assert any("tfevents" in name for name in os.listdir(workdir / "tensorboard"))
+
+
+def interrupted_after_first_epoch(trained, workdir):
+    """What a run looks like that was killed after step 3 and some of step 4's log lines."""
+    shutil.copytree(trained[0], workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    return workdir
+
+
+def test_continues_bit_for_bit(trained, data, tmp_path, one_device):
+    workdir = interrupted_after_first_epoch(trained, tmp_path / "work")
+    state = jax.device_get(train_recipe(recipe(data, workdir), one_device))
+    for expected, actual in zip(jax.tree.leaves(trained[1]), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    timeless = ("step", "loss", "top1", "top5", "learning_rate", "grad_norm")
+    for kind in ("train", "val"):
+        assert [
+            {name: line[name] for name in timeless if name in line}
+            for line in metrics(workdir, kind)
+        ] == [
+            {name: line[name] for name in timeless if name in line}
+            for line in metrics(trained[0], kind)
+        ]
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, data, one_device):
+    workdir, state = trained
+    again = train_recipe(recipe(data, workdir), one_device)
+    assert int(again.step) == int(state.step)
+    assert len(metrics(workdir, "train")) == 4
+
+
+def test_refuses_to_continue_a_run_of_another_recipe(trained, data, one_device):
+    config = recipe(data, trained[0], **{"model.shift": "none"})
+    with pytest.raises(UserError, match="model.shift 'past_first' -> 'none'"):
+        train_recipe(config, one_device)
+
+
+def test_the_stored_recipe_is_the_recipe(trained, data):
+    checkpoints = Checkpoints(str(trained[0]), read_only=True)
+    stored = checkpoints.recipe(6)
+    checkpoints.close()
+    assert dict(flatten(stored)) == dict(flatten(recipe(data, trained[0])))
+
+
+def best(workdir):
+    return max(metrics(workdir, "val"), key=lambda line: (line["top1"], -line["step"]))
+
+
+@pytest.mark.parametrize("batch_size", [8, 16, 24])
+def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
+    workdir, _ = trained
+    result = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None)
+    for name in ("top1", "top5", "count"):
+        assert result[name] == best(workdir)[name]
+    assert result["loss"] == pytest.approx(best(workdir)["loss"], rel=1e-5)
+
+
+def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
+    workdir, _ = trained
+    evaluate.main(["--weights", str(workdir)])
+    assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
+
+
+def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
+    workdir, _ = trained
+    directory = str(tmp_path / "model")
+    write_model_directory(load_model(str(workdir)), directory)
+    config = recipe(data, workdir)
+    assert evaluate_weights(config, directory) == evaluate_weights(config, str(workdir))
+    video = str(next((data / "videos" / "grow").iterdir()))
+    from_run, from_directory = tsm_jax.load(str(workdir)), tsm_jax.load(directory)
+    assert from_run.predict(video) == from_directory.predict(video)
+
+
+def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, capsys):
+    video = str(next((data / "videos" / "grow").iterdir()))
+    broken = str(data / "train.list")
+    with pytest.raises(UserError, match="1 of 2 videos could not be read"):
+        predict.main(["--model", str(trained[0]), "--input", broken, video, "--top_k", "3"])
+    captured = capsys.readouterr()
+    assert broken in captured.err
+    lines = captured.out.splitlines()
+    assert lines[0] == video
+    assert len(lines) == 4
+    labels = (data / "labels.txt").read_text().split()
+    assert lines[1].split()[1] in labels
+
+
+def test_forward_and_predict_agree(trained, data):
+    recognizer = tsm_jax.load(str(trained[0]))
+    clips = np.random.default_rng(0).normal(size=(3, 4, 32, 32, 3)).astype(np.float32)
+    logits = recognizer.forward(clips)
+    assert (logits.shape, logits.dtype) == ((3, 8), np.float32)
+    with pytest.raises(ValueError, match=r"it must be \[N, 4, H, W, 3\]"):
+        recognizer.forward(clips[:, :3])
+    video = str(next((data / "videos" / "grow").iterdir()))
+    predictions = recognizer.predict(video, top_k=8)
+    assert sum(prediction.score for prediction in predictions) == pytest.approx(1)
+    scores = [prediction.score for prediction in predictions]
+    assert scores == sorted(scores, reverse=True)
+    assert {p.label for p in predictions} == set((data / "labels.txt").read_text().split())
+
+
+@pytest.fixture
+def with_a_broken_video(data, tmp_path):
+    """The data with one training video cut in half."""
+    copy = tmp_path / "broken"
+    shutil.copytree(data, copy)
+    video = copy / (copy / "train.list").read_text().split()[0]
+    video.write_bytes(video.read_bytes()[:200])
+    return copy, video
+
+
+def test_a_broken_video_stops_training_and_is_named(with_a_broken_video, tmp_path, one_device):
+    data, video = with_a_broken_video
+    with pytest.raises(UserError, match=r"on_error=skip") as error:
+        train_recipe(recipe(data, tmp_path / "work", epochs=1), one_device)
+    assert video.name in str(error.value)
+
+
+def test_a_broken_video_is_skipped_and_counted(with_a_broken_video, tmp_path, one_device, caplog):
+    data, video = with_a_broken_video
+    config = recipe(data, tmp_path / "work", epochs=1, **{"data.on_error": "skip"})
+    train_recipe(config, one_device)
+    assert sum(line["replaced_clips"] for line in metrics(tmp_path / "work", "train")[-1:]) == 1
+    assert f"{video.name}" in caplog.text
+
+
+def test_train_command_tells_what_it_does(data, tmp_path, capsys):
+    workdir = tmp_path / "work"
+    train.main(["--config", RECIPE, *overrides(data, workdir, epochs=1)])
+    out = capsys.readouterr().out
+    best = metrics(workdir, "val")[0]["top1"]
+    assert f"Already save the best model (top1 acc){int(best * 10000) / 10000}\n" in out
+    for part in ("on 8 x cpu", "random weights", "clips/s", "ETA", "saved in", "checkpoints/3"):
+        assert part in out

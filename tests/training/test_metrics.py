@@ -1,0 +1,57 @@
+"""Sums over clips."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsm_jax.training.metrics import Meter, clip_sums, cross_entropy
+
+LOGITS = jnp.array(
+    [
+        [9.0, 8.0, 7.0, 6.0, 5.0, 4.0],
+        [9.0, 8.0, 7.0, 6.0, 5.0, 4.0],
+        [9.0, 8.0, 7.0, 6.0, 5.0, 4.0],
+        [1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+        [np.nan, 1.0, 1.0, 1.0, 1.0, 1.0],
+    ]
+)
+LABELS = jnp.array([0, 4, 5, 0, 0])
+
+
+def sums(mask):
+    losses = jnp.arange(1.0, 6.0)
+    return {k: v.item() for k, v in clip_sums(LOGITS, LABELS, jnp.array(mask), losses).items()}
+
+
+def test_counts_ranks_ties_against_and_never_a_clip_that_is_not_finite():
+    assert sums([True] * 5) == {"count": 5, "top1": 1, "top5": 2, "loss": 15.0}
+
+
+def test_padding_counts_for_nothing():
+    assert sums([False, True, False, False, False]) == {
+        "count": 1,
+        "top1": 0,
+        "top5": 1,
+        "loss": 2.0,
+    }
+    assert sums([False] * 5)["count"] == 0
+
+
+def test_cross_entropy_and_label_smoothing():
+    logits = np.random.default_rng(0).normal(size=(3, 4))
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    labels = np.array([2, 0, 3])
+    plain = -log_p[np.arange(3), labels]
+    smooth = 0.9 * plain + 0.1 * -log_p.mean(1)
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), labels), plain, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropy(jnp.asarray(logits), labels, 0.1), smooth, rtol=1e-5)
+
+
+def test_meter_divides_by_all_clips_not_by_batches():
+    meter = Meter()
+    for count, top1 in ((4, 4), (1, 0)):
+        values = {"count": count, "top1": top1, "top5": count, "loss": 2.0 * count}
+        meter.update({name: np.array(value) for name, value in values.items()})
+    assert meter.result() == {"loss": pytest.approx(2.0), "top1": 0.8, "top5": 1.0, "count": 5}

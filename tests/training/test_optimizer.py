@@ -1,0 +1,122 @@
+"""The optimizer against the reference's rule, written out in NumPy."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tsm_jax.training.optimizer import make_optimizer, make_schedule
+
+ARGUMENTS = {
+    "momentum": 0.9,
+    "weight_decay": 0.1,
+    "decay": "weights",
+    "clip_norm": 2.0,
+    "fc_weight_multiplier": 5.0,
+    "fc_bias_multiplier": 10.0,
+}
+SHAPES = {
+    "backbone.stem.conv.kernel": (3, 3, 2, 2),
+    "backbone.stem.norm.scale": (4,),
+    "backbone.stem.norm.bias": (4,),
+    "head.fc.kernel": (4, 3),
+    "head.fc.bias": (3,),
+}
+MULTIPLIER = {"head.fc.kernel": 5.0, "head.fc.bias": 10.0}
+RATES = (0.1, 0.1, 0.01)
+
+
+def draws(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {name: scale * rng.normal(size=shape) for name, shape in SHAPES.items()}
+
+
+def reference(decayed):
+    """Paddle's Momentum: clip the raw gradients, add L2, accumulate, step."""
+    params, velocity = draws(0), dict.fromkeys(SHAPES, 0.0)
+    for step, rate in enumerate(RATES):
+        gradients = draws(step + 1)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for name in SHAPES:
+            g = gradients[name] * 2.0 / max(norm, 2.0)
+            if name in decayed:
+                g = g + 0.1 * params[name]
+            velocity[name] = 0.9 * velocity[name] + g
+            params[name] = params[name] - rate * MULTIPLIER.get(name, 1.0) * velocity[name]
+    return params
+
+
+def ours(**changes):
+    def schedule(step):
+        return jnp.asarray(RATES)[step]
+
+    optimizer = make_optimizer(schedule, **{**ARGUMENTS, **changes})
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in draws(0).items()}
+    state = optimizer.init(params)
+    for step in range(len(RATES)):
+        gradients = {n: jnp.asarray(g, jnp.float32) for n, g in draws(step + 1).items()}
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(
+    ("decay", "decayed"),
+    [
+        ("weights", {"backbone.stem.conv.kernel", "head.fc.kernel"}),
+        ("fc", {"head.fc.kernel"}),
+    ],
+)
+def test_follows_the_reference(decay, decayed):
+    expected, actual = reference(decayed), ours(decay=decay)
+    for name in SHAPES:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clip_norm": 0.0},
+        {"weight_decay": 0.0},
+        {"momentum": 0.0},
+        {"fc_weight_multiplier": 1.0},
+        {"fc_bias_multiplier": 1.0},
+    ],
+)
+def test_every_part_of_the_rule_matters(change):
+    expected, actual = reference({"backbone.stem.conv.kernel", "head.fc.kernel"}), ours(**change)
+    assert any(abs(actual[name] - expected[name]).max() > 1e-2 for name in SHAPES)
+
+
+def rates(steps, **changes):
+    arguments = {
+        "schedule": "step",
+        "boundaries": (20, 40),
+        "decay_factor": 0.1,
+        "warmup_steps": 0,
+        "total_steps": 50,
+        **changes,
+    }
+    schedule = make_schedule(0.02, **arguments)
+    return [float(schedule(step)) for step in steps]
+
+
+def test_steps_down_at_the_boundaries():
+    assert rates([0, 19, 20, 39, 40, 49]) == pytest.approx(
+        [0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]
+    )
+
+
+def test_warms_up_linearly_and_then_keeps_the_boundaries():
+    steps = [0, 5, 10, 19, 20, 40]
+    expected = [0.0, 0.01, 0.02, 0.02, 0.002, 0.0002]
+    assert rates(steps, warmup_steps=10) == pytest.approx(expected)
+
+
+def test_cosine_ends_at_zero():
+    expected = [0.0, 0.02, 0.01, 0.0]
+    assert rates([0, 10, 30, 50], schedule="cosine", warmup_steps=10) == pytest.approx(
+        expected, abs=1e-8
+    )

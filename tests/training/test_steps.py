@@ -1,0 +1,134 @@
+"""The jitted steps: one compilation, the same on one device and on eight."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from tsm_jax.models.network import Network
+from tsm_jax.models.tsm import TSM
+from tsm_jax.training.evaluation import evaluate
+from tsm_jax.training.mesh import make_mesh, put_batch
+from tsm_jax.training.optimizer import make_optimizer, make_schedule
+from tsm_jax.training.state import init_state
+from tsm_jax.training.steps import make_eval_step, make_train_step
+
+CLASSES, STEPS, BATCH = 4, 4, 16
+
+
+def batch(step, size=BATCH):
+    rng = np.random.default_rng(step)
+    return {
+        "video": rng.integers(0, 256, (size, 1, 4, 32, 32, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, size).astype(np.int32),
+        "mask": np.ones(size, bool),
+    }
+
+
+class Training:
+    """A small training on some devices."""
+
+    def __init__(self, num_devices, batch_norm_group):
+        self.mesh = make_mesh(jax.devices()[:num_devices])
+        network = Network(
+            lambda rngs: TSM(
+                18,
+                num_classes=CLASSES,
+                num_segments=4,
+                width=8,
+                dropout=0.5,
+                batch_norm_group=batch_norm_group,
+                rngs=rngs,
+            )
+        )
+        schedule = make_schedule(
+            0.01,
+            schedule="step",
+            boundaries=(2,),
+            decay_factor=0.1,
+            warmup_steps=0,
+            total_steps=STEPS,
+        )
+        optimizer = make_optimizer(
+            schedule,
+            momentum=0.9,
+            weight_decay=1e-4,
+            decay="weights",
+            clip_norm=20.0,
+            fc_weight_multiplier=5.0,
+            fc_bias_multiplier=10.0,
+        )
+        common = {"mesh": self.mesh, "data_format": "NHWC"}
+        self.train_step = make_train_step(network, optimizer, schedule, seed=3, **common)
+        self.eval_step = make_eval_step(network, **common)
+        self.state = init_state(network, optimizer, 3, self.mesh)
+        self.metrics = []
+        for step in range(STEPS):
+            self.state, metrics = self.train_step(self.state, put_batch(batch(step), self.mesh))
+            self.metrics.append(jax.device_get(metrics))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return Training(1, batch_norm_group=4)
+
+
+@pytest.fixture(scope="module")
+def eight_devices():
+    return Training(8, batch_norm_group=4)
+
+
+def test_eight_devices_give_the_loss_curve_of_one(one_device, eight_devices):
+    for name in ("loss", "grad_norm", "learning_rate", "count"):
+        np.testing.assert_allclose(
+            [metrics[name] for metrics in eight_devices.metrics],
+            [metrics[name] for metrics in one_device.metrics],
+            rtol=1e-4,
+        )
+    assert len({float(metrics["loss"]) for metrics in one_device.metrics}) == STEPS
+    assert len(eight_devices.state.params["head.fc.kernel"].sharding.device_set) == 8
+
+
+def test_each_step_function_compiles_once(one_device):
+    mesh = one_device.mesh
+    state = one_device.state
+    evaluate(one_device.eval_step, state.params, state.batch_stats, [batch(0), batch(1)], mesh)
+    assert one_device.train_step._cache_size() == 1
+    assert one_device.eval_step._cache_size() == 1
+
+
+def test_the_learning_rate_follows_the_schedule(one_device):
+    rates = [float(metrics["learning_rate"]) for metrics in one_device.metrics]
+    assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+def test_evaluation_does_not_depend_on_batches_or_padding(one_device, eight_devices):
+    clips = {name: np.concatenate([batch(7)[name], batch(8)[name]]) for name in batch(7)}
+
+    def batches(size):
+        for start in range(0, 32, size):
+            part = {name: array[start : start + size] for name, array in clips.items()}
+            missing = size - len(part["label"])
+            yield {
+                name: np.concatenate([array, np.zeros((missing, *array.shape[1:]), array.dtype)])
+                for name, array in part.items()
+            }
+
+    state = one_device.state
+    results = [
+        evaluate(
+            training.eval_step, state_on.params, state_on.batch_stats, batches(size), training.mesh
+        )
+        for training, state_on, size in (
+            (one_device, state, 32),
+            (one_device, state, 12),
+            (eight_devices, jax.device_get(state), 24),
+        )
+    ]
+    assert results[0]["count"] == 32
+    for result in results[1:]:
+        assert {n: result[n] for n in ("top1", "top5", "count")} == {
+            n: results[0][n] for n in ("top1", "top5", "count")
+        }
+        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)

@@ -1,0 +1,114 @@
+"""Shared by the tests of weights: files by real Paddle, a full small network, a local server."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsm_jax.weights.paddle_layout import paddle_tensors
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+@pytest.fixture
+def goldens() -> Path:
+    return GOLDENS
+
+
+def _tensors(depth: int = 50, width: int = 8, num_classes: int | None = 10) -> dict:
+    """A PaddleVideo state dict with other values in every tensor; variances are positive."""
+    generator = np.random.default_rng(0)
+    return {
+        tensor.paddle: generator.uniform(0.1, 1.0, tensor.shape).astype(np.float32)
+        for tensor in paddle_tensors(depth, width, num_classes)
+    }
+
+
+@pytest.fixture
+def make_tensors() -> Callable[..., dict[str, np.ndarray]]:
+    return _tensors
+
+
+def _text(text: bytes) -> bytes:
+    return pickle.SHORT_BINUNICODE + bytes([len(text)]) + text
+
+
+def _array_pickle(
+    *,
+    shape: list[int] = [2],  # noqa: B006
+    data: bytes = pickle.SHORT_BINBYTES + b"\x08" + bytes(8),
+    dtype: bytes = b"f4",
+    order: bytes = b"<",
+    text: Callable[[bytes], bytes] = _text,
+) -> bytes:
+    """The pickle of `{"x": array}`, its parts as a file may spell them.
+
+    Args:
+        shape: as LONG1 integers, any size.
+        data: the instruction that pushes the array's bytes.
+        dtype: NumPy's code.
+        order: the byte order.
+        text: how a text is pushed.
+    """
+    lengths = b"".join(pickle.LONG1 + b"\x08" + n.to_bytes(8, "little") for n in shape)
+    made_dtype = pickle.GLOBAL + b"numpy\ndtype\n" + text(dtype) + b"\x89\x88\x87R"
+    made_dtype += b"(K\x03" + text(order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+    array += text(b"b") + b"\x87R(K\x01(" + lengths + b"t" + made_dtype + b"\x89" + data + b"tb"
+    return b"\x80\x02}" + text(b"x") + array + b"s."
+
+
+@pytest.fixture
+def array_pickle() -> Callable[..., bytes]:
+    return _array_pickle
+
+
+class Server:
+    """An http server on this machine; `answer` is called for each request.
+
+    Attributes:
+        requests: the headers of each request, oldest first.
+        answer: gets the request handler and writes the whole answer.
+    """
+
+    def __init__(self) -> None:
+        server = self
+        self.requests: list[dict[str, str]] = []
+        self.answer: Callable[[BaseHTTPRequestHandler], None] = lambda handler: None
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(dict(self.headers))
+                server.answer(self)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, kwargs={"poll_interval": 0.01}
+        )
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._http.server_port}/weights.pdparams"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()

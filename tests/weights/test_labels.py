@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.labels import labels_for, read_labels
+
+
+def test_kinetics_400():
+    labels = labels_for(400)
+    assert labels is not None and len(set(labels)) == 400
+    assert (labels[0], labels[5], labels[399]) == ("abseiling", "archery", "zumba")
+
+
+def test_ucf_101():
+    labels = labels_for(101)
+    assert labels is not None and len(set(labels)) == 101
+    assert (labels[0], labels[2], labels[100]) == ("ApplyEyeMakeup", "Archery", "YoYo")
+
+
+def test_other_numbers_have_none():
+    assert labels_for(10) is None
+
+
+def test_a_users_file(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("\ufeffdrive\r\nair drumming \r\nçà".encode())
+    assert read_labels(tmp_path / "labels.txt", 3) == ["drive", "air drumming", "çà"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a\nb\n", "has 2 labels, but the model has 3 classes"),
+        (b"", "has 0 labels"),
+        (b"a\n\nb\n", "line 2 is empty"),
+        (b"a\nb\na\n", "line 3 repeats 'a' of line 1"),
+        (b"\xff\xfe", "UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_file(tmp_path, content, message):
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_labels(tmp_path / "labels.txt", 3)
+    assert str(tmp_path / "labels.txt") in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_labels(tmp_path / "absent", 3)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_labels(tmp_path, 3)

@@ -1,0 +1,462 @@
+"""Refusing: nothing in a file runs, and no file costs more than a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_pickle import read_paddle
+
+PROTO_4 = b"\x80\x04"
+MARK, STOP = b"(", b"."
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def stack_global(module: str, name: str) -> bytes:
+    return text(module) + text(name) + pickle.STACK_GLOBAL
+
+
+def as_entry(value: bytes) -> bytes:
+    """A file whose dictionary has this value."""
+    return PROTO_4 + b"}" + text("x") + value + b"s" + STOP
+
+
+def refusal(path: Path, content: bytes | None = None) -> str:
+    """The message, which must be one line that names the file."""
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_paddle(path)
+    message = str(caught.value)
+    assert str(path) in message and "\n" not in message and message.isprintable()
+    return message
+
+
+# Code. Each payload makes the folder `marker` when Python's own pickle reads it.
+
+
+def by_global(marker: str) -> bytes:
+    return b"cposix\nmkdir\n" + text(marker) + b"\x85R"
+
+
+def by_stack_global(marker: str) -> bytes:
+    return stack_global("os", "mkdir") + text(marker) + b"\x85R"
+
+
+def by_nested_name(marker: str) -> bytes:
+    return stack_global("shutil", "os.mkdir") + text(marker) + b"\x85R"
+
+
+def by_system(marker: str) -> bytes:
+    return stack_global("os", "system") + text(f"mkdir {marker}") + b"\x85R"
+
+
+def by_eval(marker: str) -> bytes:
+    return stack_global("builtins", "eval") + text(f"__import__('os').mkdir({marker!r})") + b"\x85R"
+
+
+def by_inst(marker: str) -> bytes:
+    return MARK + text(marker) + b"iposix\nmkdir\n"
+
+
+def by_obj(marker: str) -> bytes:
+    return MARK + stack_global("os", "mkdir") + text(marker) + b"o"
+
+
+def by_newobj(marker: str) -> bytes:
+    calls = stack_global("builtins", "map") + stack_global("os", "mkdir")
+    calls += b"]" + text(marker) + b"a\x86" + pickle.NEWOBJ
+    return stack_global("builtins", "tuple") + calls + b"\x85" + pickle.NEWOBJ
+
+
+def by_newobj_ex(marker: str) -> bytes:
+    calls = stack_global("builtins", "map") + stack_global("os", "mkdir")
+    calls += b"]" + text(marker) + b"a\x86}" + pickle.NEWOBJ_EX
+    return stack_global("builtins", "tuple") + calls + b"\x85}" + pickle.NEWOBJ_EX
+
+
+def by_setstate(marker: str) -> bytes:
+    namespace = stack_global("types", "SimpleNamespace") + b")" + pickle.NEWOBJ
+    state = b"}" + text("__setstate__") + stack_global("os", "mkdir") + b"sb"
+    return namespace + state + text(marker) + b"b"
+
+
+def by_codec(marker: str) -> bytes:
+    """The name of a codec is the name of a module, which is imported."""
+    imported = stack_global("_codecs", "encode") + text("x") + text("idna") + b"\x86R"
+    return imported + b"0" + by_global(marker)
+
+
+def through_the_memo(marker: str) -> bytes:
+    stored = stack_global("os", "mkdir") + pickle.BINPUT + b"\x07" + b"0"
+    return stored + text(marker) + pickle.BINPUT + b"\x08" + b"0h\x07h\x08\x85R"
+
+
+def after_a_tuple_call(marker: str) -> bytes:
+    inner = stack_global("os", "mkdir") + text(marker) + b"\x85R\x85\x85R"
+    return stack_global("builtins", "tuple") + inner
+
+
+PAYLOADS = [
+    by_global,
+    by_stack_global,
+    by_nested_name,
+    by_system,
+    by_eval,
+    by_inst,
+    by_obj,
+    by_newobj,
+    by_newobj_ex,
+    by_setstate,
+    by_codec,
+    through_the_memo,
+    after_a_tuple_call,
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload.__name__)
+def test_code_does_not_run(tmp_path, payload):
+    marker = tmp_path / "marker"
+    content = as_entry(payload(str(marker)))
+    message = refusal(tmp_path / "evil.pdparams", content)
+    assert not marker.exists()
+    assert "do not trust it" in message or "no weight file needs" in message
+    pickle.loads(content)  # it is a working attack, for those who run it
+    assert marker.is_dir()
+
+
+@pytest.mark.parametrize(
+    "value",
+    {
+        "EXT1": pickle.EXT1 + b"\x01",
+        "EXT2": pickle.EXT2 + b"\x01\x00",
+        "EXT4": pickle.EXT4 + b"\x01\x00\x00\x00",
+        "PERSID": pickle.PERSID + b"1\n",
+        "BINPERSID": text("1") + pickle.BINPERSID,
+        "NEXT_BUFFER": pickle.NEXT_BUFFER,
+        "READONLY_BUFFER": b"N" + pickle.READONLY_BUFFER,
+        "EMPTY_SET": pickle.EMPTY_SET,
+        "FROZENSET": MARK + pickle.FROZENSET,
+        "ADDITEMS": b"]" + MARK + pickle.ADDITEMS,
+        "INT": b"I1\n",
+        "STRING": b"S'a'\n",
+        "GET": b"g0\n",
+        "DICT": MARK + pickle.DICT,
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_instructions_that_weights_do_not_need(tmp_path, value):
+    name, instructions = value
+    assert f"instruction {name}," in refusal(tmp_path / "f", as_entry(instructions))
+
+
+DTYPE = stack_global("numpy", "dtype")
+RECONSTRUCT = stack_global("numpy.core.multiarray", "_reconstruct")
+NDARRAY = stack_global("numpy", "ndarray")
+SCALAR = stack_global("numpy.core.multiarray", "scalar")
+ENCODE = stack_global("_codecs", "encode")
+TUPLE = stack_global("builtins", "tuple")
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [
+        (DTYPE + text("O8") + b"\x89\x88\x87R", "Python objects"),
+        (DTYPE + text("O") + b"\x89\x88\x87R", "Python objects"),
+        (DTYPE + text("U5") + b"\x89\x88\x87R", "no plain number"),
+        (DTYPE + text("V0") + b"\x89\x88\x87R", "no plain number"),
+        (DTYPE + text("f4,O") + b"\x89\x88\x87R", "no plain number"),
+        (DTYPE + b"]\x89\x88\x87R", "in a way that no weight file needs"),
+        (RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R", "in a way that no weight file needs"),
+        (RECONSTRUCT + NDARRAY + b"K\x01\x85C\x01b\x87R", "in a way that no weight file needs"),
+        (RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01O\x87R", "in a way that no weight file needs"),
+        (RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R", "array without values"),
+        (RECONSTRUCT + NDARRAY + b"K\x00\x85C\x01b\x87R}b", "kind that no weight file needs"),
+        (NDARRAY + b"K\x02\x85\x85R", "in a way that no weight file needs"),
+        (NDARRAY + b"]R", "not a function"),
+        (SCALAR + DTYPE + text("f4") + b"\x89\x88\x87RC\x04abcd\x86R", "without a byte order"),
+        (ENCODE + text("x") + text("rot13") + b"\x86R", "in a way that no weight file needs"),
+        (ENCODE + text("Ā") + text("latin1") + b"\x86R", "beyond latin-1"),
+        (TUPLE + b"K\x05\x85R", "in a way that no weight file needs"),
+        (NDARRAY, "neither a tensor"),
+        (DTYPE + text("f4") + b"\x89\x88\x87R", "neither a tensor"),
+        (b"})b", "not a NumPy array"),
+        (b"}N}s", "not a short text"),
+        (b"}" + text("k" * 300) + b"Ns", "not a short text"),
+        (b"N" + text("k") + b"Ns", "not a dictionary"),
+        (b"}" + MARK + (text("k") + b"N") * 2 + b"u", "'k' twice"),
+        (b"}" + MARK + b"Nu", "key without a value"),
+        (b"NNa", "not a list"),
+        (b"h\x63", "does not hold"),
+        (pickle.LONG1 + b"\x09" + bytes(9), "64 bits"),
+        (pickle.LONG4 + b"\xff\xff\xff\x7f", "64 bits"),
+        (pickle.BINSTRING + b"\xff\xff\xff\xff", "negative length"),
+        (pickle.SHORT_BINUNICODE + b"\x01\xff", "not UTF-8"),
+        (pickle.GLOBAL + b"os\nsystem" + b"x" * 300, "without an end"),
+        (stack_global("os", "sy\nstem\x1b" + "x" * 200), "do not trust it"),
+        (b"NN" + pickle.STACK_GLOBAL, "not text"),
+        (pickle.FRAME + struct.pack("<Q", 11) + pickle.FRAME + bytes(8), "frame inside a frame"),
+        (pickle.FRAME + struct.pack("<Q", 1) + b"K\x01", "crosses the end of its frame"),
+        (b"N" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff", "numbers its values"),
+        (b"\x80\x04", "instruction PROTO"),
+        (b"\xff", "is not a pickle instruction"),
+    ],
+)
+def test_malformed_values(tmp_path, value, reason):
+    message = refusal(tmp_path / "f", as_entry(value))
+    assert re.search(reason, message), message
+
+
+@pytest.mark.parametrize(
+    "parts, reason",
+    [
+        ({"shape": [3]}, "disagrees with the number of its bytes"),
+        ({"shape": [1]}, "disagrees with the number of its bytes"),
+        ({"shape": [2, 2**50]}, "larger than any file"),
+        ({"shape": [2**30, 2**30]}, "larger than any file"),
+        ({"shape": [0, 2**39, 2**39]}, "larger than any file"),
+        ({"shape": [1] * 33}, "malformed shape"),
+        ({"shape": [2**64 - 1]}, "malformed shape"),
+        ({"dtype": b"f9"}, "no plain number"),
+        ({"dtype": b"O8"}, "Python objects"),
+        ({"order": b"?"}, "not a NumPy array"),
+        ({"data": b"N"}, "not bytes"),
+        ({"data": b"]"}, "not bytes"),
+        ({"dtype": b"b1", "data": b"C\x02\x02\x01"}, "neither true nor false"),
+    ],
+)
+def test_arrays_that_do_not_add_up(tmp_path, array_pickle, parts, reason):
+    assert reason in refusal(tmp_path / "f", array_pickle(**parts))
+
+
+def test_the_template_of_those_arrays_is_valid(tmp_path, array_pickle):
+    (tmp_path / "f").write_bytes(array_pickle())
+    np.testing.assert_array_equal(read_paddle(tmp_path / "f").content["x"], [0, 0])
+
+
+# Files that are something else, or damaged.
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in refusal(tmp_path / "absent.pdparams")
+    assert "directory" in refusal(tmp_path)
+
+
+def test_zero_byte_in_the_name():
+    with pytest.raises(UserError, match="not a file name"):
+        read_paddle("a\0b")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "not a regular file" in refusal(tmp_path / "pipe")
+
+
+def test_zip_of_pytorch(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pth", "w") as archive:
+        archive.writestr("model/data.pkl", b"")
+    message = refusal(tmp_path / "model.pth")
+    assert "zip" in message and "PyTorch" in message
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"\n<HTML>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "text file"),
+        (b"\x1f\x8b\x08abc", "gzip"),
+        (bytes(100), ".pdiparams"),
+        (pickle.dumps(0x1950A86A20F9469CFC6C, 2), "PyTorch"),
+        (b"\x89HDF\r\n", "not a pickle"),
+        (pickle.dumps({"a": 1}, 1), "not a pickle"),
+        (pickle.dumps({"a": 1}, 0), "text file"),
+        (b"\x80\x06}.", "protocol 6"),
+        (b"\x80", "cut off"),
+        (pickle.dumps([1, 2], 4), "single value"),
+        (pickle.dumps(("name", np.ones(2)), 4), "single value"),
+        (pickle.dumps({"a": 1}, 4) + b"x", "1 bytes follow"),
+        (b"\x80\x04}}.", "middle of a container"),
+        (b"\x80\x04(}.", "middle of a container"),
+        (b"\x80\x04.", "not there"),
+        (b"\x80\x04t.", "not opened"),
+    ],
+)
+def test_other_files(tmp_path, content, reason):
+    assert reason in refusal(tmp_path / "f", content)
+
+
+@pytest.mark.parametrize("name", ["tiny_protocol2.pdparams", "tiny_protocol4.pdparams"])
+def test_cut_off_anywhere(tmp_path, goldens, name):
+    whole = (goldens / name).read_bytes()
+    for length in range(1, len(whole), 3):
+        refusal(tmp_path / "f", whole[:length])
+
+
+def test_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_bytes(pickle.dumps({"x": np.zeros(10_000, np.float32)}, 4))
+    size = path.stat().st_size
+    monkeypatch.setattr(os, "fstat", lambda descriptor: os.stat_result([0] * 6 + [size] + [0] * 3))
+    with path.open("r+b") as file:
+        file.truncate(size - 1000)
+    assert "cut off" in refusal(path) or "shorter" in refusal(path)
+
+
+# Files that would cost too much. One process reads them all and says what it took.
+
+
+def kept_apart(value: bytes, index: int) -> bytes:
+    """Puts a value into the memo only."""
+    return value + pickle.LONG_BINPUT + struct.pack("<I", index) + pickle.POP
+
+
+def again(index: int) -> bytes:
+    return pickle.LONG_BINGET + struct.pack("<I", index)
+
+
+def shared_lists(levels: int, copies: int) -> bytes:
+    """A list of `copies` of a list of `copies` of ...: `copies ** levels` values."""
+    bomb = kept_apart(b"](" + b"N" * copies + b"e", 0)
+    for level in range(levels):
+        bomb += kept_apart(b"](" + again(level) * copies + b"e", level + 1)
+    return as_entry(bomb + again(levels))
+
+
+def a_text_encoded_again_and_again() -> bytes:
+    stored = kept_apart(text("a" * 1_000_000), 0) + kept_apart(ENCODE, 1)
+    stored += kept_apart(text("latin1"), 2)
+    call = again(1) + again(0) + again(2) + b"\x86R"
+    return as_entry(stored + b"](" + call * 10_000 + b"e")
+
+
+def arguments_met_again_and_again() -> bytes:
+    stored = kept_apart(MARK + b"N" * 40_000 + b"t", 0) + kept_apart(TUPLE, 1)
+    return as_entry(stored + b"](" + (again(1) + again(0) + b"R") * 10_000 + b"e")
+
+
+def an_array_a_thousand_times() -> bytes:
+    array = pickle.dumps(np.zeros(50_000, np.float32), 2)[2:-1]
+    memoized = array + pickle.LONG_BINPUT + struct.pack("<I", 99)
+    return as_entry(b"](" + memoized + again(99) * 1000 + b"e")
+
+
+def many_long_names() -> bytes:
+    names = b"".join(text(f"{index:0256d}") + b"N" for index in range(20_000))
+    return PROTO_4 + b"}(" + names + b"u" + STOP
+
+
+def a_petabyte_of(instruction: bytes) -> bytes:
+    return PROTO_4 + b"}" + text("x") + instruction + struct.pack("<Q", 10**15) + b"s" + STOP
+
+
+MILLION = 1_000_000
+COSTLY = {
+    "petabyte of bytes": (a_petabyte_of(pickle.BINBYTES8), "cut off"),
+    "petabyte of text": (a_petabyte_of(pickle.BINUNICODE8), "cut off"),
+    "petabyte in a frame": (a_petabyte_of(pickle.FRAME), "cut off"),
+    "million lists": (PROTO_4 + b"]" * MILLION + b"a" * (MILLION - 1) + STOP, "open at once"),
+    "million marks": (PROTO_4 + MARK * MILLION + b"t" * MILLION + STOP, "nests deeper"),
+    "million tuples": (as_entry(b")" + b"\x85" * MILLION), "pickle instructions"),
+    "tuples below the limits": (as_entry(b")" + b"\x85" * 100_000), "nests deeper"),
+    "million dicts": (PROTO_4 + (b"}" + text("x")) * MILLION + STOP, "open at once"),
+    "million values": (PROTO_4 + b"](" + b"N" * MILLION + b"e" + STOP, "open at once"),
+    "million memo entries": (PROTO_4 + b"}" + b"\x94" * MILLION + STOP, "pickle instructions"),
+    "memo entry of a high number": (PROTO_4 + b"}r\xff\xff\xff\xff.", "numbers its values"),
+    "shared lists, deep": (shared_lists(60, 2), "nests deeper"),
+    "shared lists, wide": (shared_lists(5, 200), "unfolds to more than"),
+    "list in itself": (
+        as_entry(kept_apart(b"]", 0) + again(0) + again(0) + b"a"),
+        "contains itself",
+    ),
+    "text encoded again and again": (a_text_encoded_again_and_again(), "much more data"),
+    "arguments met again and again": (arguments_met_again_and_again(), "40,000 arguments"),
+    "array a thousand times": (an_array_a_thousand_times(), "much more data"),
+    "many long names": (many_long_names(), "names take more"),
+}
+
+CHILD = """
+import json, sys, time
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_pickle import read_paddle
+
+def peak():
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+results = {}
+for path in sys.argv[1:]:
+    before, start = peak(), time.process_time()
+    try:
+        read_paddle(path)
+        message = None
+    except UserError as error:
+        message = str(error)
+    results[path] = message, time.process_time() - start, peak() - before
+print(json.dumps(results))
+"""
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+
+
+def read_in_a_child(*paths: Path) -> dict[str, tuple[str | None, float, int]]:
+    """For each path: the error, seconds of processor time, bytes by which the peak grew."""
+    command = [sys.executable, "-c", CHILD, *map(str, paths)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+@needs_proc
+def test_costly_files_are_refused_at_once(tmp_path, array_pickle):
+    reasons = {tmp_path / name: reason for name, (_, reason) in COSTLY.items()}
+    for name, (content, _) in COSTLY.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "petabyte of numbers").write_bytes(array_pickle(shape=[10**15]))
+    reasons[tmp_path / "petabyte of numbers"] = "larger than any file"
+    write_sparse(tmp_path / "gigabytes and then an attack")
+    reasons[tmp_path / "gigabytes and then an attack"] = "do not trust it"
+    results = read_in_a_child(*reasons)
+    for path, reason in reasons.items():
+        message, seconds, _ = results[str(path)]
+        assert message and reason in message, (path, message)
+        assert seconds < 1.0, path
+    assert sum(grown for _, _, grown in results.values()) < 100e6
+
+
+def write_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(PROTO_4 + b"}" + text("x") + pickle.BINBYTES8 + struct.pack("<Q", 2**32))
+        file.seek(2**32, os.SEEK_CUR)
+        file.write(b"s" + by_global("/nowhere") + STOP)
+
+
+@needs_proc
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_memory_of_reading(tmp_path, protocol):
+    """Less than twice the size of the tensors, for both spellings of bytes."""
+    array = np.random.default_rng(0).normal(size=(10, 1_000_000)).astype(np.float32)
+    path = tmp_path / "f"
+    path.write_bytes(pickle.dumps({str(index): row for index, row in enumerate(array)}, protocol))
+    message, seconds, grown = read_in_a_child(path)[str(path)]
+    assert message is None
+    assert 0.9 * array.nbytes < grown < 1.5 * array.nbytes
+    assert seconds < 2.0

@@ -1,0 +1,133 @@
+"""Writing: what comes back, and that no half file is ever seen."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_names import from_paddle, parameter_names, to_paddle
+from tsm_jax.weights.paddle_pickle import NAME_TABLE, read_paddle
+from tsm_jax.weights.paddle_writer import write_paddle
+
+TENSORS = {
+    "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "column major": np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3)),
+    "strided": np.arange(12, dtype=np.float32)[::3],
+    "big endian": np.arange(3, dtype=">f4"),
+    "half": np.ones(3, np.float16),
+    "bfloat16": np.array([0x3F80], np.uint16),
+    "scalar": np.array(2.5, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+    "truth": np.array([True, False]),
+    "ünïcode": np.array([-(2**40)]),
+}
+
+
+def test_round_trip(tmp_path):
+    write_paddle(tmp_path / "f.pdparams", TENSORS, {"matrix": "conv2d_0.w_0"})
+    content, names = read_paddle(tmp_path / "f.pdparams")
+    assert list(content) == list(TENSORS)
+    for key, tensor in TENSORS.items():
+        expected = tensor.astype(tensor.dtype.newbyteorder("="))
+        np.testing.assert_array_equal(content[key], expected, strict=True)
+    assert names == {key: key for key in TENSORS} | {"matrix": "conv2d_0.w_0"}
+    assert os.listdir(tmp_path) == ["f.pdparams"]
+
+
+def test_pythons_own_pickle_reads_it(tmp_path):
+    """As `paddle.load` does: `pickle.load(file, encoding="latin1")`."""
+    write_paddle(tmp_path / "f", TENSORS)
+    with (tmp_path / "f").open("rb") as file:
+        content = pickle.load(file, encoding="latin1")
+    assert content.pop(NAME_TABLE) == {key: key for key in TENSORS}
+    for key, tensor in TENSORS.items():
+        np.testing.assert_array_equal(content[key], tensor)
+
+
+def test_old_numpy_knows_every_global(tmp_path):
+    """NumPy before 2.0 has no `numpy._core`; Paddle 2 runs on such a NumPy."""
+    write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
+    text = [
+        argument
+        for opcode, argument, _ in pickletools.genops((tmp_path / "f").read_bytes())
+        if opcode.name.endswith("UNICODE")
+    ]
+    assert "numpy.core.multiarray" in text and "numpy._core.multiarray" not in text
+
+
+def test_same_content_as_paddle_wrote(tmp_path, goldens):
+    """A real file, read and written again, unpickles to the same as the original."""
+    content, names = read_paddle(goldens / "tiny_protocol4.pdparams")
+    write_paddle(tmp_path / "f", content, names)
+    original = pickle.loads((goldens / "tiny_protocol4.pdparams").read_bytes())
+    copy = pickle.loads((tmp_path / "f").read_bytes())
+    assert list(copy) == list(original)
+    assert copy.pop(NAME_TABLE) == original.pop(NAME_TABLE)
+    for key in original:
+        np.testing.assert_array_equal(copy[key], original[key], strict=True)
+
+
+@pytest.mark.parametrize("depth", [50, 101])
+def test_whole_network_round_trip_is_bitwise(tmp_path, make_tensors, depth):
+    tensors = make_tensors(depth)
+    write_paddle(tmp_path / "first", tensors)
+    weights, architecture = from_paddle(read_paddle(tmp_path / "first").content)
+    table = parameter_names(weights, depth)
+    write_paddle(tmp_path / "second", to_paddle(weights, architecture.depth), table)
+    content, names = read_paddle(tmp_path / "second")
+    assert list(content) == list(tensors)
+    for key in tensors:
+        assert content[key].tobytes() == tensors[key].tobytes()
+    assert names["backbone.res2a.conv0._conv.weight"] == "res2a_branch2a_weights"
+
+
+def test_an_existing_file_is_replaced(tmp_path):
+    write_paddle(tmp_path / "f", {"x": np.zeros(5000, np.float32)})
+    write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
+    np.testing.assert_array_equal(read_paddle(tmp_path / "f").content["x"], [1, 1])
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
+    before = (tmp_path / "f").read_bytes()
+    with pytest.raises(ValueError, match="second: Paddle files have no dtype object"):
+        write_paddle(tmp_path / "f", {"x": np.ones(2), "second": np.array([object()])})
+    assert (tmp_path / "f").read_bytes() == before
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(UserError, match="absent/f: cannot be written: No such file"):
+        write_paddle(tmp_path / "absent" / "f", {})
+
+
+def test_paddle_loads_it(tmp_path, goldens):
+    paddle = pytest.importorskip("paddle")
+    content, names = read_paddle(goldens / "tiny_protocol4.pdparams")
+    write_paddle(tmp_path / "f.pdparams", content, names)
+    loaded = paddle.load(str(tmp_path / "f.pdparams"))
+    assert list(loaded) == list(content)
+    for key in content:
+        assert isinstance(loaded[key], paddle.Tensor) and loaded[key].name == names[key]
+        np.testing.assert_array_equal(loaded[key].numpy(), content[key])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_we_read_what_paddle_saves(tmp_path, protocol):
+    paddle = pytest.importorskip("paddle")
+    layer = paddle.nn.Sequential(paddle.nn.Conv2D(3, 4, 3), paddle.nn.BatchNorm2D(4))
+    state = layer.state_dict()
+    paddle.save(state, str(tmp_path / "f"), protocol=protocol)
+    paddle.save({"net": state}, str(tmp_path / "nested"), protocol=protocol)
+    content, names = read_paddle(tmp_path / "f")
+    nested = read_paddle(tmp_path / "nested").content["net"]
+    assert list(content) == list(state)
+    for key, tensor in state.items():
+        np.testing.assert_array_equal(content[key], tensor.numpy())
+        np.testing.assert_array_equal(nested[key], tensor.numpy())
+        assert names[key] == tensor.name

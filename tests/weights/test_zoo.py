@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights import zoo
+from tsm_jax.weights.zoo import ZOO, fetch, is_remote
+
+
+def answer(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "5")
+    handler.end_headers()
+    handler.wfile.write(b"hello")
+
+
+def test_the_published_addresses():
+    tsm = "https://videotag.bj.bcebos.com/PaddleVideo-release2.1/TSM/"
+    assert ZOO["paddle/tsm_k400"] == tsm + "TSM_k400.pdparams"
+    assert ZOO["paddle/tsm_ucf101_amp_nhwc"] == tsm + "TSM_ucf101_amp_nhwc.pdparams"
+    assert ZOO["paddle/resnet50_imagenet"].endswith("/PretrainModel/ResNet50_pretrain.pdparams")
+    assert len(ZOO) == 5 and all(is_remote(name) for name in ZOO)
+
+
+@pytest.mark.parametrize(
+    "text, remote",
+    [
+        ("https://example.com/x", True),
+        ("http://localhost/x", True),
+        ("ftp://example.com/x", True),
+        ("paddle/tsm_k400", True),
+        ("paddle/other", False),
+        ("models/tsm_k400", False),
+        ("/data/TSM_k400.pdparams", False),
+        ("C:\\weights\\x.pdparams", False),
+        ("", False),
+    ],
+)
+def test_is_remote(text, remote):
+    assert is_remote(text) is remote
+
+
+def test_fetch(server, tmp_path):
+    server.answer = answer
+    path = fetch(server.url, tmp_path)
+    assert path.read_bytes() == b"hello"
+    assert path.name == "weights.pdparams" and path.parent.parent == tmp_path
+    assert fetch(server.url, str(tmp_path)) == path
+    assert len(server.requests) == 1
+
+
+def test_fetch_by_name(server, tmp_path, monkeypatch):
+    server.answer = answer
+    monkeypatch.setitem(ZOO, "paddle/tsm_k400", server.url)
+    assert fetch("paddle/tsm_k400", tmp_path).read_bytes() == b"hello"
+
+
+def test_equal_file_names_of_different_addresses(server, tmp_path):
+    server.answer = answer
+    assert fetch(server.url, tmp_path) != fetch(server.url + "?v=2", tmp_path)
+    assert len(server.requests) == 2
+
+
+def test_the_size_limit_is_passed_on(server, tmp_path):
+    server.answer = answer
+    with pytest.raises(UserError, match="larger than 4 bytes"):
+        fetch(server.url, tmp_path, max_bytes=4)
+    assert zoo.MAX_BYTES == 2 * 2**30
+
+
+def test_cache_from_the_environment(server, tmp_path, monkeypatch):
+    server.answer = answer
+    monkeypatch.setenv("TSM_JAX_CACHE", str(tmp_path / "chosen"))
+    assert fetch(server.url).is_relative_to(tmp_path / "chosen")
+    monkeypatch.delenv("TSM_JAX_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert fetch(server.url).is_relative_to(tmp_path / "home/.cache/tsm_jax/weights")
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(UserError, match=r"paddle/tsm_x: no published weights.*paddle/tsm_k400"):
+        fetch("paddle/tsm_x", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "end", ["..", "%2e%2e%2fx", ".hidden", "", "a%00b", "a/../../b", "x" * 300]
+)
+def test_no_address_leaves_the_cache(server, tmp_path, end):
+    server.answer = answer
+    path = fetch(server.url.rpartition("/")[0] + "/" + end, tmp_path / "cache")
+    assert path.resolve().parent.parent == tmp_path / "cache"
+    assert not path.name.startswith(".") and len(path.name) <= 100
+
+
+def test_progress(server, tmp_path):
+    server.answer = answer
+    seen = []
+    fetch(server.url, tmp_path, on_progress=lambda *state: seen.append(state))
+    assert seen == [(0, 5), (5, 5)]
+
+
+def test_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
+    server.answer = answer
+    fetch(server.url, tmp_path)
+    assert capsys.readouterr().err == ""
+    pytest.importorskip("rich")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fetch(server.url + "?again", tmp_path)
+    assert "weights.pdparams" in terminal.getvalue()
+
+
+def test_a_path_is_returned(server, tmp_path):
+    server.answer = answer
+    assert isinstance(fetch(server.url, tmp_path), Path)

@@ -1,0 +1,123 @@
+"""Reading a few frames of a clip that was extracted to a folder of pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from tsm_jax.errors import UnreadableClipError
+
+# Pillow, thus the references, ignores the orientation that a camera noted.
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def load_frames(
+    folder: str | Path,
+    num_frames: int,
+    choose: Callable[[int], np.ndarray],
+    template: str = "img_{:05}.jpg",
+) -> list[np.ndarray]:
+    """Reads the frames of a folder that `choose` picks; every file is read once.
+
+    Args:
+        folder: Holds one picture per frame, numbered from 1.
+        num_frames: What the list says.
+        choose: Maps `num_frames` to zero-based indices [T], which may repeat.
+        template: `str.format` template of a file's name, given its number.
+
+    Returns:
+        T arrays uint8[H, W, 3], RGB, all of one size; a repeated frame is the same array.
+
+    Raises:
+        UnreadableClipError: A file is missing, broken or of another size than the first.
+
+    Reference: PaddleVideo pipelines/decode.py `FrameDecoder` and sample.py, which read the same
+    pixels with Pillow (OpenCV's are equal for JPEG and PNG, and quicker), but replace a clip with
+    a missing file by a random other one.
+    """
+    pictures: dict[int, np.ndarray] = {}
+    frames = []
+    for index in choose(num_frames).tolist():
+        if index not in pictures:
+            pictures[index] = _read(folder, index + 1, template, num_frames)
+        frames.append(pictures[index])
+        if frames[-1].shape != frames[0].shape:
+            (height, width), (h0, w0) = frames[-1].shape[:2], frames[0].shape[:2]
+            raise UnreadableClipError(
+                f"{os.path.join(folder, template.format(index + 1))} is {width}x{height}, other "
+                f"frames of the clip are {w0}x{h0}; extract the frames again"
+            )
+    return frames
+
+
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """Decodes a JPEG (grey and CMYK too), PNG, WebP, ...: uint8[H, W, 3], RGB.
+
+    Args:
+        data: The whole file.
+        name: What to call it in an error.
+
+    Raises:
+        UnreadableClipError: The data is empty, cut off or not a picture.
+    """
+    if not data:
+        raise UnreadableClipError(f"{name} is empty (0 bytes); extract the frames again")
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+    except cv2.error:
+        picture = None
+    return _decode_with_pillow(data, name) if picture is None else np.asarray(picture)
+
+
+def _decode_with_pillow(data: bytes, name: str) -> np.ndarray:
+    """Reads what OpenCV cannot, and says what is wrong with the rest."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow's plugins raise whatever broken data leads them to.
+        # The buffer's own description ("<_io.BytesIO object at ...>") means nothing to a user.
+        reason = re.sub(r"\s*<.*>", " this data", str(error)) or repr(error)
+        raise UnreadableClipError(
+            f"cannot decode {name}: {reason}; extract the frames again"
+        ) from error
+
+
+def _read(folder: str | Path, number: int, template: str, num_frames: int) -> np.ndarray:
+    name = os.path.join(folder, template.format(number))
+    try:
+        data = Path(name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UnreadableClipError(_explain_missing(folder, name, template, num_frames)) from None
+    except OSError as error:
+        raise UnreadableClipError(f"cannot read {name}: {error.strerror}") from error
+    return decode_picture(data, name)
+
+
+def _explain_missing(folder: str | Path, name: str, template: str, num_frames: int) -> str:
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            return (
+                f"{folder} is a file, not a folder of frames; for video files set "
+                f"config.data.source=videos"
+            )
+        return f"the folder of frames {folder} does not exist; check config.data.prefix"
+    present = set(os.listdir(folder))
+    numbered = sum(template.format(i) in present for i in range(1, num_frames + 1))
+    if not numbered:
+        return f"{name} is missing, and so is every other frame; check config.data.frame_template"
+    if all(template.format(i) in present for i in range(1, numbered + 1)):
+        return (
+            f"{name} is missing: the list says {num_frames} frames, the folder has {numbered}; "
+            f"correct the list"
+        )
+    return (
+        f"{name} is missing: the folder has {numbered} of {num_frames} frames with gaps in their "
+        f"numbers; extract the frames again"
+    )

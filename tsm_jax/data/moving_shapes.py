@@ -1,0 +1,310 @@
+"""A small data set of our own that only motion can solve: moving, turning and growing shapes.
+
+Eight classes in four pairs. The clips of a pair are drawn from one distribution, and those of its
+second class are then played backwards: no frame, and no set of frames without their order, tells
+which of the two it is. Every frame is encoded on its own at a fixed quality, so that the codec does
+not mark the first frame either.
+
+Train on it without random flips: mirrored, left is right and clockwise is counterclockwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from tsm_jax.errors import UserError
+
+LABELS = (
+    *("move_left", "move_right"),
+    *("move_up", "move_down"),
+    *("rotate_clockwise", "rotate_counterclockwise"),
+    *("grow", "shrink"),
+)
+
+# Raise it with every change of the pixels: an older set on disk is then not taken for this one.
+VERSION = 1
+
+_COMPLETE = "dataset.json"
+_TRAIN, _VAL = 0, 1
+
+_FRAMES = (24, 49)  # half-open ranges
+# Frame sides are twice this, pixels: yuv420p needs even ones. They differ little, so that training
+# crops of an oblong frame still see most of the motion.
+_HALF_SIDE = (35, 46)
+_QUANTIZER = "28"  # of H.264, 0..51: noise goes, edges stay
+
+Progress = Callable[[int, int], None]
+
+
+def ensure(
+    directory: str | Path,
+    *,
+    train_videos: int,
+    val_videos: int,
+    seed: int,
+    on_progress: Progress | None = None,
+) -> None:
+    """Renders the set into `directory` unless it is there already.
+
+    Several processes may do so at once: the first one to finish wins.
+
+    Arguments and errors as for `render`; also UserError if the set there was rendered with other
+    arguments or by another version.
+    """
+    wanted = _description(train_videos, val_videos, seed)
+    if _holds(directory, wanted):
+        return
+    try:
+        render(
+            directory,
+            train_videos=train_videos,
+            val_videos=val_videos,
+            seed=seed,
+            on_progress=on_progress,
+        )
+    except UserError:
+        if not _holds(directory, wanted):
+            raise
+
+
+def render(
+    directory: str | Path,
+    *,
+    train_videos: int,
+    val_videos: int,
+    seed: int,
+    on_progress: Progress | None = None,
+) -> None:
+    """Renders H.264 videos and PaddleVideo lists of them.
+
+    `directory` receives `videos/<class>/<number>.mp4`, `train.list`, `val.list` (with paths
+    relative to `directory`), `labels.txt` and `dataset.json`. It appears complete or not at all.
+
+    Args:
+        directory: Must not exist, or be empty.
+        train_videos, val_videos: How many; classes take turns, so multiples of 8 balance them.
+        seed: Video i of a split depends on (seed, split, i) alone.
+        on_progress: Called with (videos done, videos in all) after each one.
+
+    Raises:
+        UserError: The directory has something in it already, or cannot be written.
+    """
+    total = train_videos + val_videos
+    with _all_or_nothing(Path(directory)) as root:
+        for label in LABELS:
+            (root / "videos" / label).mkdir(parents=True)
+        jobs = [(_TRAIN, i, i) for i in range(train_videos)]
+        jobs += [(_VAL, i, train_videos + i) for i in range(val_videos)]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            futures = [
+                pool.submit(_render_file, root / _name(i, number), seed, split, i)
+                for split, i, number in jobs
+            ]
+            try:
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    if on_progress is not None:
+                        on_progress(done, total)
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        _write_list(root / "train.list", [job for job in jobs if job[0] == _TRAIN])
+        _write_list(root / "val.list", [job for job in jobs if job[0] == _VAL])
+        _write(root / "labels.txt", "".join(f"{label}\n" for label in LABELS))
+        description = _description(train_videos, val_videos, seed)
+        _write(root / _COMPLETE, json.dumps(description, indent=2) + "\n")
+
+
+def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
+    """The frames of a clip of class `label` before they are encoded, uint8[N, H, W, 3], RGB.
+
+    Equal generators give the two classes of a pair the same frames, in opposite order.
+    """
+    if label % 2:
+        return _draw_forward(LABELS[label - 1], rng)[::-1]
+    return _draw_forward(LABELS[label], rng)
+
+
+def _draw_forward(motion: str, rng: np.random.Generator) -> np.ndarray:
+    """uint8[N, H, W, 3] of `move_left`, `move_up`, `rotate_clockwise` or `grow`."""
+    num_frames = int(rng.integers(*_FRAMES))
+    width, height = (2 * rng.integers(*_HALF_SIDE, size=2)).tolist()
+    frames = _background(num_frames, height, width, rng)
+    color = _bright_color(rng)
+    centers, angles, radii = _path(motion, num_frames, rng)
+    # Everything happens in the central square, which centre crops show whole.
+    side = min(width, height)
+    centers = (centers - 0.5) * side + (width / 2, height / 2)
+    outlines = _TURNING if motion == "rotate_clockwise" else _OUTLINES
+    outline = outlines[rng.integers(len(outlines))]
+    for frame, center, angle, radius in zip(frames, centers, angles, radii * side, strict=True):
+        _draw(frame, outline, center, angle, radius, color)
+    return frames
+
+
+def _path(
+    motion: str, num_frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Centres float[N, 2], angles float[N] and radii float[N] of the shape, frame by frame.
+
+    Centres and radii are fractions of the picture's short side, angles radians (clockwise: the
+    picture's y points down).
+    """
+    time = np.linspace(-0.5, 0.5, num_frames)
+    center = np.full((num_frames, 2), 0.5) + rng.uniform(-0.08, 0.08, 2)
+    angle = np.full(num_frames, rng.uniform(0, 2 * np.pi))
+    radius = np.full(num_frames, rng.uniform(0.15, 0.24))
+    if motion == "move_left":
+        center += np.outer(-time * rng.uniform(0.4, 0.65), (1, 0))
+    elif motion == "move_up":
+        center += np.outer(-time * rng.uniform(0.4, 0.65), (0, 1))
+    elif motion == "rotate_clockwise":
+        # Two of eight sampled frames are at most a quarter of the clip apart: at most 75 degrees,
+        # and a bar, which looks the same after 180, turns the shorter way only below 90.
+        angle += time * np.radians(rng.uniform(150, 300))
+        radius *= 1.5
+    else:
+        radius *= 1.3 * np.exp(time * np.log(rng.uniform(2, 3)))
+    return center, angle, radius
+
+
+def _background(num_frames: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8[N, H, W, 3]: one dark colour with noise of 0..7 levels."""
+    color = rng.integers(10, 70, 3, dtype=np.uint8)
+    noise = rng.integers(256, size=(num_frames, height, width * 3), dtype=np.uint8) >> 5
+    noise += np.tile(color, width)  # whole rows: NumPy is slow along an axis of three
+    return noise.reshape(num_frames, height, width, 3)
+
+
+def _bright_color(rng: np.random.Generator) -> tuple[int, int, int]:
+    """RGB with one channel at 255, another from 140 up: far from every background."""
+    color = np.array([255, rng.integers(140, 256), rng.integers(0, 256)])
+    red, green, blue = rng.permutation(color).tolist()
+    return red, green, blue
+
+
+def _draw(
+    frame: np.ndarray,
+    outline: np.ndarray,
+    center: np.ndarray,
+    angle: float,
+    radius: float,
+    color: tuple[int, int, int],
+) -> None:
+    """Fills an outline (float[P, 2] within the unit circle) on a frame, with smooth edges."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    points = center + radius * outline @ np.array([[cos, sin], [-sin, cos]])
+    bits = 4  # fractions of a pixel, so that slow motion is smooth
+    fixed = np.round((points - 0.5) * (1 << bits)).astype(np.int32)
+    cv2.fillPoly(frame, [fixed], color, lineType=cv2.LINE_AA, shift=bits)
+
+
+def _regular(*radii: float, count: int) -> np.ndarray:
+    """Corners float[count, 2] on a circle, or on several circles in turn (a star)."""
+    turn = np.arange(count) * 2 * np.pi / count
+    radius = np.resize(radii, count)
+    return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
+
+
+_BAR = np.array([(-0.96, -0.28), (0.96, -0.28), (0.96, 0.28), (-0.96, 0.28)])
+_WEDGE = np.array([(1.0, 0.0), (-0.8, 0.55), (-0.8, -0.55)])
+_ARROW = np.array(
+    [
+        *((1.0, 0.0), (0.1, 0.75), (0.1, 0.28), (-0.95, 0.28)),
+        *((-0.95, -0.28), (0.1, -0.28), (0.1, -0.75)),
+    ]
+)
+_TURNING = (_BAR, _WEDGE, _ARROW)
+_OUTLINES = (
+    *_TURNING,
+    _regular(1.0, count=48),  # disc
+    _regular(1.0, count=4),  # square
+    _regular(1.0, count=3),  # triangle
+    _regular(1.0, 0.45, count=10),  # star
+)
+
+
+def _render_file(path: Path, seed: int, split: int, i: int) -> None:
+    frames = draw_clip(i % len(LABELS), np.random.default_rng((seed, split, i)))
+    _, height, width, _ = frames.shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        # Key frames only, at one quantizer: frames look alike whether they come first or last.
+        stream.options = {"preset": "superfast", "g": "1", "bf": "0", "qp": _QUANTIZER}
+        for frame in frames:
+            yuv = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
+        container.mux(stream.encode(None))
+
+
+def _holds(directory: str | Path, wanted: dict[str, int]) -> bool:
+    """Whether there is a complete set in `directory`; UserError if it is another one."""
+    try:
+        found = json.loads((Path(directory) / _COMPLETE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {Path(directory) / _COMPLETE} ({error}); delete {directory} or choose "
+            f"another folder"
+        ) from error
+    if found != wanted:
+        raise UserError(
+            f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
+            f"delete it or choose another folder"
+        )
+    return True
+
+
+@contextmanager
+def _all_or_nothing(directory: Path) -> Generator[Path, None, None]:
+    """Yields a hidden folder beside `directory` that becomes it at the end, or vanishes."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(
+            f"{directory} has something else in it than a complete data set; delete it or choose "
+            f"another folder"
+        )
+    partial = directory.parent / f".{directory.name}.rendering-{secrets.token_hex(4)}"
+    try:
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            os.replace(partial, directory)
+        except OSError as error:
+            raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _name(i: int, number: int) -> str:
+    return f"videos/{LABELS[i % len(LABELS)]}/{number:05}.mp4"
+
+
+def _write_list(path: Path, jobs: list[tuple[int, int, int]]) -> None:
+    _write(path, "".join(f"{_name(i, number)} {i % len(LABELS)}\n" for _, i, number in jobs))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _description(train_videos: int, val_videos: int, seed: int) -> dict[str, int]:
+    return {
+        "version": VERSION,
+        "train_videos": train_videos,
+        "val_videos": val_videos,
+        "seed": seed,
+    }

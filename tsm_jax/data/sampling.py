@@ -1,0 +1,61 @@
+"""Which frames of a clip the network sees: one from each of T equal segments.
+
+All functions return int64[T], zero-based and in order of time; indices repeat when the clip has
+fewer frames than segments.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def random_frame_of_each_segment(
+    num_frames: int, num_segments: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Training: a frame drawn uniformly from each segment of `num_frames // num_segments` frames.
+
+    The last `num_frames % num_segments` frames are never drawn, as in the references. A clip
+    shorter than `num_segments` is spread evenly and nothing is drawn.
+
+    Reference: PaddleVideo pipelines/sample.py:270-303 (`select_left`) and MIT ops/dataset.py
+    (`_sample_indices`); for short clips these repeat frame 0, and mmaction2 spreads as here (but
+    rounds i*N/T where this truncates, so that the last frame is not favoured).
+    """
+    _check(num_frames, num_segments)
+    segment = np.arange(num_segments, dtype=np.int64)
+    average = num_frames // num_segments
+    if average == 0:
+        return segment * num_frames // num_segments
+    return segment * average + rng.integers(average, size=num_segments)
+
+
+def middle_frame_of_each_segment(num_frames: int, num_segments: int) -> np.ndarray:
+    """Testing: `int(N/T/2 + N/T*i)`, in float64 and truncated, for every N.
+
+    Reference: MIT ops/dataset.py `_get_test_indices` and mmaction2 `SampleFrames`. PaddleVideo's
+    `--test` agrees for N > T; for N <= T it takes frame 0 alone.
+    """
+    _check(num_frames, num_segments)
+    tick = num_frames / num_segments
+    return (tick / 2.0 + tick * np.arange(num_segments)).astype(np.int64)
+
+
+def paddle_predict_frames(num_frames: int, num_segments: int) -> np.ndarray:
+    """Testing as PaddleVideo's `tools/predict.py` does: `(N//T - 1)//2 + i*(N//T)`.
+
+    It differs from `middle_frame_of_each_segment` by a few frames; it exists to reproduce that
+    command's scores. With N < T the frames are taken in turn, starting over after the last.
+
+    Reference: PaddleVideo pipelines/sample.py:239-268 (without `select_left`).
+    """
+    _check(num_frames, num_segments)
+    segment = np.arange(num_segments, dtype=np.int64)
+    average = num_frames // num_segments
+    if average == 0:
+        return segment % num_frames
+    return (average - 1) // 2 + segment * average
+
+
+def _check(num_frames: int, num_segments: int) -> None:
+    if num_frames < 1 or num_segments < 1:
+        raise ValueError(f"nothing to sample: {num_frames} frames, {num_segments} segments")

@@ -1,0 +1,175 @@
+"""Cropping, resizing and flipping of uint8 RGB frames.
+
+A clip's frames come as `Frames`: a list of T uint8[H, W, 3] of one size (where a frame repeats it
+may be the same object), or uint8[T, H, W, 3]. No function changes the frames it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from PIL import Image
+
+Frames: TypeAlias = "Sequence[np.ndarray] | np.ndarray"
+
+MULTI_SCALES = (1, 0.875, 0.75, 0.66)
+
+# Parallelism comes from the threads that read clips; OpenCV's own would only compete with them.
+cv2.setNumThreads(0)
+
+# The 13 places of a multi-scale crop as (x, y) in quarters of the free space: corners, centre,
+# middles of the edges, then the quarters' corners (the order of the references).
+_OFFSETS = (
+    *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
+    *((0, 2), (4, 2), (2, 4), (2, 0)),
+    *((1, 1), (3, 1), (1, 3), (3, 3)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A rectangle inside a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def draw_multi_scale_crop(
+    height: int, width: int, crop_size: int, rng: np.random.Generator
+) -> Crop:
+    """Draws one of 10 shapes (sides from `MULTI_SCALES` of the short side) and one of 13 places.
+
+    The two sides are at most one scale apart; a side within 2 px of `crop_size` becomes
+    `crop_size`, but never more than the picture has. Places are uniform even where they coincide.
+
+    Args:
+        height, width: Of the picture, pixels.
+        crop_size: What the crop will be resized to, pixels.
+
+    Reference: PaddleVideo pipelines/augmentations.py `MultiScaleCrop(allow_duplication=True)`,
+    which steps by a float quarter of the free space; Pillow's `crop` then rounds half to even. (At
+    such a half its right edge can end up one pixel off; here the sides keep their length. MIT and
+    mmaction2 step by an integer.)
+    """
+    short_side = min(height, width)
+    sides = [_snap(int(short_side * scale), crop_size, short_side) for scale in MULTI_SCALES]
+    pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
+    crop_width, crop_height = pairs[rng.integers(len(pairs))]
+    x, y = _OFFSETS[rng.integers(len(_OFFSETS))]
+    left, top = round(x * (width - crop_width) / 4), round(y * (height - crop_height) / 4)
+    return Crop(left, top, crop_width, crop_height)
+
+
+def crop_resize_flip(
+    frames: Frames, crop: Crop, size: int, flip: bool, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Cuts `crop` out of every frame, resizes it to a square and mirrors it if `flip`.
+
+    Args:
+        crop: Inside the frames.
+        size: Side of the result, pixels.
+        out: uint8[T, size, size, 3], C-contiguous, that receives the result.
+
+    Returns:
+        `out`, or a new array of that shape. Bilinear, or averaging areas where a side shrinks
+        more than twice (bilinear would skip pixels there).
+    """
+    if out is None:
+        out = np.empty((len(frames), size, size, 3), np.uint8)
+    shrinks = max(crop.width, crop.height) > 2 * size
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    for frame, target in zip(frames, out, strict=True):
+        view = frame[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        if view.shape == target.shape:
+            target[...] = view
+        else:
+            cv2.resize(view, (size, size), dst=target, interpolation=interpolation)
+        if flip:
+            cv2.flip(target, 1, dst=target)
+    return out
+
+
+def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
+    """Resizes to `short_side` pixels on the short side and keeps the ratio (long side truncated).
+
+    Returns:
+        T arrays uint8[H, W, 3]; the frames themselves where the short side is right already.
+
+    Reference: PaddleVideo pipelines/augmentations.py `Scale(fixed_ratio=False)`; Pillow's
+    bilinear filter, which averages when it shrinks.
+    """
+    height, width = frames[0].shape[:2]
+    if min(height, width) == short_side:
+        return list(frames)
+    return _resize(frames, *_short_side_shape(height, width, short_side))
+
+
+def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
+    """Resizes to 4:3 whatever the ratio was, so that it may distort: 256 gives 341x256.
+
+    Returns:
+        T arrays uint8[H, W, 3], upright if the frames are upright or square; the frames themselves
+        where the short side is right already (whatever the long side).
+
+    Reference: PaddleVideo's `Scale` by default, thus its `tools/predict.py`.
+    """
+    height, width = frames[0].shape[:2]
+    if min(height, width) == short_side:
+        return list(frames)
+    long_side = int(short_side * 4 / 3)
+    if width <= height:
+        return _resize(frames, long_side, short_side)
+    return _resize(frames, short_side, long_side)
+
+
+def center_crop(frames: Frames, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Cuts the central square out of every frame: uint8[T, size, size, 3], into `out` if given.
+
+    Raises:
+        ValueError: The frames are smaller than `size`.
+
+    Reference: PaddleVideo's `CenterCrop` and torchvision's: offsets are rounded half to even
+    (mmaction2 truncates).
+    """
+    height, width = frames[0].shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return crop_resize_flip(frames, Crop(left, top, size, size), size, flip=False, out=out)
+
+
+def resize_center_crop(
+    frames: Frames, short_side: int, size: int, out: np.ndarray | None = None
+) -> np.ndarray:
+    """`center_crop(resize_short_side(frames, short_side), size)`, one frame at a time.
+
+    The resized frames are not kept, only their centres: uint8[T, size, size, 3].
+    """
+    if out is None:
+        out = np.empty((len(frames), size, size, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        center_crop(resize_short_side([frame], short_side), size, out=out[i : i + 1])
+    return out
+
+
+def _snap(side: int, crop_size: int, short_side: int) -> int:
+    if abs(side - crop_size) < 3:
+        side = crop_size
+    return max(1, min(side, short_side))
+
+
+def _short_side_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    if width <= height:
+        return int(height * short_side / width), short_side
+    return short_side, int(width * short_side / height)
+
+
+def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:
+    size, bilinear = (width, height), Image.Resampling.BILINEAR
+    return [np.asarray(Image.fromarray(frame).resize(size, bilinear)) for frame in frames]

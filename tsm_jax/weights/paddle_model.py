@@ -1,0 +1,97 @@
+"""PaddleVideo's `.pdparams` as a model, and a model as a `.pdparams`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.labels import labels_or_numbers
+from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing
+from tsm_jax.weights.paddle_names import (
+    PaddleArchitecture,
+    from_paddle,
+    parameter_names,
+    to_paddle,
+)
+from tsm_jax.weights.paddle_pickle import read_paddle
+from tsm_jax.weights.paddle_writer import write_paddle
+
+
+def read_paddle_model(
+    path: str, *, num_segments: int = 8, labels: Sequence[str] | None = None
+) -> Model:
+    """A model from a `.pdparams` of PaddleVideo's TSM.
+
+    Args:
+        path: the file.
+        num_segments: T that it was trained with, which the file does not tell. PaddleVideo shifts
+            1/T of the channels each way.
+        labels: class names; None for those known by their number.
+
+    Raises:
+        UserError: the file cannot be read, is no TSM, or has no classifier.
+    """
+    tensors, found = read_paddle_tensors(path)
+    if found.num_classes is None:
+        raise UserError(
+            f"{path} has no classifier of a TSM: it can be trained from (--config.init_from), not"
+            " evaluated"
+        )
+    architecture = Architecture(
+        depth=found.depth,
+        num_classes=found.num_classes,
+        num_segments=num_segments,
+        width=found.width,
+        shift="past_first",
+        shift_fraction="1/num_segments",
+        shift_every=1,
+    )
+    provenance = {
+        "source": os.path.basename(path),
+        "source_sha256": _sha256(path),
+        "source_dtypes": found.provenance.dtypes,
+        "source_ignored": list(found.provenance.ignored),
+    }
+    names = labels if labels is not None else labels_or_numbers(found.num_classes)
+    return Model(architecture, Preprocessing(), names, tensors, provenance)
+
+
+def read_paddle_tensors(path: str) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
+    """The tensors of a `.pdparams` by our names, with or without a classifier."""
+    return from_paddle(read_paddle(path).content, path)
+
+
+def write_paddle_model(model: Model, path: str) -> None:
+    """Writes a `.pdparams` that PaddleVideo's TSM loads.
+
+    Raises:
+        UserError: PaddleVideo has no such network, and would answer something else with these
+            weights; or the file cannot be written.
+    """
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already: delete it or choose another one")
+    architecture = model.architecture
+    theirs = replace(
+        architecture, shift="past_first", shift_fraction="1/num_segments", shift_every=1
+    )
+    if architecture.num_segments == 8:  # the two fractions are the same number
+        theirs = replace(theirs, shift_fraction=architecture.shift_fraction)
+    if architecture != theirs:
+        raise UserError(
+            f"PaddleVideo shifts past_first, by 1/num_segments, in every block; this model has"
+            f" shift={architecture.shift}, shift_fraction={architecture.shift_fraction},"
+            f" shift_every={architecture.shift_every}: its weights would answer something else"
+            " there"
+        )
+    tensors = to_paddle(model.tensors, architecture.depth)
+    write_paddle(path, tensors, parameter_names(model.tensors, architecture.depth))
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,265 @@
+"""From the tensors of a PaddleVideo file to our weights, and back.
+
+Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_layout import BLOCKS, paddle_tensors
+
+_IMAGENET_HEAD = ("out.weight", "out.bias")
+_STEM = "backbone.conv._conv.weight"
+_FLOATS = ("float16", "uint16", "float32", "float64")
+_SHOWN = 5
+
+
+class _Unfit(Exception):
+    """Why tensors are not taken, as half a line."""
+
+
+class PaddleProvenance(NamedTuple):
+    """What a file was like before it became our weights.
+
+    Attributes:
+        dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
+        ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
+            (`out.weight`, `out.bias`), the teacher of a distillation.
+    """
+
+    dtypes: dict[str, int]
+    ignored: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PaddleArchitecture:
+    """The network that a file's tensors belong to.
+
+    Attributes:
+        depth: 50, 101 or 152.
+        width: channels of the stem, 64 in every published file.
+        num_classes: None for a file without a head, as the ImageNet one.
+        provenance: not part of the architecture, and not compared.
+    """
+
+    depth: int
+    width: int
+    num_classes: int | None
+    provenance: PaddleProvenance = field(
+        default=PaddleProvenance({}, ()), compare=False, repr=False
+    )
+
+
+def from_paddle(
+    tensors: Mapping[str, Any], source: str = "these tensors"
+) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
+    """Our weights from the tensors of a `.pdparams`.
+
+    Keys may lack `backbone.` (ImageNet files) or begin with `Student.`, `Student.0.`, or `0.`
+    (distillation: the student is taken, the teacher ignored; without a student, the teacher).
+
+    Args:
+        tensors: by PaddleVideo name. float16, float64 and Paddle's bfloat16 (uint16) are turned
+            into float32.
+        source: what error messages begin with: the file's name.
+
+    Returns:
+        Weights by our names, float32 and contiguous, and the architecture that the shapes tell.
+        The direction and the fraction of the shift cannot be told from them.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, of another shape or not finite, or the file
+            is of another model.
+    """
+    try:
+        return _from_paddle(tensors)
+    except _Unfit as reason:
+        raise UserError(f"{source}: {reason}") from None
+
+
+def to_paddle(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:
+    """The inverse of `from_paddle`: float32 tensors by PaddleVideo name, in its order.
+
+    Raises:
+        UserError: the weights are not those of a ResNet of this depth, or PaddleVideo has none.
+    """
+    expected = list(paddle_tensors(*_dimensions(weights, depth)))
+    shapes = {tensor.ours: _our_shape(tensor.shape) for tensor in expected}
+    try:
+        _check(shapes, weights)
+    except _Unfit as reason:
+        raise UserError(f"weights of a ResNet-{depth}: {reason}") from None
+    return {tensor.paddle: _to_theirs(weights[tensor.ours]) for tensor in expected}
+
+
+def parameter_names(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, str]:
+    """Paddle's parameter name of each tensor: the `StructuredToParameterName@@` of PaddleVideo.
+
+    As PaddleVideo's ResNetTSM and TSMHead give them; moving averages get a running number.
+    """
+    return {
+        tensor.paddle: tensor.parameter for tensor in paddle_tensors(*_dimensions(weights, depth))
+    }
+
+
+def _dimensions(weights: Mapping[str, np.ndarray], depth: int) -> tuple[int, int, int | None]:
+    if depth not in BLOCKS:
+        raise UserError(f"PaddleVideo has no TSM ResNet-{depth}; it has 50, 101 and 152")
+    stem = _shape(weights.get("backbone.stem.conv.kernel"))
+    fc = _shape(weights.get("head.fc.kernel"))
+    return depth, stem[-1] if stem else 64, fc[-1] if fc else None
+
+
+def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
+    found, ignored = _normalised(tensors)
+    _refuse_other_models(found)
+    dimensions = _inferred_dimensions(found)
+    expected = list(paddle_tensors(*dimensions))
+    _check({tensor.paddle: tensor.shape for tensor in expected}, found)
+    dtypes = Counter(_dtype_name(found[tensor.paddle]) for tensor in expected)
+    weights = {tensor.ours: _to_ours(found[tensor.paddle]) for tensor in expected}
+    _check_values(weights, {tensor.ours: tensor.paddle for tensor in expected})
+    provenance = PaddleProvenance(dict(dtypes), tuple(ignored))
+    return weights, PaddleArchitecture(*dimensions, provenance)
+
+
+def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
+    if not tensors:
+        raise _Unfit("holds no tensors; is it the .pdparams of a whole model?")
+    for name in tensors:
+        if re.search(r"(^|\.)(bb_\d+_\d+|conv1_[123])\.", name):
+            raise _Unfit(
+                f"is a PP-TSM file ({name!a}), another network that is not supported;"
+                " give the weights of TSM"
+            )
+        if "_velocity_" in name or name == "LR_Scheduler":
+            raise _Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
+
+
+def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tensors under their full PaddleVideo names, and the names of those left aside."""
+    role = _chosen_role(tensors)
+    found: dict[str, Any] = {}
+    ignored = []
+    for name, value in tensors.items():
+        if not name.startswith(role) or name.removeprefix("backbone.") in _IMAGENET_HEAD:
+            ignored.append(name)
+            continue
+        full = _full_name(name.removeprefix(role))
+        if full in found:
+            raise _Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
+        found[full] = value
+    return found, ignored
+
+
+def _chosen_role(names: Iterable[str]) -> str:
+    """The prefix of the network to take from a distillation's file; none in any other."""
+    roots = {name.partition(".")[0] for name in names}
+    return "Student." if "Student" in roots else "Teacher." if "Teacher" in roots else ""
+
+
+def _full_name(name: str) -> str:
+    """With `backbone.` or `head.` in front, whether the file numbers its parts or names them."""
+    if name.startswith(("backbone.", "head.")):
+        return name
+    if name.startswith("1."):
+        return f"head.{name[2:]}"
+    name = name.removeprefix("0.")
+    return f"backbone.{name}" if re.match(r"(conv|res\d\w+)\.", name) else name
+
+
+def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[int, int, int | None]:
+    """Depth, width and number of classes: from the blocks present, the stem and the head."""
+    depth = 50
+    if "backbone.res4b1.conv0._conv.weight" in found:
+        is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
+        depth = 152 if is_152 else 101
+    stem, fc = _shape(found.get(_STEM)), _shape(found.get("head.fc.weight"))
+    bias = _shape(found.get("head.fc.bias"))
+    width = stem[0] if stem and stem[0] > 0 else 64
+    num_classes = fc[-1] if fc else bias[-1] if bias else None
+    return depth, width, num_classes or None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.shape if isinstance(value, np.ndarray) else ()
+
+
+def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
+    """Exactly the expected names and shapes, and only floating point tensors."""
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    both = [(name, shape) for name, shape in expected.items() if name in found]
+    others = [
+        f"{name} is {_described(found[name])}, not {shape}"
+        for name, shape in both
+        if _shape(found[name]) != shape or _dtype_name(found[name]) not in (*_FLOATS, "bfloat16")
+    ]
+    problems = [
+        f"{len(names)} {kind} ({_listed(names)})"
+        for kind, names in [("missing", missing), ("unexpected", unexpected), ("wrong", others)]
+        if names
+    ]
+    if problems:
+        raise _Unfit(f"not a TSM ResNet: {', '.join(problems)}; check that it is the right file")
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return type(value).__name__
+    return f"{value.dtype} {value.shape}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first few, on one line whatever a file calls its tensors."""
+    names = list(names)
+    shown = [ascii(name)[1:-1][:120] for name in names[:_SHOWN]]
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join(shown + more)
+
+
+def _check_values(weights: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
+    bad = [names[ours] for ours, value in weights.items() if not np.isfinite(value).all()]
+    if bad:
+        raise _Unfit(f"{len(bad)} tensors hold values that are not finite: {_listed(bad)}")
+    bad = [
+        names[ours] for ours, value in weights.items() if ours.endswith(".var") and value.min() < 0
+    ]
+    if bad:
+        raise _Unfit(f"{len(bad)} running variances are negative: {_listed(bad)}")
+
+
+def _dtype_name(value: Any) -> str:
+    if not isinstance(value, np.ndarray):
+        return type(value).__name__
+    return "bfloat16" if value.dtype == np.uint16 else value.dtype.name
+
+
+def _to_ours(value: np.ndarray) -> np.ndarray:
+    if value.ndim == 4:
+        value = value.transpose(2, 3, 1, 0)  # OIHW to HWIO
+    if value.dtype == np.uint16:  # bfloat16: the upper half of a float32
+        return (value.astype(np.uint32, order="C") << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # an overflow to infinity is reported with its name
+        return np.asarray(value, np.float32, order="C")
+
+
+def _to_theirs(value: np.ndarray) -> np.ndarray:
+    if value.ndim == 4:
+        value = value.transpose(3, 2, 0, 1)  # HWIO to OIHW
+    return np.asarray(value, np.float32, order="C")
+
+
+def _our_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 4:
+        return shape
+    out, features_in, height, width = shape
+    return height, width, features_in, out

@@ -1,0 +1,117 @@
+"""Writes a `.pdparams` that PaddlePaddle 2 and 3 load, one instruction after the other.
+
+Python's own pickler would name NumPy's functions as the installed NumPy does
+(`numpy._core.multiarray` from 2.0 on), which the NumPy that most Paddle installations have
+cannot find; `numpy.core.multiarray` is understood by all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.paddle_pickle import NAME_TABLE
+
+_DTYPES = frozenset(("f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"))
+
+
+def write_paddle(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    parameter_names: Mapping[str, str] | None = None,
+) -> None:
+    """Writes `tensors` as `paddle.save(layer.state_dict(), path)` does: a pickle of protocol 4.
+
+    The file appears under its name only when it is complete; an existing one is replaced.
+
+    Args:
+        path: the file; its directory must exist.
+        tensors: by structured name, as `paddle_names.to_paddle` gives them. Numbers of any
+            width; bfloat16 must come as the uint16 that Paddle uses for it.
+        parameter_names: the `StructuredToParameterName@@` entry, which `paddle.load` needs to
+            return tensors instead of arrays. Names that it lacks stand for themselves.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: a tensor of a dtype that Paddle does not have.
+    """
+    path = Path(path)
+    names = {key: (parameter_names or {}).get(key, key) for key in tensors}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            for piece in _pickle(tensors, names):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _pickle(
+    tensors: Mapping[str, np.ndarray], names: Mapping[str, str]
+) -> Iterator[bytes | memoryview]:
+    yield pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + pickle.MARK
+    for key, tensor in tensors.items():
+        yield _text(key)
+        yield from _array(key, tensor)
+    yield _text(NAME_TABLE) + pickle.EMPTY_DICT + pickle.MARK
+    for key, name in names.items():
+        yield _text(key) + _text(name)
+    yield pickle.SETITEMS + pickle.SETITEMS + pickle.STOP
+
+
+def _array(key: str, tensor: np.ndarray) -> Iterator[bytes | memoryview]:
+    """`_reconstruct(ndarray, (0,), b"b")`, then BUILD with (1, shape, dtype, False, bytes)."""
+    code = tensor.dtype.str[1:]
+    if code not in _DTYPES:
+        raise ValueError(f"{key}: Paddle files have no dtype {tensor.dtype}")
+    values = np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
+    yield _global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray")
+    yield _integer(0) + pickle.TUPLE1 + _bytes_header(1) + b"b" + pickle.TUPLE3 + pickle.REDUCE
+    yield pickle.MARK + _integer(1) + _shape(values.shape) + _dtype(code) + pickle.NEWFALSE
+    yield _bytes_header(values.nbytes)
+    yield values.reshape(-1).view(np.uint8).data
+    yield pickle.TUPLE + pickle.BUILD
+
+
+def _shape(shape: tuple[int, ...]) -> bytes:
+    return pickle.MARK + b"".join(_integer(length) for length in shape) + pickle.TUPLE
+
+
+def _dtype(code: str) -> bytes:
+    """`dtype(code, False, True)`, then BUILD with its byte order and the absent extras."""
+    order = "|" if code[1:] == "1" else "<"
+    made = _global("numpy", "dtype") + _text(code) + pickle.NEWFALSE + pickle.NEWTRUE
+    made += pickle.TUPLE3 + pickle.REDUCE
+    extras = pickle.NONE * 3 + _integer(-1) * 2 + _integer(0)
+    return made + pickle.MARK + _integer(3) + _text(order) + extras + pickle.TUPLE + pickle.BUILD
+
+
+def _global(module: str, name: str) -> bytes:
+    return _text(module) + _text(name) + pickle.STACK_GLOBAL
+
+
+def _text(text: str) -> bytes:
+    data = text.encode()
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def _integer(value: int) -> bytes:
+    if -(2**31) <= value < 2**31:
+        return pickle.BININT + struct.pack("<i", value)
+    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
+
+
+def _bytes_header(length: int) -> bytes:
+    return pickle.BINBYTES8 + struct.pack("<Q", length)

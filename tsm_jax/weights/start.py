@@ -1,0 +1,91 @@
+"""Starting a training from weights of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+
+HEAD = "head."
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Attributes:
+        loaded: the tensors to take, by name.
+        fresh: names of those that keep their random start.
+        left: names of those in the file that are not used.
+    """
+
+    loaded: dict[str, np.ndarray]
+    fresh: list[str]
+    left: list[str]
+
+    def __str__(self) -> str:
+        return (
+            f"loaded {len(self.loaded)} tensors ({_summary(self.loaded)}); fresh"
+            f" {len(self.fresh)} ({_summary(self.fresh)}); not used {len(self.left)}"
+            f" ({_summary(self.left)})"
+        )
+
+
+def choose_start(
+    tensors: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    with_head: bool,
+    ignore: Sequence[str] = (),
+    source: str = "the weights",
+) -> Start:
+    """Decides tensor by tensor what is loaded.
+
+    Args:
+        tensors: what the weights hold.
+        expected: name to shape of what the network needs.
+        with_head: take the classifier too.
+        ignore: names, or beginnings of names, that may differ and then start fresh.
+        source: where the weights are from, for the message.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape and is not ignored.
+    """
+    skipped = (*ignore, *(() if with_head else (HEAD,)))
+    problems, loaded, fresh = [], {}, []
+    for name, shape in expected.items():
+        wanted = with_head or not name.startswith(HEAD)
+        if wanted and name in tensors and tensors[name].shape == tuple(shape):
+            loaded[name] = tensors[name]
+        elif name.startswith(skipped):
+            fresh.append(name)
+        elif name in tensors:
+            problems.append(f"{name} is {tensors[name].shape} there and {tuple(shape)} here")
+        else:
+            problems.append(f"{name} is missing there")
+    left = [name for name in tensors if name not in loaded]
+    problems += [
+        f"{name} is not part of this network"
+        for name in left
+        if name not in expected and not name.startswith(skipped)
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{source} does not fit: {'; '.join(problems[:3])}{more}. Name what may differ in"
+            " config.init_ignore, for example --config.init_ignore=\"('head.',)\""
+        )
+    return Start(loaded, fresh, left)
+
+
+def _summary(names: Sequence[str] | Mapping[str, np.ndarray]) -> str:
+    """The parts of the network that `names` belong to."""
+    parts = sorted({".".join(name.split(".")[:3]) for name in names})
+    shown = [part for part in parts if part.startswith(HEAD)]
+    backbone = [part for part in parts if not part.startswith(HEAD)]
+    if backbone:
+        shown.insert(0, "backbone")
+    return ", ".join(shown) or "none"
