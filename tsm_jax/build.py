@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from tsm_jax.config import Plan
 from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
+from tsm_jax.data.packed import open_packed
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import EvalProtocol, eval_protocol
 from tsm_jax.data.sources import FrameSource, Source, SyntheticSource, VideoSource
@@ -109,6 +110,8 @@ def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
     prefix = data.prefix or (os.path.dirname(list_path) if data.render else "")
     if data.source == "synthetic":
         return SyntheticSource(SYNTHETIC_CLIPS, num_classes)
+    if data.source == "packed":
+        return open_packed(list_path, num_classes)
     if data.source == "frames":
         entries = read_frame_list(
             list_path, prefix=prefix, suffix=data.suffix, num_classes=num_classes

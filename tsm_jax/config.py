@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.shift_fraction": ("1/8", "1/num_segments"),
     "model.shift_every": (1, 2),
     "model.data_format": ("NHWC", "NCHW"),
-    "data.source": ("videos", "frames", "synthetic"),
+    "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.render": ("", "moving_shapes"),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine"),
@@ -114,9 +114,11 @@ def _model() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     # What the lists name: `videos` (lines `path label`), `frames` (lines `folder num_frames
-    # label`), or `synthetic` (no lists: random pixels to measure with).
+    # label`); `packed` (instead of lists, folders that `prepare pack` wrote); or `synthetic` (no
+    # lists: random pixels to measure with).
     data.source = "videos"
-    # The lists of training and validation clips, and what is put before and after each path.
+    # The lists (or packed folders) of training and validation clips, and what is put before and
+    # after each path of a list.
     data.train_list = "data/k400/train.list"
     data.val_list = "data/k400/val.list"
     data.prefix = ""

@@ -254,3 +254,36 @@ def test_decoders_agree_on_real_videos(real_videos: Path, name: str):
     path = str(real_videos / "odd_videos/decord/tests/test_data" / name)
     with_decord = decode._decode_with_decord(path, _middle)
     np.testing.assert_array_equal(with_decord, decode._decode_with_pyav(path, _middle))
+
+
+@pytest.mark.parametrize("has_decord", [pytest.param(True, marks=needs_decord), False])
+def test_every_frame_is_what_decode_frames_numbers(
+    numbered_video: Path, monkeypatch: pytest.MonkeyPatch, has_decord: bool
+):
+    if not has_decord:
+        monkeypatch.setattr(decode, "decord", None)
+    frames = decode_frames(numbered_video, np.arange)
+    assert len(frames) == 50
+    np.testing.assert_array_equal(list(decode.every_frame(numbered_video)), frames)
+
+
+@needs_decord
+def test_pyav_goes_on_where_decord_stops(numbered_video: Path, monkeypatch: pytest.MonkeyPatch):
+    expected = decode_frames(numbered_video, np.arange)
+
+    class Stops:
+        def __init__(self, path, num_threads):
+            self.reader = reader(path, num_threads=num_threads)
+
+        def __len__(self):
+            return len(self.reader)
+
+        def get_batch(self, indices):
+            if indices[0] >= 32:
+                raise RuntimeError("broken")
+            return self.reader.get_batch(indices)
+
+    assert decode.decord is not None
+    reader = decode.decord.VideoReader
+    monkeypatch.setattr(decode.decord, "VideoReader", Stops)
+    np.testing.assert_array_equal(list(decode.every_frame(numbered_video)), expected)

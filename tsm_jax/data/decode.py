@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Container, Generator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +41,16 @@ _PYAV_ERRORS = (FFmpegError, OSError, ValueError)
 
 Choose = Callable[[int], np.ndarray]
 
+# Frames that `every_frame` holds at a time.
+_CHUNK = 16
+
+
+class _Everything:
+    """Contains every frame."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
 
 def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     """Decodes the frames of a video that `choose` picks.
@@ -65,6 +76,46 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     if frames is None:
         frames = _decode_with_pyav(path, choose)
     return frames
+
+
+def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
+    """Decodes a video from the first frame to the last, holding few of them at a time.
+
+    Yields:
+        The frames that `decode_frames` would number 0, 1, 2, ...
+
+    Raises:
+        UnreadableClipError: As `decode_frames`, at the first frame that cannot be decoded.
+    """
+    path = os.path.abspath(path)
+    _check_is_video(path)
+    done, is_complete = yield from _every_frame_with_decord(path)
+    if is_complete:
+        return
+    for frame in islice(_walk(path, _Everything()), done, None):  # PyAV goes on from there
+        assert frame is not None, "everything is wanted"
+        yield frame
+        done += 1
+    if done == 0:
+        raise UnreadableClipError(f"{path} has a video stream without frames; fetch it again")
+
+
+def _every_frame_with_decord(path: str) -> Generator[np.ndarray, None, tuple[int, bool]]:
+    """The frames as far as decord can decode; returns their number and whether it is all."""
+    if decord is None:
+        return 0, False
+    try:
+        reader = decord.VideoReader(path, num_threads=1)
+        length = len(reader)
+    except _DECORD_ERRORS:
+        return 0, False
+    for start in range(0, length, _CHUNK):
+        try:
+            chunk = reader.get_batch(np.arange(start, min(start + _CHUNK, length))).asnumpy()
+        except _DECORD_ERRORS:
+            return start, False
+        yield from chunk
+    return length, length > 0
 
 
 def _check_is_video(path: str) -> None:

@@ -56,6 +56,15 @@ def paddle_predict_frames(num_frames: int, num_segments: int) -> np.ndarray:
     return (average - 1) // 2 + segment * average
 
 
+def spread_frames(num_frames: int, count: int) -> np.ndarray:
+    """`count` of `num_frames` frames, evenly spaced: the middles of as many equal parts.
+
+    Returns:
+        int64[count], rising; `count` is at most `num_frames`.
+    """
+    return ((2 * np.arange(count, dtype=np.int64) + 1) * num_frames) // (2 * count)
+
+
 def _check(num_frames: int, num_segments: int) -> None:
     if num_frames < 1 or num_segments < 1:
         raise ValueError(f"nothing to sample: {num_frames} frames, {num_segments} segments")

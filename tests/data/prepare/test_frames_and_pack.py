@@ -1,0 +1,231 @@
+"""Extraction and packing: what is written, what is repeated, what fails."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tsm_jax import prepare
+from tsm_jax.data.clips import TrainClips
+from tsm_jax.data.decode import every_frame
+from tsm_jax.data.lists import read_frame_list, read_video_list
+from tsm_jax.data.packed import nearest_kept, open_packed
+from tsm_jax.data.sampling import spread_frames
+from tsm_jax.data.sources import FrameSource, VideoSource
+from tsm_jax.errors import UserError
+
+
+def start(*arguments) -> subprocess.Popen:
+    """`python -m tsm_jax.prepare ...` in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tsm_jax.prepare", *map(str, arguments)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """The hash of every file under a folder, and every folder, by its path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else ""
+        for path in folder.rglob("*")
+    }
+
+
+def run(command, *arguments):
+    prepare.main([command, *map(str, arguments), "--processes", "2"])
+
+
+def frames(video_list, videos, output, *more):
+    run("frames", "--list", video_list, "--prefix", videos, "--output", output, *more)
+
+
+def pack(video_list, videos, output, *more):
+    arguments = ["--source", "videos", "--list", video_list, "--prefix", videos]
+    run("pack", *arguments, "--output", output, "--clips_per_shard", 3, *more)
+
+
+def test_frames_are_those_of_the_videos(videos, video_list, tmp_path, capsys):
+    output, frame_list = tmp_path / "frames", tmp_path / "frames.list"
+    frames(video_list, videos, output, "--write_list", frame_list, "--quality", 100)
+    lines = frame_list.read_text().splitlines()
+    assert lines[0] == "a/clip0 23 0" and lines[-1] == "b b/clip2 22 1"
+    assert len(lines) == 6
+    assert {p.name for p in output.iterdir()} == {"a", "b b", "extraction.json", "failed.txt"}
+    assert "a/clip9.mp4" in (output / "failed.txt").read_text()
+    assert "6 of 7 videos extracted" in capsys.readouterr().out
+    source = FrameSource(
+        read_frame_list(frame_list, prefix=str(output), num_classes=2), "img_{:05}.jpg"
+    )
+    pictures = source.read(0, np.arange)
+    decoded = list(every_frame(videos / "a" / "clip0.mp4"))
+    assert len(pictures) == len(decoded) == 23
+    assert np.abs(np.array(pictures).astype(int) - np.array(decoded)).mean() < 3
+
+
+def test_the_short_side_is_made_smaller_never_larger(videos, video_list, tmp_path):
+    for short_side, expected in ((24, (24, 32)), (256, (48, 64)), (0, (48, 64))):
+        output = tmp_path / str(short_side)
+        frames(video_list, videos, output, "--short_side", short_side, "--keep_extension")
+        picture = cv2.imread(str(output / "b b" / "clip0.mp4" / "img_00001.jpg"))
+        assert picture is not None and picture.shape[:2] == expected
+
+
+def test_finished_work_is_not_repeated_and_options_do_not_mix(videos, video_list, tmp_path):
+    output = tmp_path / "frames"
+    frames(video_list, videos, output)
+    before = {p: p.stat().st_mtime_ns for p in output.rglob("*.jpg")}
+    frames(video_list, videos, output)
+    assert {p: p.stat().st_mtime_ns for p in output.rglob("*.jpg")} == before
+    with pytest.raises(UserError, match="use the same options"):
+        frames(video_list, videos, output, "--short_side", 32)
+
+
+def test_one_folder_for_two_videos_is_refused(videos, video_list, tmp_path, make_video):
+    (tmp_path / "a").mkdir()
+    for name in ("x.mp4", "x.avi"):
+        (tmp_path / "a" / name).write_bytes(b"")
+    with pytest.raises(UserError, match="add --keep_extension"):
+        run("frames", "--videos", tmp_path, "--output", tmp_path / "frames")
+
+
+def test_packed_clips_are_those_of_the_list(videos, video_list, tmp_path, capsys):
+    output = tmp_path / "packed"
+    pack(video_list, videos, output, "--frames_per_clip", 0, "--quality", 100)
+    assert "a/clip9.mp4" in (output / "failed.txt").read_text()
+    source = open_packed(str(output), num_classes=2)
+    assert [source.label(i) for i in range(len(source))] == [0, 0, 0, 1, 1, 1]
+    decoded = list(every_frame(videos / "a" / "clip0.mp4"))
+    pictures = source.read(0, np.arange)
+    assert len(pictures) == 23
+    assert np.abs(np.array(pictures).astype(int) - np.array(decoded)).mean() < 3
+
+
+def test_a_packed_folder_keeps_its_list_options_and_bytes(videos, video_list, tmp_path):
+    output, again = tmp_path / "packed", tmp_path / "again"
+    pack(video_list, videos, output)
+    complete = digest(output)
+    pack(video_list, videos, output)
+    assert digest(output) == complete
+    run("pack", "--source", "videos", "--list", video_list, "--prefix", videos, "--output", again)
+    assert digest(again) != complete  # other shards
+    with pytest.raises(UserError, match="from another list or with other options"):
+        pack(video_list, videos, output, "--quality", 50)
+    (output / "dataset_info.json").unlink()
+    with pytest.raises(UserError, match="not complete"):
+        open_packed(str(output), num_classes=2)
+
+
+def test_tensorflow_datasets_opens_it(videos, video_list, tmp_path):
+    import tensorflow_datasets as tfds
+
+    pack(video_list, videos, tmp_path / "packed", "--frames_per_clip", 8)
+    builder = tfds.builder_from_directory(tmp_path / "packed")
+    records = builder.as_data_source(split="clips")
+    assert len(records) == 6
+    example = records[5]
+    assert np.array(example["frames"]).shape == (8, 48, 64, 3)
+    assert (example["label"], example["num_frames"]) == (1, 22)
+    assert example["name"] == b"b b/clip2.mp4"
+
+
+def test_frames_are_packed_byte_by_byte(videos, video_list, tmp_path):
+    output, frame_list = tmp_path / "frames", tmp_path / "frames.list"
+    frames(video_list, videos, output, "--write_list", frame_list)
+    arguments = ["--source", "frames", "--list", frame_list, "--prefix", output]
+    run("pack", *arguments, "--output", tmp_path / "packed")
+    record = open_packed(str(tmp_path / "packed"), 2).records[0]
+    for name in ("img_00001.jpg", "img_00023.jpg"):
+        assert (output / "a" / "clip0" / name).read_bytes() in record
+
+
+def test_three_sources_show_the_same_clips(videos, video_list, tmp_path):
+    output, frame_list = tmp_path / "frames", tmp_path / "frames.list"
+    video_list.write_text("\n".join(x for x in video_list.read_text().splitlines() if "9" not in x))
+    frames(video_list, videos, output, "--write_list", frame_list, "--quality", 100)
+    pack(video_list, videos, tmp_path / "packed", "--quality", 100)
+    sources = [
+        VideoSource(read_video_list(video_list, prefix=str(videos), num_classes=2)),
+        FrameSource(
+            read_frame_list(frame_list, prefix=str(output), num_classes=2), "img_{:05}.jpg"
+        ),
+        open_packed(str(tmp_path / "packed"), num_classes=2),
+    ]
+    readers = [TrainClips(source, 4, 32, flip=True, seed=3) for source in sources]
+    for index in range(6):
+        expected, *others = [reader.read(index, epoch=1) for reader in readers]
+        for other in others:
+            assert other["label"] == expected["label"]
+            difference = np.abs(other["video"].astype(int) - expected["video"])
+            assert difference.mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "kept", "expected"), [(300, 64, 2.4), (64, 64, 0), (65, 64, 1), (10, 1, 5)]
+)
+def test_the_nearest_kept_frame_stands_in(num_frames, kept, expected):
+    positions = spread_frames(num_frames, kept)
+    assert len(set(positions.tolist())) == kept and positions.max() < num_frames
+    indices = np.arange(num_frames)
+    nearest = positions[nearest_kept(indices, num_frames, kept)]
+    assert np.abs(nearest - indices).max() <= expected
+    brute = np.abs(positions[None] - indices[:, None]).min(1)
+    np.testing.assert_array_equal(np.abs(nearest - indices), brute)
+
+
+def commands(videos: Path, video_list: Path):
+    common = ["--list", video_list, "--prefix", videos, "--processes", 2]
+    return {
+        "frames": ["frames", *common, "--output"],
+        "pack": ["pack", "--source", "videos", *common, "--clips_per_shard", 1, "--output"],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["frames", "pack"])
+def test_killed_at_ten_random_moments(videos, video_list, tmp_path, name):
+    command = commands(videos, video_list)[name]
+    started = time.monotonic()
+    assert start(*command, tmp_path / "undisturbed").wait() == 0
+    seconds = time.monotonic() - started
+    rng = random.Random(1)
+    killed, expected = 0, digest(tmp_path / "undisturbed")
+    for _ in range(10):
+        process = start(*command, tmp_path / "killed")
+        time.sleep(rng.uniform(0.2, 1) * seconds)
+        process.kill()
+        if process.wait() == 0:  # it was done before
+            assert digest(tmp_path / "killed") == expected
+            shutil.rmtree(tmp_path / "killed")
+        killed += process.returncode < 0
+    assert killed
+    assert start(*command, tmp_path / "killed").wait() == 0
+    assert digest(tmp_path / "killed") == expected
+
+
+@pytest.mark.parametrize("name", ["frames", "pack"])
+def test_killed_while_it_writes(videos, video_list, tmp_path, name):
+    """As above, once, at the moment when the first result is there."""
+    command = commands(videos, video_list)[name]
+    output = tmp_path / "killed"
+    process = start(*command, output)
+    pattern = "a/*" if name == "frames" else "*array_record*"
+    while process.poll() is None and not any(output.glob(pattern)):
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (output / "dataset_info.json").exists()
+    prepare.main([str(word) for word in (*command, output)])
+    prepare.main([str(word) for word in (*command, tmp_path / "undisturbed")])
+    assert digest(output) == digest(tmp_path / "undisturbed")

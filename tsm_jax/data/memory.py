@@ -1,0 +1,25 @@
+"""How this process treats memory that it frees."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_MMAP_THRESHOLD = 32 * 2**20  # the most that glibc allows
+_TRIM_THRESHOLD = 512 * 2**20
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed blocks for the next clip instead of returning them to the system.
+
+    A packed clip of 1.4 MB otherwise costs hundreds of page faults: 1.7 ms instead of 0.4 ms.
+    Elsewhere than on glibc nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
+        return
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    mallopt(_M_TRIM_THRESHOLD, _TRIM_THRESHOLD)

@@ -1,0 +1,126 @@
+"""Clips packed into ArrayRecord shards of JPEG frames, which TensorFlow Datasets opens as well.
+
+A packed folder holds one list's clips in the list's order:
+
+    dataset_info.json, features.json     what `tfds.builder_from_directory` reads
+    tsm-clips.array_record-*             the records, split `clips` of the data set
+    clips.list                           `name num_frames label` of every record
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tsm_jax.data.frames import decode_picture
+from tsm_jax.data.lists import ClipEntry, read_frame_list
+from tsm_jax.data.memory import keep_freed_memory
+from tsm_jax.data.sampling import spread_frames
+from tsm_jax.errors import UnreadableClipError, UserError
+
+DATASET, SPLIT = "tsm", "clips"
+CLIPS_FILE = "clips.list"
+INFO_FILE = "dataset_info.json"
+
+
+@dataclass(frozen=True)
+class PackedSource:
+    """Clips of a packed folder.
+
+    Where a clip was packed with fewer frames than it had, the nearest of them stands in for the
+    one asked for: the draws are those of the other sources.
+
+    Attributes:
+        directory: of the packed folder.
+        entries: names, labels and original numbers of frames.
+        records: raw records by index, readable from several threads.
+    """
+
+    directory: str
+    entries: Sequence[ClipEntry]
+    records: Any
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def label(self, index: int) -> int:
+        return self.entries[index].label
+
+    def name(self, index: int) -> str:
+        return f"{self.directory}: {self.entries[index].path}"
+
+    def read(self, index: int, choose: Any) -> Sequence[np.ndarray]:
+        keep_freed_memory()
+        num_frames = self.entries[index].num_frames
+        assert num_frames is not None, "clips.list gives the number of frames"
+        pictures = _pictures(self.records[index], self.name(index))
+        wanted = nearest_kept(choose(num_frames), num_frames, len(pictures))
+        decoded: dict[int, np.ndarray] = {}
+        for i in wanted.tolist():
+            if i not in decoded:
+                decoded[i] = decode_picture(pictures[i], f"frame {i} of {self.name(index)}")
+        return [decoded[i] for i in wanted.tolist()]
+
+
+def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndarray:
+    """Positions among the kept frames, `spread_frames(num_frames, num_kept)`, nearest to `indices`.
+
+    Args:
+        indices: int64[T], of frames in the original clip.
+        num_frames: of the original clip.
+        num_kept: stored ones, at most `num_frames`.
+    """
+    kept = spread_frames(num_frames, num_kept)
+    right = np.searchsorted(kept, indices).clip(0, num_kept - 1)
+    left = (right - 1).clip(0)
+    return np.where(np.abs(kept[left] - indices) <= np.abs(kept[right] - indices), left, right)
+
+
+def _pictures(record: bytes, name: str) -> Sequence[bytes]:
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
+    except DecodeError as error:
+        raise UnreadableClipError(f"{name}: its record is broken; pack the list again") from error
+    pictures = example.features.feature["frames"].bytes_list.value
+    if not pictures:
+        raise UnreadableClipError(f"{name}: its record has no frames; pack the list again")
+    return pictures
+
+
+def open_packed(directory: str, num_classes: int) -> PackedSource:
+    """The clips of a folder, or of a `gs://` address where TensorFlow Datasets reads those.
+
+    Args:
+        directory: what `prepare pack` wrote.
+        num_classes: labels are below it.
+
+    Raises:
+        UserError: it is no packed folder, or incomplete.
+    """
+    # Imported here: it takes a second, and the other sources need none of it.
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    path = epath.Path(directory)
+    if not (path / INFO_FILE).exists():
+        raise UserError(
+            f"{directory} is no packed folder, or one that is not complete: run"
+            " python -m tsm_jax.prepare pack (again)"
+        )
+    with tempfile.TemporaryDirectory() as folder:  # a list is read from this machine's disk
+        clips = (path / CLIPS_FILE).copy(os.path.join(folder, CLIPS_FILE))
+        entries = read_frame_list(os.fspath(clips), num_classes=num_classes)
+    builder: Any = tfds.builder_from_directory(os.fspath(path))
+    method = tfds.decode.DeserializeMethod.RAW_BYTES
+    records = builder.as_data_source(split=SPLIT, deserialize_method=method).data_source
+    if len(records) != len(entries):
+        raise UserError(f"{directory} has {len(records)} records, its list {len(entries)} lines")
+    return PackedSource(directory, entries, records)

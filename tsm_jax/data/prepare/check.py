@@ -1,0 +1,86 @@
+"""Reads every clip of a list as training would, and tells what is wrong with which."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs, show_progress
+from tsm_jax.data.sources import FrameSource, Source, VideoSource
+
+OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """About one clip.
+
+    Attributes:
+        path: of the clip.
+        kind: `ok`; `short` (readable, but with fewer frames than segments); `broken`; `missing`.
+        detail: in one line; empty if it is ok.
+    """
+
+    path: str
+    kind: str
+    detail: str = ""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether training can read it."""
+        return self.kind in (OK, SHORT)
+
+
+def check_entries(
+    entries: Sequence[ClipEntry],
+    source: str,
+    *,
+    num_segments: int = 8,
+    template: str = "img_{:05}.jpg",
+    processes: int = 0,
+    seconds: float = 60.0,
+) -> list[Verdict]:
+    """Reads `num_segments` frames of every clip, the first and the last frame among them.
+
+    Args:
+        entries: of the list.
+        source: `videos` or `frames`.
+        num_segments: frames that training reads.
+        template: name of a frame.
+        processes: that read, 0 for one per core.
+        seconds: after which a clip counts as broken.
+
+    Returns:
+        A verdict on every entry, in their order.
+    """
+    check = partial(_check, source=source, num_segments=num_segments, template=template)
+    verdicts = []
+    with closing(run_jobs(check, entries, processes=processes, seconds=seconds)) as results:
+        for entry, result in show_progress(results, "check", len(entries)):
+            if isinstance(result, JobFailure):
+                kind = BROKEN if os.path.exists(entry.path) else MISSING
+                verdicts.append(Verdict(entry.path, kind, result.reason))
+            else:
+                verdicts.append(result)
+    return verdicts
+
+
+def _check(entry: ClipEntry, *, source: str, num_segments: int, template: str) -> Verdict:
+    length = 0
+
+    def choose(num_frames: int) -> np.ndarray:
+        nonlocal length
+        length = num_frames
+        return np.linspace(0, num_frames - 1, num_segments).astype(np.int64)
+
+    clip: Source = FrameSource([entry], template) if source == "frames" else VideoSource([entry])
+    clip.read(0, choose)
+    if length < num_segments:
+        return Verdict(entry.path, SHORT, f"{length} frames, fewer than {num_segments} segments")
+    return Verdict(entry.path, OK)

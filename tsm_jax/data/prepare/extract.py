@@ -1,0 +1,155 @@
+"""Videos to folders of numbered JPEG files.
+
+A folder is filled under another name and renamed when it is complete, so that a folder which is
+there is finished. What the options were is noted beside the folders: frames of two sizes never end
+up in one data set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from tsm_jax.data.decode import every_frame
+from tsm_jax.data.prepare.atomic import write_failures, write_lines
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs, show_progress
+from tsm_jax.errors import UserError
+
+TEMPLATE = "img_{:05}.jpg"
+OPTIONS_FILE = "extraction.json"
+FAILED_FILE = "failed.txt"
+_PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class FrameOptions:
+    """How frames are stored.
+
+    Attributes:
+        short_side: pixels; larger frames are scaled down to it, smaller ones stay. 0 keeps all.
+        quality: of the JPEG files, 1 to 100.
+    """
+
+    short_side: int = 256
+    quality: int = 95
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What came of it.
+
+    Attributes:
+        num_frames: of each video, in the order given; None of those that failed.
+        failures: (video, reason).
+    """
+
+    num_frames: list[int | None]
+    failures: list[tuple[str, str]]
+
+
+def extract(
+    videos: Sequence[str],
+    folders: Sequence[str],
+    output: str,
+    options: FrameOptions,
+    *,
+    processes: int = 0,
+    seconds: float = 300.0,
+) -> Extracted:
+    """Extracts every video that has no folder yet.
+
+    Args:
+        videos: paths of the files.
+        folders: for each, the folder under `output` that its frames go to.
+        output: made if need be. It gets `failed.txt` with the videos that failed.
+        options: must be those of the earlier runs into `output`.
+        processes: 0 for one per core.
+        seconds: limit for one video.
+
+    Raises:
+        UserError: `output` was made with other options, or cannot be written.
+    """
+    _check_options(output, options)
+    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # of a killed run
+    jobs = ((video, os.path.join(output, folder)) for video, folder in _pairs(videos, folders))
+    extract_one = partial(
+        _extract_video, partial_root=os.path.join(output, _PARTIAL), **asdict(options)
+    )
+    num_frames: list[int | None] = []
+    failures: list[tuple[str, str]] = []
+    with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
+        for (video, _), result in show_progress(results, "frames", len(videos)):
+            if isinstance(result, JobFailure):
+                failures.append((video, result.reason))
+                num_frames.append(None)
+            else:
+                num_frames.append(result)
+    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)
+    write_failures(os.path.join(output, FAILED_FILE), failures)
+    return Extracted(num_frames, failures)
+
+
+def _pairs(videos: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
+    return zip(videos, folders, strict=True)
+
+
+def _check_options(output: str, options: FrameOptions) -> None:
+    path = Path(output, OPTIONS_FILE)
+    wanted = json.dumps(asdict(options), sort_keys=True)
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except OSError:
+        write_lines(path, [wanted])
+        return
+    if found != wanted:
+        raise UserError(
+            f"{output} has frames extracted with {found}, not {wanted}: use the same options or"
+            " another --output"
+        )
+
+
+def _extract_video(
+    job: tuple[str, str], *, partial_root: str, short_side: int, quality: int
+) -> int:
+    """Extracts one video to its folder, and gives the number of frames there."""
+    video, folder = job
+    if os.path.isdir(folder):
+        return sum(name.startswith("img_") for name in os.listdir(folder))
+    partial_folder = os.path.join(partial_root, str(os.getpid()))
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    count = 0
+    try:
+        os.makedirs(partial_folder)
+        for count, frame in enumerate(every_frame(video), start=1):
+            data = encode_frame(frame, short_side, quality)
+            Path(partial_folder, TEMPLATE.format(count)).write_bytes(data)
+        os.makedirs(os.path.dirname(folder), exist_ok=True)
+        os.rename(partial_folder, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
+    return count
+
+
+def encode_frame(frame: np.ndarray, short_side: int, quality: int) -> bytes:
+    """uint8[H, W, 3], RGB, as a JPEG file, scaled down to `short_side` pixels if it is larger."""
+    height, width = frame.shape[:2]
+    if 0 < short_side < min(height, width):
+        scale = short_side / min(height, width)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    done, data = cv2.imencode(
+        ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
+    assert done, "a uint8 picture can always be encoded"
+    return data.tobytes()

@@ -1,0 +1,270 @@
+"""Lists as PaddleVideo writes them, of UCF-101, Kinetics-400 or any folders of classes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tsm_jax.data.prepare.atomic import write_lines
+from tsm_jax.data.prepare.entries import find_videos, list_line
+from tsm_jax.errors import UserError
+
+LABELS_FILE = "labels.txt"
+
+_UNPACK = "unpack the splits of UCF-101"
+_SPLITS = (1, 2, 3)
+_PARTS = {"train": "trainlist", "val": "testlist"}
+
+
+@dataclass(frozen=True)
+class WrittenList:
+    """A list that was written.
+
+    Attributes:
+        path: of the list.
+        num_clips: lines in it.
+        missing: clips that belong in it but have no video or no frames.
+    """
+
+    path: str
+    num_clips: int
+    missing: list[str]
+
+
+def ucf101_lists(
+    splits: str, output: str, *, videos: str | None = None, frames: str | None = None
+) -> list[WrittenList]:
+    """Lists of the official splits, named and written as PaddleVideo's `build_ucf101_file_list.py`.
+
+    Paths are absolute; those of videos lack their `.avi` (`config.data.suffix` has it).
+
+    Args:
+        splits: the unpacked folder `ucfTrainTestlist`.
+        output: folder of the lists and `labels.txt`.
+        videos: folder with `<Class>/v_<Class>_gNN_cNN.avi`; None for no lists of videos.
+        frames: folder with `<Class>/v_<Class>_gNN_cNN/img_00001.jpg`; None for no lists of frames.
+
+    Raises:
+        UserError: a split file is missing or wrong, or none of its clips is there.
+    """
+    names = _ucf101_classes(os.path.join(splits, "classInd.txt"))
+    labels = {name: label for label, name in enumerate(names)}
+    written = []
+    for split in _SPLITS:
+        for part, stem in _PARTS.items():
+            split_file = os.path.join(splits, f"{stem}{split:02}.txt")
+            if not os.path.exists(split_file):
+                if split == 1:
+                    raise UserError(f"there is no {split_file}: unpack the splits of UCF-101")
+                continue
+            clips = _ucf101_clips(split_file, labels)
+            start = os.path.join(output, f"ucf101_{part}_split_{split}_")
+            if videos is not None:
+                find = _video_finder(videos)
+                written.append(_write_list(f"{start}videos.txt", clips, find, videos))
+            if frames is not None:
+                find = _frames_finder(frames)
+                written.append(_write_list(f"{start}rawframes.txt", clips, find, frames))
+    write_lines(os.path.join(output, LABELS_FILE), names)
+    return written
+
+
+def _ucf101_classes(path: str) -> list[str]:
+    """`1 ApplyEyeMakeup` is label 0."""
+    rows = [line.split() for line in _read_lines(path, _UNPACK)]
+    if any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, start=1)):
+        raise UserError(f"{path}: expected lines '1 ClassName', numbered from 1")
+    return [name for _, name in rows]
+
+
+def _ucf101_clips(path: str, labels: dict[str, int]) -> list[tuple[str, int]]:
+    """(`Class/v_...` without .avi, label) of `Class/v_....avi 1` or, in test lists, without it."""
+    clips = []
+    for line in _read_lines(path, _UNPACK):
+        clip = os.path.splitext(line.split()[0])[0]
+        name = clip.partition("/")[0]
+        if name not in labels:
+            raise UserError(f"{path}: {line} is of no class in classInd.txt")
+        clips.append((clip, labels[name]))
+    return clips
+
+
+def _read_lines(path: str, advice: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; {advice}") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+# From a clip's name to the line's path and number of frames (None for a video); None if missing.
+_Find = Callable[[str], tuple[str, int | None] | None]
+
+
+def _video_finder(root: str) -> _Find:
+    def find(clip: str) -> tuple[str, None] | None:
+        path = os.path.abspath(os.path.join(root, clip))
+        return (path, None) if os.path.exists(f"{path}.avi") else None
+
+    return find
+
+
+def _frames_finder(root: str, *, absolute: bool = True) -> _Find:
+    """Frames in `<clip>` with or without the video's extension in the folder's name."""
+
+    def find(clip: str) -> tuple[str, int] | None:
+        for name in (clip, os.path.splitext(clip)[0]):
+            count = count_frames(os.path.join(root, name))
+            if count:
+                return (os.path.abspath(os.path.join(root, name)) if absolute else name), count
+        return None
+
+    return find
+
+
+def count_frames(folder: str) -> int:
+    """Files `img_00001.jpg` and so on in a folder; 0 without a folder."""
+    try:
+        return sum(name.startswith("img_") for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def _write_list(path: str, clips: Sequence[tuple[str, int]], find: _Find, root: str) -> WrittenList:
+    lines, missing = [], []
+    for clip, label in clips:
+        found = find(clip)
+        if found is None:
+            missing.append(clip)
+        else:
+            lines.append(list_line(found[0], label, found[1]))
+    if not lines:
+        raise UserError(f"{root} has none of the {len(clips)} clips of {path}: check the folder")
+    write_lines(path, lines)
+    return WrittenList(path, len(lines), missing)
+
+
+def folder_list(
+    root: str, list_path: str, *, labels: Sequence[str] | None = None, frames: bool = False
+) -> WrittenList:
+    """The list of `<class>/<video>`, or of `<class>/<folder of frames>`, relative to `root`.
+
+    Args:
+        root: folder of the classes.
+        list_path: to write; `labels.txt` goes beside it.
+        labels: class names in the order of the labels, compared as `class_key` does; None for
+            the folders' names, sorted.
+        frames: the classes hold folders of frames.
+
+    Raises:
+        UserError: there are no clips, a folder is no class, or `labels.txt` there has others.
+    """
+    clips = list(_frame_folders(root)) if frames else find_videos(root)
+    loose = [clip for clip in clips if os.sep not in clip]
+    if loose:
+        raise UserError(
+            f"{os.path.join(root, loose[0])} lies in no class: expected <class>/<video>"
+        )
+    classes = sorted({clip.split(os.sep)[0] for clip in clips})
+    names = list(labels) if labels is not None else classes
+    by_key = {class_key(name): label for label, name in enumerate(names)}
+    unknown = [name for name in classes if class_key(name) not in by_key]
+    if unknown:
+        raise UserError(
+            f"{os.path.join(root, unknown[0])} is no class of {names[0]} to {names[-1]}"
+        )
+    labelled = [(clip, by_key[class_key(clip.split(os.sep)[0])]) for clip in clips]
+    find = _frames_finder(root, absolute=False) if frames else lambda clip: (clip, None)
+    return _write_with_labels(list_path, labelled, find, root, names)
+
+
+def annotated_list(
+    annotations: str, root: str, list_path: str, *, labels: Sequence[str], frames: bool = False
+) -> WrittenList:
+    """The list of a Kinetics annotation file (`label,youtube_id,time_start,time_end,split`).
+
+    Videos are found by name, `<youtube_id>_<start>_<end>` with six digits each, anywhere under
+    `root`; those that are missing are counted. Other arguments as for `folder_list`.
+
+    Raises:
+        UserError: the file is no such csv, has an unknown class, or no video is there.
+    """
+    clips = list(_frame_folders(root)) if frames else find_videos(root)
+    by_stem = {_stem(clip): clip for clip in clips}
+    by_key = {class_key(name): label for label, name in enumerate(labels)}
+    labelled = []
+    for stem, name in _annotations(annotations):
+        if class_key(name) not in by_key:
+            raise UserError(f"{annotations}: {name!r} is no class of {labels[0]} to {labels[-1]}")
+        labelled.append((by_stem.get(stem, stem), by_key[class_key(name)]))
+    present = set(clips)
+    exact = _frames_finder(root, absolute=False)
+
+    def find(clip: str) -> tuple[str, int | None] | None:
+        if clip not in present:
+            return None
+        return exact(clip) if frames else (clip, None)
+
+    return _write_with_labels(list_path, labelled, find, root, list(labels))
+
+
+def _write_with_labels(
+    list_path: str, clips: list[tuple[str, int]], find: _Find, root: str, names: list[str]
+) -> WrittenList:
+    path = Path(list_path).with_name(LABELS_FILE)
+    if path.exists() and path.read_text(encoding="utf-8").splitlines() != names:
+        raise UserError(
+            f"{path} has other classes than {root}: give it as --labels, or write to another folder"
+        )
+    written = _write_list(list_path, clips, find, root)
+    write_lines(path, names)
+    return written
+
+
+def class_key(name: str) -> str:
+    """Kinetics' folders spell `massaging person's head` in several ways: only letters count."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0]
+
+
+def _annotations(path: str) -> Iterator[tuple[str, str]]:
+    """(name of the video without extension, class)."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file):
+                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+                yield f"{row['youtube_id']}_{start:06}_{end:06}", row["label"]
+    except KeyError as error:
+        raise UserError(
+            f"{path} has no column {error}: expected label,youtube_id,time_start,time_end"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the annotations {path}: {error}") from error
+
+
+def _frame_folders(root: str) -> Iterator[str]:
+    """`<class>/<folder>` under `root`, sorted."""
+    if not os.path.isdir(root):
+        raise UserError(f"there is no folder {root}: give the folder of the frames")
+    for name in sorted(os.listdir(root)):
+        folder = os.path.join(root, name)
+        if name.startswith(".") or not os.path.isdir(folder):
+            continue
+        for clip in sorted(os.listdir(folder)):
+            if os.path.isdir(os.path.join(folder, clip)):
+                yield os.path.join(name, clip)
+
+
+def read_names(path: str) -> list[str]:
+    """Class names, one a line. Raises `UserError` if the file cannot be read or is empty."""
+    names = _read_lines(path, "write one class name a line")
+    if not names:
+        raise UserError(f"{path} has no names: write one class name a line")
+    return names

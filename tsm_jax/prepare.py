@@ -1,0 +1,370 @@
+"""From downloaded files to what recipes read: lists, frames, checks, packed folders.
+
+python -m tsm_jax.prepare lists --help
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from tsm_jax import cli
+from tsm_jax.errors import UserError
+
+FRAME_TEMPLATE = "img_{:05}.jpg"
+
+
+def main(arguments: Sequence[str]) -> None:
+    commands = {
+        "download": download,
+        "lists": lists,
+        "frames": frames,
+        "check": check,
+        "pack": pack,
+    }
+    parser = cli.Parser(
+        "prepare",
+        description="Prepares data sets; `prepare COMMAND --help` tells more (see docs/data.md).",
+        example="python -m tsm_jax.prepare frames --help",
+    )
+    parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
+    commands[parser.parse_args(arguments[:1]).command](arguments[1:])
+
+
+def download(arguments: Sequence[str]) -> None:
+    """Official archives, unpacked."""
+    parser = cli.Parser(
+        "prepare download",
+        description="Downloads and unpacks a data set; run again, it continues.",
+        example="python -m tsm_jax.prepare download ucf101 --output data/ucf101",
+    )
+    parser.add_argument("dataset", metavar="DATASET", choices=["ucf101", "kinetics400"])
+    parser.add_argument("--output", metavar="DIR", help="by default data/ucf101 or data/k400")
+    parser.add_argument("--keep_archives", action="store_true", help="do not delete them after")
+    options = parser.parse_args(arguments)
+    from tsm_jax.dataset_download import download_dataset
+
+    download_dataset(options.dataset, options.output, keep_archives=options.keep_archives)
+
+
+def lists(arguments: Sequence[str]) -> None:
+    """Lists of videos and frames."""
+    parser = cli.Parser(
+        "prepare lists",
+        description=(
+            "Writes lists in PaddleVideo's format, and labels.txt beside them. ucf101: all of the"
+            " official splits in --splits, into the folder --output. kinetics400 and folders: one"
+            " list, the file --output, of <class>/<video> (or, for kinetics400 with --annotations,"
+            " of the videos that the csv names, wherever they lie)."
+        ),
+        example=(
+            "python -m tsm_jax.prepare lists ucf101 --splits data/ucf101/ucfTrainTestlist"
+            " --videos data/ucf101/videos --output data/ucf101"
+        ),
+    )
+    parser.add_argument("dataset", metavar="DATASET", choices=["ucf101", "kinetics400", "folders"])
+    parser.add_argument("--videos", metavar="DIR", help="the videos")
+    parser.add_argument("--frames", metavar="DIR", help="the folders of extracted frames")
+    parser.add_argument("--output", metavar="PATH", required=True, help="what to write")
+    parser.add_argument("--splits", metavar="DIR", help="ucf101: the folder of the split files")
+    parser.add_argument("--annotations", metavar="CSV", help="kinetics400: the annotation file")
+    parser.add_argument("--labels", metavar="FILE", help="class names in the order of the labels")
+    options = parser.parse_args(arguments)
+    if not (options.videos or options.frames):
+        parser.error("nothing to list: give --videos, --frames, or both")
+    from tsm_jax.data.prepare import make_lists
+
+    if options.dataset == "ucf101":
+        if not options.splits:
+            parser.error("ucf101 needs --splits")
+        written = make_lists.ucf101_lists(
+            options.splits, options.output, videos=options.videos, frames=options.frames
+        )
+    else:
+        if options.videos and options.frames:
+            parser.error("one list at a time: give --videos or --frames")
+        written = [_list_of_folders(options)]
+    for made in written:
+        missing = (
+            f", {len(made.missing)} missing, such as {made.missing[0]}" if made.missing else ""
+        )
+        print(f"{made.path}: {made.num_clips} clips{missing}")
+
+
+def _list_of_folders(options):
+    from tsm_jax.data.prepare import make_lists
+    from tsm_jax.weights.labels import labels_for
+
+    labels = None
+    if options.labels:
+        labels = make_lists.read_names(options.labels)
+    elif options.dataset == "kinetics400":
+        labels = labels_for(400)
+    root, frames = options.videos or options.frames, not options.videos
+    if options.annotations:
+        if labels is None:
+            raise UserError("--annotations needs --labels, or the data set kinetics400")
+        return make_lists.annotated_list(
+            options.annotations, root, options.output, labels=labels, frames=frames
+        )
+    return make_lists.folder_list(root, options.output, labels=labels, frames=frames)
+
+
+def frames(arguments: Sequence[str]) -> None:
+    """Videos to folders of JPEG files."""
+    parser = cli.Parser(
+        "prepare frames",
+        description=(
+            "Extracts videos to folders of img_00001.jpg and so on; run again, it continues."
+            " Videos that fail are named in failed.txt in --output."
+        ),
+        example=(
+            "python -m tsm_jax.prepare frames --videos data/ucf101/videos"
+            " --output data/ucf101/rawframes"
+        ),
+    )
+    parser.add_argument("--videos", metavar="DIR", help="every video file under this folder")
+    _add_list_arguments(parser, required=False)
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder of the folders")
+    parser.add_argument("--write_list", metavar="FILE", help="with --list: write a list of frames")
+    parser.add_argument(
+        "--keep_extension",
+        action="store_true",
+        help="name folders name.mp4, as PaddleVideo's lists of Kinetics-400 have them",
+    )
+    _add_picture_arguments(parser)
+    _add_job_arguments(parser, seconds=300.0)
+    options = parser.parse_args(arguments)
+    if (options.videos is None) == (options.list is None):
+        parser.error("give either --videos or --list")
+    if options.write_list and not options.list:
+        parser.error("--write_list needs --list, which has the labels")
+    from tsm_jax.data.prepare.extract import FAILED_FILE, FrameOptions, extract
+
+    entries, names, videos = _videos_to_extract(options)
+    folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
+    _check_distinct(folders, names)
+    extracted = extract(
+        videos,
+        folders,
+        options.output,
+        FrameOptions(options.short_side, options.quality),
+        processes=options.processes,
+        seconds=options.seconds,
+    )
+    if options.write_list:
+        _write_frame_list(options.write_list, entries, folders, extracted.num_frames)
+    done = len(videos) - len(extracted.failures)
+    if not done:
+        raise UserError(f"no video could be extracted, the first: {extracted.failures[0][1]}")
+    print(f"{options.output}: {done} of {len(videos)} videos extracted")
+    _tell_failures(extracted.failures, os.path.join(options.output, FAILED_FILE))
+
+
+def _videos_to_extract(options):
+    from tsm_jax.data.prepare.entries import find_videos, read_entries, short_names
+
+    if options.videos:
+        names = find_videos(options.videos)
+        return [], names, [os.path.join(options.videos, name) for name in names]
+    entries = read_entries("videos", options.list, prefix=options.prefix, suffix=options.suffix)
+    names = short_names(entries, options.prefix)
+    return entries, names, [entry.path for entry in entries]
+
+
+def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
+    first: dict[str, str] = {}
+    for folder, name in zip(folders, names, strict=True):
+        if first.setdefault(folder, name) != name:
+            raise UserError(
+                f"{first[folder]} and {name} would share the folder {folder}: add --keep_extension"
+            )
+
+
+def _write_frame_list(path: str, entries, folders, num_frames) -> None:
+    from tsm_jax.data.prepare.atomic import write_lines
+    from tsm_jax.data.prepare.entries import list_line
+
+    lines = [
+        list_line(folder, entry.label, count)
+        for entry, folder, count in zip(entries, folders, num_frames, strict=True)
+        if count
+    ]
+    write_lines(path, lines)
+    print(f"{path}: {len(lines)} clips")
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Reads every clip of a list."""
+    parser = cli.Parser(
+        "prepare check",
+        description=(
+            "Reads every clip of a list as training would and tells which are broken, missing or"
+            " short. Exits with 1 if any cannot be read and --write_clean is not given."
+        ),
+        example=(
+            "python -m tsm_jax.prepare check --source videos --list data/k400/train.list"
+            " --prefix data/k400/videos --write_clean data/k400/train_clean.list"
+        ),
+    )
+    _add_list_arguments(parser, required=True)
+    _add_source_arguments(parser)
+    parser.add_argument("--num_segments", metavar="T", type=int, default=8, help="default 8")
+    parser.add_argument("--report", metavar="FILE", help="by default LIST.check.txt")
+    parser.add_argument("--write_clean", metavar="FILE", help="the list without unreadable clips")
+    _add_job_arguments(parser, seconds=60.0)
+    options = parser.parse_args(arguments)
+    from tsm_jax.data.prepare.check import VERDICTS, check_entries
+    from tsm_jax.data.prepare.entries import clean_lines, read_entries
+
+    entries = read_entries(
+        options.source, options.list, prefix=options.prefix, suffix=options.suffix
+    )
+    verdicts = check_entries(
+        entries,
+        options.source,
+        num_segments=options.num_segments,
+        template=options.template,
+        processes=options.processes,
+        seconds=options.seconds,
+    )
+    from tsm_jax.data.prepare.atomic import write_lines
+
+    report = options.report or f"{options.list}.check.txt"
+    lines = [f"{v.kind}\t{v.path}\t{v.detail}" for v in verdicts if v.detail]
+    write_lines(report, lines)
+    if sys.stdout.isatty() or len(lines) <= 20:
+        for line in lines:
+            print(line)
+    counts = {kind: sum(v.kind == kind for v in verdicts) for kind in VERDICTS}
+    print(f"{options.list}: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; see {report}")
+    unusable = sum(not v.is_usable for v in verdicts)
+    if options.write_clean:
+        usable = [v.is_usable for v in verdicts]
+        write_lines(options.write_clean, clean_lines(options.list, usable))
+        print(f"{options.write_clean}: {sum(usable)} clips")
+    elif unusable:
+        raise UserError(
+            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): mend them, or add"
+            " --write_clean FILE for a list without them"
+        )
+
+
+def pack(arguments: Sequence[str]) -> None:
+    """A list to ArrayRecord shards."""
+    parser = cli.Parser(
+        "prepare pack",
+        description=(
+            "Packs the clips of a list into ArrayRecord shards, which training reads with"
+            " config.data.source=packed and TensorFlow Datasets with builder_from_directory."
+            " Run again, it continues. Unknown --beam arguments go to Apache Beam's pipeline."
+        ),
+        example=(
+            "python -m tsm_jax.prepare pack --source videos --list data/k400/train.list"
+            " --prefix data/k400/videos --output data/k400/packed_train"
+        ),
+    )
+    _add_list_arguments(parser, required=True)
+    _add_source_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", required=True, help="or a gs:// address")
+    parser.add_argument(
+        "--frames_per_clip",
+        metavar="N",
+        type=int,
+        default=64,
+        help="evenly spaced frames that are kept (default 64); 0: all",
+    )
+    parser.add_argument("--clips_per_shard", metavar="N", type=int, default=512, help="default 512")
+    parser.add_argument("--labels", metavar="FILE", help="by default labels.txt beside the list")
+    parser.add_argument("--beam", nargs="*", metavar="ARG", help="use Apache Beam, ARG: key=value")
+    _add_picture_arguments(parser)
+    _add_job_arguments(parser, seconds=300.0)
+    options = parser.parse_args(arguments)
+    _check_range("frames_per_clip", options.frames_per_clip, 0)
+    _check_range("clips_per_shard", options.clips_per_shard, 1)
+    from tsm_jax.data.prepare import pack as packing
+    from tsm_jax.data.prepare.shards import FAILED_FILE
+
+    shards = _shards(options)
+    if options.beam is not None:
+        failures = packing.pack_with_beam(shards, [f"--{word}" for word in options.beam])
+    else:
+        failures = packing.pack(shards, processes=options.processes, seconds=options.seconds)
+    print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
+    _tell_failures(failures, os.path.join(options.output, FAILED_FILE))
+
+
+def _shards(options):
+    from tsm_jax.data.prepare.entries import read_entries, short_names
+    from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
+    from tsm_jax.data.prepare.record import RecordOptions
+    from tsm_jax.data.prepare.shards import Shards
+
+    entries = read_entries(
+        options.source, options.list, prefix=options.prefix, suffix=options.suffix
+    )
+    names = short_names(entries, options.prefix)
+    beside = os.path.join(os.path.dirname(options.list), LABELS_FILE)
+    labels = options.labels or (beside if os.path.isfile(beside) else None)
+    records = RecordOptions(
+        source=options.source,
+        template=options.template,
+        frames_per_clip=options.frames_per_clip,
+        short_side=options.short_side,
+        quality=options.quality,
+    )
+    return Shards(
+        options.output,
+        list(zip(names, entries, strict=True)),
+        records,
+        options.clips_per_shard,
+        read_names(labels) if labels else (),
+    )
+
+
+def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
+    parser.add_argument("--list", metavar="FILE", required=required, help="the list")
+    parser.add_argument("--prefix", default="", help="folder that its paths start from")
+    parser.add_argument("--suffix", default="", help="appended to its paths, such as .avi")
+
+
+def _add_source_arguments(parser: cli.Parser) -> None:
+    parser.add_argument("--source", choices=["videos", "frames"], required=True, help="of the list")
+    parser.add_argument("--template", default=FRAME_TEMPLATE, help="name of a frame, for frames")
+
+
+def _add_picture_arguments(parser: cli.Parser) -> None:
+    parser.add_argument(
+        "--short_side",
+        metavar="PIXELS",
+        type=int,
+        default=256,
+        help="larger frames are scaled down to it (default 256); 0: none are",
+    )
+    parser.add_argument("--quality", metavar="1..100", type=int, default=95, help="default 95")
+
+
+def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
+    parser.add_argument("--processes", metavar="N", type=int, default=0, help="0: one per core")
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=seconds,
+        help=f"limit for one clip (default {seconds:g})",
+    )
+
+
+def _check_range(name: str, value: float, low: float) -> None:
+    if value < low:
+        raise UserError(f"--{name} is {value}: it must be at least {low}")
+
+
+def _tell_failures(failures, report: str) -> None:
+    if failures:
+        print(f"{len(failures)} failed and are left out, see {report}; the first: {failures[0][1]}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
