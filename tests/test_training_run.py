@@ -146,6 +146,14 @@ def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
     assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
 
 
+def test_evaluate_shows_the_views_of_a_protocol(trained, data, capsys):
+    config = recipe(data, trained[0], **{"data.protocol": "mit_twice_three_crop"})
+    result = evaluate_weights(config, None)
+    assert result["count"] == 16
+    assert result["loss"] != pytest.approx(best(trained[0])["loss"], rel=1e-4)
+    assert "(mit_twice_three_crop: views 6)" in capsys.readouterr().out
+
+
 def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     workdir, _ = trained
     directory = str(tmp_path / "model")

@@ -133,15 +133,17 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
     )
 
 
-def build_eval_clips(source: Source, preprocessing: Preprocessing, num_segments: int) -> EvalClips:
-    """The reader of clips that are evaluated."""
-    return EvalClips(source, num_segments, build_protocol(preprocessing))
+def build_eval_clips(
+    source: Source, preprocessing: Preprocessing, num_segments: int, protocol: str = ""
+) -> EvalClips:
+    """The reader of clips that are evaluated, as `build_protocol` says."""
+    return EvalClips(source, num_segments, build_protocol(preprocessing, protocol))
 
 
-def build_protocol(preprocessing: Preprocessing) -> EvalProtocol:
-    """The frames and pixels that a network is shown."""
+def build_protocol(preprocessing: Preprocessing, protocol: str = "") -> EvalProtocol:
+    """The frames and pixels that a network is shown: its own protocol, or the one of that name."""
     return eval_protocol(
-        preprocessing.protocol,
+        protocol or preprocessing.protocol,
         short_side=preprocessing.short_side,
         crop_size=preprocessing.crop_size,
     )

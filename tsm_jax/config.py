@@ -26,6 +26,22 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "model.data_format": ("NHWC", "NCHW"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.render": ("", "moving_shapes"),
+    "data.protocol": (
+        "",
+        "test",
+        "paddle_predict",
+        "paddle_dense",
+        "mit_twice",
+        "mit_dense",
+        "mit_three_crop",
+        "mit_twice_three_crop",
+        "mit_dense_three_crop",
+        "mit_ten_crop",
+        "mmaction2_ten_crop",
+        "mmaction2_dense_ten_crop",
+        "mmaction2_three_crop",
+        "mmaction2_twice_three_crop",
+    ),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine"),
     "optimizer.decay": ("weights", "fc"),
@@ -39,6 +55,7 @@ CHANGEABLE_ON_RESUME = (
     "log_every",
     "checkpoint_every",
     "data.val_list",
+    "data.protocol",
     "data.threads",
     "data.workers",
     "data.on_error",
@@ -136,6 +153,9 @@ def _data() -> ConfigDict:
     data.crop_size = 224
     # Evaluation scales the short side of a frame to this before its centre is cropped, pixels.
     data.short_side = 256
+    # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
+    # with many of them lower eval_batch_size. Empty: the one view of validation.
+    data.protocol = ""
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
     # Reading threads per process. 0: one per core.

@@ -51,7 +51,9 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
     check_batch_size("eval_batch_size", batch_size, mesh)
     ensure_rendered(config)
     source = build.build_source(config.data, "val", architecture.num_classes)
-    clips = build.build_eval_clips(source, model.preprocessing, architecture.num_segments)
+    clips = build.build_eval_clips(
+        source, model.preprocessing, architecture.num_segments, config.data.protocol
+    )
     batches = eval_batches(
         clips,
         batch_size=batch_size,
@@ -67,7 +69,12 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
         jax.device_put({name: model.tensors[name] for name in shapes}, sharding)
         for shapes in (network.param_shapes, network.batch_stat_shapes)
     )
-    eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
+    eval_step = make_eval_step(
+        network,
+        mesh=mesh,
+        data_format=data_format,
+        average_probabilities=clips.protocol.average_probabilities,
+    )
     num_batches = -(-len(source) // batch_size)
     shown = track(
         batches,
@@ -80,5 +87,6 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
     print(
         f"{weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
         f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {config.data.val_list}"
+        f" ({clips.protocol.name}: views {clips.protocol.num_views})"
     )
     return metrics

@@ -106,6 +106,6 @@ def test_evaluation_never_replaces():
     assert not clips.padding()["mask"]
 
 
-def test_there_are_two_protocols():
-    with pytest.raises(UserError, match="choose test or paddle_predict"):
+def test_a_protocol_that_does_not_exist():
+    with pytest.raises(UserError, match="choose one of test, paddle_predict, paddle_dense"):
         eval_protocol("dense", short_side=40, crop_size=32)

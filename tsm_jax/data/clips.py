@@ -74,7 +74,7 @@ class TrainClips:
         crop = draw_multi_scale_crop(height, width, self.crop_size, self._rng(epoch, index, _CROP))
         flip = self.flip and self._rng(epoch, index, _FLIP).random() < 0.5
         video = crop_resize_flip(frames, crop, self.crop_size, flip)
-        return _element(video, self.source.label(index), index)
+        return _element(video[None], self.source.label(index), index)  # one view
 
     def _read_replacement(self, index: int, epoch: int, error: UserError) -> Element:
         rng = self._rng(epoch, index, _REPLACEMENT)
@@ -111,19 +111,19 @@ class EvalClips:
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
-        video = self.protocol.transform(self.source.read(index, choose))
+        video = self.protocol.views(self.source.read(index, choose))
         return _element(video, self.source.label(index), index)
 
     def padding(self) -> Element:
         """An element that fills up the last batch and counts for nothing."""
-        size = self.protocol.crop_size
-        element = _element(np.zeros((self.num_segments, size, size, 3), np.uint8), 0, -1)
+        size, views = self.protocol.crop_size, self.protocol.num_views
+        element = _element(np.zeros((views, self.num_segments, size, size, 3), np.uint8), 0, -1)
         return {**element, "mask": np.array(False)}
 
 
 def _element(video: np.ndarray, label: int, index: int) -> Element:
     return {
-        "video": video[None],  # [1, T, H, W, 3]: one view
+        "video": video,  # [V, T, H, W, 3]
         "label": np.array(label, np.int32),
         "mask": np.array(True),
         "index": np.array(index, np.int64),

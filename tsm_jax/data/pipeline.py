@@ -31,11 +31,13 @@ class Reading:
     threads: int = 0
     workers: int = 0
 
-    def options(self, batch_size: int) -> grain.ReadOptions:
-        """Grain's options for batches of `batch_size` clips."""
+    def options(self, batch_size: int, num_views: int = 1) -> grain.ReadOptions:
+        """Grain's options for batches of `batch_size` clips with V views."""
         threads = self.threads or os.cpu_count() or 1
-        # A whole batch is read ahead, so that the threads never wait while a step computes.
-        return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size + 2 * threads)
+        # A whole batch is read ahead, so that the threads never wait while a step computes; less
+        # of it where a clip has so many views that memory would not hold it.
+        ahead = max(threads, (batch_size + 2 * threads) // num_views)
+        return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every clip exactly once, in order; the last batch is padded with `mask` False.
 
-    All hosts get the same number of batches. Arguments and result as in `train_batches`.
+    All hosts get the same number of batches. Arguments and result as in `train_batches`, but the
+    video is uint8 `[B, V, T, S, S, 3]` with V views and S pixels by the clips' protocol.
     """
     num_clips = len(clips.source)
     local_size = batch_size // host.count
@@ -131,11 +134,15 @@ def eval_batches(
         index = step * batch_size + host.index * local_size + offset
         return clips.read(index) if index < num_clips else clips.padding()
 
-    return _batches(num_batches * local_size, read, local_size, reading)
+    num_views = clips.protocol.num_views
+    return _batches(num_batches * local_size, read, local_size, reading, num_views)
 
 
-def _batches(length: int, read, local_size: int, reading: Reading) -> Iterator[Batch]:
-    dataset = grain.MapDataset.range(length).map(read).to_iter_dataset(reading.options(local_size))
+def _batches(
+    length: int, read, local_size: int, reading: Reading, num_views: int = 1
+) -> Iterator[Batch]:
+    options = reading.options(local_size, num_views)
+    dataset = grain.MapDataset.range(length).map(read).to_iter_dataset(options)
     if reading.workers:
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags

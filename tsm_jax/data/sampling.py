@@ -1,12 +1,15 @@
 """Which frames of a clip the network sees: one from each of T equal segments.
 
-All functions return int64[T], zero-based and in order of time; indices repeat when the clip has
-fewer frames than segments.
+Functions of one clip return int64[T], zero-based and in order of time; indices repeat when the clip
+has fewer frames than segments. Those of several clips return them one after the other, [clips * T].
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+DENSE_CLIPS = 10
+_DENSE_FRAMES = 64
 
 
 def random_frame_of_each_segment(
@@ -54,6 +57,31 @@ def paddle_predict_frames(num_frames: int, num_segments: int) -> np.ndarray:
     if average == 0:
         return segment % num_frames
     return (average - 1) // 2 + segment * average
+
+
+def twice_frames(num_frames: int, num_segments: int) -> np.ndarray:
+    """Two clips: the middle frames of the segments, then their first frames `int(N/T*i)`.
+
+    Reference: MIT ops/dataset.py (`--twice_sample`), mmaction2 `SampleFrames(twice_sample=True)`.
+    """
+    middles = middle_frame_of_each_segment(num_frames, num_segments)
+    tick = num_frames / num_segments
+    return np.concatenate([middles, (tick * np.arange(num_segments)).astype(np.int64)])
+
+
+def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
+    """`DENSE_CLIPS` clips of every `64//T`-th frame of windows of 64 frames, spread over the video.
+
+    A window that is longer than the video starts over.
+
+    Reference: MIT ops/dataset.py (`--dense_sample`), mmaction2 `DenseSampleFrames`.
+    """
+    _check(num_frames, num_segments)
+    last_start = max(1, 1 + num_frames - _DENSE_FRAMES) - 1
+    starts = np.linspace(0, last_start, DENSE_CLIPS).astype(np.int64)
+    stride = _DENSE_FRAMES // num_segments
+    window = stride * np.arange(num_segments, dtype=np.int64)
+    return ((starts[:, None] + window) % num_frames).reshape(-1)
 
 
 def spread_frames(num_frames: int, count: int) -> np.ndarray:

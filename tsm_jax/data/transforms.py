@@ -144,6 +144,66 @@ def center_crop(frames: Frames, size: int, out: np.ndarray | None = None) -> np.
     return crop_resize_flip(frames, Crop(left, top, size, size), size, flip=False, out=out)
 
 
+def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
+    """As `resize_short_side`, but with OpenCV's bilinear filter and the long side rounded.
+
+    Reference: mmaction2's `Resize(scale=(-1, 256))`, which does not average when it shrinks.
+    """
+    height, width = frames[0].shape[:2]
+    if min(height, width) == short_side:
+        return list(frames)
+    scale = short_side / min(height, width)
+    size = (int(width * scale + 0.5), int(height * scale + 0.5))
+    return [np.asarray(cv2.resize(f, size, interpolation=cv2.INTER_LINEAR)) for f in frames]
+
+
+def one_crop(frames: Frames, size: int) -> list[np.ndarray]:
+    """The centre: one uint8[T, size, size, 3]."""
+    return [center_crop(frames, size)]
+
+
+def three_crops(frames: Frames, size: int) -> list[np.ndarray]:
+    """Left, right and centre of the middle: three of uint8[T, size, size, 3].
+
+    Reference: MIT ops/transforms.py `GroupFullResSample`, PaddleVideo's of the same name; they
+    step by whole quarters of the free space, and show upright frames three times alike.
+    """
+    return _crops(frames, size, ((0, 2), (4, 2), (2, 2)))
+
+
+def three_crops_of_long_side(frames: Frames, size: int) -> list[np.ndarray]:
+    """Both ends and the centre of the long side: three of uint8[T, size, size, 3].
+
+    Reference: mmaction2 `ThreeCrop`, which steps by whole halves of the free space.
+    """
+    height, width = frames[0].shape[:2]
+    ends = ((0, 1), (2, 1), (1, 1)) if width >= height else ((1, 0), (1, 2), (1, 1))
+    return _crops(frames, size, ends, parts=2)
+
+
+def ten_crops(frames: Frames, size: int) -> list[np.ndarray]:
+    """Four corners and the centre, each followed by its mirror image.
+
+    Reference: MIT ops/transforms.py `GroupOverSample`, mmaction2 and PaddleVideo `TenCrop`.
+    """
+    crops = _crops(frames, size, _OFFSETS[:5])
+    return [view for crop in crops for view in (crop, crop[:, :, ::-1])]
+
+
+def _crops(
+    frames: Frames, size: int, places: Sequence[tuple[int, int]], parts: int = 4
+) -> list[np.ndarray]:
+    """Crops at (x, y) whole parts of the free space."""
+    height, width = frames[0].shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
+    step_x, step_y = (width - size) // parts, (height - size) // parts
+    return [
+        crop_resize_flip(frames, Crop(x * step_x, y * step_y, size, size), size, flip=False)
+        for x, y in places
+    ]
+
+
 def resize_center_crop(
     frames: Frames, short_side: int, size: int, out: np.ndarray | None = None
 ) -> np.ndarray:

@@ -69,17 +69,23 @@ def make_train_step(
     )
 
 
-def make_eval_step(network: Network, *, mesh: Mesh, data_format: str) -> EvalStep:
+def make_eval_step(
+    network: Network, *, mesh: Mesh, data_format: str, average_probabilities: bool = False
+) -> EvalStep:
     """The jitted step `(params, batch_stats, batch) -> clip_sums`.
 
-    Logits are averaged over the views of a clip.
+    Logits are averaged over the views of a clip, or their softmax if `average_probabilities`.
     """
 
     def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> dict[str, jax.Array]:
         video = batch["video"]  # [B, V, T, H, W, 3]
         clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
         logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
-        logits = logits.reshape(*video.shape[:2], -1).mean(1)  # [B, K]
+        logits = logits.reshape(*video.shape[:2], -1)  # [B, V, K]
+        if average_probabilities:  # its logarithm, whose softmax it is
+            logits = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
+        else:
+            logits = logits.mean(1)
         losses = cross_entropy(logits, batch["label"])
         return clip_sums(logits, batch["label"], batch["mask"], losses)
 

@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory, make_video) -> Path:
-    """`a/` and `b b/` with three videos each, grey, 20 to 25 frames of 64x48; one broken in `a/`."""
+    """`a/` and `b b/` with three videos each, 20 to 25 frames of 64x48; one in `a/` is broken."""
     root = tmp_path_factory.mktemp("videos")
     rng = np.random.default_rng(0)
     for name in ("a", "b b"):
