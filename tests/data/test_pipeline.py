@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import cloudpickle
 import numpy as np
 import pytest
 
+from tsm_jax.data import pipeline
 from tsm_jax.data.clips import EvalClips, TrainClips
+from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.pipeline import HostShare, Reading, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.protocols import eval_protocol
-from tsm_jax.data.sources import SyntheticSource
+from tsm_jax.data.sources import SyntheticSource, VideoSource
 from tsm_jax.errors import UnreadableClipError, UserError
 
 CLIPS, BATCH, STEPS = 22, 4, 12  # 5 steps an epoch, two clips are left out of each
@@ -129,3 +132,21 @@ def test_hosts_share_the_evaluation_and_get_equally_many_batches():
 def test_an_unreadable_clip_ends_the_evaluation():
     with pytest.raises(UserError, match="clip 13 is broken"):
         read_eval(broken=True)
+
+
+def test_a_list_travels_to_a_worker_once():
+    """What grain sends to each worker process holds every path a single time."""
+    entries = [ClipEntry(f"clip-{i:05}", 0, None) for i in range(100)]
+    clips = TrainClips(VideoSource(entries), num_segments=2, crop_size=32, flip=True, seed=7)
+    order = TrainOrder(100, 4, seed=7)
+    sent = []
+
+    class Spy:
+        def map(self, read):
+            sent.append(cloudpickle.dumps(read))
+            raise StopIteration
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(StopIteration):
+        patch.setattr(pipeline.grain.MapDataset, "range", lambda *_: Spy())
+        train_batches(clips, order, batch_size=4, steps=range(2), reading=TWO_THREADS, host=ALONE)
+    assert sent[0].count(b"clip-00042") == 1

@@ -1,0 +1,219 @@
+"""The input pipeline against its floor, the decoder alone, and against torch's DataLoader.
+
+    python benchmarks/data_pipeline.py --work_dir /tmp/data_pipeline
+
+Makes clips of 10 s, 340x256, 30 frames a second as H.264 mp4, folders of JPEG frames and packed
+shards (the real videos of --videos if given, scaled to that size; else moving noise), and prints a
+line of JSON for every measurement. Needs nothing else; with torch installed it also measures a
+torch DataLoader with Pillow's transforms, the usual way. Every measurement is repeated in turn and
+the best is taken: other load on the machine only ever adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+from PIL import Image
+
+from tsm_jax import prepare
+from tsm_jax.data.clips import TrainClips
+from tsm_jax.data.decode import every_frame
+from tsm_jax.data.lists import read_frame_list, read_video_list
+from tsm_jax.data.packed import open_packed
+from tsm_jax.data.pipeline import Reading
+from tsm_jax.data.sampling import random_frame_of_each_segment
+from tsm_jax.data.sources import FrameSource, Source, VideoSource
+from tsm_jax.data.transforms import draw_multi_scale_crop
+from tsm_jax.data_benchmark import one_core, pipeline
+
+WIDTH, HEIGHT, FRAMES = 340, 256, 300
+TEMPLATE = "img_{:05}.jpg"
+T, SIZE = 8, 224
+
+
+def make_data(work_dir: Path, videos: Path | None, count: int) -> None:
+    """`videos/`, `frames/`, `packed/` and their lists, unless they are there."""
+    if (work_dir / "packed" / "dataset_info.json").exists():
+        return
+    (work_dir / "videos" / "class").mkdir(parents=True, exist_ok=True)
+    found = sorted(videos.rglob("*.avi")) if videos else []
+    sources = found[:: max(1, len(found) // count)]
+    for i in range(count):
+        frames = real_frames(sources[i % len(sources)]) if sources else noise_frames(i)
+        write_mp4(work_dir / "videos" / "class" / f"clip_{i:02}.mp4", frames)
+    root = str(work_dir)
+    lists, frames, packed = f"{root}/train.list", f"{root}/frames", f"{root}/packed"
+    prepare.main(["lists", "folders", "--videos", f"{root}/videos", "--output", lists])
+    common = ["--list", lists, "--prefix", f"{root}/videos"]
+    prepare.main(["frames", *common, "--output", frames, "--write_list", f"{root}/frames.list"])
+    common = ["--list", f"{root}/frames.list", "--prefix", frames, "--source", "frames"]
+    prepare.main(["pack", *common, "--output", packed])
+
+
+def real_frames(path: Path) -> np.ndarray:
+    """uint8[300, 256, 340, 3]: a real video, forth and back until it is long enough."""
+    frames = [cv2.resize(frame, (WIDTH, HEIGHT)) for frame in every_frame(path)]
+    return np.stack([(frames + frames[::-1])[i % (2 * len(frames))] for i in range(FRAMES)])
+
+
+def noise_frames(seed: int) -> np.ndarray:
+    """uint8[300, 256, 340, 3]: a smooth picture that moves."""
+    small = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    picture = cv2.resize(small, (WIDTH * 2, HEIGHT * 2), interpolation=cv2.INTER_CUBIC)
+    return np.stack([picture[i // 2 :, i:][:HEIGHT, :WIDTH] for i in range(FRAMES)])
+
+
+def write_mp4(path: Path, frames: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30, options={"crf": "23"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def open_sources(work_dir: Path) -> dict[str, Source]:
+    videos = read_video_list(work_dir / "train.list", prefix=f"{work_dir}/videos", num_classes=1)
+    frames = read_frame_list(work_dir / "frames.list", prefix=f"{work_dir}/frames", num_classes=1)
+    return {
+        "frames": FrameSource(frames, TEMPLATE),
+        "packed": open_packed(str(work_dir / "packed"), num_classes=1),
+        "videos": VideoSource(videos),
+    }
+
+
+def choose(index: int) -> Callable[[int], np.ndarray]:
+    return lambda n: random_frame_of_each_segment(n, T, np.random.default_rng(index))
+
+
+def picture_floor(source: Source) -> Callable[[int], Any]:
+    """Eight JPEG files that are in memory already, decoded; nothing else."""
+    assert isinstance(source, FrameSource)
+    data = [
+        [
+            np.fromfile(os.path.join(entry.path, TEMPLATE.format(i + 1)), np.uint8)
+            for i in choose(k)(FRAMES)
+        ]
+        for k, entry in enumerate(source.entries)
+    ]
+    return lambda i: [cv2.imdecode(d, cv2.IMREAD_COLOR_RGB) for d in data[i % len(data)]]
+
+
+def video_floor(source: Source) -> Callable[[int], Any]:
+    """decord alone, on the same frames."""
+    import decord
+
+    def read(i: int) -> Any:
+        reader = decord.VideoReader(source.name(i % len(source)), num_threads=1)
+        return reader.get_batch(choose(i)(len(reader))).asnumpy()
+
+    return read
+
+
+def pillow_clip(source: FrameSource, index: int) -> np.ndarray:
+    """The usual way: Pillow decodes, crops, resizes and flips; float32 [T, 3, S, S]."""
+    entry = source.entries[index % len(source)]
+    rng = np.random.default_rng(index)
+    crop = draw_multi_scale_crop(HEIGHT, WIDTH, SIZE, rng)
+    box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+    frames = []
+    for i in choose(index)(FRAMES):
+        with Image.open(os.path.join(entry.path, TEMPLATE.format(i + 1))) as image:
+            image = image.convert("RGB").crop(box)
+        image = image.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        if index % 2:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        frames.append(np.asarray(image))
+    video = np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return ((video - mean[:, None, None]) / std[:, None, None]).astype(np.float32)
+
+
+def torch_loader(source: FrameSource, workers: int, clips: int) -> dict[str, float] | None:
+    """A torch DataLoader over `pillow_clip`; None without torch."""
+    try:
+        import torch.utils.data as torch_data  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+
+    class Clips(torch_data.Dataset):
+        def __len__(self) -> int:
+            return clips + 16
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            return pillow_clip(source, index)
+
+    batches = iter(torch_data.DataLoader(Clips(), batch_size=16, num_workers=workers))
+    next(batches)
+    started = time.perf_counter()
+    measured = sum(len(batch) for batch in batches)
+    seconds = time.perf_counter() - started
+    return {"clips_per_second": measured / seconds, "ms_per_clip": 1000 * seconds / measured}
+
+
+def best_of(repeats: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    return min((measure() for _ in range(repeats)), key=lambda result: result["ms_per_clip"])
+
+
+def tell(measure: str, **values: Any) -> None:
+    print(json.dumps({"measure": measure, **values}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work_dir", type=Path, required=True)
+    parser.add_argument("--videos", type=Path, help="folder of real .avi files")
+    parser.add_argument("--count", type=int, default=32, help="clips to make (default 32)")
+    parser.add_argument("--clips", type=int, default=128, help="per measurement (default 128)")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    make_data(options.work_dir, options.videos, options.count)
+    sources = open_sources(options.work_dir)
+    floors = {"videos": video_floor(sources["videos"])}
+    floors["frames"] = floors["packed"] = picture_floor(sources["frames"])
+    for name, source in sources.items():
+        # A floor at a time, so that both see the same state of the machine.
+        clips = options.clips // 4 if name == "videos" else options.clips
+        train = TrainClips(source, T, SIZE, flip=True, seed=0)
+        reader = lambda i, train=train, source=source: train.read(i % len(source), i)  # noqa: E731
+        floor = best_of(options.repeats, lambda: one_core(floors[name], clips))  # noqa: B023
+        alone = best_of(options.repeats, lambda: one_core(reader, clips))  # noqa: B023
+        ratio = alone["cpu_ms_per_clip"] / floor["cpu_ms_per_clip"]
+        tell("decoder alone", source=name, **floor)
+        tell("training clip", source=name, times_floor=round(ratio, 2), **alone)
+        for threads, workers in ((1, 0), (2, 0), (3, 0), (1, 2)):
+            reading = Reading(threads=threads, workers=workers)
+            whole = best_of(options.repeats, lambda: pipeline(train, reading, clips))  # noqa: B023
+            share = alone["ms_per_clip"] / 2 / whole["ms_per_clip"]
+            tell(
+                "pipeline",
+                source=name,
+                threads=threads,
+                workers=workers,
+                share_of_two_cores=round(share, 2),
+                **whole,
+            )
+    pillow = best_of(
+        options.repeats,
+        lambda: one_core(lambda i: pillow_clip(sources["frames"], i), options.clips),  # type: ignore[arg-type]
+    )
+    tell("Pillow clip", source="frames", **pillow)
+    for workers in (0, 2):
+        peer = torch_loader(sources["frames"], workers, options.clips)  # type: ignore[arg-type]
+        if peer:
+            tell("torch DataLoader", source="frames", workers=workers, **peer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The benchmark of the data: lines of JSON that add up."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsm_jax import benchmark
+from tsm_jax.data import moving_shapes
+from tsm_jax.errors import UserError
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data") / "shapes"
+    moving_shapes.render(directory, train_videos=16, val_videos=8, seed=0)
+    values = {
+        "data.render": "",
+        "data.train_list": directory / "train.list",
+        "data.prefix": directory,
+    }
+    return ["--config", RECIPE, *(f"--config.{key}={value}" for key, value in values.items())]
+
+
+def test_a_line_of_json_for_each_measurement(arguments, capsys):
+    benchmark.main(["data", *arguments, "--clips", "20", "--threads", "1", "2", "--workers", "0"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    measures = ["decode", "decode and transform", "pipeline", "pipeline"]
+    assert [line["measure"] for line in lines] == measures
+    assert [line.get("threads") for line in lines] == [None, None, 1, 2]
+    assert [line["clips"] for line in lines] == [20, 20, 32, 32]  # whole batches of 16
+    for line in lines:
+        assert line["source"] == "videos"
+        assert line["ms_per_clip"] == pytest.approx(1000 / line["clips_per_second"], rel=0.01)
+
+
+def test_tells_what_is_wrong(arguments, tmp_path):
+    short = tmp_path / "short.list"
+    short.write_text("a.mp4 0\n")
+    with pytest.raises(UserError, match="measure on at least 16"):
+        benchmark.main(["data", *arguments, f"--config.data.train_list={short}"])
+    with pytest.raises(UserError, match="--clips must be at least 1"):
+        benchmark.main(["data", *arguments, "--clips", "0"])
+    with pytest.raises(UserError, match="invalid choice: 'speed'"):
+        benchmark.main(["speed"])
+
+
+def test_help_has_an_example():
+    result = subprocess.run(
+        [sys.executable, "-m", "tsm_jax.benchmark", "data", "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert "python -m tsm_jax.benchmark data --config" in result.stdout

@@ -1,0 +1,115 @@
+"""How fast a recipe's training clips are read: clips per second of each part."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsm_jax import build
+from tsm_jax.data.clips import TrainClips
+from tsm_jax.data.pipeline import Reading, TrainOrder, train_batches
+from tsm_jax.data.sampling import random_frame_of_each_segment
+from tsm_jax.errors import UserError
+
+_WARM_UP = 4  # clips: imports, page cache, first allocations
+_BATCH = 16  # clips per batch of the pipeline; what a host reads for one device
+
+
+def run_data_benchmark(
+    config: ConfigDict,
+    clips: int,
+    *,
+    threads: Sequence[int] | None = None,
+    workers: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
+    """Measures and prints a line of JSON for each measurement.
+
+    Args:
+        config: a recipe; its training clips are read.
+        clips: how many, in the order of training; a shorter list starts over.
+        threads, workers: of the pipelines that are measured, each with each; None for the
+            recipe's own.
+
+    Returns:
+        What was printed.
+
+    Raises:
+        UserError: the list or a clip cannot be read.
+    """
+    source = build.build_source(config.data, "train", config.model.num_classes)
+    if len(source) < _BATCH:
+        raise UserError(
+            f"{config.data.train_list} has {len(source)} clips: measure on at least {_BATCH}"
+        )
+    train_clips = build.build_train_clips(config, source)
+    about = {"source": config.data.source, "num_segments": config.model.num_segments}
+    results = []
+
+    def tell(measure: str, **values: Any) -> None:
+        results.append({"measure": measure, **about, **values})
+        print(json.dumps(results[-1]), flush=True)
+
+    tell("decode", **one_core(lambda i: read_only(train_clips, i), clips))
+    tell("decode and transform", **one_core(lambda i: train_clips.read(i % len(source), 0), clips))
+    for num_workers in workers or [config.data.workers]:
+        for num_threads in threads or [config.data.threads]:
+            reading = Reading(threads=num_threads, workers=num_workers)
+            tell(
+                "pipeline",
+                threads=num_threads or os.cpu_count(),
+                workers=num_workers,
+                **pipeline(train_clips, reading, clips),
+            )
+    return results
+
+
+def read_only(clips: TrainClips, index: int) -> Sequence[np.ndarray]:
+    """The frames of a training clip without any transform."""
+
+    def choose(num_frames: int) -> np.ndarray:
+        rng = np.random.default_rng((clips.seed, index))
+        return random_frame_of_each_segment(num_frames, clips.num_segments, rng)
+
+    return clips.source.read(index % len(clips.source), choose)
+
+
+def one_core(read: Callable[[int], Any], clips: int) -> dict[str, float]:
+    """Wall-clock and CPU time of `read(0)`, `read(1)`, ... on this thread."""
+    for i in range(_WARM_UP):
+        read(i)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for i in range(clips):
+        read(i)
+    return _rates(clips, time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def pipeline(train_clips: TrainClips, reading: Reading, clips: int) -> dict[str, float]:
+    """Wall-clock time of whole batches behind the first one, whose wait is `first_batch_ms`."""
+    steps = -(-clips // _BATCH) + 1
+    order = TrainOrder(len(train_clips.source), _BATCH, train_clips.seed)
+    started = time.perf_counter()
+    batches = train_batches(
+        train_clips, order, batch_size=_BATCH, steps=range(steps), reading=reading
+    )
+    next(batches)
+    first = time.perf_counter()
+    measured = sum(len(batch["index"]) for batch in batches)
+    rates = _rates(measured, time.perf_counter() - first)
+    return {**rates, "first_batch_ms": round(1000 * (first - started), 1)}
+
+
+def _rates(clips: int, wall: float, cpu: float | None = None) -> dict[str, float]:
+    rates = {
+        "clips": clips,
+        "clips_per_second": round(clips / wall, 2),
+        "ms_per_clip": round(1000 * wall / clips, 3),
+    }
+    if cpu is not None:
+        rates["cpu_ms_per_clip"] = round(1000 * cpu / clips, 3)
+    return rates
