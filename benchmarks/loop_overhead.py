@@ -1,0 +1,123 @@
+"""What the training loop adds to the input pipeline: the loop on a step that costs nothing.
+
+    python benchmarks/loop_overhead.py --config configs/tsm_k400_packed.py
+
+Reads the recipe's training clips, once through the pipeline alone and once through the real loop
+with the transfer to the devices, its log and a step that returns at once. Prints a line of JSON for
+each, in turn, `--repeats` times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from tsm_jax import build, cli
+from tsm_jax.config import Plan
+from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
+from tsm_jax.training.evaluation import ON_DEVICE
+from tsm_jax.training.loop import Run, train
+from tsm_jax.training.mesh import make_mesh, put_batch
+from tsm_jax.training.run_log import RunLog
+from tsm_jax.training.state import TrainState
+
+
+class NoCheckpoints:
+    """The loop waits for the last one."""
+
+    def wait(self) -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--steps", type=int, default=20, help="behind the first (default 20)")
+    parser.add_argument("--repeats", type=int, default=3)
+    options, overrides = parser.parse_known_args()
+    config = cli.load_recipe(options.config, overrides)
+    source = build.build_source(config.data, "train", config.model.num_classes)
+    clips = build.build_train_clips(config, source)
+    order = TrainOrder(len(source), config.batch_size, config.seed)
+    mesh = make_mesh()
+
+    def batches() -> Iterator[Batch]:
+        return train_batches(
+            clips,
+            order,
+            batch_size=config.batch_size,
+            steps=range(options.steps + 1),
+            reading=build.build_reading(config),
+        )
+
+    def tell(measure: str, seconds: float) -> None:
+        rate = options.steps * config.batch_size / seconds
+        values = {"measure": measure, "seconds": round(seconds, 3), "clips_per_second": round(rate)}
+        print(json.dumps(values), flush=True)
+
+    @jax.jit
+    def nothing(video: jax.Array) -> dict[str, jax.Array]:
+        zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+        return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": video}
+
+    def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Any]:
+        return state, nothing(batch["video"].ravel()[0].astype(jnp.float32))
+
+    # Compiled before anything is timed.
+    step(TrainState(jnp.zeros((), jnp.int32), {}, {}, ()), device_batch(next(batches()), mesh))
+    for _ in range(options.repeats):
+        tell("pipeline", seconds_behind_first(batches()))
+        # An epoch that never ends: nothing is validated or saved.
+        plan = Plan(options.steps + 2, options.steps + 1, (), 0)
+        state = TrainState(jnp.zeros((), jnp.int32), {}, {}, ())
+        timed = Timed(batches())
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            log = RunLog(folder, first_step=0, total_steps=plan.total_steps)
+            with log:
+                checkpoints: Any = NoCheckpoints()
+                run = Run(config, plan, mesh, order, step, lambda _: {}, checkpoints, log)
+                train(run, state, timed)
+            seconds = time.perf_counter() - timed.first
+        tell("training loop", seconds)
+
+
+def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    return put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
+
+
+def seconds_behind_first(batches: Iterator[Batch]) -> float:
+    """Reading all but the first batch."""
+    next(batches)
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    return time.perf_counter() - started
+
+
+class Timed(Iterator[Batch]):
+    """Batches; `first` is when the first one was there."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches = batches
+        self.first = 0.0
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        self.first = self.first or time.perf_counter()
+        return batch
+
+
+if __name__ == "__main__":
+    main()
