@@ -28,7 +28,7 @@ setup(
         "numpy>=2.0",
         "decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'",
         "av>=15",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=5.0",
         "pillow>=11",
         "safetensors>=0.5",
         "rich>=13.7",
