@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.flip = False  # left and right are classes
 
     config.batch_size = 16
-    config.epochs = 4
+    config.epochs = 3
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 0.02
     config.optimizer.warmup_epochs = 0.5
