@@ -38,6 +38,6 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
-        "test": ["pytest>=8.3", "ruff>=0.14", "pyright>=1.1.400"],
+        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "pyright>=1.1.400"],
     },
 )

@@ -41,7 +41,7 @@ def gradient():
     return jax.jit(jax.value_and_grad(loss, has_aux=True)), split
 
 
-def run(gradient, steps=STEPS, **changes):
+def run(gradient, **changes):
     """Losses, raw gradient norms, and the tensors afterwards under PaddleVideo's names."""
     value_and_grad, split = gradient
     params, batch_stats = split(from_paddle(paddle_recipe.state_dict(10, 0))[0])
@@ -57,7 +57,7 @@ def run(gradient, steps=STEPS, **changes):
     update = jax.jit(optimizer.update)
     state = optimizer.init(params)
     losses, norms = [], []
-    for step in range(steps):
+    for step in range(STEPS):
         video, labels = paddle_recipe.train_batch(step)
         video = np.moveaxis(video, 2, -1)
         (loss, batch_stats), gradients = value_and_grad(params, batch_stats, video, labels)
@@ -93,14 +93,39 @@ def test_tensors_after_the_last_step(ours, train_goldens):
     assert max(errors.values()) < 1e-3, errors
 
 
+def shrinkage(result, goldens):
+    """How far each tensor lies from the reference's along the line on which decay moves it.
+
+    Decay is far below the rounding of six harsh steps, but rounding has no reason to point along
+    the start value: there its effect (7e-6 for kernels, 4e-5 for the classifier) stands out.
+    """
+    start = paddle_recipe.state_dict(10, 0)
+    return {
+        name: np.vdot(result[2][name] - value, start[name]) / np.vdot(start[name], start[name])
+        for name, value in goldens.items()
+        if name.endswith(("weight", "bias")) and "head.fc.bias" not in name
+    }
+
+
+def test_weights_shrink_as_much_and_nothing_else_shrinks(ours, train_goldens):
+    shrunk = shrinkage(ours, train_goldens)
+    assert len(shrunk) == 5
+    assert max(map(abs, shrunk.values())) < 1e-6, shrunk
+
+
 def misses(result, goldens):
-    """Whether any of the three comparisons fails."""
+    """Whether any of the comparisons above fails."""
     losses, norms, tensors = result
     return (
-        not np.allclose(losses, goldens["loss"][: len(losses)], rtol=1e-4)
-        or not np.allclose(norms, goldens["gnorm"][: len(norms)], rtol=1e-3)
+        not np.allclose(losses, goldens["loss"], rtol=1e-4)
+        or not np.allclose(norms, goldens["gnorm"], rtol=1e-3)
         or any(relative(tensors[n], v) > 1e-3 for n, v in goldens.items() if "." in n)
+        or max(map(abs, shrinkage(result, goldens).values())) > 1e-6
     )
+
+
+def test_the_rule_itself_does_not_miss(ours, train_goldens):
+    assert not misses(ours, train_goldens)
 
 
 @pytest.mark.slow
