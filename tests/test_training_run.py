@@ -157,13 +157,17 @@ def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     assert from_run.predict(video) == from_directory.predict(video)
 
 
-def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, capsys):
+def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, tmp_path, capsys):
     video = str(next((data / "videos" / "grow").iterdir()))
-    broken = str(data / "train.list")
-    with pytest.raises(UserError, match="1 of 2 videos could not be read"):
-        predict.main(["--model", str(trained[0]), "--input", broken, video, "--top_k", "3"])
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    arguments = ["--model", str(trained[0]), "--input", str(broken), video, "--top_k", "3"]
+    with pytest.raises(SystemExit) as exit_:
+        predict.main(arguments)
+    assert exit_.value.code == 1
     captured = capsys.readouterr()
-    assert broken in captured.err
+    assert str(broken) in captured.err
+    assert "1 of 2 videos could not be read" in captured.err
     lines = captured.out.splitlines()
     assert lines[0] == video
     assert len(lines) == 4
