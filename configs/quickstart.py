@@ -18,7 +18,7 @@ from tsm_jax.config import default
 def get_config() -> ConfigDict:
     config = default()
     config.model.depth = 18
-    config.model.width = 32
+    config.model.width = 24
     config.model.num_classes = 8
     config.model.dropout = 0.0
     config.model.batch_norm_group = 0
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.data.flip = False  # left and right are classes
 
     config.batch_size = 16
-    config.epochs = 3
+    config.epochs = 4
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 0.02
     config.optimizer.warmup_epochs = 0.5

@@ -7,6 +7,7 @@ the data format is, so that a checkpoint serves both, and normalise over groups 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,7 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, then batch normalisation."""
+    """Convolution, then batch normalisation. Arguments as of `Conv`."""
 
     def __init__(
         self,
@@ -128,20 +129,10 @@ class ConvNorm(nnx.Module):
         out_features: int,
         kernel_size: int,
         *,
-        stride: int = 1,
         data_format: str = "NHWC",
-        dtype: jnp.dtype | None = None,
-        rngs: nnx.Rngs,
+        **conv: Any,
     ):
-        self.conv = Conv(
-            in_features,
-            out_features,
-            kernel_size,
-            stride=stride,
-            data_format=data_format,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.conv = Conv(in_features, out_features, kernel_size, data_format=data_format, **conv)
         self.norm = BatchNorm(out_features, data_format=data_format)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
