@@ -85,11 +85,14 @@ def formats():
 
 
 @pytest.fixture(scope="session")
-def exported(model, formats, tmp_path_factory):
+def exported(model, formats, videos, tmp_path_factory):
     """The path of the exported model, with bfloat16."""
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     folder = tmp_path_factory.mktemp("inference") / "TSM"
-    export_model(model, str(folder), formats=formats, precisions=("float32", "bfloat16"))
+    films = [str(videos / "0.mp4"), str(videos / "1.mp4")]
+    export_model(
+        model, str(folder), videos=films, formats=formats, precisions=("float32", "bfloat16")
+    )
     return folder
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import tsm_jax
+from tsm_jax.deploy.exporter import export_model
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.recognizer import Recognizer
 from tsm_jax.weights.model_directory import write_model_directory
+from tsm_jax.weights.paddle_model import read_paddle_model, write_paddle_model
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +142,19 @@ def test_the_protocol_can_be_chosen(exported, predictor, videos):
         Predictor.load(str(exported), protocol="other")
     with pytest.raises(UserError, match="was exported for 4 segments, not 8"):
         Predictor.load(str(exported), num_segments=8)
+
+
+def test_a_pdparams_through_export_answers_as_before(make_model, videos, tmp_path):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    made = make_model(depth=50, num_segments=8, shift_fraction="1/num_segments")
+    write_paddle_model(made, str(tmp_path / "TSM.pdparams"))
+    read = read_paddle_model(str(tmp_path / "TSM.pdparams"), labels=made.labels)
+    model = replace(read, preprocessing=made.preprocessing)
+    export_model(model, str(tmp_path / "TSM"), formats=("onnx",))
+    exported = Predictor.load(str(tmp_path / "TSM"), engine="onnxruntime")
+    expected = Recognizer(model).predict(str(videos / "3.mp4"))
+    actual = exported.predict(str(videos / "3.mp4"))
+    assert [p.index for p in actual] == [p.index for p in expected]
+    np.testing.assert_allclose([p.score for p in actual], [p.score for p in expected], rtol=1e-3)
+    assert exported.num_segments == 8
