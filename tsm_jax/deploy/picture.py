@@ -60,7 +60,7 @@ def compose(
         _draw_frames(canvas, clip[shown], strength[shown], y, side)
         _draw_evidence(draw, evidence, range(frames)[shown], y + 2 * side + _GAP + 8, side)
     label = predictions[0].label
-    note = f"bright: what speaks for {label}; bars: each frame's evidence, its logit is their mean"
+    note = f"bright: what speaks for {label}; bars: each frame's evidence (logit: mean + bias)"
     text(draw, (_MARGIN, canvas.height - 24), note, size=14, color=GREY, width=_STRIP_WIDTH)
     return canvas
 
