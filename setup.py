@@ -31,6 +31,7 @@ setup(
         "opencv-python-headless>=5.0",
         "pillow>=11",
         "safetensors>=0.5",
+        "flatbuffers>=24.3",  # for jax.export
         "rich>=13.7",
         "tensorboardX>=2.6.4",
     ],
@@ -38,6 +39,15 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
-        "test": ["pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.14", "pyright>=1.1.400"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "openvino": ["openvino>=2025.0"],
+        "test": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "pyright>=1.1.400",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+        ],
     },
 )

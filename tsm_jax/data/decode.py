@@ -60,14 +60,14 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
         UnreadableClipError: The file is missing, empty, not a video or broken, in one line.
     """
     path = os.path.abspath(path)  # So that FFmpeg never takes "a:b.mp4" for a protocol.
-    _check_is_video(path)
+    check_is_video(path)
     frames = _decode_with_decord(path, choose)
     if frames is None:
         frames = _decode_with_pyav(path, choose)
     return frames
 
 
-def _check_is_video(path: str) -> None:
+def check_is_video(path: str) -> None:
     """Opens the file with PyAV: half a millisecond, against decord's report on stderr."""
     if not os.path.exists(path):
         raise UnreadableClipError(f"the video {path} does not exist")
