@@ -28,9 +28,10 @@ setup(
         "numpy>=2.0",
         "decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'",
         "av>=15",
-        "opencv-python-headless>=4.10",
+        "opencv-python-headless>=5.0",
         "pillow>=11",
         "safetensors>=0.5",
+        "flatbuffers>=24.3",  # for jax.export
         "tensorflow-datasets>=4.9.9",
         "array_record>=0.8",
         "importlib_resources>=6.4",
@@ -44,6 +45,15 @@ setup(
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "beam": ["apache-beam>=2.70"],
-        "test": ["pytest>=8.3", "ruff>=0.14", "pyright>=1.1.400"],
+        "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "openvino": ["openvino>=2025.0"],
+        "test": [
+            "pytest>=8.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "pyright>=1.1.400",
+            "onnx>=1.17",
+            "onnxruntime>=1.20",
+        ],
     },
 )

@@ -1,16 +1,17 @@
-"""Time and memory of reading a `.pdparams` of TSM ResNet-50's size and mapping its names.
+"""Time and memory of reading a `.pdparams` of TSM-ResNet-50's size, and of converting it.
 
     python benchmarks/pdparams_speed.py
 
 Writes a file of 97 MB, reads it in processes of their own (the file is in the page cache) and
-prints one line of JSON with the best times. The memory is the growth of the process's peak over
-its size after the imports. Needs Linux.
+prints one line of JSON with the best times. The memory of reading is the growth of the process's
+peak over its size after the imports; that of the convert command is all of it. Needs Linux.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -65,6 +66,21 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
     }
 
 
+def measure_command(path: Path, repeats: int) -> dict[str, float]:
+    """`python -m tsm_jax.convert` as a user starts it: best seconds, largest peak in MB."""
+    times, peaks = [], []
+    for repeat in range(repeats):
+        output = path.with_name(f"converted{repeat}")
+        command = [sys.executable, "-m", "tsm_jax.convert", "--input", path, "--output", output]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        times.append(time.perf_counter() - start)
+        assert os.waitstatus_to_exitcode(status) == 0, "convert failed"
+        peaks.append(usage.ru_maxrss * 1024)
+    return {"convert_s": round(min(times), 3), "convert_peak_mb": round(max(peaks) / 1e6, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -81,6 +97,7 @@ def main() -> None:
             "write_s": round(time.perf_counter() - start, 3),
             "protocol_4": measure(path, arguments.repeats),
         }
+        report["command"] = measure_command(path, arguments.repeats)
         older = Path(folder) / "protocol2.pdparams"
         older.write_bytes(pickle.dumps(tensors, 2))
         report["protocol_2"] = measure(older, arguments.repeats)

@@ -109,7 +109,7 @@ def test_a_mistake_is_one_line_and_exit_code_1():
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export"])
 def test_help_has_an_example(command):
     result = run(f"tsm_jax.{command}", "--help")
     assert result.returncode == 0

@@ -15,6 +15,8 @@ import tsm_jax
 from tsm_jax import cli, evaluate, predict, train
 from tsm_jax.config import flatten
 from tsm_jax.data import moving_shapes
+from tsm_jax.deploy.exporter import export_model
+from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.evaluation_run import evaluate_weights
 from tsm_jax.loading import load_model
@@ -165,13 +167,33 @@ def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     assert from_run.predict(video) == from_directory.predict(video)
 
 
-def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, capsys):
+def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path):
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    workdir = str(trained[0])
+    export_model(load_model(workdir), str(tmp_path / "TSM"), formats=("stablehlo",))
+    lines = [line.split() for line in (data / "val.list").read_text().splitlines()]
+    predictor = Predictor.load(str(tmp_path / "TSM"), engine="jax")
+    answers = predictor.predict_many([str(data / path) for path, _ in lines], top_k=5, batch_size=5)
+    ranked = [[p.index for p in answer.predictions] for answer in answers]
+    labels = [int(label) for _, label in lines]
+    result = evaluate_weights(recipe(data, workdir), workdir)
+    assert result["count"] == len(ranked)
+    for name, k in (("top1", 1), ("top5", 5)):
+        hits = sum(label in classes[:k] for label, classes in zip(labels, ranked, strict=True))
+        assert hits / len(labels) == pytest.approx(result[name])
+
+
+def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, tmp_path, capsys):
     video = str(next((data / "videos" / "grow").iterdir()))
-    broken = str(data / "train.list")
-    with pytest.raises(UserError, match="1 of 2 videos could not be read"):
-        predict.main(["--model", str(trained[0]), "--input", broken, video, "--top_k", "3"])
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    arguments = ["--model", str(trained[0]), "--input", str(broken), video, "--top_k", "3"]
+    with pytest.raises(SystemExit) as exit_:
+        predict.main(arguments)
+    assert exit_.value.code == 1
     captured = capsys.readouterr()
-    assert broken in captured.err
+    assert str(broken) in captured.err
+    assert "1 of 2 videos could not be read" in captured.err
     lines = captured.out.splitlines()
     assert lines[0] == video
     assert len(lines) == 4

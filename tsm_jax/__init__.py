@@ -12,16 +12,32 @@ from typing import TYPE_CHECKING, Any
 from tsm_jax.errors import UnreadableClipError, UserError
 
 if TYPE_CHECKING:
-    from tsm_jax.recognizer import Prediction, Recognizer, load
+    from tsm_jax.deploy.predictor import Predictor
+    from tsm_jax.prediction import Prediction
+    from tsm_jax.recognizer import Recognizer, load
 
-__all__ = ["Prediction", "Recognizer", "UnreadableClipError", "UserError", "load"]
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "Recognizer",
+    "UnreadableClipError",
+    "UserError",
+    "load",
+]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # Late, so that reading workers and --help need no jax.
-    if name in ("Prediction", "Recognizer", "load"):
-        from tsm_jax import recognizer
-
-        return getattr(recognizer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    match name:
+        case "Prediction":
+            from tsm_jax.prediction import Prediction as value
+        case "Predictor":
+            from tsm_jax.deploy.predictor import Predictor as value
+        case "Recognizer":
+            from tsm_jax.recognizer import Recognizer as value
+        case "load":
+            from tsm_jax.recognizer import load as value
+        case _:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return value

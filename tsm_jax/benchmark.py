@@ -1,21 +1,23 @@
-"""Measures parts of the program on a recipe.
+"""Measures parts of the program; prints JSON lines.
 
-python -m tsm_jax.benchmark data --config configs/tsm_k400_packed.py
+python -m tsm_jax.benchmark predict --model inference/TSM
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from tsm_jax import cli
+from tsm_jax.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {"data": data}
+    commands = {"data": data, "predict": predict}
     parser = cli.Parser(
         "benchmark",
         description="Measures a part of the program; `benchmark COMMAND --help` tells more.",
-        example="python -m tsm_jax.benchmark data --help",
+        example="python -m tsm_jax.benchmark predict --help",
     )
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
     commands[parser.parse_args(arguments[:1]).command](arguments[1:])
@@ -47,6 +49,54 @@ def data(arguments: Sequence[str]) -> None:
     from tsm_jax.data_benchmark import run_data_benchmark
 
     run_data_benchmark(config, options.clips, threads=options.threads, workers=options.workers)
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """The network by engine, precision and batch, and reading of videos."""
+    parser = cli.Parser(
+        "benchmark predict",
+        description="Times an exported network in every engine that is installed, in turns.",
+        example="python -m tsm_jax.benchmark predict --model inference/TSM --batch_sizes 1 4",
+    )
+    parser.add_argument("--model", metavar="DIR", required=True, help="an exported folder")
+    parser.add_argument(
+        "--engines", metavar="NAME", nargs="+", help="jax, onnxruntime, openvino (all installed)"
+    )
+    parser.add_argument(
+        "--precisions",
+        metavar="NAME",
+        nargs="+",
+        default=["float32"],
+        help="float32, bfloat16, int8 (float32)",
+    )
+    parser.add_argument(
+        "--batch_sizes", metavar="N", type=int, nargs="+", default=[1], help="clips at once (1)"
+    )
+    parser.add_argument("--repeats", metavar="N", type=int, default=10, help="rounds (10)")
+    parser.add_argument(
+        "--input", metavar="PATH", nargs="+", help="videos, folders or lists, to time reading them"
+    )
+    options = parser.parse_args(arguments)
+    if min(options.repeats, *options.batch_sizes) < 1:
+        raise UserError("--repeats and --batch_sizes must be at least 1")
+    from tsm_jax.deploy.benchmark import benchmark_prediction
+    from tsm_jax.deploy.engine import check_names
+    from tsm_jax.deploy.inputs import find_videos
+
+    for name in options.engines or ():
+        check_names(name, "float32")
+    for precision in options.precisions:
+        check_names("auto", precision)
+    lines = benchmark_prediction(
+        options.model,
+        videos=find_videos(options.input) if options.input else (),
+        engines=options.engines,
+        precisions=options.precisions,
+        batch_sizes=options.batch_sizes,
+        repeats=options.repeats,
+    )
+    for line in lines:
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer.decay": ("weights", "fc"),
 }
 
+# The folder of a workdir that holds its checkpoints; a directory that has one is a workdir.
+CHECKPOINTS = "checkpoints"
+
 # A run may be continued with other values of these; any other difference makes it another run.
 CHANGEABLE_ON_RESUME = (
     "workdir",

@@ -10,12 +10,13 @@ from rich.progress import track
 from tsm_jax import build
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
-from tsm_jax.loading import is_workdir, load_model, read_recipe
+from tsm_jax.loading import is_workdir, load_model
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import check_batch_size, make_mesh, replicated
 from tsm_jax.training.steps import make_eval_step
 from tsm_jax.weights.model_directory import check_tensors
+from tsm_jax.workdir import read_recipe
 
 
 def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str, float]:

@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from tsm_jax import build
+from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
-from tsm_jax.training.checkpoint import DIRECTORY, Checkpoints
-from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import (
-    LABELS_FILE,
-    Model,
-    is_model_directory,
-    read_model_directory,
-)
+from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.zoo import ZOO, fetch, is_remote
 
@@ -48,7 +39,7 @@ def load_model(
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)
         return model
-    model = _read_workdir(path) if is_workdir(path) else read_model_directory(path)
+    model = _read_directory(path)
     known = model.architecture.num_segments
     if num_segments not in (None, known):
         raise UserError(f"{weights} was trained with {known} segments, not {num_segments}")
@@ -87,41 +78,13 @@ def local_path(weights: str) -> str:
 
 def is_workdir(path: str) -> bool:
     """Whether a path is the workdir of a training run."""
-    return os.path.isdir(os.path.join(path, DIRECTORY))
+    return os.path.isdir(os.path.join(path, CHECKPOINTS))
 
 
-def read_recipe(workdir: str) -> ConfigDict:
-    """The recipe of the best checkpoint of a run."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        return checkpoints.recipe(_best_step(checkpoints, workdir))
-    finally:
-        checkpoints.close()
+def _read_directory(path: str) -> Model:
+    if not is_workdir(path):
+        return read_model_directory(path)
+    # Late: everything else here is NumPy, and converting a file should not wait for jax and orbax.
+    from tsm_jax.workdir import read_workdir
 
-
-def _read_workdir(workdir: str) -> Model:
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
-        step = _best_step(checkpoints, workdir)
-        config = checkpoints.recipe(step)
-        network = build.build_training_network(config)
-        mesh = make_mesh(jax.local_devices()[:1])
-        params, batch_stats = checkpoints.restore_model(step, network, mesh)
-        metrics = checkpoints.metrics(step)
-    finally:
-        checkpoints.close()
-    tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
-    return Model(
-        architecture=build.architecture_of(config.model),
-        preprocessing=build.preprocessing_of(config.data),
-        labels=read_labels(os.path.join(workdir, LABELS_FILE), config.model.num_classes),
-        tensors=tensors,
-        provenance={"trained_in": workdir, "step": step, "metrics": metrics},
-    )
-
-
-def _best_step(checkpoints: Checkpoints, workdir: str) -> int:
-    step = checkpoints.best_step() or checkpoints.latest_step()
-    if step is None:
-        raise UserError(f"{workdir} has no complete checkpoint yet: train on, or give another path")
-    return step
+    return read_workdir(path)

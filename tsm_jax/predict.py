@@ -1,28 +1,123 @@
 """Names the action in videos.
 
-python -m tsm_jax.predict --model output/quickstart --input a.mp4 b.avi
+python -m tsm_jax.predict --model inference/TSM --input a.mp4 b.avi folder/ list.txt
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 from tsm_jax import cli
-from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.errors import UserError
+
+# 126 and above mean other things to a shell.
+_LARGEST_EXIT_CODE = 125
 
 
 def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    for name in ("top_k", "batch_size", "threads"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}: it must be at least 1")
+    from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.deploy.predictor import Predictor
+
+    videos = find_videos(options.input)
+    predictor = Predictor.load(
+        options.model,
+        engine=options.engine,
+        precision=options.precision,
+        num_segments=options.num_segments,
+        protocol=options.protocol,
+    )
+    failed = _run(predictor, videos, options)
+    if failed:
+        sys.exit(min(failed, _LARGEST_EXIT_CODE))
+
+
+def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+    if options.window is not None:
+        from tsm_jax.deploy.timeline_run import write_timelines
+
+        return write_timelines(
+            predictor,
+            videos,
+            window=options.window,
+            step=options.step,
+            top_k=options.top_k,
+            output=options.output,
+            visualize=options.visualize,
+        )
+    if options.step is not None:
+        raise UserError("--step is the distance of windows: give --window SECONDS, too")
+    from tsm_jax.deploy.prediction_run import predict_videos
+
+    return predict_videos(
+        predictor,
+        videos,
+        top_k=options.top_k,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        output=options.output,
+        visualize=options.visualize,
+    )
+
+
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         "predict",
-        description="Prints the most likely classes of each video, best first.",
-        example="python -m tsm_jax.predict --model output/quickstart --input a.mp4 b.avi --top_k 3",
+        description=(
+            "Prints the most likely classes of each video, best first. The exit code is the number"
+            " of videos that could not be read."
+        ),
+        example="python -m tsm_jax.predict --model inference/TSM --input a.mp4 folder/ --top_k 3",
     )
     parser.add_argument(
-        "--model", metavar="PATH", required=True, help="a workdir, a model directory, a .pdparams"
+        "--model",
+        metavar="PATH",
+        required=True,
+        help="an exported folder; or a workdir, a model directory, a .pdparams",
     )
-    parser.add_argument("--input", metavar="VIDEO", nargs="+", required=True, help="video files")
+    parser.add_argument(
+        "--input", metavar="PATH", nargs="+", required=True, help="videos, folders, .txt lists"
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        default="auto",
+        help="jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        default="float32",
+        help="float32, bfloat16 or int8 (float32)",
+    )
     parser.add_argument("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="a line of JSON per video; - for the standard output"
+    )
+    parser.add_argument(
+        "--visualize", metavar="PATH", help="a .png for one video, or a folder for pictures"
+    )
+    parser.add_argument(
+        "--window",
+        metavar="SECONDS",
+        type=float,
+        help="slide a window of this length over each video and answer for each place",
+    )
+    parser.add_argument(
+        "--step", metavar="SECONDS", type=float, help="distance of windows (half a window)"
+    )
+    parser.add_argument(
+        "--batch_size", metavar="N", type=int, help="clips at once (1 on CPU, 16 elsewhere)"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, help="that decode videos (one per core)"
+    )
     parser.add_argument(
         "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
     )
@@ -31,25 +126,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="NAME",
         help="test, or paddle_predict for what PaddleVideo's tools/predict.py does",
     )
-    options = parser.parse_args(arguments)
-    if options.top_k < 1:
-        raise UserError(f"--top_k is {options.top_k}: it must be at least 1")
-    from tsm_jax.recognizer import load
-
-    recognizer = load(options.model, num_segments=options.num_segments, protocol=options.protocol)
-    failed = 0
-    for path in options.input:
-        try:
-            predictions = recognizer.predict(path, top_k=options.top_k)
-        except UnreadableClipError as error:
-            print(f"error: {error}", file=sys.stderr)
-            failed += 1
-            continue
-        print(path)
-        for place, (index, label, score) in enumerate(predictions, start=1):
-            print(f"  {place}. {label} (class {index})  {score:.4f}")
-    if failed:
-        raise UserError(f"{failed} of {len(options.input)} videos could not be read")
+    return parser
 
 
 if __name__ == "__main__":

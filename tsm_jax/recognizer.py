@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +13,8 @@ from tsm_jax import build
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.loading import load_model
 from tsm_jax.models.normalize import normalize
+from tsm_jax.prediction import Prediction, best_classes
 from tsm_jax.weights.model_directory import Model, check_tensors
-
-
-class Prediction(NamedTuple):
-    """One class of an answer; `score` is its softmax probability."""
-
-    index: int
-    label: str
-    score: float
 
 
 class Recognizer:
@@ -84,9 +76,7 @@ class Recognizer:
 
         frames = self._protocol.transform(decode_frames(path, choose))
         logits = self.forward(np.asarray(normalize(frames[None], "NHWC")))[0]
-        scores = np.asarray(jax.nn.softmax(logits))
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        return [Prediction(int(k), self.labels[k], float(scores[k])) for k in best]
+        return best_classes(logits, self.labels, top_k)
 
     def _apply(
         self,

@@ -80,7 +80,7 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         config.workdir, first_step=first_step, total_steps=plan.total_steps, enabled=writes
     ) as log:
         log.say(_headline(config, mesh, len(train_source), len(val_source)))
-        log.say(origin)
+        log.say(f"{origin}; compiling the first step")
         validate = _validation(config, mesh, eval_step, eval_clips, log)
         batches = train_batches(
             build.build_train_clips(config, train_source),
@@ -165,6 +165,6 @@ def _say_goodbye(log: RunLog, checkpoints: Checkpoints, config: ConfigDict) -> N
         return
     log.say(
         f"training finished: best top1 {checkpoints.metrics(best_step)['top1']:.5f}, saved in"
-        f" {os.path.relpath(checkpoints.path(best_step))}"
+        f" {checkpoints.path(best_step)}"
     )
     log.say(f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO")

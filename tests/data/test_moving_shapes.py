@@ -99,6 +99,13 @@ def test_encoding_does_not_mark_the_order(
     np.testing.assert_array_equal(_all_frames(str(forward)), _all_frames(str(backward))[::-1])
 
 
+def test_files_hold_what_was_drawn(rendered: Path):
+    for i, label in enumerate(LABELS):
+        drawn = draw_clip(i, np.random.default_rng((3, 0, i))).astype(int)
+        decoded = _all_frames(str(rendered / f"videos/{label}/{i:05}.mp4"))
+        assert np.abs(decoded - drawn).mean() < 4
+
+
 def _shape(frame: np.ndarray) -> np.ndarray:
     """bool[H, W]: where the bright shape is."""
     return frame.max(axis=2) > 120

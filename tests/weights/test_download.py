@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import ssl
@@ -12,6 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from tsm_jax.weights.download_address import check_address
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 OTHER = bytes(reversed(CONTENT))
 ETAG = '"version 1"'
+NOTES = {"etag": ETAG, "modified": None, "length": len(CONTENT)}
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +39,8 @@ def path(tmp_path):
     return tmp_path / "cache" / "weights.pdparams"
 
 
-def get(server, path, **arguments: Any):
-    return download(server.url, path, **({"max_bytes": 2**30} | arguments))
+def get(server, path, **arguments: Any) -> Path:
+    return download(server.url, path, **{"max_bytes": 2**30, **arguments})
 
 
 def serve(
@@ -151,15 +154,16 @@ def test_complete_but_not_yet_renamed(server, path):
     """The process was killed between the last byte and the renaming."""
     server.answer = serve()
     get(server, path)
-    notes = {"url": server.url, "etag": ETAG, "modified": None, "length": len(CONTENT)}
     path.rename(path.with_name(path.name + ".part"))
-    path.with_name(path.name + ".part.json").write_text(json.dumps(notes))
+    path.with_name(path.name + ".part.json").write_text(json.dumps({**NOTES, "url": server.url}))
     get(server, path)
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("notes", ["", "{}", "[]", '{"url": "https://elsewhere"}'])
+@pytest.mark.parametrize(
+    "notes", ["", "{}", "[]", json.dumps({**NOTES, "url": "https://elsewhere"})]
+)
 def test_a_part_of_unknown_origin_is_dropped(server, path, notes):
     path.parent.mkdir()
     path.with_name(path.name + ".part").write_bytes(OTHER[:1000])
@@ -199,7 +203,15 @@ def test_a_file_that_became_shorter(server, path):
 
 
 @pytest.mark.parametrize(
-    "content_range", ["bytes 5-10/20", "bytes 700000-1048575/*", "nonsense", "bytes 700000-9/²", ""]
+    "content_range",
+    [
+        "bytes 5-1048575/1048576",
+        "bytes 5-10/20",
+        "bytes 700000-1048575/*",
+        "nonsense",
+        "bytes 700000-9/²",
+        "",
+    ],
 )
 def test_a_wrong_content_range_starts_again(server, path, content_range):
     wrong = status(206, {"Content-Range": content_range, "ETag": ETAG}, b"wrong bytes")
@@ -210,7 +222,9 @@ def test_a_wrong_content_range_starts_again(server, path, content_range):
 
 def test_a_server_that_promises_more_than_it_sends(server, path):
     server.answer = status(200, {"Content-Length": "1000"}, b"short")
-    with pytest.raises(UserError, match=r"failed 5 times: it broke off after 5 of 1,000 bytes"):
+    with pytest.raises(
+        UserError, match=r"failed after 5 attempts: it broke off after 5 of 1,000 bytes"
+    ):
         get(server, path)
     assert len(server.requests) == 5
     assert not path.exists()
@@ -222,6 +236,21 @@ def test_attempts_that_bring_much_are_not_counted(server, path, monkeypatch):
     get(server, path)
     assert path.read_bytes() == CONTENT
     assert len(server.requests) == 21
+
+
+def test_a_server_that_never_ends(server, path, monkeypatch):
+    """Each time another version, and never all of it."""
+    monkeypatch.setattr(download_transfer, "ENOUGH_BYTES", 1000)
+    monkeypatch.setattr(download_transfer, "MAX_ATTEMPTS", 7)
+    counter = itertools.count()
+
+    def answer(handler):
+        number = next(counter)
+        serve(etag=f'"{number}"', cut=5000 if number % 2 else 50_000)(handler)
+
+    server.answer = answer
+    with pytest.raises(UserError, match="failed after 7 attempts"):
+        get(server, path)
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
@@ -244,14 +273,14 @@ def test_waiting_doubles(server, path, monkeypatch):
     monkeypatch.setattr(download_transfer, "BACKOFF_SECONDS", 1.0)
     monkeypatch.setattr(download_transfer.time, "sleep", waited.append)
     server.answer = status(503)
-    with pytest.raises(UserError, match="failed 5 times: the server answers 503"):
+    with pytest.raises(UserError, match="failed after 5 attempts: the server answers 503"):
         get(server, path)
     assert waited == [1, 2, 4, 8]
 
 
 def test_a_dead_server(server, path):
     server.close()
-    with pytest.raises(UserError, match=r"failed 5 times: .*refused"):
+    with pytest.raises(UserError, match=r"failed after 5 attempts: .*refused"):
         get(server, path)
 
 
@@ -290,8 +319,10 @@ def test_no_answer_within_the_time_limit(server, path, monkeypatch):
 
 def test_too_large_by_its_own_word(server, path):
     server.answer = serve()
+    seen: list[tuple[int, int | None]] = []
     with pytest.raises(UserError, match="larger than 1,000 bytes"):
-        get(server, path, max_bytes=1000)
+        get(server, path, max_bytes=1000, on_progress=lambda *state: seen.append(state))
+    assert seen == []  # not a byte of it was read
     assert names_in(path.parent) == set()
 
 

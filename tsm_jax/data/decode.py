@@ -71,7 +71,7 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
         UnreadableClipError: The file is missing, empty, not a video or broken, in one line.
     """
     path = os.path.abspath(path)  # So that FFmpeg never takes "a:b.mp4" for a protocol.
-    _check_is_video(path)
+    check_is_video(path)
     frames = _decode_with_decord(path, choose)
     if frames is None:
         frames = _decode_with_pyav(path, choose)
@@ -88,7 +88,7 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
         UnreadableClipError: As `decode_frames`, at the first frame that cannot be decoded.
     """
     path = os.path.abspath(path)
-    _check_is_video(path)
+    check_is_video(path)
     done, is_complete = yield from _every_frame_with_decord(path)
     if is_complete:
         return
@@ -118,7 +118,7 @@ def _every_frame_with_decord(path: str) -> Generator[np.ndarray, None, tuple[int
     return length, length > 0
 
 
-def _check_is_video(path: str) -> None:
+def check_is_video(path: str) -> None:
     """Opens the file with PyAV: half a millisecond, against decord's report on stderr."""
     if not os.path.exists(path):
         raise UnreadableClipError(f"the video {path} does not exist")

@@ -25,7 +25,6 @@ from tsm_jax.models.network import Network, Tensors
 from tsm_jax.training.mesh import replicated
 from tsm_jax.training.state import TrainState
 
-DIRECTORY = "checkpoints"
 _ITEMS = ("model", "optimizer", "recipe")
 
 
@@ -38,7 +37,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, read_only: bool = False):
-        self.directory = os.path.abspath(os.path.join(workdir, DIRECTORY))
+        self._directory = os.path.join(workdir, config_lib.CHECKPOINTS)
         keep = AnyPreservationPolicy(
             [LatestN(2), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
         )
@@ -49,7 +48,9 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=_ITEMS)
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(self._directory), options=options, item_names=_ITEMS
+        )
 
     def save(
         self, state: TrainState, config: ConfigDict, metrics: dict[str, float] | None = None
@@ -78,7 +79,7 @@ class Checkpoints:
 
     def path(self, step: int) -> str:
         """Folder of a step."""
-        return os.path.join(self.directory, str(step))
+        return os.path.join(self._directory, str(step))
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint."""

@@ -25,6 +25,7 @@ OnProgress = Callable[[int, int | None], object]
 
 ATTEMPTS = 5  # in a row that brought less than ENOUGH_BYTES
 ENOUGH_BYTES = 2**20
+MAX_ATTEMPTS = 100  # in all: a server could send something new each time
 BACKOFF_SECONDS = 1.0  # before the second attempt; doubled for each further one
 TIMEOUT_SECONDS = 30.0  # without any byte
 _CHUNK = 2**18
@@ -77,24 +78,26 @@ class Transfer:
         Raises:
             UserError: the server refuses, keeps failing, or offers something unusable.
         """
-        failures = 0
-        while True:
+        attempts = failures = 0
+        reason: Any = None
+        while failures < ATTEMPTS and attempts < MAX_ATTEMPTS:
+            if failures:
+                time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
             before = self._saved_bytes()
+            attempts += 1
             try:
                 self._attempt()
                 return self._part
             except _StartOver:
                 self._forget()
-                reason: Any = "the file on the server keeps changing"
+                reason = "the file on the server keeps changing"
             except _CutOff as error:
                 reason = error
             failures = 1 if self._saved_bytes() - before >= ENOUGH_BYTES else failures + 1
-            if failures >= ATTEMPTS:
-                raise UserError(
-                    f"{self._url}: download failed {failures} times: {reason};"
-                    " try again (it goes on where it stopped) or download the file yourself"
-                )
-            time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))
+        raise UserError(
+            f"{self._url}: download failed after {attempts} attempts: {reason};"
+            " try again (it goes on where it stopped) or download the file yourself"
+        )
 
     def _saved_bytes(self) -> int:
         return self._part.stat().st_size if self._part.exists() else 0
@@ -110,12 +113,10 @@ class Transfer:
 
     def _attempt(self) -> None:
         version = self._saved_version()
-        if version is None or version.validator is None:
-            self._forget()
         offset = self._saved_bytes()
         if offset and version and offset == version.length:
             return  # complete, and stopped before it was renamed
-        headers = {"User-Agent": "tsm_jax", "Accept-Encoding": "identity"}
+        headers = {"User-Agent": "tsm_jax"}
         if offset and version and version.validator:
             headers |= {"Range": f"bytes={offset}-", "If-Range": version.validator}
         with self._open(headers) as response:

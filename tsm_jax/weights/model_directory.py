@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tsm_jax.errors import UserError
+from tsm_jax.weights.labels import read_labels
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -123,7 +124,7 @@ def read_model_directory(directory: str) -> Model:
         preprocessing = _from_json(Preprocessing, description["preprocessing"])
     except (KeyError, TypeError) as error:
         raise UserError(f"{directory}/{CONFIG_FILE}: {error} is missing or unknown") from error
-    labels = _read_labels(os.path.join(directory, LABELS_FILE), architecture.num_classes)
+    labels = read_labels(os.path.join(directory, LABELS_FILE), architecture.num_classes)
     weights_path = os.path.join(directory, WEIGHTS_FILE)
     try:
         tensors = load_file(weights_path)
@@ -151,17 +152,6 @@ def _from_json(kind: type, values: dict[str, Any]) -> Any:
     if names != values.keys():
         raise TypeError(", ".join(sorted(names ^ values.keys())))
     return kind(**values)
-
-
-def _read_labels(path: str, num_classes: int) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            labels = file.read().splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if len(labels) != num_classes:
-        raise UserError(f"{path} has {len(labels)} lines: the model has {num_classes} classes")
-    return labels
 
 
 def check_tensors(

@@ -183,14 +183,19 @@ def call(function: Any, arguments: Any) -> Any:
             return Array()
         case Global.DTYPE, (str() as code, int(), int()):
             return _dtype(code)
+        case Global.FROMBUFFER, (data, dtype, shape, order, *axis_order):
+            return _array_over_buffer(data, dtype, shape, order, axis_order)
+        case Global.SCALAR, (DType() as dtype, (bytes() | str()) as data):
+            return _scalar(dtype, data)
+    return _call_of_plain_type(function, arguments)
+
+
+def _call_of_plain_type(function: Global, arguments: tuple[Any, ...]) -> Any:
+    match function, arguments:
         case Global.ENCODE, (str() as text, "latin1" | "latin-1"):
             return _latin1(text)
         case Global.ENCODE, (Blob(is_text=True) as text, "latin1" | "latin-1"):
             return replace(text, is_text=False)
-        case Global.FROMBUFFER, (data, dtype, shape, order, *axis_order) if len(axis_order) < 2:
-            return _array_over_buffer(data, dtype, shape, order, axis_order)
-        case Global.SCALAR, (DType() as dtype, (bytes() | str()) as data):
-            return _scalar(dtype, data)
         case Global.ORDERED_DICT, ():
             return {}
         case Global.TUPLE, (tuple() as values,):

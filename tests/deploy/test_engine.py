@@ -1,0 +1,145 @@
+"""Engines agree with the model; the choice between them; what is wrong with a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tsm_jax.deploy import engine as engine_lib
+from tsm_jax.deploy.artifact import is_artifact, read_artifact
+from tsm_jax.deploy.engine import choose_engine, installed, open_engine
+from tsm_jax.deploy.self_check import relative_difference
+from tsm_jax.errors import UserError
+from tsm_jax.models.normalize import normalize
+from tsm_jax.recognizer import Recognizer
+
+
+@pytest.fixture(scope="module")
+def expected(model, clips):
+    return Recognizer(model).forward(np.asarray(normalize(clips, "NHWC")))
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", ["jax", "onnxruntime", "openvino"])
+def test_engines_agree(artifact, clips, expected, name, precision, tolerance):
+    if not installed(name) or (name, precision) == ("onnxruntime", "bfloat16"):
+        pytest.skip(f"no {precision} in {name}, or {name} is not installed")
+    try:
+        engine = open_engine(artifact, name, precision)
+    except UserError as error:
+        pytest.skip(str(error))  # a processor without bfloat16
+    logits = engine.logits(clips)
+    assert (logits.shape, logits.dtype) == ((3, 5), np.float32)
+    assert relative_difference(logits, expected) < tolerance
+    assert relative_difference(engine.logits(clips[1:2]), expected[1:2]) < tolerance
+    features = engine.features(clips)
+    assert features.shape == (3, 4, 1, 1, 64)
+    jax_features = open_engine(artifact, "jax").features(clips)
+    assert relative_difference(features, jax_features) < tolerance
+
+
+@pytest.fixture
+def machine(monkeypatch, artifact):
+    """Sets what is installed on a pretended machine; the folder has all graphs."""
+
+    def set_up(*packages, gpu_provider=False):
+        monkeypatch.setattr(
+            engine_lib, "find_spec", lambda name: name in (*packages, "flatbuffers") or None
+        )
+        monkeypatch.setattr(engine_lib, "_onnxruntime_has_gpu", lambda: gpu_provider)
+        monkeypatch.setattr(type(artifact), "has", lambda self, name: bool(name))
+        return artifact
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    "packages, gpu_provider, chosen",
+    [
+        (("jax", "onnxruntime", "openvino"), False, "openvino"),
+        (("jax", "onnxruntime"), False, "onnxruntime"),
+        (("jax",), False, "jax"),
+        (("jax", "onnxruntime", "openvino", "jax_cuda13_plugin"), False, "jax"),
+        (("jax", "onnxruntime", "openvino", "jax_cuda13_plugin"), True, "onnxruntime"),
+    ],
+)
+def test_auto_takes_the_fastest_for_the_device(machine, packages, gpu_provider, chosen):
+    artifact = machine(*packages, gpu_provider=gpu_provider)
+    assert choose_engine(artifact, "float32") == chosen
+
+
+def test_auto_takes_what_can_do_the_precision(machine):
+    assert choose_engine(machine("jax", "onnxruntime"), "bfloat16") == "jax"
+    with pytest.raises(UserError, match="nothing that is installed can run"):
+        choose_engine(machine("jax"), "int8")
+
+
+@pytest.mark.parametrize(
+    "name, precision, message",
+    [
+        ("torch", "float32", "there is no engine 'torch': choose auto, jax, onnxruntime, openvino"),
+        ("auto", "float16", "there is no precision 'float16': choose float32"),
+        ("jax", "int8", "the engine jax does not compute in int8: take onnxruntime, openvino"),
+    ],
+)
+def test_an_impossible_request_is_one_line(artifact, name, precision, message):
+    with pytest.raises(UserError, match=message):
+        open_engine(artifact, name, precision)
+
+
+def test_an_engine_that_is_not_installed(artifact, monkeypatch):
+    monkeypatch.setattr(engine_lib, "find_spec", lambda name: name == "jax" or None)
+    with pytest.raises(UserError, match="pip install openvino"):
+        open_engine(artifact, "openvino")
+    with pytest.raises(UserError, match="the engine jax is not installed: pip install flatbuffers"):
+        open_engine(artifact, "jax")
+
+
+@pytest.fixture
+def copied(exported, tmp_path):
+    return shutil.copytree(exported, tmp_path / "copy")
+
+
+def test_a_changed_graph_is_refused(copied):
+    path = copied / "model.stablehlo"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model.stablehlo is not the file that was exported"):
+        open_engine(read_artifact(str(copied)), "jax")
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot read .*model.stablehlo"):
+        open_engine(read_artifact(str(copied)), "jax")
+
+
+def test_a_folder_of_another_version_or_none(copied, tmp_path):
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    config["export"]["version"] = 99
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="exported as version 99, this is version 1"):
+        read_artifact(str(copied))
+    del config["export"]["version"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="'version' is missing or wrong"):
+        read_artifact(str(copied))
+    path.write_text("{")
+    with pytest.raises(UserError, match="is no exported folder"):
+        read_artifact(str(copied))
+    assert not is_artifact(str(copied))
+    assert not is_artifact(str(tmp_path / "nowhere"))
+
+
+def test_openvino_neither_forks_nor_reports():
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    code = (
+        "import os; os.register_at_fork(before=lambda: print('forked'));"
+        "import tsm_jax.deploy.openvino_engine, sys; print('openvino' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "True\n", result.stderr

@@ -1,0 +1,140 @@
+"""The exported folder: complete, described, checked; or not there at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tsm_jax
+from tsm_jax import export
+from tsm_jax.deploy import exporter
+from tsm_jax.deploy.artifact import sha256
+from tsm_jax.deploy.exporter import export_model
+from tsm_jax.deploy.folding import Folds
+from tsm_jax.errors import UserError
+from tsm_jax.models.normalize import normalize
+from tsm_jax.weights.model_directory import read_model_directory, write_model_directory
+
+
+def description(folder):
+    return json.loads((folder / "config.json").read_text())["export"]
+
+
+def test_the_folder_is_described(exported, model, formats):
+    exported_as = description(exported)
+    graphs = {"model.stablehlo", "model_bfloat16.stablehlo"}
+    graphs |= {"model.onnx"} if "onnx" in formats else set()
+    assert exported_as["files"].keys() == graphs | {"model.safetensors"}
+    for name, file in exported_as["files"].items():
+        assert sha256(str(exported / name)) == file["sha256"]
+        assert (exported / name).stat().st_size == file["bytes"]
+    assert exported_as["labels"] == model.labels
+    assert exported_as["input"]["shape"] == ["N", 4, 32, 32, 3]
+    assert exported_as["versions"]["tsm_jax"] == tsm_jax.__version__
+    assert {path.name for path in exported.iterdir()} == {
+        *exported_as["files"],
+        *("config.json", "labels.txt", "README.md"),
+    }
+
+
+def test_every_graph_was_checked_on_random_and_real_input(exported, formats):
+    checks = description(exported)["self_check"]
+    files = {(check["file"], check["input"]) for check in checks}
+    names = ["model.stablehlo", "model_bfloat16.stablehlo"]
+    names += ["model.onnx"] if "onnx" in formats else []
+    assert files == {(name, kind) for name in names for kind in ("random", "real")}
+    limits = {"float32": 1e-5, "bfloat16": 2e-2}
+    assert all(check["relative_difference"] < limits[check["precision"]] for check in checks)
+
+
+def test_it_is_a_model_directory_too(exported, model, clips):
+    again = read_model_directory(str(exported))
+    assert (again.architecture, again.labels) == (model.architecture, model.labels)
+    video = np.asarray(normalize(clips, "NHWC"))
+    expected = tsm_jax.recognizer.Recognizer(model).forward(video)
+    np.testing.assert_array_equal(tsm_jax.load(str(exported)).forward(video), expected)
+
+
+def test_the_readme_tells_how_to_run_it(exported, formats, clips, monkeypatch):
+    text = (exported / "README.md").read_text()
+    assert "python -m tsm_jax.predict --model TSM" in text
+    snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(snippets) == len(formats)
+    monkeypatch.chdir(exported.parent)
+    for snippet in snippets:
+        names = {"video": clips[:1]}
+        exec(snippet, names)
+        assert names["logits"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("wrong", ["shift the other way", "a stem of another scale"])
+@pytest.mark.usefixtures("exported")  # which skips where nothing can be exported
+def test_a_graph_that_answers_otherwise_is_not_exported(model, tmp_path, monkeypatch, wrong):
+    def fold(model):
+        network = exporter_fold(model)
+        if wrong == "a stem of another scale":
+            stem = replace(network.stem, kernel=network.stem.kernel * 1.001)
+            return replace(network, stem=stem)
+        reverse = [
+            replace(block, folds=Folds(*vars_of(block.folds), not block.folds.past_first))
+            for block in network.blocks
+        ]
+        return replace(network, blocks=tuple(reverse))
+
+    def vars_of(folds):
+        return folds.first_end, folds.second_end
+
+    exporter_fold = exporter.fold
+    monkeypatch.setattr(exporter, "fold", fold)
+    with pytest.raises(UserError, match=r"model.stablehlo is wrong: in jax its logits on"):
+        export_model(model, str(tmp_path / "out" / "TSM"), formats=("stablehlo",))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_refuses_before_it_works(model, exported, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="exists already"):
+        export_model(model, str(exported), formats=("stablehlo",))
+    out = str(tmp_path / "TSM")
+    with pytest.raises(UserError, match="int8 is an ONNX graph"):
+        export_model(model, out, formats=("stablehlo",), precisions=("float32", "int8"))
+    monkeypatch.setattr(
+        exporter, "missing", lambda *names: [n for n in names if n == "onnxruntime"]
+    )
+    with pytest.raises(UserError, match="pip install onnxruntime, or leave onnx out of --formats"):
+        export_model(model, out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_command(model, tmp_path, videos, capsys):
+    write_model_directory(model, str(tmp_path / "model"))
+    weights = ["--weights", str(tmp_path / "model"), "--output", str(tmp_path / "TSM")]
+    export.main([*weights, "--formats", "stablehlo", "--videos", str(videos / "0.mp4")])
+    out = capsys.readouterr().out
+    assert "model.stablehlo in jax (float32) on real input: logits differ by" in out
+    assert (tmp_path / "TSM" / "model.stablehlo").exists()
+    assert not (tmp_path / "TSM" / "model.onnx").exists()
+    with pytest.raises(UserError, match="2_broken"):
+        export.main([*weights[:3], str(tmp_path / "b"), "--videos", str(videos / "2_broken.mp4")])
+
+
+@pytest.mark.usefixtures("exported")
+def test_int8_agrees_with_float32(model, tmp_path, videos):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    films = [str(videos / f"{i}.mp4") for i in (0, 1, 3, 4, 5)]
+    exported = export_model(
+        model, str(tmp_path / "TSM"), videos=films, precisions=("float32", "int8")
+    )
+    assert exported.int8 is not None
+    assert exported.int8["clips"] == 5
+    assert 0 <= exported.int8["agreement"] <= 1
+    int8 = [check for check in exported.checks if check.precision == "int8"]
+    assert {check.file for check in int8} == {"model_int8.onnx"}
+    assert all(0 < check.relative_difference < 0.3 for check in int8)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "TSM").iterdir()}
+    assert sizes["model_int8.onnx"] < 0.45 * sizes["model.onnx"]

@@ -1,0 +1,116 @@
+"""A sliding window over a video: which frames, which times, what answer."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tsm_jax import predict
+from tsm_jax.data.protocols import eval_protocol
+from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.deploy.timeline import Moment, step_in_frames, timeline
+from tsm_jax.deploy.timeline_plot import plot_timeline
+from tsm_jax.errors import UserError
+from tsm_jax.prediction import best_classes
+
+
+class GreyLevels:
+    """An engine that remembers which frames it was shown, by their brightness."""
+
+    name, precision, device, batch_size = "fake", "float32", "cpu", 1
+
+    def __init__(self):
+        self.seen: list[list[int]] = []
+
+    def logits(self, video):
+        self.seen.append([round(float(frame.mean()) / 2) for frame in video[0]])
+        return np.array([[float(self.seen[-1][0]), 50.0]], np.float32)
+
+    def features(self, video):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def grey_predictor():
+    protocol = eval_protocol("test", short_side=16, crop_size=16)
+    return Predictor(GreyLevels(), ["late", "early"], 4, protocol, lambda: np.zeros((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def counting_film(tmp_path_factory, film):
+    """100 frames at 10 a second; frame i has grey level 2 * i."""
+    frames = np.repeat(np.arange(0, 200, 2, dtype=np.uint8), 16 * 16 * 3).reshape(100, 16, 16, 3)
+    return str(film(tmp_path_factory.mktemp("film") / "counting.mp4", frames, rate=10))
+
+
+def test_windows_take_the_middle_frames_of_their_parts(grey_predictor, counting_film):
+    moments = list(timeline(grey_predictor, counting_film, window=4.0, step=2.0))
+    assert [(m.start, m.end) for m in moments] == [(0, 4), (2, 6), (4, 8), (6, 10)]
+    # A window of 4 s in 4 parts: what is on screen at 0.5, 1.5, 2.5 and 3.5 s after its start.
+    expected = [[20 * w + 10 * i + 5 for i in range(4)] for w in range(4)]
+    np.testing.assert_allclose(grey_predictor.engine.seen, expected, atol=1)
+    assert [m.predictions[0].label for m in moments] == ["early", "early", "early", "late"]
+
+
+@pytest.mark.parametrize("step, count", [(None, 4), (1.0, 7), (0.1, 7), (4.0, 2), (30.0, 1)])
+def test_the_step_is_rounded_to_shared_frames(grey_predictor, counting_film, step, count):
+    assert len(list(timeline(grey_predictor, counting_film, window=4.0, step=step))) == count
+
+
+def test_a_video_shorter_than_the_window_has_one_answer(grey_predictor, counting_film):
+    (moment,) = timeline(grey_predictor, counting_film, window=16.0)
+    assert (moment.start, moment.end) == (0, 16)
+    np.testing.assert_allclose(grey_predictor.engine.seen, [[20, 60, 60, 60]], atol=1)
+
+
+def test_moments_come_while_the_video_is_read(grey_predictor, counting_film):
+    moments = timeline(grey_predictor, counting_film, window=1.0)
+    next(moments)
+    assert len(grey_predictor.engine.seen) == 1
+    moments.close()
+
+
+@pytest.mark.parametrize("window, step", [(0, None), (-1, None), (1, 0), (float("inf"), None)])
+def test_impossible_windows(window, step):
+    with pytest.raises(UserError, match="must be a number of seconds above 0"):
+        step_in_frames(window, step, 8)
+
+
+def test_the_command_writes_lines_and_plots(exported, videos, tmp_path, capsys):
+    output = tmp_path / "timeline.jsonl"
+    with pytest.raises(SystemExit) as exit_:
+        predict.main(
+            [
+                *("--model", str(exported), "--input", str(videos), "--window", "0.5"),
+                *("--top_k", "2", "--output", str(output), "--visualize", str(tmp_path / "plots")),
+            ]
+        )
+    assert exit_.value.code == 1
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["video"] for line in lines if "error" in line] == [str(videos / "2_broken.mp4")]
+    first = [line for line in lines if line["video"].endswith("0.mp4")]
+    assert [line["start"] for line in first] == [0.25 * i for i in range(len(first))]
+    assert all(len(line["predictions"]) == 2 for line in first)
+    assert len(first) > 1
+    assert len(list((tmp_path / "plots").iterdir())) == 5
+    assert "class number" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_the_plot_shows_who_leads(count):
+    labels = ["left", "right", "never"]
+    scores = np.full((count, 3), 0.1, np.float32)
+    scores[: count // 2, 0] = scores[count // 2 :, 1] = 0.8
+    moments = [
+        Moment(float(i), i + 2.0, best_classes(np.log(s), labels, 3), s)
+        for i, s in enumerate(scores)
+    ]
+    image = plot_timeline("x.mp4", moments, labels)
+    assert isinstance(image, Image.Image)
+    ribbon = np.asarray(image)[image.height - 60 + 5]
+    present = {tuple(color) for color in ribbon.tolist()}
+    leaders = {(0, 114, 178)} if count == 1 else {(0, 114, 178), (213, 94, 0)}
+    assert leaders <= present

@@ -1,0 +1,146 @@
+"""Converting, and starting a training from PaddleVideo's weights."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import tsm_jax
+from tsm_jax import build, cli, convert
+from tsm_jax.errors import UserError
+from tsm_jax.loading import load_model
+from tsm_jax.training.mesh import make_mesh
+from tsm_jax.training_run import train_recipe
+from tsm_jax.weights.model_directory import Architecture
+from tsm_jax.weights.paddle_layout import paddle_tensors
+from tsm_jax.weights.paddle_model import read_paddle_tensors
+from tsm_jax.weights.paddle_writer import write_paddle
+
+WIDTH = 8
+
+
+def paddle_file(path, num_classes, seed=0):
+    """A TSM-ResNet-50 of width 8 as PaddleVideo would save it; without a head if no classes."""
+    rng = np.random.default_rng(seed)
+    tensors = {
+        tensor.paddle: (rng.uniform(0.5, 1.0, tensor.shape) / 10).astype(np.float32)
+        for tensor in paddle_tensors(50, WIDTH, num_classes)
+    }
+    if num_classes is None:
+        tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
+        tensors["out.weight"] = np.zeros((32 * WIDTH, 1000), np.float32)
+        tensors["out.bias"] = np.zeros(1000, np.float32)
+    write_paddle(path, tensors)
+    return str(path)
+
+
+@pytest.fixture
+def k400(tmp_path):
+    return paddle_file(tmp_path / "TSM_k400.pdparams", 400)
+
+
+def run(*arguments):
+    convert.main([str(argument) for argument in arguments])
+
+
+def test_records_what_the_file_does_not_tell(k400, tmp_path, capsys):
+    run("--input", k400, "--output", tmp_path / "model", "--num_segments", 16)
+    assert "TSM-ResNet-50, 400 classes, 16 segments" in capsys.readouterr().out
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["architecture"] == {
+        "depth": 50,
+        "num_classes": 400,
+        "num_segments": 16,
+        "width": WIDTH,
+        "shift": "past_first",
+        "shift_fraction": "1/num_segments",
+        "shift_every": 1,
+    }
+    assert config["provenance"]["source"] == "TSM_k400.pdparams"
+    assert len(config["provenance"]["source_sha256"]) == 64
+    labels = (tmp_path / "model" / "labels.txt").read_text().splitlines()
+    assert (labels[5], len(labels)) == ("archery", 400)
+
+
+def test_takes_labels_of_ones_own(tmp_path):
+    path = paddle_file(tmp_path / "x.pdparams", 3)
+    assert load_model(path).labels == ["class 0", "class 1", "class 2"]
+    (tmp_path / "names").write_text("run\njump\nsit\n")
+    run("--input", path, "--output", tmp_path / "model", "--labels", tmp_path / "names")
+    assert tsm_jax.load(str(tmp_path / "model")).labels == ["run", "jump", "sit"]
+
+
+def test_refuses_to_hand_paddle_a_network_that_it_does_not_have(k400, tmp_path):
+    run("--input", k400, "--output", tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["architecture"]["shift"] = "future_first"
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="PaddleVideo shifts past_first"):
+        run("--input", tmp_path / "model", "--output", tmp_path / "y.pdparams", "--to=pdparams")
+    assert not (tmp_path / "y.pdparams").exists()
+
+
+def test_real_paddle_loads_what_we_write(k400, tmp_path):
+    paddle = pytest.importorskip("paddle", reason="PaddlePaddle is not installed")
+    run("--input", k400, "--output", tmp_path / "back.pdparams", "--to=pdparams")
+    expected, actual = paddle.load(k400), paddle.load(str(tmp_path / "back.pdparams"))
+    assert expected.keys() == actual.keys()
+    for name in expected:
+        np.testing.assert_array_equal(np.asarray(actual[name]), np.asarray(expected[name]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "nope.pdparams", "--output", "m"], "no weights at nope.pdparams"),
+        (["--input", "x", "--output", "m", "--to=onnx"], "invalid choice"),
+        (["--input", "x", "--output", "m", "--num_segments", "1"], "must be at least 2"),
+        (["--input", "paddle/nope", "--output", "m"], "paddle/tsm_k400"),
+    ],
+)
+def test_tells_what_is_wrong(arguments, message):
+    with pytest.raises(UserError) as error:
+        run(*arguments)
+    assert message in str(error.value)
+
+
+def test_an_imagenet_file_is_to_start_from_only(tmp_path):
+    path = paddle_file(tmp_path / "ResNet50_pretrain.pdparams", None)
+    with pytest.raises(UserError, match=r"no classifier .*init_from"):
+        load_model(path)
+    tensors, found = read_paddle_tensors(path)
+    assert found.num_classes is None
+    network = build.build_network(Architecture(50, 400, 8, width=WIDTH), "float32")
+    backbone = {name for name in network.param_shapes if not name.startswith("head.")}
+    assert tensors.keys() == backbone | network.batch_stat_shapes.keys()
+
+
+@pytest.mark.parametrize("init_head", [False, True])
+def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch):
+    """The state before the first step holds the file's tensors, and the log says which."""
+    path = paddle_file(tmp_path / "TSM.pdparams", 8)
+    recipe = cli.load_recipe(
+        "configs/quickstart.py",
+        [
+            f"--config.init_from={path}",
+            f"--config.init_head={init_head}",
+            "--config.model.depth=50",
+            f"--config.model.width={WIDTH}",
+            "--config.data.source=synthetic",
+            "--config.data.render=",
+            f"--config.workdir={tmp_path / 'work'}",
+        ],
+    )
+    seen = []
+    monkeypatch.setattr("tsm_jax.training_run.train", lambda _, state, __: seen.append(state))
+    train_recipe(recipe, make_mesh(jax.devices()[:1]))
+    tensors = read_paddle_tensors(path)[0]
+    state = {**seen[0].params, **seen[0].batch_stats}
+    for name in tensors:
+        same = np.array_equal(state[name], tensors[name])
+        assert same == (init_head or not name.startswith("head."))
+    fresh = "fresh 0 (none)" if init_head else "fresh 2 (head.fc.bias, head.fc.kernel)"
+    assert fresh in capsys.readouterr().out

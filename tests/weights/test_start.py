@@ -1,0 +1,72 @@
+"""What is loaded and what starts fresh."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.weights.start import choose_start
+
+EXPECTED = {
+    "backbone.stem.conv.kernel": (7, 7, 3, 8),
+    "backbone.stem.norm.mean": (8,),
+    "head.fc.kernel": (16, 5),
+    "head.fc.bias": (5,),
+}
+
+
+def tensors(**changes):
+    values = {name: np.zeros(shape, np.float32) for name, shape in EXPECTED.items()}
+    return {name: value for name, value in {**values, **changes}.items() if value is not None}
+
+
+def test_takes_the_backbone_and_leaves_the_head():
+    start = choose_start(tensors(), EXPECTED, with_head=False)
+    assert sorted(start.loaded) == ["backbone.stem.conv.kernel", "backbone.stem.norm.mean"]
+    assert start.fresh == ["head.fc.kernel", "head.fc.bias"]
+    assert start.left == ["head.fc.kernel", "head.fc.bias"]
+    assert str(start) == (
+        "loaded 2 tensors (backbone); fresh 2 (head.fc.bias, head.fc.kernel); not used 2"
+        " (head.fc.bias, head.fc.kernel)"
+    )
+
+
+def test_takes_the_head_when_told():
+    start = choose_start(tensors(), EXPECTED, with_head=True)
+    assert start.loaded.keys() == EXPECTED.keys()
+    assert start.fresh == start.left == []
+
+
+def test_a_head_of_another_size_or_none_does_not_matter_to_the_backbone():
+    for head in (np.zeros((16, 400)), None):
+        given = tensors(**{"head.fc.kernel": head, "head.fc.bias": None})
+        assert len(choose_start(given, EXPECTED, with_head=False).loaded) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone.stem.norm.mean": None}, "backbone.stem.norm.mean is missing there"),
+        (
+            {"backbone.stem.norm.mean": np.zeros(9)},
+            r"backbone.stem.norm.mean is \(9,\) there and \(8,\) here",
+        ),
+        ({"backbone.extra": np.zeros(1)}, "backbone.extra is not part of this network"),
+    ],
+)
+def test_anything_else_is_an_error_unless_named(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        choose_start(tensors(**changes), EXPECTED, with_head=False, source="x.pdparams")
+    assert "x.pdparams" in str(error.value)
+    assert "config.init_ignore" in str(error.value)
+    name = next(iter(changes))
+    start = choose_start(tensors(**changes), EXPECTED, with_head=False, ignore=(name,))
+    assert name not in start.loaded
+    assert (name in start.fresh) == (name in EXPECTED)
+
+
+def test_a_head_that_does_not_fit_is_an_error_when_it_is_wanted():
+    given = tensors(**{"head.fc.bias": np.zeros(400)})
+    with pytest.raises(UserError, match=r"head.fc.bias is \(400,\) there"):
+        choose_start(given, EXPECTED, with_head=True)

@@ -1,0 +1,149 @@
+"""What runs a network: one interface, four implementations, and the choice between them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Protocol
+
+import numpy as np
+
+from tsm_jax.deploy.artifact import Artifact
+from tsm_jax.deploy.names import BFLOAT16_STABLEHLO_FILE, INT8_FILE, ONNX_FILE, STABLEHLO_FILE
+from tsm_jax.errors import UserError
+
+ENGINES = ("jax", "onnxruntime", "openvino")
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+# What an engine reads for a precision. OpenVINO computes the float32 graph in bfloat16 by itself.
+FILES = {
+    ("jax", "float32"): STABLEHLO_FILE,
+    ("jax", "bfloat16"): BFLOAT16_STABLEHLO_FILE,
+    ("onnxruntime", "float32"): ONNX_FILE,
+    ("onnxruntime", "int8"): INT8_FILE,
+    ("openvino", "float32"): ONNX_FILE,
+    ("openvino", "bfloat16"): ONNX_FILE,
+    ("openvino", "int8"): INT8_FILE,
+}
+
+# jax reads its exported programs with flatbuffers, which it does not install by itself.
+PACKAGES = {
+    "jax": ("jax", "flatbuffers"),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+}
+
+# The fastest first, as measured on CPU by benchmarks/predict_engines.py.
+_FASTEST_ON_CPU = ("openvino", "onnxruntime", "jax")
+_JAX_ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "libtpu")
+
+
+class Engine(Protocol):
+    """A network that is ready to run.
+
+    Attributes:
+        name: which engine.
+        precision: of its convolutions.
+        device: what it runs on, for the reader.
+        batch_size: how many clips it likes at once.
+    """
+
+    name: str
+    precision: str
+    device: str
+    batch_size: int
+
+    def logits(self, video: np.ndarray) -> np.ndarray:
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`."""
+        ...
+
+    def features(self, video: np.ndarray) -> np.ndarray:
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, in front of the average pool."""
+        ...
+
+
+def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
+    """Opens the graph of an exported folder.
+
+    Args:
+        artifact: the folder.
+        name: `jax`, `onnxruntime`, `openvino`, or `auto`: the fastest one that is installed, that
+            the folder has a graph for and that reaches the device (see `choose_engine`).
+        precision: `float32`, `bfloat16` or `int8`.
+
+    Raises:
+        UserError: there is no such engine, it is not installed, it cannot do the precision, or the
+            folder has no graph for it.
+    """
+    check_names(name, precision)
+    if name == "auto":
+        name = choose_engine(artifact, precision)
+    if missing(*PACKAGES[name]):
+        packages = " ".join(missing(*PACKAGES[name]))
+        raise UserError(f"the engine {name} is not installed: pip install {packages}")
+    if (name, precision) not in FILES:
+        able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
+        raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
+    path = artifact.path(FILES[name, precision])
+    match name:
+        case "jax":
+            from tsm_jax.deploy.jax_engine import JaxEngine
+
+            return JaxEngine(path, precision)
+        case "onnxruntime":
+            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeEngine
+
+            return OnnxRuntimeEngine(path, precision)
+        case _:
+            from tsm_jax.deploy.openvino_engine import OpenVinoEngine
+
+            return OpenVinoEngine(path, precision)
+
+
+def choose_engine(artifact: Artifact, precision: str) -> str:
+    """What `auto` means here.
+
+    With a GPU or TPU: ONNX Runtime if it has a GPU provider, else jax if it has a plugin for it.
+    On CPU OpenVINO, ONNX Runtime, jax, in this order.
+
+    Raises:
+        UserError: nothing that is installed can run this folder.
+    """
+    usable = [
+        name
+        for name in _FASTEST_ON_CPU
+        if installed(name) and artifact.has(FILES.get((name, precision), ""))
+    ]
+    if not usable:
+        raise UserError(
+            f"nothing that is installed can run {artifact.folder} in {precision}:"
+            " pip install onnxruntime, or export the model with that precision"
+        )
+    if "onnxruntime" in usable and _onnxruntime_has_gpu():
+        return "onnxruntime"
+    if "jax" in usable and any(map(find_spec, _JAX_ACCELERATORS)):
+        return "jax"
+    return usable[0]
+
+
+def check_names(name: str, precision: str) -> None:
+    """Raises a UserError unless there is such an engine and such a precision."""
+    if name not in ("auto", *ENGINES):
+        raise UserError(f"there is no engine {name!r}: choose auto, {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise UserError(f"there is no precision {precision!r}: choose {', '.join(PRECISIONS)}")
+
+
+def installed(name: str) -> bool:
+    """Whether an engine can be imported."""
+    return not missing(*PACKAGES[name])
+
+
+def missing(*packages: str) -> list[str]:
+    """Those that cannot be imported."""
+    return [package for package in packages if find_spec(package) is None]
+
+
+def _onnxruntime_has_gpu() -> bool:
+    from tsm_jax.deploy.onnxruntime_engine import gpu_providers
+
+    return bool(gpu_providers())

@@ -1,0 +1,220 @@
+"""Writes the exported folder: graphs, tensors, description; checks it; then lets it appear."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+import tsm_jax
+from tsm_jax.build import build_protocol
+from tsm_jax.data import moving_shapes
+from tsm_jax.data.decode import decode_frames
+from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact, sha256
+from tsm_jax.deploy.engine import missing
+from tsm_jax.deploy.folding import FoldedNetwork, fold
+from tsm_jax.deploy.names import (
+    BFLOAT16_STABLEHLO_FILE,
+    FEATURES,
+    INT8_FILE,
+    LOGITS,
+    ONNX_FILE,
+    STABLEHLO_FILE,
+    VIDEO,
+)
+from tsm_jax.deploy.readme import write_readme
+from tsm_jax.deploy.self_check import Check, as_json, check_export
+from tsm_jax.deploy.stablehlo import PLATFORMS, export_stablehlo
+from tsm_jax.errors import UserError
+from tsm_jax.models.normalize import MEAN, STD
+from tsm_jax.weights.model_directory import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Model,
+    write_model_directory,
+)
+
+FORMATS = ("stablehlo", "onnx")
+_NEEDED = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
+_REAL_CLIPS_IN_CHECK = 2
+_PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, for the report to the user."""
+
+    checks: Sequence[Check]
+    int8: dict[str, Any] | None
+
+
+def export_model(
+    model: Model,
+    output: str,
+    *,
+    videos: Sequence[str] = (),
+    formats: Sequence[str] = FORMATS,
+    precisions: Sequence[str] = ("float32",),
+) -> Exported:
+    """Exports a model to a folder that appears complete and checked, or not at all.
+
+    Args:
+        model: to export.
+        output: the folder, which must not exist.
+        videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
+        formats: of `FORMATS`.
+        precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
+            quantized ONNX graph.
+
+    Raises:
+        UserError: the folder exists, a package is missing, a video cannot be read, or a graph does
+            not answer what the model answers.
+    """
+    _check_request(formats, precisions, videos)
+    if os.path.exists(output):
+        raise UserError(f"{output} exists already: delete it or choose another one")
+    clips = _clips(model, videos)
+    parent = os.path.dirname(os.path.abspath(output))
+    os.makedirs(parent, exist_ok=True)
+    staging = tempfile.mkdtemp(prefix=".partial-", dir=parent)
+    try:
+        folder = os.path.join(staging, os.path.basename(os.path.abspath(output)))
+        write_model_directory(model, folder)
+        _write_graphs(fold(model), folder, formats, precisions)
+        int8 = _quantize(folder, clips) if "int8" in precisions else None
+        _describe(model, folder, checks=[], int8=int8)  # the engines read the description
+        checks = check_export(
+            read_artifact(folder), model, clips[:_REAL_CLIPS_IN_CHECK], precisions
+        )
+        _describe(model, folder, checks=checks, int8=int8)
+        write_readme(model, folder, os.path.basename(folder))
+        for name in os.listdir(folder):
+            os.chmod(os.path.join(folder, name), 0o644)  # to be copied and served by others
+        os.rename(folder, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Exported(checks, int8)
+
+
+def _check_request(
+    formats: Sequence[str], precisions: Sequence[str], videos: Sequence[str]
+) -> None:
+    for kind, packages in _NEEDED.items():
+        lacking = missing(*packages) if kind in formats else []
+        if lacking:
+            raise UserError(
+                f"writing and checking {kind} needs {' and '.join(lacking)}: pip install"
+                f" {' '.join(lacking)}, or leave {kind} out of --formats"
+            )
+    if "int8" in precisions and "onnx" not in formats:
+        raise UserError("int8 is an ONNX graph: add onnx to --formats")
+    if "int8" in precisions and not videos:
+        raise UserError("int8 is calibrated on videos of the kind it will see: give --videos")
+
+
+def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
+    """uint8 `[N, T, S, S, 3]` of the videos, or of a drawn one."""
+    protocol = build_protocol(model.preprocessing)
+    frames = model.architecture.num_segments
+    if videos:
+        return np.stack([_read(path, protocol, frames) for path in videos])
+    film = moving_shapes.draw_clip(0, np.random.default_rng(0))
+    chosen = [film[i] for i in protocol.choose_frames(len(film), frames)]
+    return protocol.transform(chosen)[None]
+
+
+def _read(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
+    return protocol.transform(
+        decode_frames(path, lambda num_frames: protocol.choose_frames(num_frames, num_segments))
+    )
+
+
+def _write_graphs(
+    network: FoldedNetwork, folder: str, formats: Sequence[str], precisions: Sequence[str]
+) -> None:
+    if "stablehlo" in formats:
+        _write(folder, STABLEHLO_FILE, export_stablehlo(network))
+        if "bfloat16" in precisions:
+            _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(network, "bfloat16"))
+    if "onnx" in formats:
+        from tsm_jax.deploy.onnx_graph import build_onnx
+
+        _write(folder, ONNX_FILE, build_onnx(network).SerializeToString())
+
+
+def _quantize(folder: str, clips: np.ndarray) -> dict[str, Any]:
+    from tsm_jax.deploy.quantization import quantize
+
+    return quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), clips)
+
+
+def _write(folder: str, name: str, content: bytes) -> None:
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(content)
+
+
+def _describe(
+    model: Model, folder: str, *, checks: Sequence[Check], int8: dict[str, Any] | None
+) -> None:
+    """Adds `export` to config.json."""
+    path = os.path.join(folder, CONFIG_FILE)
+    with open(path, encoding="utf-8") as file:
+        description = json.load(file)
+    frames, size = model.architecture.num_segments, model.preprocessing.crop_size
+    description["export"] = {
+        "version": EXPORT_VERSION,
+        "input": {
+            "name": VIDEO,
+            "dtype": "uint8",
+            "shape": ["N", frames, size, size, 3],
+            "meaning": "RGB frames after resize and centre crop; the graph normalises them",
+        },
+        "outputs": {
+            LOGITS: {"dtype": "float32", "shape": ["N", model.architecture.num_classes]},
+            FEATURES: {
+                "dtype": "float32",
+                "shape": {
+                    "onnx": ["N", frames, "C", "h", "w"],
+                    "stablehlo": ["N", frames, "h", "w", "C"],
+                },
+            },
+        },
+        "normalization_inside": {"mean": MEAN.tolist(), "std": STD.tolist(), "of": "RGB / 255"},
+        "platforms_of_stablehlo": list(PLATFORMS),
+        "labels": list(model.labels),
+        "files": _files(folder),
+        "versions": {"tsm_jax": tsm_jax.__version__, **_versions()},
+        "self_check": as_json(checks),
+        "int8": int8,
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(description, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+
+
+def _files(folder: str) -> dict[str, dict[str, Any]]:
+    names = (WEIGHTS_FILE, STABLEHLO_FILE, BFLOAT16_STABLEHLO_FILE, ONNX_FILE, INT8_FILE)
+    paths = {name: os.path.join(folder, name) for name in names}
+    return {
+        name: {"sha256": sha256(path), "bytes": os.path.getsize(path)}
+        for name, path in paths.items()
+        if os.path.exists(path)
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,65 @@
+"""Videos named on a command line: files, folders, lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from tsm_jax.errors import UserError
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
+)
+LIST_SUFFIXES = (".txt", ".list")
+
+
+def find_videos(inputs: Iterable[str]) -> list[str]:
+    """The videos behind `--input`, in order; folders are searched to any depth and sorted.
+
+    Args:
+        inputs: video files; folders; and lists (.txt or .list) with one path a line, relative to
+            the current folder or else to the list's own. A label behind the path, as training
+            lists have it, is ignored. A file that does not exist stays, so that its absence is
+            reported where its answer would be.
+
+    Raises:
+        UserError: a list cannot be read, or there is no video at all.
+    """
+    videos = [video for path in inputs for video in _expand(path)]
+    if not videos:
+        raise UserError(
+            f"there are no videos in {', '.join(inputs)}: give files, folders of"
+            f" {', '.join(VIDEO_SUFFIXES[:4])} and the like, or a .txt with one path a line"
+        )
+    return videos
+
+
+def _expand(path: str) -> Iterator[str]:
+    if os.path.isdir(path):
+        yield from _in_folder(path)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _in_list(path)
+    else:
+        yield path
+
+
+def _in_folder(folder: str) -> Iterator[str]:
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(VIDEO_SUFFIXES):
+                yield os.path.join(root, name)
+
+
+def _in_list(path: str) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().splitlines()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the list {path}: {error}") from error
+    beside = os.path.dirname(path)
+    for line in filter(None, map(str.strip, lines)):
+        candidates = [line, line.rsplit(maxsplit=1)[0]]
+        candidates += [os.path.join(beside, name) for name in candidates]
+        yield next(filter(os.path.exists, candidates), line)

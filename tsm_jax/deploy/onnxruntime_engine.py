@@ -1,0 +1,55 @@
+"""The exported ONNX graph through ONNX Runtime."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime  # pyright: ignore[reportMissingImports]
+
+from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
+from tsm_jax.errors import UserError
+
+# float32 stays float32: CUDA would otherwise multiply in TF32, three digits.
+_GPU_OPTIONS: dict[str, dict[str, Any]] = {
+    "TensorrtExecutionProvider": {},
+    "CUDAExecutionProvider": {"use_tf32": 0},
+}
+
+
+class OnnxRuntimeEngine:
+    """Runs an ONNX file, on GPU where the installed ONNX Runtime has a provider for it.
+
+    Raises:
+        UserError: ONNX Runtime cannot read the file.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: str, precision: str):
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        gpu = gpu_providers()
+        providers = [(name, _GPU_OPTIONS[name]) for name in gpu]
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=[*providers, "CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions have no common base
+            raise UserError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.precision = precision
+        self.device = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
+        self.batch_size = 1 if self.device == "cpu" else 16
+
+    def logits(self, video: np.ndarray) -> np.ndarray:
+        return np.asarray(self._session.run([LOGITS], {VIDEO: video})[0])
+
+    def features(self, video: np.ndarray) -> np.ndarray:
+        features = np.asarray(self._session.run([FEATURES], {VIDEO: video})[0])
+        return features.transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
+
+
+def gpu_providers() -> list[str]:
+    """The GPU providers of the installed ONNX Runtime, the fastest first."""
+    available = onnxruntime.get_available_providers()
+    return [name for name in _GPU_OPTIONS if name in available]

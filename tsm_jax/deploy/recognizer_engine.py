@@ -1,0 +1,33 @@
+"""Weights that were not exported, behind the interface of an engine. Needs flax."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from tsm_jax.deploy.folding import fold
+from tsm_jax.deploy.stablehlo import forward
+from tsm_jax.models.normalize import normalize
+from tsm_jax.recognizer import Recognizer
+
+
+class RecognizerEngine:
+    """The network itself; `forward` of the recognizer gives the logits."""
+
+    name = "jax"
+
+    def __init__(self, recognizer: Recognizer, precision: str):
+        self._recognizer = recognizer
+        self.precision = precision
+        self.device = jax.default_backend()
+        self.batch_size = 1 if self.device == "cpu" else 16
+        self._forward = None
+
+    def logits(self, video: np.ndarray) -> np.ndarray:
+        return self._recognizer.forward(np.asarray(normalize(video, "NHWC")))
+
+    def features(self, video: np.ndarray) -> np.ndarray:
+        if self._forward is None:
+            network = fold(self._recognizer.model)
+            self._forward = jax.jit(lambda video: forward(network, video)[1])
+        return np.asarray(self._forward(video))

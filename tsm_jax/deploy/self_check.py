@@ -1,0 +1,115 @@
+"""An exported graph must answer what the model answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import jax
+import numpy as np
+
+from tsm_jax.deploy.artifact import Artifact
+from tsm_jax.deploy.engine import FILES, installed, open_engine
+from tsm_jax.errors import UserError
+from tsm_jax.models.normalize import normalize
+from tsm_jax.recognizer import Recognizer
+from tsm_jax.weights.model_directory import Model
+
+# Largest difference of a logit over the largest logit. int8 is reported, not judged.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A graph in an engine on an input.
+
+    Attributes:
+        file: of the graph.
+        engine: that ran it.
+        precision: of the engine.
+        input: `random` or `real`.
+        relative_difference: see `relative_difference`.
+    """
+
+    file: str
+    engine: str
+    precision: str
+    input: str
+    relative_difference: float
+
+
+def check_export(
+    artifact: Artifact, model: Model, clips: np.ndarray, precisions: Sequence[str]
+) -> list[Check]:
+    """Runs every exported graph in every engine that is installed here, against the model.
+
+    Args:
+        artifact: what was exported.
+        model: what it was exported from.
+        clips: real ones, uint8 `[N, T, S, S, 3]`.
+        precisions: to check.
+
+    Raises:
+        UserError: logits differ by more than `TOLERANCES`.
+    """
+    rng = np.random.default_rng(0)
+    inputs = {
+        "random": rng.integers(0, 256, (2, *clips.shape[1:]), np.uint8),
+        "real": clips,
+    }
+    expected = _logits_of_model(model, inputs)
+    checks = []
+    for (name, precision), file in FILES.items():
+        if precision not in precisions or not artifact.has(file) or not _can(name, precision):
+            continue
+        engine = open_engine(artifact, name, precision)
+        for kind, video in inputs.items():
+            difference = relative_difference(engine.logits(video), expected[kind])
+            checks.append(Check(file, name, precision, kind, difference))
+            _judge(checks[-1], os.path.join(artifact.folder, file))
+    return checks
+
+
+def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference over the largest expected magnitude; infinite for NaN."""
+    difference = float(np.abs(logits - expected).max() / np.abs(expected).max())
+    return difference if np.isfinite(difference) else float("inf")
+
+
+def as_json(checks: Sequence[Check]) -> list[dict]:
+    """For config.json."""
+    return [asdict(check) for check in checks]
+
+
+def _logits_of_model(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In float32 on CPU, where it means float32."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        recognizer = Recognizer(model)
+        return {
+            kind: np.concatenate(
+                [recognizer.forward(np.asarray(normalize(clip[None], "NHWC"))) for clip in video]
+            )
+            for kind, video in inputs.items()
+        }
+
+
+def _can(name: str, precision: str) -> bool:
+    """Whether an engine is here and this processor does the precision."""
+    if not installed(name):
+        return False
+    if (name, precision) != ("openvino", "bfloat16"):
+        return True
+    from tsm_jax.deploy.openvino_engine import has_bfloat16
+
+    return has_bfloat16()
+
+
+def _judge(check: Check, path: str) -> None:
+    tolerance = TOLERANCES.get(check.precision)
+    if tolerance is not None and check.relative_difference > tolerance:
+        raise UserError(
+            f"{path} is wrong: in {check.engine} its logits on {check.input} input differ from the"
+            f" model's by {check.relative_difference:.1e} of the largest, more than"
+            f" {tolerance:.0e}; nothing was exported, please report this"
+        )

@@ -1,0 +1,88 @@
+"""Exports a trained or converted network to run anywhere.
+
+python -m tsm_jax.export --weights output/quickstart --output inference/quickstart
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsm_jax import cli
+from tsm_jax.errors import UserError
+
+FORMATS = ("stablehlo", "onnx")
+PRECISIONS = ("float32", "bfloat16", "int8")
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    if options.num_segments is not None and options.num_segments < 2:
+        raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
+    from tsm_jax.deploy.exporter import export_model
+    from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.loading import load_model
+
+    model = load_model(options.weights, num_segments=options.num_segments, labels=options.labels)
+    exported = export_model(
+        model,
+        options.output,
+        videos=find_videos(options.videos) if options.videos else (),
+        formats=options.formats,
+        precisions=options.precisions,
+    )
+    for check in exported.checks:
+        print(
+            f"{check.file} in {check.engine} ({check.precision}) on {check.input} input:"
+            f" logits differ by {check.relative_difference:.1e} of the largest"
+        )
+    if exported.int8 is not None:
+        print(
+            f"int8 agrees with float32 on the best class of {exported.int8['agreement']:.1%} of"
+            f" {exported.int8['clips']} videos, on which it was calibrated"
+        )
+    print(f"{options.output}: ready; README.md in it tells how to run it")
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        "export",
+        description=(
+            "Writes one folder with the network as StableHLO and ONNX, its tensors, its labels and"
+            " its preprocessing, and checks every graph against the network."
+        ),
+        example="python -m tsm_jax.export --weights output/quickstart --output inference/TSM",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="PATH",
+        required=True,
+        help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
+    )
+    parser.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
+    parser.add_argument(
+        "--formats", nargs="+", choices=FORMATS, default=FORMATS, help="what to write (both)"
+    )
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=PRECISIONS[:1],
+        help="bfloat16 adds a StableHLO graph for GPU and TPU, int8 an ONNX graph (float32)",
+    )
+    parser.add_argument(
+        "--videos",
+        metavar="PATH",
+        nargs="+",
+        help="videos, folders or lists, to check with and to calibrate int8",
+    )
+    parser.add_argument(
+        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+    )
+    parser.add_argument(
+        "--labels", metavar="FILE", help="class names of a .pdparams, one a line, if not well known"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,58 @@
+"""Reading the workdir of a training run: its best checkpoint and its recipe."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsm_jax import build
+from tsm_jax.errors import UserError
+from tsm_jax.training.checkpoint import Checkpoints
+from tsm_jax.training.mesh import make_mesh
+from tsm_jax.weights.labels import read_labels
+from tsm_jax.weights.model_directory import LABELS_FILE, Model
+
+
+def read_recipe(workdir: str) -> ConfigDict:
+    """The recipe of the best checkpoint of a run."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        return checkpoints.recipe(_best_step(checkpoints, workdir))
+    finally:
+        checkpoints.close()
+
+
+def read_workdir(workdir: str) -> Model:
+    """The network of the best checkpoint; of the newest one if there was no validation.
+
+    Raises:
+        UserError: there is no complete checkpoint yet.
+    """
+    checkpoints = Checkpoints(workdir, read_only=True)
+    try:
+        step = _best_step(checkpoints, workdir)
+        config = checkpoints.recipe(step)
+        network = build.build_training_network(config)
+        mesh = make_mesh(jax.local_devices()[:1])
+        params, batch_stats = checkpoints.restore_model(step, network, mesh)
+        metrics = checkpoints.metrics(step)
+    finally:
+        checkpoints.close()
+    tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
+    return Model(
+        architecture=build.architecture_of(config.model),
+        preprocessing=build.preprocessing_of(config.data),
+        labels=read_labels(os.path.join(workdir, LABELS_FILE), config.model.num_classes),
+        tensors=tensors,
+        provenance={"trained_in": workdir, "step": step, "metrics": metrics},
+    )
+
+
+def _best_step(checkpoints: Checkpoints, workdir: str) -> int:
+    step = checkpoints.best_step() or checkpoints.latest_step()
+    if step is None:
+        raise UserError(f"{workdir} has no complete checkpoint yet: train on, or give another path")
+    return step
