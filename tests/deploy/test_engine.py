@@ -47,11 +47,12 @@ def test_engines_agree(artifact, clips, expected, name, precision, tolerance):
 def machine(monkeypatch, artifact):
     """Sets what is installed on a pretended machine; the folder has all graphs."""
 
-    def set_up(*packages, gpu_provider=False):
+    def set_up(*packages, gpu_provider=False, cores=2):
         monkeypatch.setattr(
             engine_lib, "find_spec", lambda name: name in (*packages, "flatbuffers") or None
         )
         monkeypatch.setattr(engine_lib, "_onnxruntime_has_gpu", lambda: gpu_provider)
+        monkeypatch.setattr(engine_lib, "_usable_cores", lambda: cores)
         monkeypatch.setattr(type(artifact), "has", lambda self, name: bool(name))
         return artifact
 
@@ -61,7 +62,8 @@ def machine(monkeypatch, artifact):
 @pytest.mark.parametrize(
     "packages, gpu_provider, chosen",
     [
-        (("jax", "onnxruntime", "openvino"), False, "openvino"),
+        (("jax", "onnxruntime", "openvino"), False, "onnxruntime"),
+        (("jax", "openvino"), False, "openvino"),
         (("jax", "onnxruntime"), False, "onnxruntime"),
         (("jax",), False, "jax"),
         (("jax", "onnxruntime", "openvino", "jax_cuda13_plugin"), False, "jax"),
@@ -71,6 +73,12 @@ def machine(monkeypatch, artifact):
 def test_auto_takes_the_fastest_for_the_device(machine, packages, gpu_provider, chosen):
     artifact = machine(*packages, gpu_provider=gpu_provider)
     assert choose_engine(artifact, "float32") == chosen
+
+
+@pytest.mark.parametrize(("cores", "precision"), [(1, "float32"), (2, "bfloat16"), (2, "int8")])
+def test_auto_takes_openvino_on_one_core_and_in_low_precision(machine, cores, precision):
+    artifact = machine("jax", "onnxruntime", "openvino", cores=cores)
+    assert choose_engine(artifact, precision) == "openvino"
 
 
 def test_auto_takes_what_can_do_the_precision(machine):
