@@ -330,7 +330,10 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     given = dict(flatten(ConfigDict(values)))
     if known.keys() != given.keys():
         names = ", ".join(sorted(known.keys() ^ given.keys()))
-        raise UserError(f"the saved recipe is of another version of tsm_jax: it differs in {names}")
+        raise UserError(
+            f"the saved recipe is of another version of tsm_jax: it differs in {names}; use the"
+            " version that wrote it, or train again"
+        )
     for key, value in given.items():
         *parents, last = key.split(".")
         (get(config, ".".join(parents)) if parents else config)[last] = value
