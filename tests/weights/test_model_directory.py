@@ -52,6 +52,11 @@ def test_reads_back_what_was_written(model, directory):
     ]
 
 
+def test_others_may_read_it(directory):
+    for path in (directory, *directory.iterdir()):
+        assert path.stat().st_mode & 0o044 == 0o044
+
+
 def test_never_overwrites(model, directory):
     with pytest.raises(UserError, match="exists already"):
         write_model_directory(model, str(directory))

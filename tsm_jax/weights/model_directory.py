@@ -87,7 +87,9 @@ def write_model_directory(model: Model, directory: str) -> None:
     try:
         os.chmod(partial, 0o755)
         tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-        save_file(tensors, os.path.join(partial, WEIGHTS_FILE))
+        weights_path = os.path.join(partial, WEIGHTS_FILE)
+        save_file(tensors, weights_path)
+        os.chmod(weights_path, 0o644)  # safetensors lets nobody else read it
         _write_text(partial, LABELS_FILE, "".join(f"{label}\n" for label in model.labels))
         description = {
             "format_version": FORMAT_VERSION,
