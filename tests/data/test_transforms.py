@@ -12,7 +12,6 @@ from tsm_jax.data.transforms import (
     center_crop,
     crop_resize_flip,
     draw_multi_scale_crop,
-    resize_center_crop,
     resize_fixed_ratio,
     resize_short_side,
 )
@@ -161,14 +160,3 @@ def test_center_crop_offsets(width: int, left: int):
 def test_center_crop_of_a_smaller_frame():
     with pytest.raises(ValueError, match="224x224 out of a frame of 340x200"):
         center_crop(_pictures(200, 340), 224)
-
-
-@pytest.mark.parametrize("shape", [(240, 320), (256, 341), (97, 131), (600, 333), (50, 50)])
-@pytest.mark.parametrize("size", [224, 256])
-def test_resize_center_crop_is_the_composition(shape: tuple[int, int], size: int):
-    frames = _pictures(*shape)
-    expected = center_crop(resize_short_side(frames, 256), size)
-    np.testing.assert_array_equal(resize_center_crop(frames, 256, size), expected)
-    out = np.zeros_like(expected)
-    assert resize_center_crop(np.stack(frames), 256, size, out=out) is out
-    np.testing.assert_array_equal(out, expected)

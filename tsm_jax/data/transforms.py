@@ -204,20 +204,6 @@ def _crops(
     ]
 
 
-def resize_center_crop(
-    frames: Frames, short_side: int, size: int, out: np.ndarray | None = None
-) -> np.ndarray:
-    """`center_crop(resize_short_side(frames, short_side), size)`, one frame at a time.
-
-    The resized frames are not kept, only their centres: uint8[T, size, size, 3].
-    """
-    if out is None:
-        out = np.empty((len(frames), size, size, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        center_crop(resize_short_side([frame], short_side), size, out=out[i : i + 1])
-    return out
-
-
 def _snap(side: int, crop_size: int, short_side: int) -> int:
     if abs(side - crop_size) < 3:
         side = crop_size

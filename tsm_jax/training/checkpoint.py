@@ -87,6 +87,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The checkpoint of the best validation top-1; of equals the first."""
+        self.wait()  # the metrics of a save that is under way cannot be read yet
         with_metrics = any(self._manager.metrics(step) for step in self._manager.all_steps())
         return self._manager.best_step() if with_metrics else None
 
