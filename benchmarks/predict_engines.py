@@ -21,86 +21,12 @@ from collections.abc import Callable
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import load_file
-from torch import nn  # pyright: ignore[reportMissingImports]
+from torch_tsm import TorchTSM
 
 from tsm_jax.deploy.artifact import read_artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine
 from tsm_jax.models.normalize import MEAN, STD
-from tsm_jax.weights.model_directory import Architecture, read_model_directory
-
-F = nn.functional
-STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-
-
-def shift(x: torch.Tensor, segments: int) -> torch.Tensor:
-    """`past_first` by 1/8, as MIT's code writes it (with the other direction)."""
-    images, channels, height, width = x.shape
-    x = x.view(-1, segments, channels, height, width)
-    fold = channels // 8
-    out = torch.zeros_like(x)
-    out[:, 1:, :fold] = x[:, :-1, :fold]
-    out[:, :-1, fold : 2 * fold] = x[:, 1:, fold : 2 * fold]
-    out[:, :, 2 * fold :] = x[:, :, 2 * fold :]
-    return out.view(images, channels, height, width)
-
-
-def conv_norm(tensors: dict[str, np.ndarray], name: str, stride: int = 1) -> nn.Sequential:
-    kernel = tensors[f"{name}.conv.kernel"].transpose(3, 2, 0, 1)
-    features, channels, size, _ = kernel.shape
-    conv = nn.Conv2d(channels, features, size, stride, (size - 1) // 2, bias=False)
-    norm = nn.BatchNorm2d(features)
-    conv.weight.data = torch.tensor(kernel)
-    norm.weight.data = torch.tensor(tensors[f"{name}.norm.scale"])
-    norm.bias.data = torch.tensor(tensors[f"{name}.norm.bias"])
-    norm.running_mean = torch.tensor(tensors[f"{name}.norm.mean"])
-    norm.running_var = torch.tensor(tensors[f"{name}.norm.var"])
-    return nn.Sequential(conv, norm)
-
-
-class Bottleneck(nn.Module):
-    def __init__(self, tensors: dict[str, np.ndarray], name: str, stride: int, segments: int):
-        super().__init__()
-        self.segments = segments
-        self.conv1 = conv_norm(tensors, f"{name}.conv1")
-        self.conv2 = conv_norm(tensors, f"{name}.conv2", stride)
-        self.conv3 = conv_norm(tensors, f"{name}.conv3")
-        has_shortcut = f"{name}.shortcut.conv.kernel" in tensors
-        self.shortcut = conv_norm(tensors, f"{name}.shortcut", stride) if has_shortcut else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu(self.conv1(shift(x, self.segments)), inplace=True)
-        y = F.relu(self.conv2(y), inplace=True)
-        y = self.conv3(y)
-        return F.relu(y + (x if self.shortcut is None else self.shortcut(x)), inplace=True)
-
-
-class TorchTSM(nn.Module):
-    """`[N, T, 3, H, W]` to logits."""
-
-    def __init__(self, tensors: dict[str, np.ndarray], architecture: Architecture):
-        super().__init__()
-        self.stem = conv_norm(tensors, "backbone.stem", 2)
-        blocks = [
-            Bottleneck(
-                tensors,
-                f"backbone.stages.{stage}.{index}",
-                2 if stage > 0 and index == 0 else 1,
-                architecture.num_segments,
-            )
-            for stage, count in enumerate(STAGES[architecture.depth])
-            for index in range(count)
-        ]
-        self.blocks = nn.Sequential(*blocks)
-        kernel = tensors["head.fc.kernel"]
-        self.fc = nn.Linear(*kernel.shape)
-        self.fc.weight.data = torch.tensor(kernel.T)
-        self.fc.bias.data = torch.tensor(tensors["head.fc.bias"])
-
-    def forward(self, video: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.stem(video.flatten(0, 1)), inplace=True)
-        x = self.blocks(F.max_pool2d(x, 3, 2, 1)).mean((2, 3))
-        return self.fc(x).view(len(video), -1, self.fc.out_features).mean(1)
-
+from tsm_jax.weights.model_directory import read_model_directory
 
 def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
     """PyTorch eager on a clip, and its logits."""
@@ -109,7 +35,8 @@ def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.
     eighth = architecture.shift_fraction == "1/8" or architecture.num_segments == 8
     if not eighth or any(getattr(architecture, key) != value for key, value in expected.items()):
         raise SystemExit("the PyTorch network here shifts past_first by 1/8 in every block")
-    network = TorchTSM(load_file(os.path.join(folder, "model.safetensors")), architecture).eval()
+    tensors = load_file(os.path.join(folder, "model.safetensors"))
+    network = TorchTSM(tensors, depth=architecture.depth, segments=architecture.num_segments).eval()
     normalised = (video.astype(np.float32) / 255 - MEAN) / STD
     tensor = torch.tensor(normalised.transpose(0, 1, 4, 2, 3).copy())
 
