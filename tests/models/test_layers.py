@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from tsm_jax.models.layers import BatchNorm, Conv, max_pool_3x3_stride_2
+from tsm_jax.models.batch_norm import batch_norm
+from tsm_jax.models.layers import BatchNorm, Conv
 
 
 def images(shape=(4, 6, 5, 3)):
@@ -47,19 +49,6 @@ def test_conv_starts_as_kaiming_normal_over_fan_in():
     assert abs(kernel).max() > 3.5 * kernel.std()  # not truncated
 
 
-def test_max_pool_ignores_its_padding():
-    x = -1 - abs(images((2, 7, 8, 3)))
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    expected = np.stack(
-        [
-            np.stack([padded[:, r : r + 3, c : c + 3].max((1, 2)) for c in range(0, 8, 2)], 1)
-            for r in range(0, 7, 2)
-        ],
-        1,
-    )
-    np.testing.assert_array_equal(max_pool_3x3_stride_2(jnp.asarray(x), "NHWC"), expected)
-
-
 def test_batch_norm_trains_on_the_statistics_of_each_group():
     x = images((6, 4, 4, 3)) * 3 + 1
     norm = BatchNorm(3)
@@ -87,3 +76,50 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     assert norm(x, groups=1).dtype == jnp.bfloat16
     exact = np.asarray(x, np.float64).reshape(-1, 3)
     np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_batch_norm_gradient_is_that_of_its_definition(groups, data_format):
+    def by_definition(x, scale, bias):
+        grouped = x.reshape(groups, -1, *x.shape[1:])
+        axes = (1, 2, 3) if data_format == "NHWC" else (1, 3, 4)
+        mean, var = grouped.mean(axes, keepdims=True), grouped.var(axes, keepdims=True)
+        per_channel = (-1,) if data_format == "NHWC" else (-1, 1, 1)
+        y = (grouped - mean) / jnp.sqrt(var + 1e-5) * scale.reshape(per_channel)
+        return (y + bias.reshape(per_channel)).reshape(x.shape)
+
+    def ours(x, scale, bias):
+        return batch_norm(x, scale, bias, groups, 1e-5, data_format)[0]
+
+    x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
+    x = x if data_format == "NHWC" else jnp.moveaxis(x, -1, 1)
+    arguments = (x, jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
+    expected, expected_gradients = jax.vjp(by_definition, *arguments)
+    actual, actual_gradients = jax.vjp(ours, *arguments)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    cotangent = jnp.asarray(images((6, 3, 4, 5)).reshape(x.shape))
+    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
+    def by_definition(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=numbers
+        )
+
+    def ours(x, kernel):
+        conv = Conv(3, 4, 1, stride=stride, rngs=nnx.Rngs(0))
+        conv.kernel[...] = kernel
+        return conv(x)
+
+    x, kernel = jnp.asarray(images()), jnp.asarray(images((1, 1, 3, 4)))
+    expected, expected_gradients = jax.vjp(by_definition, x, kernel)
+    actual, actual_gradients = jax.vjp(ours, x, kernel)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    cotangent = jnp.asarray(images(expected.shape))
+    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)

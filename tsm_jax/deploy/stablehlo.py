@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import export, lax
 
 from tsm_jax.deploy.folding import PIXEL_MEAN, FoldedBlock, FoldedConv, FoldedNetwork, Folds
-from tsm_jax.models.layers import max_pool_3x3_stride_2
+from tsm_jax.models.pooling import max_pool_3x3_stride_2
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

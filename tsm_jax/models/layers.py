@@ -6,13 +6,40 @@ the data format is, so that a checkpoint serves both, and normalise over groups 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+
+from tsm_jax.models.batch_norm import batch_norm, normalize_by
+
+
+@jax.custom_vjp
+def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`[M, H, W, C_in]` times `[C_in, C_out]`.
+
+    The gradient of the kernel is written as the product that gives it as it lies in memory; the
+    automatic one gives its transpose, which makes XLA copy the pixels first.
+    """
+    return jnp.dot(x, kernel)
+
+
+def _pointwise_forward(x: jax.Array, kernel: jax.Array):
+    return _pointwise(x, kernel), (x, kernel)
+
+
+def _pointwise_backward(
+    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = residuals
+    pixels, features = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dx = lax.dot_general(features, kernel, (((1,), (1,)), ((), ())))
+    return dx.reshape(x.shape), lax.dot_general(pixels, features, (((0,), (0,)), ((), ())))
+
+
+_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 
 
 class Conv(nnx.Module):
@@ -43,9 +70,13 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or x.dtype
+        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
+        if kernel.shape[:2] == (1, 1) and self.data_format == "NHWC":
+            # A matrix product, whose gradients need no transposed copies.
+            return _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         return lax.conv_general_dilated(
-            x.astype(dtype),
-            self.kernel[...].astype(dtype),
+            x,
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=(self.data_format, "HWIO", self.data_format),
@@ -85,35 +116,14 @@ class BatchNorm(nnx.Module):
                 clips.
             groups: the number of groups to train with; None takes the running statistics.
         """
-        grouped = x.reshape(groups or 1, -1, *x.shape[1:])  # [G, M/G, H, W, C]
+        scale, bias = self.scale[...], self.bias[...]
         if groups is None:
-            mean, var = self.mean[...][None], self.var[...][None]
-        else:
-            values = grouped.astype(jnp.float32)
-            mean = self._mean_over_images(values)  # [G, C]
-            squares = self._mean_over_images(jnp.square(values))
-            var = jnp.maximum(squares - jnp.square(mean), 0.0)
-            self._update_running(mean.mean(0), var.mean(0))
-        multiplier = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        # Centred before it is scaled: folding both into one offset would cost digits.
-        centred = grouped.astype(jnp.float32) - self._per_channel(mean)
-        normalised = centred * self._per_channel(multiplier) + self._per_channel(self.bias[...])
-        return normalised.astype(x.dtype).reshape(x.shape)
-
-    def _mean_over_images(self, grouped: jax.Array) -> jax.Array:
-        """`[G, M, H, W, C]` or `[G, M, C, H, W]` to `[G, C]`.
-
-        First within an image, then over the images: XLA's CPU adds up one by one, and partial
-        sums keep the gradients of six training steps twice as exact.
-        """
-        pixels = (2, 3) if self.data_format == "NHWC" else (3, 4)
-        return grouped.mean(pixels).mean(1)
-
-    def _per_channel(self, values: jax.Array) -> jax.Array:
-        """`[G, C]` or `[C]`, to be broadcast over the images of each group."""
-        groups, channels = values.reshape(-1, values.shape[-1]).shape
-        nhwc = self.data_format == "NHWC"
-        return values.reshape((groups, 1, 1, 1, channels) if nhwc else (groups, 1, channels, 1, 1))
+            multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
+            mean = self.mean[...][None]
+            return normalize_by(x, mean, multiplier[None], bias, self.data_format)
+        y, mean, var = batch_norm(x, scale, bias, groups, self.epsilon, self.data_format)
+        self._update_running(mean.mean(0), var.mean(0))
+        return y
 
     def _update_running(self, mean: jax.Array, var: jax.Array) -> None:
         self.mean[...] = self.momentum * self.mean[...] + (1 - self.momentum) * mean
@@ -137,25 +147,3 @@ class ConvNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
         return self.norm(self.conv(x), groups=groups)
-
-
-def spatial_axes(data_format: str) -> tuple[int, int]:
-    """The axes of height and width of an image tensor of rank 4."""
-    return (1, 2) if data_format == "NHWC" else (2, 3)
-
-
-def max_pool_3x3_stride_2(x: jax.Array, data_format: str) -> jax.Array:
-    """The ResNet stem's pooling: 3x3, stride 2, padded by 1 with minus infinity."""
-    window, strides, padding = [1] * 4, [1] * 4, [(0, 0)] * 4
-    for axis in spatial_axes(data_format):
-        window[axis], strides[axis], padding[axis] = 3, 2, (1, 1)
-    return _max_pool(x, window, strides, padding)
-
-
-def _max_pool(
-    x: jax.Array,
-    window: Sequence[int],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-) -> jax.Array:
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)

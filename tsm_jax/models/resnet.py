@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from tsm_jax.models.layers import ConvNorm, max_pool_3x3_stride_2
+from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.pooling import max_pool_3x3_stride_2
 
 Shift = Callable[[jax.Array], jax.Array]
 

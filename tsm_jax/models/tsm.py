@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tsm_jax.models.layers import spatial_axes
+from tsm_jax.models.pooling import spatial_axes
 from tsm_jax.models.resnet import ResNet
 from tsm_jax.models.shift import temporal_shift
 

@@ -1,0 +1,60 @@
+"""Max pooling and its gradient against XLA's own."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsm_jax.models.pooling import max_pool_3x3_stride_2
+
+
+def images(shape=(2, 7, 8, 3)):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def by_xla(x):
+    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, strides, padding)
+
+
+def test_max_pool_ignores_its_padding():
+    x = -1 - abs(images())
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    expected = np.stack(
+        [
+            np.stack([padded[:, r : r + 3, c : c + 3].max((1, 2)) for c in range(0, 8, 2)], 1)
+            for r in range(0, 7, 2)
+        ],
+        1,
+    )
+    np.testing.assert_array_equal(max_pool_3x3_stride_2(jnp.asarray(x), "NHWC"), expected)
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (8, 7), (1, 2)])
+@pytest.mark.parametrize("values", ["distinct", "many equal"])
+def test_max_pool_has_the_gradient_of_xla(values, size, data_format):
+    x = images((2, *size, 3))
+    x = jnp.asarray(np.round(x) if values == "many equal" else x)
+    to_ours = (0, 1, 2, 3) if data_format == "NHWC" else (0, 3, 1, 2)
+    back = tuple(np.argsort(to_ours))
+
+    def ours(x):
+        return max_pool_3x3_stride_2(x.transpose(to_ours), data_format).transpose(back)
+
+    expected, expected_gradient = jax.vjp(by_xla, x)
+    actual, actual_gradient = jax.vjp(ours, x)
+    np.testing.assert_array_equal(actual, expected)
+    cotangent = jnp.asarray(images(expected.shape))
+    np.testing.assert_allclose(
+        actual_gradient(cotangent)[0], expected_gradient(cotangent)[0], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("place", [(0, 0), (3, 3), (6, 7)])
+def test_max_pool_shows_a_nan_when_training(place):
+    x = jnp.asarray(images()).at[0, *place, 1].set(jnp.nan)
+    trained, _ = jax.vjp(lambda x: max_pool_3x3_stride_2(x, "NHWC"), x)
+    assert jnp.isnan(trained).any()
