@@ -172,7 +172,7 @@ def _write_card(
         architecture=build.architecture_of(config.model),
         preprocessing=build.preprocessing_of(config.data),
         labels=labels,
-        tensors=dict(state.params),  # for their number
+        tensors=jax.device_get(state.params),  # for their number
         provenance={**provenance, "train_clips": train_clips},
     )
     title = os.path.basename(os.path.normpath(config.workdir))
