@@ -16,6 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     package_data={"tsm_jax.weights": ["labels/*.txt"]},
     install_requires=[
         f"jax{JAX}",
@@ -50,6 +51,7 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "markdown-it-py>=3.0",
             "ruff>=0.14",
             "pyright>=1.1.400",
             "onnx>=1.17",
