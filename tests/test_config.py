@@ -15,6 +15,7 @@ from tsm_jax.config import (
     flatten,
     from_dict,
     make_plan,
+    peak_learning_rate,
     validate,
 )
 from tsm_jax.errors import UserError
@@ -39,7 +40,7 @@ def test_every_key_is_read_by_the_program():
     )
     # The architecture's keys are read by the names of a dataclass's fields.
     names = {key.rsplit(".", 1)[-1] for key, _ in flatten(default())}
-    by_plan = {"boundaries", "warmup_epochs"}
+    by_plan = {"boundaries", "warmup_epochs", "reference_batch_size"}
     unread = {
         name for name in names - by_plan if not re.search(rf"\.{name}\b|^    {name}: ", code, re.M)
     }
@@ -110,3 +111,24 @@ def test_survives_being_stored():
     del stored["seed"]
     with pytest.raises(UserError, match="another version of tsm_jax: it differs in seed"):
         from_dict(stored)
+
+
+def test_the_learning_rate_scales_with_the_batch_only_if_it_is_asked_to():
+    config = default()
+    config.batch_size = 256
+    assert peak_learning_rate(config) == 0.02
+    config.optimizer.reference_batch_size = 64
+    assert peak_learning_rate(config) == pytest.approx(0.08)
+
+
+def test_parts_of_a_batch_hold_whole_groups():
+    config = default()
+    config.accumulation_steps = 4
+    validate(config)
+    config.accumulation_steps = 3
+    with pytest.raises(UserError, match=r"batch_size is 128: .* multiple of .*accumulation_steps"):
+        validate(config)
+    config.batch_size = 96
+    config.accumulation_steps = 4
+    with pytest.raises(UserError, match=r"batch_size / config.accumulation_steps is 24"):
+        validate(config)

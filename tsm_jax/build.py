@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from tsm_jax.config import Plan
+from tsm_jax.config import Plan, peak_learning_rate
 from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.packed import open_packed
@@ -40,6 +40,7 @@ def build_network(
     data_format: str = "NHWC",
     dropout: float = 0.0,
     batch_norm_group: int = 0,
+    remat: bool = False,
 ) -> Network:
     """The network of an architecture, computing in `config.dtype`."""
     model = partial(
@@ -48,6 +49,7 @@ def build_network(
         data_format=data_format,
         dropout=dropout,
         batch_norm_group=batch_norm_group,
+        remat=remat,
         dtype=resolve_dtype(dtype),
     )
     return Network(lambda rngs: model(rngs=rngs))
@@ -61,6 +63,7 @@ def build_training_network(config: ConfigDict) -> Network:
         data_format=config.model.data_format,
         dropout=config.model.dropout,
         batch_norm_group=config.model.batch_norm_group,
+        remat=config.remat,
     )
 
 
@@ -75,7 +78,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
     """The learning rate by step."""
     optimizer = config.optimizer
     return make_schedule(
-        optimizer.learning_rate,
+        peak_learning_rate(config),
         schedule=optimizer.schedule,
         boundaries=plan.boundaries,
         decay_factor=optimizer.decay_factor,

@@ -13,6 +13,7 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from tsm_jax import compilation_cache
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
 
@@ -130,6 +131,7 @@ def run(
         command: a verb's `main`.
         arguments: of it; None for those of the process.
     """
+    compilation_cache.enable()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and jax talk to their developers
     try:

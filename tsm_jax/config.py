@@ -55,6 +55,8 @@ CHANGEABLE_ON_RESUME = (
     "workdir",
     "epochs",
     "eval_batch_size",
+    "accumulation_steps",
+    "remat",
     "log_every",
     "checkpoint_every",
     "data.val_list",
@@ -79,8 +81,17 @@ def default() -> ConfigDict:
     config.seed = 1234
     # Clips per optimizer step, over all devices and hosts.
     config.batch_size = 128
-    # Clips per evaluation step, over all devices and hosts. 0: as batch_size.
+    # Clips per evaluation step, over all devices and hosts. 0: as batch_size, or what is computed
+    # at once of it.
     config.eval_batch_size = 0
+    # Parts that a batch is computed in, one after the other, where it does not fit in memory. With
+    # whole batch-norm groups in each part the result is the same.
+    config.accumulation_steps = 1
+    # Compute activations again in the backward pass instead of keeping them: a third more work,
+    # and a fraction of the memory.
+    config.remat = False
+    # The same bits in every run on a GPU too, where that costs speed (CPU and TPU: always so).
+    config.deterministic = False
     # Passes over the training list.
     config.epochs = 50
     # Share of the target that label smoothing spreads over all classes. 0: none.
@@ -174,8 +185,11 @@ def _data() -> ConfigDict:
 
 def _optimizer() -> ConfigDict:
     optimizer = ConfigDict()
-    # Peak learning rate of SGD, for the global batch size as it is.
+    # Peak learning rate of SGD.
     optimizer.learning_rate = 0.02
+    # Batch size that it is meant for: with another one it is scaled in proportion (Goyal et al.
+    # 2017; take a few warmup_epochs with it). 0: it is taken as it is.
+    optimizer.reference_batch_size = 0
     # `step`: times decay_factor at each of boundaries. `cosine`: to zero at the last step.
     optimizer.schedule = "step"
     # Epochs after which the learning rate steps down.
@@ -257,6 +271,7 @@ def validate(config: ConfigDict) -> None:
 _BOUNDS = (
     ("batch_size", 1, math.inf),
     ("eval_batch_size", 0, math.inf),
+    ("accumulation_steps", 1, math.inf),
     ("epochs", 1, math.inf),
     ("seed", 0, 2**31 - 1),
     ("label_smoothing", 0.0, 1.0),
@@ -271,6 +286,7 @@ _BOUNDS = (
     ("data.threads", 0, 1024),
     ("data.workers", 0, 1024),
     ("optimizer.learning_rate", 0.0, math.inf),
+    ("optimizer.reference_batch_size", 0, math.inf),
     ("optimizer.warmup_epochs", 0.0, math.inf),
     ("optimizer.momentum", 0.0, 1.0),
     ("optimizer.weight_decay", 0.0, math.inf),
@@ -279,11 +295,19 @@ _BOUNDS = (
 
 
 def _validate_relations(config: ConfigDict) -> None:
-    group = config.model.batch_norm_group
-    if group and config.batch_size > group and config.batch_size % group:
+    if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.batch_size is {config.batch_size}: it must be a multiple of"
-            f" config.model.batch_norm_group ({group}), or set that to 0"
+            f" config.accumulation_steps ({config.accumulation_steps})"
+        )
+    group, part = config.model.batch_norm_group, part_size(config)
+    if group and part > group and part % group:
+        key = "config.batch_size" + (
+            " / config.accumulation_steps" if part < config.batch_size else ""
+        )
+        raise UserError(
+            f"{key} is {part}: it must be a multiple of config.model.batch_norm_group ({group}), or"
+            " set that to 0"
         )
     if config.data.short_side < config.data.crop_size:
         raise UserError(
@@ -300,6 +324,19 @@ def _validate_relations(config: ConfigDict) -> None:
             "config.model.num_segments is 1: one frame cannot be shifted by 1/num_segments of its"
             " channels; set config.model.shift=none"
         )
+
+
+def part_size(config: ConfigDict) -> int:
+    """Training clips that are computed at once, over all devices and hosts."""
+    return config.batch_size // config.accumulation_steps
+
+
+def peak_learning_rate(config: ConfigDict) -> float:
+    """Of the recipe's batch size, by the linear scaling rule if it is asked for."""
+    optimizer = config.optimizer
+    if optimizer.reference_batch_size == 0:
+        return optimizer.learning_rate
+    return optimizer.learning_rate * config.batch_size / optimizer.reference_batch_size
 
 
 def get(config: ConfigDict, key: str) -> Any:

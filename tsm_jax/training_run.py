@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tsm_jax import build
 from tsm_jax.class_names import class_names, with_num_classes
-from tsm_jax.config import make_plan
+from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.loading import load_tensors
@@ -45,7 +45,7 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         UserError: the recipe, a list or a clip cannot be used.
     """
     mesh = mesh or make_mesh()
-    check_batch(config.batch_size, config.model.batch_norm_group, mesh)
+    check_batch(part_size(config), config.model.batch_norm_group, mesh)
     check_shared(config.workdir)
     ensure_rendered(config)
     config = with_num_classes(config)
@@ -67,8 +67,12 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         data_format=data_format,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
+        accumulation_steps=config.accumulation_steps,
+        deterministic=config.deterministic,
     )
-    eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
+    eval_step = make_eval_step(
+        network, mesh=mesh, data_format=data_format, deterministic=config.deterministic
+    )
     eval_clips = build.build_eval_clips(
         val_source, build.preprocessing_of(config.data), config.model.num_segments
     )
@@ -133,7 +137,7 @@ def _start(
 def _validation(
     config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
 ) -> Callable[[TrainState], dict[str, float]]:
-    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
+    batch_size = eval_batch_size(config.eval_batch_size or part_size(config), mesh)
 
     def validate(state: TrainState) -> dict[str, float]:
         batches = eval_batches(

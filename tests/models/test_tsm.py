@@ -143,7 +143,8 @@ def test_a_batch_that_does_not_divide_into_groups_is_refused(tensors, video):
 def test_dropout_acts_per_key_and_only_with_one(tensors, video):
     apply = jax.jit(network(dropout=0.5).apply)
     first, again, other = (
-        apply(*tensors, video, dropout_key=jax.random.key(seed))[0] for seed in (0, 0, 1)
+        apply(*tensors, video, dropout_keys=jax.random.split(jax.random.key(seed), len(video)))[0]
+        for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -29,7 +29,7 @@ def batch(step, size=BATCH):
 class Training:
     """A small training on some devices."""
 
-    def __init__(self, num_devices, batch_norm_group):
+    def __init__(self, num_devices, batch_norm_group, *, accumulation_steps=1, remat=False):
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = Network(
             lambda rngs: TSM(
@@ -39,6 +39,7 @@ class Training:
                 width=8,
                 dropout=0.5,
                 batch_norm_group=batch_norm_group,
+                remat=remat,
                 rngs=rngs,
             )
         )
@@ -60,7 +61,9 @@ class Training:
             fc_bias_multiplier=10.0,
         )
         common = {"mesh": self.mesh, "data_format": "NHWC"}
-        self.train_step = make_train_step(network, optimizer, schedule, seed=3, **common)
+        self.train_step = make_train_step(
+            network, optimizer, schedule, seed=3, accumulation_steps=accumulation_steps, **common
+        )
         self.eval_step = make_eval_step(network, **common)
         self.state = init_state(network, optimizer, 3, self.mesh)
         self.metrics = []
@@ -88,6 +91,39 @@ def test_eight_devices_give_the_loss_curve_of_one(one_device, eight_devices):
         )
     assert len({float(metrics["loss"]) for metrics in one_device.metrics}) == STEPS
     assert len(eight_devices.state.params["head.fc.kernel"].sharding.device_set) == 8
+
+
+@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+def test_accumulated_parts_give_what_the_whole_batch_gives(one_device, devices, parts):
+    accumulated = Training(devices, batch_norm_group=4, accumulation_steps=parts)
+    for name in ("loss", "grad_norm", "count", "top1"):
+        np.testing.assert_allclose(
+            [metrics[name] for metrics in accumulated.metrics],
+            [metrics[name] for metrics in one_device.metrics],
+            rtol=1e-5,
+        )
+    _assert_same_tensors(accumulated.state, one_device.state)
+
+
+def test_remat_changes_the_memory_and_not_the_result(one_device):
+    remat = Training(1, batch_norm_group=4, remat=True)
+    _assert_same_tensors(remat.state, one_device.state)
+
+    def bytes_between_passes(training):
+        arguments = (training.state, put_batch(batch(0), training.mesh))
+        compiled = training.train_step.lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert bytes_between_passes(remat) < 0.8 * bytes_between_passes(one_device)
+
+
+def _assert_same_tensors(actual, expected):
+    for tensors, wanted in (
+        (actual.params, expected.params),
+        (actual.batch_stats, expected.batch_stats),
+    ):
+        for name, array in wanted.items():
+            np.testing.assert_allclose(tensors[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_each_step_function_compiles_once(one_device):

@@ -51,7 +51,7 @@ class Network:
         video: jax.Array,
         *,
         train: bool = False,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, Tensors]:
         """Logits of normalised clips (see `TSM.__call__`) and the statistics afterwards."""
         model = nnx.merge(
@@ -61,7 +61,7 @@ class Network:
             self._rest,
             copy=True,
         )
-        logits = model(video, train=train, dropout_key=dropout_key)
+        logits = model(video, train=train, dropout_keys=dropout_keys)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
 
 

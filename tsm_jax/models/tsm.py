@@ -31,19 +31,25 @@ class Head(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.data_format = data_format
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = dropout
         self.fc = nnx.Linear(
             features, num_classes, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
         )
 
     def __call__(
-        self, x: jax.Array, num_segments: int, *, dropout_key: jax.Array | None
+        self, x: jax.Array, num_segments: int, *, dropout_keys: jax.Array | None
     ) -> jax.Array:
         pooled = x.astype(jnp.float32).mean(spatial_axes(self.data_format))  # [N*T, C]
-        rngs = None if dropout_key is None else nnx.Rngs(dropout=dropout_key)
-        pooled = self.dropout(pooled, deterministic=dropout_key is None, rngs=rngs)
+        if dropout_keys is not None and self.dropout > 0:
+            pooled = self._drop(pooled, num_segments, dropout_keys)
         logits = self.fc(pooled)
         return logits.reshape(-1, num_segments, logits.shape[-1]).mean(1)  # [N, K]
+
+    def _drop(self, pooled: jax.Array, num_segments: int, keys: jax.Array) -> jax.Array:
+        """Dropout with a key for each clip, so that it does not depend on how a batch is split."""
+        shape, keep = (num_segments, pooled.shape[-1]), 1 - self.dropout
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)  # [N, T, C]
+        return jnp.where(kept.reshape(pooled.shape), pooled / keep, 0)
 
 
 class TSM(nnx.Module):
@@ -62,6 +68,8 @@ class TSM(nnx.Module):
             the same for both.
         batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
             whole batch. A batch that is smaller is one group.
+        remat: keep only the inputs of residual blocks for the backward pass and compute the rest
+            again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.
         rngs: a `params` stream to initialise from.
     """
@@ -79,6 +87,7 @@ class TSM(nnx.Module):
         dropout: float = 0.5,
         data_format: str = "NHWC",
         batch_norm_group: int = 0,
+        remat: bool = False,
         dtype: jnp.dtype = FLOAT32,
         rngs: nnx.Rngs,
     ):
@@ -97,6 +106,7 @@ class TSM(nnx.Module):
             ),
             shift_every=shift_every,
             data_format=data_format,
+            remat=remat,
             dtype=dtype,
             rngs=rngs,
         )
@@ -109,14 +119,14 @@ class TSM(nnx.Module):
         )
 
     def __call__(
-        self, video: jax.Array, *, train: bool = False, dropout_key: jax.Array | None = None
+        self, video: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
     ) -> jax.Array:
         """Classifies clips.
 
         Args:
             video: normalised frames, `[N, T, H, W, 3]` or, in NCHW, `[N, T, 3, H, W]`.
             train: take batch statistics (and move the running ones).
-            dropout_key: the key of this step's dropout; None drops nothing.
+            dropout_keys: a key for the dropout of each clip, `[N]`; None drops nothing.
 
         Returns:
             Logits, float32 `[N, K]`.
@@ -124,7 +134,7 @@ class TSM(nnx.Module):
         images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
         groups = self._batch_norm_groups(video.shape[0]) if train else None
         features = self.backbone(images, groups=groups)
-        return self.head(features, self.num_segments, dropout_key=dropout_key)
+        return self.head(features, self.num_segments, dropout_keys=dropout_keys)
 
     def _batch_norm_groups(self, clips: int) -> int:
         if self.batch_norm_group == 0 or clips <= self.batch_norm_group:

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
+from tsm_jax.training.accumulation import Outcome, accumulate
+from tsm_jax.training.compiling import compiler_options
 from tsm_jax.training.mesh import replicated, split_by_clips
 from tsm_jax.training.metrics import clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
@@ -31,27 +33,50 @@ def make_train_step(
     data_format: str,
     seed: int,
     label_smoothing: float = 0.0,
+    accumulation_steps: int = 1,
+    deterministic: bool = False,
 ) -> TrainStep:
     """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
+
+    Args:
+        network: in training.
+        optimizer: of its parameters.
+        schedule: learning rate by step, for the metrics.
+        mesh: the devices.
+        data_format: of the network.
+        seed: of dropout.
+        label_smoothing: share of the target that is spread over all classes.
+        accumulation_steps: parts that a batch is computed in, see `accumulation.py`.
+        deterministic: see `compiling.py`.
 
     The metrics are `clip_sums` of the batch before the update, with `learning_rate` and
     `grad_norm` (the global norm of the raw gradients).
     """
 
-    def loss_fn(params: Tensors, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
-        logits, batch_stats = network.apply(
+    def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
+        logits, new_batch_stats = network.apply(
             params,
-            state.batch_stats,
+            batch_stats,
             normalize(batch["video"][:, 0], data_format),  # [B, T, H, W, 3]: one view
             train=True,
-            dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
+            dropout_keys=batch["dropout_key"],
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
         sums = clip_sums(logits, batch["label"], batch["mask"], losses)
-        return sums["loss"] / sums["count"], (batch_stats, sums)
+        return sums["loss"] / sums["count"], (new_batch_stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(state.params, state, batch)
+        def compute(part: Batch) -> Outcome:
+            gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
+                state.params, state.batch_stats, part
+            )
+            return Outcome(gradients, batch_stats, sums)
+
+        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+        dropout_keys = jax.random.split(step_key, batch["label"].shape[0])
+        gradients, batch_stats, sums = accumulate(
+            compute, {**batch, "dropout_key": dropout_keys}, accumulation_steps, mesh
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             **sums,
@@ -66,11 +91,17 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(replicated(mesh), split_by_clips(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
 
 
 def make_eval_step(
-    network: Network, *, mesh: Mesh, data_format: str, average_probabilities: bool = False
+    network: Network,
+    *,
+    mesh: Mesh,
+    data_format: str,
+    average_probabilities: bool = False,
+    deterministic: bool = False,
 ) -> EvalStep:
     """The jitted step `(params, batch_stats, batch) -> clip_sums`.
 
@@ -93,4 +124,5 @@ def make_eval_step(
         eval_step,
         in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
         out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
