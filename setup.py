@@ -20,6 +20,7 @@ setup(
         "tsm_jax.weights": ["labels/*.txt"],
         "tsm_jax.report": ["templates/*.jinja"],
     },
+    entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     install_requires=[
         f"jax{JAX}",
         "flax>=0.12.6",

@@ -109,7 +109,7 @@ def evaluate_model(
         UserError: the list or a clip cannot be read, or has other classes than the model.
     """
     architecture = model.architecture
-    if architecture.num_classes != config.model.num_classes:
+    if config.model.num_classes not in (0, architecture.num_classes):
         raise UserError(
             f"{weights} has {architecture.num_classes} classes, the recipe"
             f" {config.model.num_classes}: evaluate on a list with the classes it was trained on"
