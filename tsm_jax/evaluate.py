@@ -44,13 +44,17 @@ def main(arguments: Sequence[str]) -> None:
 
     from tsm_jax.evaluation_run import evaluate_weights
     from tsm_jax.report.writer import check_target, write_report
+    from tsm_jax.training.processes import joined
 
-    if options.report is not None:
-        check_target(options.report)
-    evaluation = evaluate_weights(config, options.weights, average=options.average)
-    print(evaluation.summary())
-    if options.report is not None and jax.process_index() == 0:
-        print(f"report: {write_report(evaluation, options.report)}")
+    with joined():
+        first = jax.process_index() == 0
+        if options.report is not None and first:
+            check_target(options.report)
+        evaluation = evaluate_weights(config, options.weights, average=options.average)
+        if first:
+            print(evaluation.summary())
+        if options.report is not None and first:
+            print(f"report: {write_report(evaluation, options.report)}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.loading import is_workdir, load_model
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
-from tsm_jax.training.mesh import check_batch_size, make_mesh, replicated
+from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.steps import make_eval_step
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, check_tensors
@@ -118,8 +118,6 @@ def evaluate_model(
     if config.data.labels:
         class_names = read_labels(config.data.labels, architecture.num_classes)
     mesh = make_mesh()
-    batch_size = config.eval_batch_size or config.batch_size
-    check_batch_size("eval_batch_size", batch_size, mesh)
     ensure_rendered(config)
     source = build.build_source(config.data, "val", architecture.num_classes)
     clips = build.build_eval_clips(
@@ -148,7 +146,7 @@ def _run(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
-    batch_size = config.eval_batch_size or config.batch_size
+    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
     data_format = config.model.data_format
     network = build.build_network(model.architecture, config.dtype, data_format=data_format)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
