@@ -28,7 +28,7 @@ def bytes_of_feature(record: bytes, name: str) -> list[memoryview]:
     data, wanted = memoryview(record), name.encode()
     for features in _fields(data, _FEATURES):
         for entry in _fields(features, _ENTRY):
-            if wanted in _fields(entry, _KEY):
+            if any(key == wanted for key in _fields(entry, _KEY)):
                 lists = (x for value in _fields(entry, _VALUE) for x in _fields(value, _BYTES_LIST))
                 return [item for found in lists for item in _fields(found, _ITEM)]
     return []
