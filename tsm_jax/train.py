@@ -20,9 +20,11 @@ def main(arguments: Sequence[str]) -> None:
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
     # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+    from tsm_jax.training.processes import joined
     from tsm_jax.training_run import train_recipe
 
-    train_recipe(config)
+    with joined():
+        train_recipe(config)
 
 
 if __name__ == "__main__":

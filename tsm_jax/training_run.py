@@ -20,12 +20,15 @@ from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import Run, train
-from tsm_jax.training.mesh import check_batch_size, make_mesh
+from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
+from tsm_jax.training.processes import check_shared, from_first
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
 from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
-from tsm_jax.weights.model_directory import LABELS_FILE
+from tsm_jax.weights.model_card import CARD_FILE, model_card
+from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
+from tsm_jax.workdir import provenance_of
 
 
 def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
@@ -42,8 +45,8 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         UserError: the recipe, a list or a clip cannot be used.
     """
     mesh = mesh or make_mesh()
-    check_batch_size("batch_size", config.batch_size, mesh)
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    check_batch(config.batch_size, config.model.batch_norm_group, mesh)
+    check_shared(config.workdir)
     ensure_rendered(config)
     config = with_num_classes(config)
     train_source = build.build_source(config.data, "train", config.model.num_classes)
@@ -94,6 +97,8 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         run = Run(config, plan, mesh, order, train_step, validate, checkpoints, log)
         state = train(run, state, batches)
         _say_goodbye(log, checkpoints, config)
+        if writes:
+            _write_card(checkpoints, config, labels, state, len(train_source))
     checkpoints.close()
     return state
 
@@ -105,8 +110,9 @@ def _start(
 
     The newest checkpoint of this run; else `config.init_from`; else random weights.
     """
-    step = checkpoints.latest_step()
-    if step is not None:
+    latest = checkpoints.latest_step()
+    step = from_first(-1 if latest is None else latest)
+    if step >= 0:
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         return checkpoints.restore(step, init()), f"continuing {config.workdir} at step {step}"
     if not config.init_from:
@@ -127,7 +133,7 @@ def _start(
 def _validation(
     config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
 ) -> Callable[[TrainState], dict[str, float]]:
-    batch_size = config.eval_batch_size or config.batch_size
+    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
 
     def validate(state: TrainState) -> dict[str, float]:
         batches = eval_batches(
@@ -148,6 +154,31 @@ def _write_labels(workdir: str, labels: list[str]) -> None:
     os.makedirs(workdir, exist_ok=True)
     with open(os.path.join(workdir, LABELS_FILE), "w", encoding="utf-8") as file:
         file.writelines(f"{label}\n" for label in labels)
+
+
+def _write_card(
+    checkpoints: Checkpoints,
+    config: ConfigDict,
+    labels: list[str],
+    state: TrainState,
+    train_clips: int,
+) -> None:
+    """The card of the best checkpoint, beside the checkpoints."""
+    step = checkpoints.best_step()
+    if step is None:
+        return
+    provenance = provenance_of(checkpoints, step, config, config.workdir)
+    model = Model(
+        architecture=build.architecture_of(config.model),
+        preprocessing=build.preprocessing_of(config.data),
+        labels=labels,
+        tensors=jax.device_get(state.params),  # for their number
+        provenance={**provenance, "train_clips": train_clips},
+    )
+    title = os.path.basename(os.path.normpath(config.workdir))
+    card = model_card(model, title=title, path=config.workdir)
+    with open(os.path.join(config.workdir, CARD_FILE), "w", encoding="utf-8") as file:
+        file.write(card)
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:
