@@ -28,6 +28,7 @@ from tsm_jax.deploy.engine import FILES, installed, open_engine
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import read_model_directory
 
+
 def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
     """PyTorch eager on a clip, and its logits."""
     architecture = read_model_directory(folder).architecture

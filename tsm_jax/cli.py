@@ -112,7 +112,8 @@ def _one_line(error: Exception) -> str:
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and jax talk to their developers
+    # Orbax and jax talk to their developers; what fails there is raised as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         command(sys.argv[1:])
     except UserError as error:
