@@ -16,6 +16,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     package_data={"tsm_jax.weights": ["labels/*.txt"]},
     install_requires=[
         f"jax{JAX}",

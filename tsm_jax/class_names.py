@@ -1,11 +1,13 @@
-"""Class names of a data set."""
+"""Class names of a data set, and their number."""
 
 from __future__ import annotations
 
+import copy
 import os
 
 from ml_collections import ConfigDict
 
+from tsm_jax.errors import UserError
 from tsm_jax.weights.labels import labels_or_numbers, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
 
@@ -20,9 +22,40 @@ def class_names(config: ConfigDict) -> list[str]:
         UserError: the file cannot be read or has another number of lines.
     """
     num_classes = config.model.num_classes
+    path = _labels_file(config)
+    return read_labels(path, num_classes) if path else labels_or_numbers(num_classes)
+
+
+def with_num_classes(config: ConfigDict) -> ConfigDict:
+    """The recipe with its number of classes: where that is 0, as many as there are class names.
+
+    Raises:
+        UserError: there are no class names to count, or they cannot be read.
+    """
+    if config.model.num_classes:
+        return config
+    path = _labels_file(config)
+    if path is None:
+        raise UserError(_no_names(config))
+    counted = copy.deepcopy(config)
+    counted.model.num_classes = len(read_labels(path))
+    return counted
+
+
+def _labels_file(config: ConfigDict) -> str | None:
     beside = os.path.join(os.path.dirname(config.data.train_list), LABELS_FILE)
-    if config.data.labels:
-        return read_labels(config.data.labels, num_classes)
-    if os.path.isfile(beside):
-        return read_labels(beside, num_classes)
-    return labels_or_numbers(num_classes)
+    return config.data.labels or (beside if os.path.isfile(beside) else None)
+
+
+def _no_names(config: ConfigDict) -> str:
+    train_list = config.data.train_list
+    if not os.path.exists(train_list):
+        return (
+            f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"
+            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
+            " --config.data.train_list"
+        )
+    return (
+        f"how many classes has {train_list}? There is no {LABELS_FILE} beside it: set"
+        " --config.data.labels to a file of class names, or --config.model.num_classes"
+    )

@@ -18,15 +18,27 @@ from tsm_jax.errors import UserError
 
 OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
 
+_MODULES = "python -m tsm_jax."
+
+
+def _launcher() -> str:
+    """What was typed in front of the verb, for help and errors."""
+    folder, name = os.path.split(sys.argv[0])
+    if os.path.splitext(name)[0] == "tsm":
+        return "tsm "
+    if name == "__main__.py" and os.path.basename(folder) == "tsm_jax":
+        return "python -m tsm_jax "
+    return _MODULES
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ours: one line, exit code 1."""
 
     def __init__(self, command: str, *, description: str, example: str):
         super().__init__(
-            prog=f"python -m tsm_jax.{command}",
+            prog=f"{_launcher()}{command}",
             description=description,
-            epilog=f"example:\n  {example}",
+            epilog=f"example:\n  {example.replace(_MODULES, _launcher())}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
@@ -109,13 +121,20 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
-def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1."""
+def run(
+    command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None
+) -> NoReturn:
+    """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1.
+
+    Args:
+        command: a verb's `main`.
+        arguments: of it; None for those of the process.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Orbax and jax talk to their developers; what fails there is raised as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        command(sys.argv[1:])
+        command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1)

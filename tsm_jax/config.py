@@ -113,7 +113,7 @@ def _model() -> ConfigDict:
     model.depth = 50
     # Channels of its stem; 64 is the paper's.
     model.width = 64
-    # Classes K.
+    # Classes K. 0: as many as there are class names (`data.labels`).
     model.num_classes = 400
     # Frames per clip T, one from each of T equal parts of the video.
     model.num_segments = 8
@@ -276,7 +276,7 @@ _BOUNDS = (
     ("checkpoint_every", 0, math.inf),
     ("max_bad_steps", 0, 2**31 - 2),
     ("model.width", 8, math.inf),
-    ("model.num_classes", 1, math.inf),
+    ("model.num_classes", 0, math.inf),
     ("model.num_segments", 1, math.inf),
     ("model.dropout", 0.0, 0.99),
     ("model.batch_norm_group", 0, math.inf),

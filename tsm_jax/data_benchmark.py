@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax import build
+from tsm_jax.class_names import with_num_classes
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.pipeline import Reading, TrainOrder, train_batches
 from tsm_jax.data.sampling import random_frame_of_each_segment
@@ -42,6 +43,7 @@ def run_data_benchmark(
     Raises:
         UserError: the list or a clip cannot be read.
     """
+    config = with_num_classes(config)
     source = build.build_source(config.data, "train", config.model.num_classes)
     if len(source) < _BATCH:
         raise UserError(

@@ -41,7 +41,7 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
     weights = weights or config.workdir
     model = load_model(weights, num_segments=config.model.num_segments)
     architecture = model.architecture
-    if architecture.num_classes != config.model.num_classes:
+    if config.model.num_classes not in (0, architecture.num_classes):
         raise UserError(
             f"{weights} has {architecture.num_classes} classes, the recipe"
             f" {config.model.num_classes}: evaluate on a list with the classes it was trained on"

@@ -56,11 +56,12 @@ def lists(arguments: Sequence[str]) -> None:
             "Writes lists in PaddleVideo's format, and labels.txt beside them. ucf101: all of the"
             " official splits in --splits, into the folder --output. kinetics400 and folders: one"
             " list, the file --output, of <class>/<video> (or, for kinetics400 with --annotations,"
-            " of the videos that the csv names, wherever they lie)."
+            " of the videos that the csv names, wherever they lie). folders with --val_share: the"
+            " videos divided into train.list and val.list in the folder --output."
         ),
         example=(
-            "python -m tsm_jax.prepare lists ucf101 --splits data/ucf101/ucfTrainTestlist"
-            " --videos data/ucf101/videos --output data/ucf101"
+            "python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2"
+            " --output data/own"
         ),
     )
     parser.add_argument("dataset", metavar="DATASET", choices=["ucf101", "kinetics400", "folders"])
@@ -70,7 +71,19 @@ def lists(arguments: Sequence[str]) -> None:
     parser.add_argument("--splits", metavar="DIR", help="ucf101: the folder of the split files")
     parser.add_argument("--annotations", metavar="CSV", help="kinetics400: the annotation file")
     parser.add_argument("--labels", metavar="FILE", help="class names in the order of the labels")
+    parser.add_argument(
+        "--val_share",
+        metavar="SHARE",
+        type=float,
+        help="folders: divide the videos of every class; clips of one recording stay together",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, help="with --val_share: another split (0)")
     options = parser.parse_args(arguments)
+    if options.val_share is not None:
+        _split_folder(parser, options)
+        return
+    if options.seed is not None:
+        parser.error("--seed needs --val_share")
     if not (options.videos or options.frames):
         parser.error("nothing to list: give --videos, --frames, or both")
     from tsm_jax.data.prepare import make_lists
@@ -84,12 +97,44 @@ def lists(arguments: Sequence[str]) -> None:
     else:
         if options.videos and options.frames:
             parser.error("one list at a time: give --videos or --frames")
+        if os.path.isdir(options.output):
+            parser.error(
+                f"--output {options.output} is a folder: name a file in it, or add --val_share 0.2"
+                " for a training and a validation list of folders"
+            )
         written = [_list_of_folders(options)]
     for made in written:
         missing = (
             f", {len(made.missing)} missing, such as {made.missing[0]}" if made.missing else ""
         )
         print(f"{made.path}: {made.num_clips} clips{missing}")
+
+
+def _split_folder(parser: cli.Parser, options) -> None:
+    strangers = [
+        f"--{name}"
+        for name in ("frames", "splits", "annotations", "labels")
+        if getattr(options, name) is not None
+    ]
+    if options.dataset != "folders" or options.videos is None or strangers:
+        what = strangers[0] if strangers else "anything but folders --videos"
+        parser.error(f"--val_share does not go with {what}")
+    if not 0 < options.val_share < 1:
+        raise UserError(f"--val_share is {options.val_share}: it must be between 0 and 1")
+    from tsm_jax.data.prepare.split_lists import split_folder
+
+    made = split_folder(
+        options.videos, options.output, val_share=options.val_share, seed=options.seed or 0
+    )
+    train, val = made.lists
+    clips = train.num_clips + val.num_clips
+    how = "as train/ and val/ divide them" if made.given else f"{made.recordings} recordings"
+    print(f"{options.videos}: {clips} videos of {len(made.classes)} classes, {how}")
+    print(f"{train.path}: {train.num_clips} clips")
+    print(f"{val.path}: {val.num_clips} clips")
+    print(f"{made.labels}: {', '.join(made.classes[:5])}{', ...' * (len(made.classes) > 5)}")
+    if made.only_training:
+        print(f"only one recording, so not in validation: {', '.join(made.only_training)}")
 
 
 def _list_of_folders(options):

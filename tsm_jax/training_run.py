@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax import build
-from tsm_jax.class_names import class_names
+from tsm_jax.class_names import class_names, with_num_classes
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
@@ -53,6 +53,7 @@ def train_recipe(
     check_batch_size("batch_size", config.batch_size, mesh)
     check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
     ensure_rendered(config)
+    config = with_num_classes(config)
     train_source = build.build_source(config.data, "train", config.model.num_classes)
     val_source = build.build_source(config.data, "val", config.model.num_classes)
     plan = make_plan(config, len(train_source))

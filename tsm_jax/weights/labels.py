@@ -28,8 +28,12 @@ def labels_or_numbers(num_classes: int) -> list[str]:
     return labels_for(num_classes) or [f"class {index}" for index in range(num_classes)]
 
 
-def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
+def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) -> list[str]:
     """Reads one class name a line, line 1 being label 0.
+
+    Args:
+        path: of the file.
+        num_classes: how many there must be; None for any number but 0.
 
     Raises:
         UserError: the file is missing or not UTF-8 text, a line is empty, a name comes twice, or
@@ -45,7 +49,9 @@ def read_labels(path: str | os.PathLike[str], num_classes: int) -> list[str]:
         raise UserError(f"{path}: the labels cannot be read: {reason}") from None
     names = [line.strip() for line in lines]
     _check_names(path, names)
-    if len(names) != num_classes:
+    if num_classes is None and not names:
+        raise UserError(f"{path}: has no labels; give one class name a line")
+    if num_classes is not None and len(names) != num_classes:
         raise UserError(
             f"{path}: has {len(names)} labels, but the model has {num_classes} classes;"
             " give one name a line, in label order"

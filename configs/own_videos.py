@@ -1,0 +1,48 @@
+"""A small TSM for a folder of your own videos, trained from scratch on any machine.
+
+Data: what `prepare lists folders` writes into data/own. The number of classes comes from
+data/own/labels.txt, and the run is kept in output/own_videos.
+Expected: no published figure. Measured: benchmarks/RESULTS.md, "Ten classes of UCF-101".
+Cost: TSM-ResNet-18 of half width at 112 px, 2.8 M parameters.
+
+With a GPU and access to published weights take configs/own_videos_finetune.py instead: it starts
+from Kinetics-400 and is far better on few videos.
+
+    python -m tsm_jax.prepare lists folders --videos my_videos --output data/own --val_share 0.2
+    python -m tsm_jax.train --config configs/own_videos.py
+    python -m tsm_jax.evaluate --weights output/own_videos
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from tsm_jax.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.model.depth = 18
+    config.model.width = 32
+    config.model.num_classes = 0  # as many as labels.txt has lines
+    config.model.dropout = 0.5
+    config.model.batch_norm_group = 0
+
+    config.data.train_list = "data/own/train.list"
+    config.data.val_list = "data/own/val.list"
+    config.data.prefix = ""
+    config.data.suffix = ""
+    config.data.crop_size = 112
+    config.data.short_side = 128
+    config.data.flip = True  # off (--config.data.flip=False) where left and right are classes
+
+    config.batch_size = 8
+    config.epochs = 30
+    config.label_smoothing = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.fc_weight_multiplier = 1.0
+    config.optimizer.fc_bias_multiplier = 1.0
+    return config

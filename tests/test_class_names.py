@@ -1,0 +1,53 @@
+"""How many classes a recipe has where it does not say so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tsm_jax import cli
+from tsm_jax.class_names import class_names, with_num_classes
+from tsm_jax.errors import UserError
+
+RECIPE = str(Path(__file__).parents[1] / "configs" / "own_videos.py")
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def load(**overrides):
+        values = {"data.train_list": tmp_path / "train.list", **overrides}
+        return cli.load_recipe(RECIPE, [f"--config.{key}={v}" for key, v in values.items()])
+
+    return load
+
+
+def test_as_many_as_there_are_names(recipe, tmp_path):
+    (tmp_path / "labels.txt").write_text("run\nwalk\nswim\n")
+    config = recipe()
+    counted = with_num_classes(config)
+    assert counted.model.num_classes == 3
+    assert class_names(counted) == ["run", "walk", "swim"]
+    assert config.model.num_classes == 0  # what was given stays as it was
+    (tmp_path / "others.txt").write_text("run\nwalk\n")
+    other = recipe(**{"data.labels": tmp_path / "others.txt"})
+    assert with_num_classes(other).model.num_classes == 2
+
+
+def test_a_number_that_is_given_is_kept(recipe, tmp_path):
+    (tmp_path / "labels.txt").write_text("run\nwalk\nswim\n")
+    config = recipe(**{"model.num_classes": 4})
+    assert with_num_classes(config).model.num_classes == 4
+    with pytest.raises(UserError, match="has 3 labels, but the model has 4 classes"):
+        class_names(config)
+
+
+def test_nothing_to_count(recipe, tmp_path):
+    with pytest.raises(UserError, match="prepare lists folders --videos DIR --val_share 0.2"):
+        with_num_classes(recipe())
+    (tmp_path / "train.list").write_text("a.mp4 0\n")
+    with pytest.raises(UserError, match="There is no labels.txt beside it"):
+        with_num_classes(recipe())
+    (tmp_path / "labels.txt").write_text("")
+    with pytest.raises(UserError, match="has no labels"):
+        with_num_classes(recipe())

@@ -1,0 +1,99 @@
+"""The command `tsm`: the verbs of the package, told quickly."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsm_jax.__main__ import VERBS
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def tsm(*words, program="tsm"):
+    """Runs what setuptools installs as the script `tsm`, whether or not it is installed."""
+    if program == "tsm":
+        code = "import sys; sys.argv[0] = '/usr/bin/tsm'; from tsm_jax.__main__ import main; main()"
+        start = [sys.executable, "-c", code]
+    else:
+        start = [sys.executable, "-m", program]
+    return subprocess.run(
+        [*start, *words],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help_names_every_verb_on_a_line(words):
+    result = tsm(*words)
+    assert result.returncode == 0
+    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("  ")]
+    assert [line[0] for line in lines][: len(VERBS)] == list(VERBS)
+    assert all(len(line) > 3 for line in lines)
+
+
+def test_every_module_that_is_a_command_is_a_verb():
+    commands = {
+        path.stem
+        for path in (REPOSITORY / "tsm_jax").glob("*.py")
+        if 'if __name__ == "__main__":\n    cli.run(main)' in path.read_text()
+    }
+    assert set(VERBS) == commands
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_shows_its_own_help(verb):
+    result = tsm(verb, "--help")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"usage: tsm {verb} ")
+    assert f"\n  tsm {verb} " in result.stdout  # the example
+    assert "python -m" not in result.stdout
+
+
+def test_help_waits_for_nothing():
+    code = (
+        "import sys; sys.argv = ['tsm', '--help']\n"
+        "from tsm_jax.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: print(sorted({m.split('.')[0] for m in sys.modules}"
+        " - set(sys.stdlib_module_names)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(ast.literal_eval(result.stdout.splitlines()[-1]))
+    heavy = {"jax", "numpy", "absl", "ml_collections", "flax", "grain", "cv2", "rich"}
+    assert "tsm_jax" in loaded
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trian", "error: there is no verb trian: did you mean `tsm train`?\n"),
+        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, train,"),
+        ("--config", "error: there is no verb --config: the verbs are"),
+    ],
+)
+def test_an_unknown_verb_is_one_line(word, message):
+    result = tsm(word)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
+    for program, typed in (("tsm", "tsm train"), ("tsm_jax", "python -m tsm_jax train")):
+        result = tsm("train", program=program)
+        assert result.returncode == 1
+        assert result.stderr == (
+            f"error: the following arguments are required: --config (see {typed} --help)\n"
+        )
