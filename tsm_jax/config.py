@@ -165,7 +165,7 @@ def _data() -> ConfigDict:
     data.protocol = ""
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
-    # Reading threads per process. 0: one per core.
+    # Reading threads per process. 0: one per core that the process may use.
     data.threads = 0
     # Worker processes that read. 0: threads of the main process, which is faster unless Python
     # itself is the bottleneck.

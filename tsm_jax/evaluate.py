@@ -30,8 +30,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.weights is None and config is None:
         raise UserError("nothing to evaluate: give --config, --weights, or both")
     from tsm_jax.evaluation_run import evaluate_weights
+    from tsm_jax.training.processes import joined
 
-    evaluate_weights(config, options.weights)
+    with joined():
+        evaluate_weights(config, options.weights)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.loading import is_workdir, load_model
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
-from tsm_jax.training.mesh import check_batch_size, make_mesh, replicated
+from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.steps import make_eval_step
 from tsm_jax.weights.model_directory import check_tensors
 from tsm_jax.workdir import read_recipe
@@ -48,8 +48,7 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
         )
 
     mesh = make_mesh()
-    batch_size = config.eval_batch_size or config.batch_size
-    check_batch_size("eval_batch_size", batch_size, mesh)
+    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
     ensure_rendered(config)
     source = build.build_source(config.data, "val", architecture.num_classes)
     clips = build.build_eval_clips(
@@ -85,9 +84,10 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
         disable=not Console().is_terminal,
     )
     metrics = evaluate(eval_step, params, batch_stats, shown, mesh)
-    print(
-        f"{weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
-        f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {config.data.val_list}"
-        f" ({clips.protocol.name}: views {clips.protocol.num_views})"
-    )
+    if jax.process_index() == 0:
+        print(
+            f"{weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
+            f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {config.data.val_list}"
+            f" ({clips.protocol.name}: views {clips.protocol.num_views})"
+        )
     return metrics

@@ -23,13 +23,15 @@ def main(arguments: Sequence[str]) -> None:
     assert config is not None
     with Preemption() as preemption:
         # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+        from tsm_jax.training.processes import joined
         from tsm_jax.training_run import train_recipe
 
-        try:
-            train_recipe(config, preemption=preemption)
-        except Preempted as reason:
-            print(f"{reason}: the same command continues", flush=True)
-            sys.exit(EXIT_CODE)
+        with joined():
+            try:
+                train_recipe(config, preemption=preemption)
+            except Preempted as reason:
+                print(f"{reason}: the same command continues", flush=True)
+                sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

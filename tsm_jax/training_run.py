@@ -21,8 +21,9 @@ from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train
-from tsm_jax.training.mesh import check_batch_size, make_mesh
+from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.preemption import Preemption
+from tsm_jax.training.processes import check_shared, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
@@ -50,8 +51,8 @@ def train_recipe(
         Preempted: `preemption` noted a signal; everything is saved.
     """
     mesh = mesh or make_mesh()
-    check_batch_size("batch_size", config.batch_size, mesh)
-    check_batch_size("eval_batch_size", config.eval_batch_size, mesh)
+    check_batch(config.batch_size, config.model.batch_norm_group, mesh)
+    check_shared(config.workdir)
     ensure_rendered(config)
     config = with_num_classes(config)
     train_source = build.build_source(config.data, "train", config.model.num_classes)
@@ -131,8 +132,9 @@ def _start(
 
     The newest checkpoint of this run; else `config.init_from`; else random weights.
     """
-    step = checkpoints.latest_step()
-    if step is not None:
+    latest = checkpoints.latest_step()
+    step = from_first(-1 if latest is None else latest)
+    if step >= 0:
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         state, progress = checkpoints.restore(step, init())
         return state, progress, f"continuing {config.workdir} at step {step}"
@@ -155,7 +157,7 @@ def _start(
 def _validation(
     config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
 ) -> Validate:
-    batch_size = config.eval_batch_size or config.batch_size
+    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
 
     def validate(state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
         batches = eval_batches(

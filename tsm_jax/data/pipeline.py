@@ -24,7 +24,7 @@ class Reading:
     """How clips are read in parallel; it never changes what is read.
 
     Attributes:
-        threads: reading threads per process, 0 for one per core.
+        threads: reading threads per process, 0 for one per core that the process may use.
         workers: worker processes, 0 for none.
     """
 
@@ -33,11 +33,18 @@ class Reading:
 
     def options(self, batch_size: int, num_views: int = 1) -> grain.ReadOptions:
         """Grain's options for batches of `batch_size` clips with V views."""
-        threads = self.threads or os.cpu_count() or 1
+        threads = self.threads or _cores()
         # A whole batch is read ahead, so that the threads never wait while a step computes; less
         # of it where a clip has so many views that memory would not hold it.
         ahead = max(threads, (batch_size + 2 * threads) // num_views)
         return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+
+
+def _cores() -> int:
+    """Cores that this process may use: SLURM gives each of several on a host its own."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from tsm_jax.training.bad_steps import Diverged, last_finite
 from tsm_jax.training.evaluation import ON_DEVICE
 from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.preemption import Preempted
+from tsm_jax.training.processes import from_first
 from tsm_jax.training.progress import Progress, StartedStep
 from tsm_jax.training.run import Run
 from tsm_jax.training.state import TrainState
@@ -40,7 +41,8 @@ def train(
     """
     stop = StopVote(run.preemption, run.mesh).stop
     first_step = int(state.step)
-    if run.plan.ends_epoch(first_step) and not run.checkpoints.metrics(first_step):
+    validated = from_first(bool(run.checkpoints.metrics(first_step)))
+    if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
     progress = Progress(run, first_step, saved)
     pending = None

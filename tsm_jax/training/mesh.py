@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +16,20 @@ AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over jax `devices`, by default every device of every process."""
+    """A mesh over jax `devices`, by default every device of every process.
+
+    The devices of a process are neighbours, so that the part of a batch that a process reads is
+    the part that its devices hold.
+
+    Raises:
+        UserError: the processes have different numbers of devices.
+    """
     devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"process {index} has {count}" for index, count in counts.items())
+        raise UserError(f"every process needs the same number of devices ({shown})")
     return Mesh(np.asarray(devices), (AXIS,))
 
 
@@ -30,18 +43,34 @@ def split_by_clips(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError if a batch does not divide over the devices.
+def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
+    """Raises a UserError if a training batch does not divide over the devices.
+
+    Batch-norm groups divide when each device has whole groups, or each group has whole devices
+    to itself. Otherwise XLA would collect all activations on every device, and each would do the
+    work of all.
 
     Args:
-        key: the recipe's key, for the message.
         batch_size: clips in a global batch.
+        batch_norm_group: clips in a group, 0 for the whole batch.
         mesh: the devices.
     """
     if batch_size % mesh.size:
         raise UserError(
-            f"config.{key} is {batch_size}: it must be a multiple of the {mesh.size} devices"
+            f"config.batch_size is {batch_size}: it must be a multiple of the {mesh.size} devices"
         )
+    groups = max(batch_size // batch_norm_group, 1) if batch_norm_group else 1
+    if groups % mesh.size and mesh.size % groups:
+        raise UserError(
+            f"config.batch_size is {batch_size}: its {groups} groups of"
+            f" config.model.batch_norm_group={batch_norm_group} clips do not divide over"
+            f" {mesh.size} devices; make it a multiple of {batch_norm_group * mesh.size}"
+        )
+
+
+def eval_batch_size(wanted: int, mesh: Mesh) -> int:
+    """`wanted` clips, rounded up so that all devices get equally many; padding makes up for it."""
+    return -(-wanted // mesh.size) * mesh.size
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:

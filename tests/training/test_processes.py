@@ -1,0 +1,152 @@
+"""Several processes as one run: how they are found, and that they end together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.training import processes
+
+LAUNCH = Path(__file__).parents[2] / "launch" / "local.py"
+VARIABLES = (processes.ADDRESS, processes.COUNT, processes.INDEX, "SLURM_NTASKS")
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in (*VARIABLES, "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+
+    def use(*values, **others):
+        for name, value in [*zip(VARIABLES, values, strict=False), *others.items()]:
+            monkeypatch.setenv(name, value)
+        return processes._environment()
+
+    return use
+
+
+def test_a_process_on_its_own_needs_nothing(environment):
+    assert environment() is None
+    with processes.joined():
+        pass
+    assert environment("host:1234", "1", "0") is None
+
+
+def test_several_are_found_from_variables_and_schedulers(environment):
+    assert environment("host:1234", "4", "3") == {
+        "coordinator_address": "host:1234",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+    slurm = {"SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "node[1-2]"}
+    assert environment("", "", "", **slurm) == {"cluster_detection_method": "slurm"}
+    # A batch script outside of srun is one process, however many tasks it has asked for.
+    assert environment("", "", "", SLURM_STEP_NODELIST="", SLURM_NTASKS="1") is None
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (("host:1",), "has JAX_COORDINATOR_ADDRESS but not JAX_NUM_PROCESSES, JAX_PROCESS_ID"),
+        (("host:1", "two", "0"), "JAX_NUM_PROCESSES=two"),
+        (("host:1", "2", "2"), "JAX_PROCESS_ID=2 must be less than JAX_NUM_PROCESSES=2"),
+        (("host", "2", "0"), "JAX_COORDINATOR_ADDRESS=host must be HOST:PORT"),
+    ],
+)
+def test_contradictions_are_named(environment, values, message):
+    with pytest.raises(UserError, match=message):
+        environment(*values)
+
+
+PROGRAM = """
+import os, sys
+from tsm_jax import cli
+from tsm_jax.errors import UserError
+from tsm_jax.training.processes import check_shared, everywhere, from_first, joined
+index = int(os.environ["JAX_PROCESS_ID"])
+
+def main(arguments):
+    with joined(timeout_seconds=float(os.environ.get("SECONDS", 60))):
+        run()
+
+def run():
+{body}
+
+cli.run(main)
+"""
+
+
+@pytest.fixture
+def two_processes(tmp_path):
+    def run(body, count=2):
+        (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
+        path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        return subprocess.run(
+            [sys.executable, LAUNCH, f"--processes={count}", "--devices=1", "--module=program"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=120,
+            cwd=tmp_path,
+        )
+
+    return run
+
+
+def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
+    result = two_processes(
+        """
+    print("first", from_first(10 + index), "all", everywhere(True), everywhere(index == 0))
+    check_shared("work")
+    os.makedirs(str(index))
+    os.chdir(str(index))
+    check_shared("work")
+"""
+    )
+    assert result.returncode == 1
+    for index in "01":
+        assert f"[{index}] first 10 all True False\n" in result.stdout
+        assert f"[{index}] error: " in result.stdout
+    assert "is not the same directory for all 2 processes" in result.stdout
+    assert "stack trace" not in result.stdout
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_in_one_ends_all_and_all_print_it(two_processes, failing):
+    result = two_processes(
+        f"""
+    from_first(0)
+    if index == {failing}:
+        raise UserError("clip.mp4 is broken")
+    from_first(1)  # waits for the one that is gone
+"""
+    )
+    assert result.returncode == 1
+    assert f"[{failing}] error: clip.mp4 is broken\n" in result.stdout
+    told = f"[{1 - failing}] error: process {failing} of 2: clip.mp4 is broken\n"
+    assert told in result.stdout
+    assert "stack trace" not in result.stdout
+    assert "killed" not in result.stderr
+
+
+def test_a_process_whose_others_do_not_come_says_so(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM.format(body="    pass"))
+    place = {processes.ADDRESS: "127.0.0.1:1", processes.COUNT: "2", processes.INDEX: "1"}
+    result = subprocess.run(
+        [sys.executable, tmp_path / "program.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **place, "SECONDS": "1", "JAX_PLATFORMS": "cpu"},
+        timeout=60,
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: do all run, and"
+        " can they reach that address?\n"
+    )

@@ -1,0 +1,249 @@
+"""Several processes as one run: they find each other, agree, and end together.
+
+A process on its own needs nothing. Several are found from the environment: from SLURM, Open MPI or
+a TPU slice, which jax knows, or from the three variables that `launch/` sets.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from tsm_jax.errors import UserError
+from tsm_jax.training.preemption import EXIT_CODE
+
+ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+_FAILURE = "tsm_jax/failure"
+_POLL_SECONDS = 0.5
+
+
+@contextmanager
+def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
+    """Joins the other processes of this run, if there are any; the error of one ends them all.
+
+    Enter it before anything asks jax for its devices.
+
+    Args:
+        timeout_seconds: how long to wait for the others. Without them the process prints one line
+            and exits with code 1.
+
+    Raises:
+        UserError: the environment is contradictory.
+    """
+    arguments = _environment()
+    if arguments is None:
+        yield
+        return
+    _connect(arguments, timeout_seconds)
+    watch = _FailureWatch()
+    try:
+        yield
+    except BaseException as error:
+        # All processes are preempted together: that is no failure of one.
+        if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
+            watch.announce(error)
+            _skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
+        raise
+    finally:
+        watch.stop()
+
+
+def from_first(value: int) -> int:
+    """The first process's value, on every process. All have to call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def everywhere(flag: bool) -> bool:
+    """Whether `flag` is True on every process. All have to call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.int32(flag)).all())
+
+
+def check_shared(directory: str) -> None:
+    """Raises a UserError on every process unless all see the same `directory`.
+
+    A checkpoint is written by all of them; with a directory on each host's own disk none would ever
+    be complete.
+    """
+    if jax.process_count() == 1:
+        return
+    token = from_first(int.from_bytes(os.urandom(3), "big"))
+    path = os.path.join(directory, f".seen-by-all-{token}")
+    if jax.process_index() == 0:
+        os.makedirs(directory, exist_ok=True)
+        with open(path, "w", encoding="utf-8"):
+            pass
+    multihost_utils.sync_global_devices("written")
+    shared = everywhere(_appears(path))
+    if jax.process_index() == 0:
+        os.remove(path)
+    if not shared:
+        raise UserError(
+            f"{os.path.abspath(directory)} is not the same directory for all"
+            f" {jax.process_count()} processes: set --config.workdir to a file system that all"
+            " hosts share"
+        )
+
+
+def _appears(path: str, seconds: float = 5.0) -> bool:
+    """Whether a file is there; a network file system may show it a little late."""
+    deadline = time.monotonic() + seconds
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _environment() -> dict[str, Any] | None:
+    """What to give to `jax.distributed.initialize`; None for a process on its own."""
+    given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
+    if given:
+        return _from_variables(given)
+    if int(os.environ.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in os.environ:
+        return {"cluster_detection_method": "slurm"}
+    if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        return {"cluster_detection_method": "ompi"}
+    # What a TPU slice consists of, jax asks the machine's metadata.
+    return {} if importlib.util.find_spec("libtpu") else None
+
+
+def _from_variables(given: dict[str, str]) -> dict[str, Any] | None:
+    missing = [name for name in (ADDRESS, COUNT, INDEX) if name not in given]
+    if missing:
+        raise UserError(
+            f"the environment has {', '.join(given)} but not {', '.join(missing)}: several"
+            " processes need all three, one process none (see launch/README.md)"
+        )
+    if not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
+        raise UserError(f"{COUNT}={given[COUNT]} and {INDEX}={given[INDEX]} must be whole numbers")
+    count, index = int(given[COUNT]), int(given[INDEX])
+    if index >= count:
+        raise UserError(f"{INDEX}={index} must be less than {COUNT}={count}")
+    host, _, port = given[ADDRESS].rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"{ADDRESS}={given[ADDRESS]} must be HOST:PORT of process 0")
+    if count == 1:
+        return None
+    return {
+        "coordinator_address": given[ADDRESS],
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
+    # Left alone, jaxlib aborts with a stack trace when its own time is up.
+    alarm = threading.Timer(timeout_seconds, _give_up, (arguments, timeout_seconds))
+    alarm.daemon = True
+    alarm.start()
+    try:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        # Its handler of SIGTERM would take the place of the one that saves and ends the run.
+        jax.config.update("jax_enable_preemption_service", False)
+        jax.distributed.initialize(**arguments, initialization_timeout=int(timeout_seconds) + 60)
+    except ValueError:
+        if arguments:
+            raise
+        return  # a machine with the TPU library, but not one of a slice: it is on its own
+    except RuntimeError as error:
+        raise UserError(f"cannot join the other processes: {error}") from error
+    finally:
+        alarm.cancel()
+
+
+def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
+    who, address = "this process", arguments.get("coordinator_address", "process 0")
+    if "process_id" in arguments:
+        who = f"process {arguments['process_id']} of {arguments['num_processes']}"
+    _print_and_exit(
+        f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all run,"
+        " and can they reach that address?"
+    )
+
+
+class _FailureWatch:
+    """Tells the other processes of an error here, and ends this one at an error of theirs.
+
+    A process that waits for the others in a collective operation cannot notice that one of them
+    is gone, or only minutes later and without its reason.
+    """
+
+    def __init__(self) -> None:
+        # jax has no public name for the key-value store that its processes share.
+        from jax._src.distributed import global_state
+
+        self._client: Any = global_state.client
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        if self._client is not None:
+            self._thread.start()
+
+    def announce(self, error: BaseException) -> None:
+        """Tells the others, and waits until they have heard it and ended."""
+        self.stop()
+        if self._client is None:
+            return
+        text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+        message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
+        # If another process was first, or has ended the run already, there is nothing to tell.
+        with suppress(Exception):
+            self._client.key_value_set(_FAILURE, message)
+        time.sleep(_linger_seconds())
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            try:
+                message = self._client.key_value_try_get(_FAILURE)
+            except Exception as error:
+                if "NOT_FOUND" in str(error):
+                    continue
+                return  # process 0 is gone: jax itself ends this process
+            if not self._stopped.is_set():
+                _print_and_exit(message, _linger_seconds())
+
+
+def _linger_seconds() -> float:
+    """How long to stay when something failed, so that all others hear of it while they can.
+
+    Process 0 leaves last: it keeps the store, and jax aborts the others when that is gone.
+    """
+    return (6 if jax.process_index() == 0 else 3) * _POLL_SECONDS
+
+
+def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
+    """Ends the process from a thread: its main thread may wait for ever."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    time.sleep(linger_seconds)
+    os._exit(1)
+
+
+def _skip_the_farewell(code: int) -> None:
+    """Leaves without the barrier of jax's shutdown, at which dead processes would be awaited."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)
