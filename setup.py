@@ -51,6 +51,7 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "markdown-it-py>=3.0",
             "ruff>=0.14",
             "pyright>=1.1.400",
             "onnx>=1.17",

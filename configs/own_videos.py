@@ -8,7 +8,7 @@ Cost: TSM-ResNet-18 of half width at 112 px, 2.8 M parameters.
 With a GPU and access to published weights take configs/own_videos_finetune.py instead: it starts
 from Kinetics-400 and is far better on few videos.
 
-    python -m tsm_jax.prepare lists folders --videos my_videos --output data/own --val_share 0.2
+    python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2 --output data/own
     python -m tsm_jax.train --config configs/own_videos.py
     python -m tsm_jax.evaluate --weights output/own_videos
 """
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.depth = 18
     config.model.width = 32
     config.model.num_classes = 0  # as many as labels.txt has lines
-    config.model.dropout = 0.5
+    config.model.dropout = 0.2
     config.model.batch_norm_group = 0
 
     config.data.train_list = "data/own/train.list"
@@ -40,8 +40,8 @@ def get_config() -> ConfigDict:
     config.epochs = 30
     config.label_smoothing = 0.1
     config.optimizer.schedule = "cosine"
-    config.optimizer.learning_rate = 0.01
-    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.learning_rate = 0.004
+    config.optimizer.warmup_epochs = 3.0
     config.optimizer.weight_decay = 5e-4
     config.optimizer.fc_weight_multiplier = 1.0
     config.optimizer.fc_bias_multiplier = 1.0

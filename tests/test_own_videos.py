@@ -56,3 +56,8 @@ def test_from_a_folder_to_an_evaluated_model(folder, tmp_path, monkeypatch, caps
     assert Path("output/own_videos/labels.txt").read_text().splitlines() == sorted(
         path.name for path in folder.iterdir()
     )
+    card = Path("output/own_videos/MODEL_CARD.md").read_text()
+    assert f"| {trained:.4f} |" in card
+    assert "24 of data/own/train.list" in card
+    assert "move_left" in card
+    assert "--model output/own_videos --input" in card

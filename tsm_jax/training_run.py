@@ -28,8 +28,10 @@ from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
 from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
-from tsm_jax.weights.model_directory import LABELS_FILE
+from tsm_jax.weights.model_card import CARD_FILE, model_card
+from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
+from tsm_jax.workdir import provenance_of
 
 
 def train_recipe(
@@ -120,6 +122,8 @@ def train_recipe(
             )
             state = train(run, state, batches, saved)
             _say_goodbye(log, checkpoints, config)
+            if writes:
+                _write_card(checkpoints, config, labels, state, len(train_source))
     finally:
         checkpoints.close()
     return state
@@ -183,6 +187,31 @@ def _write_labels(workdir: str, labels: list[str]) -> None:
     os.makedirs(workdir, exist_ok=True)
     with open(os.path.join(workdir, LABELS_FILE), "w", encoding="utf-8") as file:
         file.writelines(f"{label}\n" for label in labels)
+
+
+def _write_card(
+    checkpoints: Checkpoints,
+    config: ConfigDict,
+    labels: list[str],
+    state: TrainState,
+    train_clips: int,
+) -> None:
+    """The card of the best checkpoint, beside the checkpoints."""
+    step = checkpoints.best_step()
+    if step is None:
+        return
+    provenance = provenance_of(checkpoints, step, config, config.workdir)
+    model = Model(
+        architecture=build.architecture_of(config.model),
+        preprocessing=build.preprocessing_of(config.data),
+        labels=labels,
+        tensors=jax.device_get(state.params),  # for their number
+        provenance={**provenance, "train_clips": train_clips},
+    )
+    title = os.path.basename(os.path.normpath(config.workdir))
+    card = model_card(model, title=title, path=config.workdir)
+    with open(os.path.join(config.workdir, CARD_FILE), "w", encoding="utf-8") as file:
+        file.write(card)
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:

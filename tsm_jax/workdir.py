@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,7 +39,7 @@ def read_workdir(workdir: str) -> Model:
         network = build.build_training_network(config)
         mesh = make_mesh(jax.local_devices()[:1])
         params, batch_stats = checkpoints.restore_model(step, network, mesh)
-        metrics = checkpoints.metrics(step)
+        provenance = provenance_of(checkpoints, step, config, workdir)
     finally:
         checkpoints.close()
     tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
@@ -47,8 +48,20 @@ def read_workdir(workdir: str) -> Model:
         preprocessing=build.preprocessing_of(config.data),
         labels=read_labels(os.path.join(workdir, LABELS_FILE), config.model.num_classes),
         tensors=tensors,
-        provenance={"trained_in": workdir, "step": step, "metrics": metrics},
+        provenance=provenance,
     )
+
+
+def provenance_of(
+    checkpoints: Checkpoints, step: int, config: ConfigDict, workdir: str
+) -> dict[str, Any]:
+    """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
+    return {
+        "trained_in": workdir,
+        "step": step,
+        "metrics": checkpoints.metrics(step),
+        "recipe": config.to_dict(),
+    }
 
 
 def _best_step(checkpoints: Checkpoints, workdir: str) -> int:

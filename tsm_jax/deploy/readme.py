@@ -1,4 +1,4 @@
-"""The README.md of an exported folder."""
+"""The README.md of an exported folder: the model card, and what is in the folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tsm_jax.deploy.names import (
     README_FILE,
     STABLEHLO_FILE,
 )
+from tsm_jax.weights.model_card import model_card
 from tsm_jax.weights.model_directory import CONFIG_FILE, Model
 
 _ABOUT = {
@@ -24,29 +25,22 @@ _ABOUT = {
     CONFIG_FILE: "input, outputs, preprocessing, versions, SHA-256 of the files",
 }
 
-_TEMPLATE = """\
-# {title}
+_TEMPLATE = """
+That needs `tsm_jax` and one of jax, onnxruntime or openvino.
 
-TSM-ResNet-{depth} for video recognition: {classes} classes, {frames} frames per video, exported by
-`tsm_jax`. The shift is `{shift}` by {fraction} of the channels.
+## Without `tsm_jax`
+
+The graphs stand alone. Their input is `video`, uint8 `[N, {frames}, {size}, {size}, 3]`: RGB
+frames, prepared as told above, any N. The graph normalises by itself. Outputs: `logits`, float32
+`[N, {classes}]`, and `features`, what is in front of the average pool.
+
+{snippets}
+## Files
 
 | file | what it is |
 |---|---|
 {files}
 
-## Run it
-
-With `tsm_jax` and one of jax, onnxruntime or openvino:
-
-```
-python -m tsm_jax.predict --model {title} --input a.mp4 folder/ list.txt --output results.jsonl
-```
-
-Without `tsm_jax`, the graphs stand alone. Their input is `video`, uint8 `[N, {frames}, {size},
-{size}, 3]`: RGB frames, any N. {recipe} The graph normalises by itself. Outputs: `logits`, float32
-`[N, {classes}]`, and `features`, what is in front of the average pool.
-
-{snippets}
 ## How it was checked
 
 Largest difference of a logit from the model's, over the largest logit:
@@ -56,19 +50,12 @@ Largest difference of a logit from the model's, over the largest logit:
 {checks}
 """
 
-_RECIPES = {
-    "test": "Of each of T equal parts of the video take the middle frame; scale the short side to"
-    " {short} pixels (bilinear, antialiased); cut out the centre.",
-    "paddle_predict": "Take frame `(n - 1) // 2 + i * n` with `n` the video's frames divided by T;"
-    " scale to 4:3, short side {short} pixels (bilinear, antialiased); cut out the centre.",
-}
-
 _JAX = """\
 With jax and flatbuffers (`pip install jax flatbuffers`):
 
 ```python
 import jax, numpy as np
-with open("{title}/model.stablehlo", "rb") as file:
+with open({file!r}, "rb") as file:
     network = jax.export.deserialize(bytearray(file.read()))
 logits, features = jax.jit(network.call)(video)
 ```
@@ -79,7 +66,7 @@ With ONNX Runtime (`pip install onnxruntime`):
 
 ```python
 import onnxruntime
-session = onnxruntime.InferenceSession("{title}/model.onnx")
+session = onnxruntime.InferenceSession({file!r})
 (logits,) = session.run(["logits"], {{"video": video}})
 ```
 """
@@ -98,18 +85,13 @@ def write_readme(model: Model, folder: str, title: str) -> None:
     architecture, preprocessing = model.architecture, model.preprocessing
     present = [name for name in _ABOUT if os.path.exists(os.path.join(folder, name))]
     snippets = {STABLEHLO_FILE: _JAX, ONNX_FILE: _ONNX}
-    text = _TEMPLATE.format(
-        title=title,
-        depth=architecture.depth,
+    text = model_card(model, title=title, path=title) + _TEMPLATE.format(
         classes=architecture.num_classes,
         frames=architecture.num_segments,
-        shift=architecture.shift,
-        fraction=architecture.shift_fraction,
         size=preprocessing.crop_size,
-        recipe=_RECIPES[preprocessing.protocol].format(short=preprocessing.short_side),
         files="\n".join(f"| `{name}` | {_ABOUT[name]} |" for name in present),
         snippets="\n".join(
-            snippets[name].format(title=title) for name in present if name in snippets
+            snippets[name].format(file=f"{title}/{name}") for name in present if name in snippets
         ),
         checks="\n".join(
             "| `{file}` | {engine} | {precision} | {input} | {relative_difference:.1e} |".format(
