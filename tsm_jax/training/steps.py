@@ -14,13 +14,14 @@ from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.bad_steps import skip_bad_step
 from tsm_jax.training.mesh import replicated, split_by_clips
-from tsm_jax.training.metrics import clip_sums, cross_entropy
+from tsm_jax.training.metrics import clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
 from tsm_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Tensors, Tensors, Batch], dict[str, jax.Array]]
+EvalResult = tuple[dict[str, jax.Array], dict[str, jax.Array]]
+EvalStep = Callable[[Tensors, Tensors, Batch], EvalResult]
 
 
 def make_train_step(
@@ -50,7 +51,7 @@ def make_train_step(
             dropout_key=jax.random.fold_in(jax.random.key(seed), state.step),
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
-        sums = clip_sums(logits, batch["label"], batch["mask"], losses)
+        sums = clip_sums(clip_ranks(logits, batch["label"]), batch["mask"], losses)
         return sums["loss"] / sums["count"], (batch_stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -76,12 +77,14 @@ def make_train_step(
 def make_eval_step(
     network: Network, *, mesh: Mesh, data_format: str, average_probabilities: bool = False
 ) -> EvalStep:
-    """The jitted step `(params, batch_stats, batch) -> clip_sums`.
+    """The jitted step `(params, batch_stats, batch) -> (clip_sums, clips)`.
 
-    Logits are averaged over the views of a clip, or their softmax if `average_probabilities`.
+    `clips` has what each clip of the global batch got, on every process: `logits` `[B, K]`,
+    averaged over its views (if `average_probabilities`, so that their softmax is the average of
+    the views'), `rank` of `clip_ranks` `[B]`, and `mask` `[B]`.
     """
 
-    def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> dict[str, jax.Array]:
+    def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
         clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
         logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
@@ -91,7 +94,9 @@ def make_eval_step(
         else:
             logits = logits.mean(1)
         losses = cross_entropy(logits, batch["label"])
-        return clip_sums(logits, batch["label"], batch["mask"], losses)
+        ranks = clip_ranks(logits, batch["label"])
+        clips = {"logits": logits, "rank": ranks, "mask": batch["mask"]}
+        return clip_sums(ranks, batch["mask"], losses), clips
 
     return jax.jit(
         eval_step,
