@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tsm_jax.training import processes
+from tsm_jax.training import preemption, processes
 
 FILE = Path(__file__).parents[2] / "launch" / "kubernetes_jobset.yaml"
 
@@ -121,7 +121,7 @@ def test_a_preempted_run_is_restarted_without_limit_and_an_error_is_not(jobset, 
     assert codes == {
         "containerName": container["name"],
         "operator": "In",
-        "values": [processes.PREEMPTED],
+        "values": [preemption.EXIT_CODE],
     }
     assert any("onPodConditions" in rule for rule in rules)
     assert all(rule["action"] == "FailJob" for rule in rules)

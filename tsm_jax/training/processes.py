@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tsm_jax.errors import UserError
+from tsm_jax.training import preemption
 from tsm_jax.training.preemption import EXIT_CODE
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
@@ -52,6 +53,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         yield
     except BaseException as error:
         # All processes are preempted together: that is no failure of one.
+        # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             watch.announce(error)
             _skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
