@@ -21,7 +21,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tsm_jax.errors import UserError
-from tsm_jax.training import preemption
 from tsm_jax.training.preemption import EXIT_CODE
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
