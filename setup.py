@@ -55,6 +55,7 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "pyyaml>=6.0",
             "markdown-it-py>=3.0",
             "ruff>=0.14",
             "pyright>=1.1.400",
