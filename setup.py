@@ -16,8 +16,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    package_data={
+        "tsm_jax.weights": ["labels/*.txt"],
+        "tsm_jax.report": ["templates/*.jinja"],
+    },
     entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
-    package_data={"tsm_jax.weights": ["labels/*.txt"]},
     install_requires=[
         f"jax{JAX}",
         "flax>=0.12.6",
@@ -31,6 +34,7 @@ setup(
         "av>=15",
         "opencv-python-headless>=5.0",
         "pillow>=11",
+        "jinja2>=3.1",
         "safetensors>=0.5",
         "flatbuffers>=24.3",  # for jax.export
         "tensorflow-datasets>=4.9.9",
@@ -51,9 +55,13 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "pyyaml>=6.0",
             "markdown-it-py>=3.0",
             "ruff>=0.14",
             "pyright>=1.1.400",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
             "onnx>=1.17",
             "onnxruntime>=1.20",
         ],

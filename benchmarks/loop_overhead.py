@@ -22,12 +22,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tsm_jax import build, cli
+from tsm_jax import build_data, cli
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
 from tsm_jax.training.evaluation import ON_DEVICE
-from tsm_jax.training.loop import Run, train
+from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import make_mesh, put_batch
+from tsm_jax.training.preemption import Preemption
+from tsm_jax.training.run import Run
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState
 
@@ -48,8 +50,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
-    source = build.build_source(config.data, "train", config.model.num_classes)
-    clips = build.build_train_clips(config, source)
+    source = build_data.build_source(config.data, "train", config.model.num_classes)
+    clips = build_data.build_train_clips(config, source)
     order = TrainOrder(len(source), config.batch_size, config.seed)
     mesh = make_mesh()
 
@@ -59,7 +61,7 @@ def main() -> None:
             order,
             batch_size=config.batch_size,
             steps=range(options.steps + 1),
-            reading=build.build_reading(config),
+            reading=build_data.build_reading(config),
         )
 
     def tell(measure: str, seconds: float) -> None:
@@ -69,28 +71,43 @@ def main() -> None:
 
     @jax.jit
     def nothing(video: jax.Array) -> dict[str, jax.Array]:
-        zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+        zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5", "bad", "bad_steps")}
         return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": video}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         return state, nothing(batch["video"].ravel()[0].astype(jnp.float32))
 
     # Compiled before anything is timed.
-    step(TrainState(jnp.zeros((), jnp.int32), {}, {}, ()), device_batch(next(batches()), mesh))
+    step(fresh_state(), device_batch(next(batches()), mesh))
     for _ in range(options.repeats):
         tell("pipeline", seconds_behind_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
-        state = TrainState(jnp.zeros((), jnp.int32), {}, {}, ())
         timed = Timed(batches())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             log = RunLog(folder, first_step=0, total_steps=plan.total_steps)
             with log:
                 checkpoints: Any = NoCheckpoints()
-                run = Run(config, plan, mesh, order, step, lambda _: {}, checkpoints, log)
-                train(run, state, timed)
+                run = Run(
+                    config=config,
+                    plan=plan,
+                    mesh=mesh,
+                    order=order,
+                    clip_name=source.name,
+                    train_step=step,
+                    validate=lambda *_: {},
+                    checkpoints=checkpoints,
+                    log=log,
+                    preemption=Preemption(),
+                )
+                train(run, fresh_state(), timed)
             seconds = time.perf_counter() - timed.first
         tell("training loop", seconds)
+
+
+def fresh_state() -> TrainState:
+    none = jnp.zeros((), jnp.int32)
+    return TrainState(none, {}, {}, (), none)
 
 
 def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

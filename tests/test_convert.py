@@ -12,9 +12,9 @@ import tsm_jax
 from tsm_jax import build, cli, convert
 from tsm_jax.errors import UserError
 from tsm_jax.loading import load_model
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training_run import train_recipe
-from tsm_jax.weights.model_directory import Architecture
 from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_model import read_paddle_tensors
 from tsm_jax.weights.paddle_writer import write_paddle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -93,9 +94,10 @@ def interrupted_after_first_epoch(trained, workdir):
     return workdir
 
 
-def test_continues_bit_for_bit(trained, data, tmp_path, one_device):
+def test_continues_bit_for_bit(trained, data, tmp_path, one_device, capsys):
     workdir = interrupted_after_first_epoch(trained, tmp_path / "work")
     state = jax.device_get(train_recipe(recipe(data, workdir), one_device))
+    assert f"continuing {workdir} at step 3" in capsys.readouterr().out
     for expected, actual in zip(jax.tree.leaves(trained[1]), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(actual, expected)
     timeless = ("step", "loss", "top1", "top5", "learning_rate", "grad_norm")
@@ -136,7 +138,7 @@ def best(workdir):
 @pytest.mark.parametrize("batch_size", [8, 16, 24])
 def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
     workdir, _ = trained
-    result = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None)
+    result = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None).metrics
     for name in ("top1", "top5", "count"):
         assert result[name] == best(workdir)[name]
     assert result["loss"] == pytest.approx(best(workdir)["loss"], rel=1e-5)
@@ -148,12 +150,59 @@ def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
     assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
 
 
-def test_evaluate_shows_the_views_of_a_protocol(trained, data, capsys):
+def test_evaluate_shows_the_views_of_a_protocol(trained, data):
     config = recipe(data, trained[0], **{"data.protocol": "mit_twice_three_crop"})
-    result = evaluate_weights(config, None)
-    assert result["count"] == 16
-    assert result["loss"] != pytest.approx(best(trained[0])["loss"], rel=1e-4)
-    assert "(mit_twice_three_crop: views 6)" in capsys.readouterr().out
+    evaluation = evaluate_weights(config, None)
+    assert evaluation.metrics["count"] == 16
+    assert evaluation.metrics["loss"] != pytest.approx(best(trained[0])["loss"], rel=1e-6)
+    assert "(mit_twice_three_crop: views 6, mean of logits)" in evaluation.summary()
+
+
+def test_views_are_averaged_as_asked(trained, data):
+    config = recipe(data, trained[0], **{"data.protocol": "mit_three_crop"})
+    as_mit, logits, probabilities = (
+        evaluate_weights(config, None, average=average)
+        for average in (None, "logits", "probabilities")
+    )
+    assert as_mit.metrics == logits.metrics
+    assert np.abs(logits.logits - probabilities.logits).max() > 1e-3
+    assert probabilities.average == "probabilities"
+
+
+def test_a_report_says_what_evaluate_prints(trained, tmp_path, capsys):
+    workdir, folder = str(trained[0]), tmp_path / "report"
+    evaluate.main(["--weights", workdir, "--report", str(folder)])
+    printed = capsys.readouterr().out
+    reported = json.loads((folder / "metrics.json").read_text())
+    for name in ("top1", "top5", "loss"):
+        assert f"{name} {reported[name]:.5f}" in printed
+    assert {name: reported[name] for name in ("top1", "top5")} == {
+        name: best(trained[0])[name] for name in ("top1", "top5")
+    }
+    with open(folder / "confusion.csv", newline="") as file:
+        counts = [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]]
+    assert counts == [2] * 8
+    wrong = reported["count"] - round(reported["top1"] * reported["count"])
+    assert len(os.listdir(folder / "mistakes")) == min(wrong, 12)
+
+
+def test_a_report_is_refused_before_the_work(trained, data):
+    with pytest.raises(UserError, match="files that are of no report"):
+        evaluate.main(["--weights", str(trained[0]), "--report", str(data)])
+
+
+def test_an_unreadable_clip_stops_the_evaluation_and_leaves_no_report(
+    trained, data, tmp_path, capsys
+):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    video = copy / (copy / "val.list").read_text().split()[0]
+    video.write_bytes(video.read_bytes()[:200])
+    with pytest.raises(UserError, match=video.name):
+        evaluate.main(
+            ["--config", RECIPE, *overrides(copy, trained[0]), "--report", str(tmp_path / "report")]
+        )
+    assert os.listdir(tmp_path) == ["data"]
 
 
 def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
@@ -161,7 +210,9 @@ def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     directory = str(tmp_path / "model")
     write_model_directory(load_model(str(workdir)), directory)
     config = recipe(data, workdir)
-    assert evaluate_weights(config, directory) == evaluate_weights(config, str(workdir))
+    of_directory, of_run = (evaluate_weights(config, path) for path in (directory, str(workdir)))
+    assert of_directory.metrics == of_run.metrics
+    np.testing.assert_array_equal(of_directory.logits, of_run.logits)
     video = str(next((data / "videos" / "grow").iterdir()))
     from_run, from_directory = tsm_jax.load(str(workdir)), tsm_jax.load(directory)
     assert from_run.predict(video) == from_directory.predict(video)
@@ -176,7 +227,7 @@ def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path):
     answers = predictor.predict_many([str(data / path) for path, _ in lines], top_k=5, batch_size=5)
     ranked = [[p.index for p in answer.predictions] for answer in answers]
     labels = [int(label) for _, label in lines]
-    result = evaluate_weights(recipe(data, workdir), workdir)
+    result = evaluate_weights(recipe(data, workdir), workdir).metrics
     assert result["count"] == len(ranked)
     for name, k in (("top1", 1), ("top5", 5)):
         hits = sum(label in classes[:k] for label, classes in zip(labels, ranked, strict=True))

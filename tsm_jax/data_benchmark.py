@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax import build
+from tsm_jax import build_data
 from tsm_jax.class_names import with_num_classes
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.pipeline import Reading, TrainOrder, train_batches
@@ -44,12 +44,12 @@ def run_data_benchmark(
         UserError: the list or a clip cannot be read.
     """
     config = with_num_classes(config)
-    source = build.build_source(config.data, "train", config.model.num_classes)
+    source = build_data.build_source(config.data, "train", config.model.num_classes)
     if len(source) < _BATCH:
         raise UserError(
             f"{config.data.train_list} has {len(source)} clips: measure on at least {_BATCH}"
         )
-    train_clips = build.build_train_clips(config, source)
+    train_clips = build_data.build_train_clips(config, source)
     about = {"source": config.data.source, "num_segments": config.model.num_segments}
     results = []
 

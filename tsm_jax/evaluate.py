@@ -1,6 +1,6 @@
 """Evaluates weights on the validation list of a recipe.
 
-python -m tsm_jax.evaluate --weights output/quickstart
+python -m tsm_jax.evaluate --weights output/quickstart --report quickstart_report
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ def main(arguments: Sequence[str]) -> None:
         description=(
             "Evaluates weights on config.data.val_list, every clip once. Without --config the"
             " recipe of the run in --weights is taken; without --weights, config.workdir."
+            " docs/evaluating.md explains the report."
         ),
-        example="python -m tsm_jax.evaluate --weights output/quickstart",
+        example="python -m tsm_jax.evaluate --weights output/quickstart --report quickstart_report",
     )
     parser.add_recipe(required=False)
     parser.add_argument(
@@ -26,14 +27,34 @@ def main(arguments: Sequence[str]) -> None:
         metavar="PATH",
         help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
     )
+    parser.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write tables, pictures and report.html there; an earlier report is replaced",
+    )
+    parser.add_argument(
+        "--average",
+        choices=("logits", "probabilities"),
+        help="what is averaged over the views of a clip (what config.data.protocol does)",
+    )
     options, config = parser.parse_with_recipe(arguments)
     if options.weights is None and config is None:
         raise UserError("nothing to evaluate: give --config, --weights, or both")
+    import jax
+
     from tsm_jax.evaluation_run import evaluate_weights
+    from tsm_jax.report.writer import check_target, write_report
     from tsm_jax.training.processes import joined
 
     with joined():
-        evaluate_weights(config, options.weights)
+        first = jax.process_index() == 0
+        if options.report is not None and first:
+            check_target(options.report)
+        evaluation = evaluate_weights(config, options.weights, average=options.average)
+        if first:
+            print(evaluation.summary())
+        if options.report is not None and first:
+            print(f"report: {write_report(evaluation, options.report)}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import jax
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from tsm_jax import build
+from tsm_jax import build, build_data
+from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
 from tsm_jax.loading import is_workdir, load_model
@@ -15,19 +20,64 @@ from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.steps import make_eval_step
-from tsm_jax.weights.model_directory import check_tensors
+from tsm_jax.weights.labels import read_labels
+from tsm_jax.weights.model_directory import Model, check_tensors
 from tsm_jax.workdir import read_recipe
 
+AVERAGES = ("logits", "probabilities")
 
-def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str, float]:
-    """Evaluates and prints.
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found, clip by clip.
+
+    Attributes:
+        metrics: `top1`, `top5`, `loss` and `count`, as `evaluate` prints them.
+        model: that was evaluated.
+        weights: where it was read from.
+        list_path: the list of clips.
+        clips: the N clips in the order of the list, to read them again.
+        average: what was averaged over the views of a clip: `logits` or `probabilities`.
+        dtype: of convolutions.
+        class_names: K names.
+        labels: right classes, int32 `[N]`.
+        logits: averaged over views, float32 `[N, K]`; their softmax is the score.
+        ranks: number of other classes that score at least as high as the right one, int32 `[N]`:
+            0 is a right answer.
+    """
+
+    metrics: dict[str, float]
+    model: Model
+    weights: str
+    list_path: str
+    clips: EvalClips
+    average: str
+    dtype: str
+    class_names: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+    ranks: np.ndarray
+
+    def summary(self) -> str:
+        """One line with the figures and what they are of."""
+        metrics, protocol = self.metrics, self.clips.protocol
+        averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
+        return (
+            f"{self.weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
+            f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {self.list_path}"
+            f" ({protocol.name}: views {protocol.num_views}{averaged})"
+        )
+
+
+def evaluate_weights(
+    config: ConfigDict | None, weights: str | None, *, average: str | None = None
+) -> Evaluation:
+    """Evaluates weights on a validation list, every clip once.
 
     Args:
         config: whose validation list to evaluate on; None for that of the run in `weights`.
-        weights: a workdir or a model directory; None for `config.workdir`.
-
-    Returns:
-        `top1`, `top5`, `loss` and `count`.
+        weights: anything that `tsm_jax.load` takes; None for `config.workdir`.
+        average: as for `evaluate_model`.
 
     Raises:
         UserError: the weights, the list or a clip cannot be read.
@@ -40,29 +90,65 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
         config = read_recipe(weights)
     weights = weights or config.workdir
     model = load_model(weights, num_segments=config.model.num_segments)
+    return evaluate_model(config, model, weights=weights, average=average)
+
+
+def evaluate_model(
+    config: ConfigDict, model: Model, *, weights: str = "the model", average: str | None = None
+) -> Evaluation:
+    """Evaluates a model that was read, every clip of `config.data.val_list` once.
+
+    Args:
+        config: a recipe; its data, batch size, dtype and data format count, not its model.
+        model: the network with its weights.
+        weights: its name, for messages.
+        average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
+            does.
+
+    Raises:
+        UserError: the list or a clip cannot be read, or has other classes than the model.
+    """
     architecture = model.architecture
     if config.model.num_classes not in (0, architecture.num_classes):
         raise UserError(
             f"{weights} has {architecture.num_classes} classes, the recipe"
             f" {config.model.num_classes}: evaluate on a list with the classes it was trained on"
         )
-
+    class_names = list(model.labels)
+    if config.data.labels:
+        class_names = read_labels(config.data.labels, architecture.num_classes)
     mesh = make_mesh()
-    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
     ensure_rendered(config)
-    source = build.build_source(config.data, "val", architecture.num_classes)
-    clips = build.build_eval_clips(
+    source = build_data.build_source(config.data, "val", architecture.num_classes)
+    clips = build_data.build_eval_clips(
         source, model.preprocessing, architecture.num_segments, config.data.protocol
     )
-    batches = eval_batches(
-        clips,
-        batch_size=batch_size,
-        reading=build.build_reading(config),
-        host=build.host_share(),
+    if average is None:
+        average = "probabilities" if clips.protocol.average_probabilities else "logits"
+    metrics, logits, ranks = _run(config, model, clips, mesh, average, weights)
+    labels = np.array([source.label(i) for i in range(len(source))], np.int32)
+    return Evaluation(
+        metrics=metrics,
+        model=model,
+        weights=weights,
+        list_path=config.data.val_list,
+        clips=clips,
+        average=average,
+        dtype=str(build.resolve_dtype(config.dtype)),
+        class_names=class_names,
+        labels=labels,
+        logits=logits,
+        ranks=ranks,
     )
 
+
+def _run(
+    config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+    """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
+    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
     data_format = config.model.data_format
-    network = build.build_network(architecture, config.dtype, data_format=data_format)
+    network = build.build_network(model.architecture, config.dtype, data_format=data_format)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
     sharding = replicated(mesh)
     params, batch_stats = (
@@ -73,21 +159,25 @@ def evaluate_weights(config: ConfigDict | None, weights: str | None) -> dict[str
         network,
         mesh=mesh,
         data_format=data_format,
-        average_probabilities=clips.protocol.average_probabilities,
+        average_probabilities=average == "probabilities",
     )
-    num_batches = -(-len(source) // batch_size)
-    shown = track(
-        batches,
+    batches = track(
+        eval_batches(
+            clips,
+            batch_size=batch_size,
+            reading=build_data.build_reading(config),
+            host=build_data.host_share(),
+        ),
         "evaluate",
-        total=num_batches,
+        total=-(-len(clips.source) // batch_size),
         transient=True,
         disable=not Console().is_terminal,
     )
-    metrics = evaluate(eval_step, params, batch_stats, shown, mesh)
-    if jax.process_index() == 0:
-        print(
-            f"{weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
-            f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {config.data.val_list}"
-            f" ({clips.protocol.name}: views {clips.protocol.num_views})"
-        )
-    return metrics
+    logits, ranks = [], []
+
+    def keep(batch: dict[str, np.ndarray]) -> None:
+        logits.append(batch["logits"][batch["mask"]])
+        ranks.append(batch["rank"][batch["mask"]])
+
+    metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
+    return metrics, np.concatenate(logits), np.concatenate(ranks)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsm_jax import build
+from tsm_jax import build, build_data
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.loading import load_model
 from tsm_jax.models.normalize import normalize
@@ -30,7 +30,7 @@ class Recognizer:
         self.model = model
         self.labels = list(model.labels)
         self._network = build.build_network(model.architecture, dtype)
-        self._protocol = build.build_protocol(model.preprocessing)
+        self._protocol = build_data.build_protocol(model.preprocessing)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
         self.params = {name: jnp.asarray(model.tensors[name]) for name in params}

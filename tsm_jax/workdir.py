@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax import build
+from tsm_jax import build, build_data
 from tsm_jax.errors import UserError
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
@@ -45,7 +45,7 @@ def read_workdir(workdir: str) -> Model:
     tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
     return Model(
         architecture=build.architecture_of(config.model),
-        preprocessing=build.preprocessing_of(config.data),
+        preprocessing=build_data.preprocessing_of(config.data),
         labels=read_labels(os.path.join(workdir, LABELS_FILE), config.model.num_classes),
         tensors=tensors,
         provenance=provenance,

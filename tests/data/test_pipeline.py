@@ -148,6 +148,7 @@ def test_a_list_travels_to_a_worker_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.grain.MapDataset, "range", lambda *_: Spy())
+        workers = Reading(workers=2)
         with pytest.raises(StopIteration):
-            train_batches(clips, order, batch_size=4, steps=range(2), reading=TWO_THREADS)
+            train_batches(clips, order, batch_size=4, steps=range(2), reading=workers)
     assert sent[0].count(b"clip-00042") == 1

@@ -158,7 +158,7 @@ def test_scores_are_averaged_over_views(average_probabilities):
     weights = np.array([1.0, -2.0, 3.0], np.float32)
     label = np.array([0, 2], np.int32)
     batch = {"video": video, "label": label, "mask": np.ones(2, bool)}
-    sums = jax.device_get(step(weights, {}, put_batch(batch, mesh)))
+    sums, clips = jax.device_get(step(weights, {}, put_batch(batch, mesh)))
 
     logits = np.asarray(normalize(video.reshape(6, 1, 4, 4, 3), "NHWC")).mean((1, 2, 3, 4))
     logits = (logits[:, None] * weights).reshape(2, 3, 3)  # [B, V, K]
@@ -166,6 +166,7 @@ def test_scores_are_averaged_over_views(average_probabilities):
     means = of_views.mean(1) if average_probabilities else of_mean
     expected = -np.log(means[[0, 1], label]).sum()
     assert sums["loss"] == pytest.approx(expected, rel=1e-5)
+    np.testing.assert_allclose(softmax(clips["logits"]), means, rtol=1e-4, atol=1e-7)
 
 
 def softmax(logits):

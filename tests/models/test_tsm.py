@@ -151,6 +151,20 @@ def test_dropout_acts_per_key_and_only_with_one(tensors, video):
     np.testing.assert_array_equal(apply(*tensors, video)[0], logits(tensors, video))
 
 
+def test_remat_keeps_a_fraction_for_the_backward_pass(video):
+    def kept_bytes(remat):
+        def apply(params):
+            return network(50, remat=remat).apply(params, batch_stats, video, train=True)[0]
+
+        params = network(50).param_shapes
+        shapes = {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in params.items()}
+        kept = jax.tree.leaves(jax.eval_shape(lambda params: jax.vjp(apply, params)[1], shapes))
+        return sum(array.size for array in kept) - sum(np.prod(shape) for shape in params.values())
+
+    batch_stats = {name: jnp.zeros(shape) for name, shape in network(50).batch_stat_shapes.items()}
+    assert kept_bytes(True) < 0.4 * kept_bytes(False)
+
+
 def test_the_classifier_starts_small():
     head = Head(64, 400, dropout=0.5, data_format="NHWC", rngs=nnx.Rngs(0))
     assert np.asarray(head.fc.kernel[...]).std() == pytest.approx(0.001, rel=0.02)

@@ -8,9 +8,9 @@ import paddle_recipe
 import pytest
 
 from tsm_jax import build
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.training.metrics import cross_entropy
 from tsm_jax.training.optimizer import global_norm, make_optimizer, make_schedule
-from tsm_jax.weights.model_directory import Architecture
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle
 
 STEPS = 6

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.metrics import Meter, clip_sums, cross_entropy
+from tsm_jax.training.metrics import Meter, clip_ranks, clip_sums, cross_entropy
 
 LOGITS = jnp.array(
     [
@@ -22,7 +22,8 @@ LABELS = jnp.array([0, 4, 5, 0, 0])
 
 def sums(mask):
     losses = jnp.arange(1.0, 6.0)
-    return {k: v.item() for k, v in clip_sums(LOGITS, LABELS, jnp.array(mask), losses).items()}
+    ranks = clip_ranks(LOGITS, LABELS)
+    return {k: v.item() for k, v in clip_sums(ranks, jnp.array(mask), losses).items()}
 
 
 def test_counts_ranks_ties_against_and_never_a_clip_that_is_not_finite():

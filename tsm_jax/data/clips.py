@@ -48,23 +48,32 @@ class TrainClips:
     seed: int
     skip_unreadable: bool = False
 
-    def read(self, index: int, epoch: int) -> Element:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a clip's video: (1, T, S, S, 3), one view."""
+        return (1, self.num_segments, self.crop_size, self.crop_size, 3)
+
+    def read(self, index: int, epoch: int, out: np.ndarray | None = None) -> Element:
         """The clip's batch element; its `index` tells which clip it really is.
+
+        Args:
+            index, epoch: which clip, and when.
+            out: uint8 of `shape`, C-contiguous, that receives the video; a new array if None.
 
         Raises:
             UserError: the clip cannot be read, with the option to skip it; or none of
                 `MAX_REPLACEMENTS` replacements could be read either.
         """
         try:
-            return self._read(index, epoch)
+            return self._read(index, epoch, out)
         except UnreadableClipError as error:
             if not self.skip_unreadable:
                 raise UserError(
                     f"{error} (--config.data.on_error=skip trains without such clips)"
                 ) from error
-            return self._read_replacement(index, epoch, error)
+            return self._read_replacement(index, epoch, out, error)
 
-    def _read(self, index: int, epoch: int) -> Element:
+    def _read(self, index: int, epoch: int, out: np.ndarray | None) -> Element:
         def choose(num_frames: int) -> np.ndarray:
             rng = self._rng(epoch, index, _FRAMES)
             return random_frame_of_each_segment(num_frames, self.num_segments, rng)
@@ -73,17 +82,21 @@ class TrainClips:
         height, width = frames[0].shape[:2]
         crop = draw_multi_scale_crop(height, width, self.crop_size, self._rng(epoch, index, _CROP))
         flip = self.flip and self._rng(epoch, index, _FLIP).random() < 0.5
-        video = crop_resize_flip(frames, crop, self.crop_size, flip)
-        return _element(video[None], self.source.label(index), index)  # one view
+        if out is None:
+            out = np.empty(self.shape, np.uint8)
+        crop_resize_flip(frames, crop, self.crop_size, flip, out=out[0])
+        return _element(out, self.source.label(index), index)
 
-    def _read_replacement(self, index: int, epoch: int, error: UserError) -> Element:
+    def _read_replacement(
+        self, index: int, epoch: int, out: np.ndarray | None, error: UserError
+    ) -> Element:
         rng = self._rng(epoch, index, _REPLACEMENT)
         for _ in range(MAX_REPLACEMENTS):
             other = int(rng.integers(len(self.source)))
             if other == index:
                 continue
             try:
-                element = self._read(other, epoch)
+                element = self._read(other, epoch, out)
             except UnreadableClipError:
                 continue
             _log.warning("skipped %s; %s takes its place", error, self.source.name(other))
@@ -105,20 +118,36 @@ class EvalClips:
     num_segments: int
     protocol: EvalProtocol
 
-    def read(self, index: int) -> Element:
-        """The clip's batch element. Raises `UnreadableClipError` naming the file."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a clip's video: (V, T, S, S, 3)."""
+        size = self.protocol.crop_size
+        return (self.protocol.num_views, self.num_segments, size, size, 3)
+
+    def read(self, index: int, out: np.ndarray | None = None) -> Element:
+        """The clip's batch element; `out` as in `TrainClips.read`.
+
+        Raises:
+            UnreadableClipError: naming the file.
+        """
 
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
         video = self.protocol.views(self.source.read(index, choose))
-        return _element(video, self.source.label(index), index)
+        return _element(_into(video, out), self.source.label(index), index)
 
-    def padding(self) -> Element:
+    def padding(self, out: np.ndarray | None = None) -> Element:
         """An element that fills up the last batch and counts for nothing."""
-        size, views = self.protocol.crop_size, self.protocol.num_views
-        element = _element(np.zeros((views, self.num_segments, size, size, 3), np.uint8), 0, -1)
+        element = _element(_into(np.zeros(self.shape, np.uint8), out), 0, -1)
         return {**element, "mask": np.array(False)}
+
+
+def _into(video: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    if out is None:
+        return video
+    out[...] = video
+    return out
 
 
 def _element(video: np.ndarray, label: int, index: int) -> Element:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.data.example_wire import bytes_of_feature
 from tsm_jax.data.frames import decode_picture
 from tsm_jax.data.lists import ClipEntry, read_frame_list
 from tsm_jax.data.memory import keep_freed_memory
@@ -81,15 +82,11 @@ def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndar
     return np.where(np.abs(kept[left] - indices) <= np.abs(kept[right] - indices), left, right)
 
 
-def _pictures(record: bytes, name: str) -> Sequence[bytes]:
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
-
+def _pictures(record: bytes, name: str) -> Sequence[memoryview]:
     try:
-        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
-    except DecodeError as error:
+        pictures = bytes_of_feature(record, "frames")
+    except ValueError as error:
         raise UnreadableClipError(f"{name}: its record is broken; pack the list again") from error
-    pictures = example.features.feature["frames"].bytes_list.value
     if not pictures:
         raise UnreadableClipError(f"{name}: its record has no frames; pack the list again")
     return pictures

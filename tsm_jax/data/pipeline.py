@@ -6,14 +6,16 @@ continues from its step number alone, on any number of hosts, workers and thread
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 from absl import flags
 
+from tsm_jax.data.batch_memory import BatchMemory
 from tsm_jax.data.clips import Element, EvalClips, TrainClips
 
 Batch = dict[str, np.ndarray]
@@ -24,7 +26,7 @@ class Reading:
     """How clips are read in parallel; it never changes what is read.
 
     Attributes:
-        threads: reading threads per process, 0 for one per core that the process may use.
+        threads: reading threads per process, 0 for an equal share of the cores that it may use.
         workers: worker processes, 0 for none.
     """
 
@@ -33,7 +35,7 @@ class Reading:
 
     def options(self, batch_size: int, num_views: int = 1) -> grain.ReadOptions:
         """Grain's options for batches of `batch_size` clips with V views."""
-        threads = self.threads or _cores()
+        threads = self.threads or max(1, _cores() // max(1, self.workers))
         # A whole batch is read ahead, so that the threads never wait while a step computes; less
         # of it where a clip has so many views that memory would not hold it.
         ahead = max(threads, (batch_size + 2 * threads) // num_views)
@@ -58,6 +60,16 @@ class HostShare:
 ALONE = HostShare()
 
 
+# What the order's randomness is drawn for; clips number their own purposes from 0.
+_ORDER = 2**32 - 1
+
+
+@functools.lru_cache(maxsize=2)  # hosts and threads are at most one epoch apart
+def _shuffle(num_clips: int, seed: int, epoch: int) -> np.ndarray:
+    # Not grain's own shuffle: it needs 26 ms for an epoch however short the list is.
+    return np.random.default_rng((seed, epoch, _ORDER)).permutation(num_clips)
+
+
 class TrainOrder:
     """The order of training clips: each epoch a new shuffle, cut to full batches.
 
@@ -71,15 +83,12 @@ class TrainOrder:
         self._num_clips = num_clips
         self._batch_size = batch_size
         self._clips_per_epoch = num_clips // batch_size * batch_size
-        self._shuffled = grain.MapDataset.range(num_clips).shuffle(seed=seed)
+        self._seed = seed
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """(clip, epoch) at a position of the run, counted in clips from 0."""
         epoch, offset = divmod(position, self._clips_per_epoch)
-        # Grain reshuffles whenever an index passes the length of the data.
-        clip = self._shuffled[epoch * self._num_clips + offset]
-        assert clip is not None, "a range has no gaps"
-        return int(clip), epoch
+        return int(_shuffle(self._num_clips, self._seed, epoch)[offset]), epoch
 
     def batch(self, step: int) -> np.ndarray:
         """The clips of a global batch, int64 `[B]`."""
@@ -112,12 +121,11 @@ def train_batches(
     """
     local_size = batch_size // host.count
 
-    def read(local_position: int) -> Element:
-        step, offset = divmod(local_position, local_size)
+    def read(step: int, offset: int, out: np.ndarray | None) -> Element:
         position = (steps.start + step) * batch_size + host.index * local_size + offset
-        return clips.read(*order[position])
+        return clips.read(*order[position], out)
 
-    return _batches(len(steps) * local_size, read, local_size, reading)
+    return _batches(read, len(steps), (local_size, *clips.shape), reading)
 
 
 def eval_batches(
@@ -136,24 +144,50 @@ def eval_batches(
     local_size = batch_size // host.count
     num_batches = -(-num_clips // batch_size)
 
-    def read(local_position: int) -> Element:
-        step, offset = divmod(local_position, local_size)
+    def read(step: int, offset: int, out: np.ndarray | None) -> Element:
         index = step * batch_size + host.index * local_size + offset
-        return clips.read(index) if index < num_clips else clips.padding()
+        return clips.read(index, out) if index < num_clips else clips.padding(out)
 
-    num_views = clips.protocol.num_views
-    return _batches(num_batches * local_size, read, local_size, reading, num_views)
+    return _batches(read, num_batches, (local_size, *clips.shape), reading)
+
+
+# Reads the clip at a place of a batch: (batch, clip in the batch, memory for its video or None).
+ReadClip = Callable[[int, int, np.ndarray | None], Element]
 
 
 def _batches(
-    length: int, read, local_size: int, reading: Reading, num_views: int = 1
+    read: ReadClip, num_batches: int, shape: tuple[int, ...], reading: Reading
 ) -> Iterator[Batch]:
-    options = reading.options(local_size, num_views)
-    dataset = grain.MapDataset.range(length).map(read).to_iter_dataset(options)
+    """Batches of `shape` from clip 0 of batch 0 on."""
+    options = reading.options(shape[0], num_views=shape[1])
     if reading.workers:
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
-        options = grain.MultiprocessingOptions(reading.workers, per_worker_buffer_size=8)
-        dataset = dataset.mp_prefetch(options)
-    # Batched behind the workers, so that their number does not change what a batch holds.
-    return iter(dataset.batch(local_size))
+        return _batches_of_workers(read, num_batches, shape[0], reading.workers, options)
+    memory = BatchMemory(shape)
+
+    def read_into_place(position: int) -> tuple[int, Element]:
+        batch, clip = divmod(position, shape[0])
+        return batch, read(batch, clip, memory.place(batch, clip))
+
+    clips = grain.MapDataset.range(num_batches * shape[0]).map(read_into_place)
+    return iter(clips.to_iter_dataset(options).batch(shape[0], batch_fn=memory.stack))
+
+
+def _batches_of_workers(
+    read: ReadClip, num_batches: int, batch_size: int, workers: int, options: grain.ReadOptions
+) -> Iterator[Batch]:
+    """The same batches, each made by one of the worker processes, in turn."""
+
+    def read_for_worker(position: int) -> Element | None:
+        # Grain deals positions out to the workers like cards; a worker's own are counted here.
+        turn, worker = divmod(position, workers)
+        round_, clip = divmod(turn, batch_size)
+        batch = round_ * workers + worker
+        return read(batch, clip, None) if batch < num_batches else None  # grain skips None
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers read absl flags
+    rounds = -(-num_batches // workers)
+    clips = grain.MapDataset.range(rounds * workers * batch_size).map(read_for_worker)
+    batches = clips.to_iter_dataset(options).batch(batch_size)
+    # Stacked in the worker, straight into memory that this process sees too.
+    return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import tsm_jax
-from tsm_jax.build import build_protocol
+from tsm_jax.build_data import build_protocol
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol

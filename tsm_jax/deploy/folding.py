@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 from flax import nnx
 
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.models.shift import fold_sizes
 from tsm_jax.models.tsm import TSM
-from tsm_jax.weights.model_directory import Architecture, Model, check_tensors
+from tsm_jax.weights.model_directory import Model, check_tensors
 
 # What is subtracted from uint8 RGB; the division by the deviation is in the stem's kernel.
 PIXEL_MEAN = (255.0 * MEAN.astype(np.float64)).astype(np.float32)

@@ -121,7 +121,8 @@ class BatchNorm(nnx.Module):
             multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
             mean = self.mean[...][None]
             return normalize_by(x, mean, multiplier[None], bias, self.data_format)
-        y, mean, var = batch_norm(x, scale, bias, groups, self.epsilon, self.data_format)
+        results: Any = batch_norm(x, scale, bias, groups, self.epsilon, self.data_format)
+        y, mean, var = results
         self._update_running(mean.mean(0), var.mean(0))
         return y
 

@@ -69,17 +69,17 @@ def _apply_shortcut(shortcut: ConvNorm | None, x: jax.Array, groups: int | None)
     return x if shortcut is None else shortcut(x, groups=groups)
 
 
-class Architecture(NamedTuple):
+class _Blocks(NamedTuple):
     block: type[BasicBlock] | type[Bottleneck]
     blocks_per_stage: tuple[int, int, int, int]
 
 
-ARCHITECTURES = {
-    18: Architecture(BasicBlock, (2, 2, 2, 2)),
-    34: Architecture(BasicBlock, (3, 4, 6, 3)),
-    50: Architecture(Bottleneck, (3, 4, 6, 3)),
-    101: Architecture(Bottleneck, (3, 4, 23, 3)),
-    152: Architecture(Bottleneck, (3, 8, 36, 3)),
+_BLOCKS = {
+    18: _Blocks(BasicBlock, (2, 2, 2, 2)),
+    34: _Blocks(BasicBlock, (3, 4, 6, 3)),
+    50: _Blocks(Bottleneck, (3, 4, 6, 3)),
+    101: _Blocks(Bottleneck, (3, 4, 23, 3)),
+    152: _Blocks(Bottleneck, (3, 8, 36, 3)),
 }
 
 
@@ -109,7 +109,7 @@ class ResNet(nnx.Module):
         dtype=None,
         rngs: nnx.Rngs,
     ):
-        block, blocks_per_stage = ARCHITECTURES[depth]
+        block, blocks_per_stage = _BLOCKS[depth]
         conv_norm = partial(ConvNorm, data_format=data_format, dtype=dtype)
         self.data_format = data_format
         self.remat = remat

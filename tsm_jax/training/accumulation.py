@@ -54,8 +54,11 @@ def accumulate(compute: Callable[[Any], Outcome], batch: Any, parts: int, mesh: 
         return jax.tree.map(jnp.add, total, compute(part)), None
 
     total, _ = jax.lax.scan(add, zeros, split)
-    mean = jax.tree.map(lambda array: array / parts, (total.gradients, total.batch_stats))
-    return Outcome(*mean, total.sums)
+    gradients, batch_stats = (
+        {name: array / parts for name, array in tensors.items()}
+        for tensors in (total.gradients, total.batch_stats)
+    )
+    return Outcome(gradients, batch_stats, total.sums)
 
 
 def _split(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

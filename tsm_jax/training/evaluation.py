@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from tsm_jax.models.network import Tensors
 from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.metrics import Meter
-from tsm_jax.training.steps import EvalStep
+from tsm_jax.training.steps import EvalResult, EvalStep
 
 ON_DEVICE = ("video", "label", "mask")
 
@@ -23,6 +23,7 @@ def evaluate(
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
     on_batch: Callable[[], None] = lambda: None,
+    on_clips: Callable[[dict[str, np.ndarray]], None] | None = None,
 ) -> dict[str, float]:
     """Means over all clips.
 
@@ -33,19 +34,27 @@ def evaluate(
         batches: as `eval_batches` gives them.
         mesh: the devices.
         on_batch: called after each batch, for progress.
+        on_clips: called with the `clips` of each step, in the order of the batches.
 
     Returns:
         `top1`, `top5`, `loss`, and `count`, the number of clips.
     """
     meter = Meter()
+
+    def finish(result: EvalResult) -> None:
+        sums, clips = result
+        meter.update(jax.device_get(sums))
+        if on_clips is not None:
+            on_clips(jax.device_get(clips))
+
     pending = None
     for batch in batches:
         device_batch = put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
-        sums = eval_step(params, batch_stats, device_batch)
+        result = eval_step(params, batch_stats, device_batch)
         if pending is not None:  # one step behind, so that devices never wait for the host
-            meter.update(jax.device_get(pending))
-        pending = sums
+            finish(pending)
+        pending = result
         on_batch()
     if pending is not None:
-        meter.update(jax.device_get(pending))
+        finish(pending)
     return meter.result()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -23,24 +24,32 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
 
 
-def clip_sums(
-    logits: jax.Array, labels: jax.Array, mask: jax.Array, losses: jax.Array
-) -> dict[str, jax.Array]:
+def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many other classes score at least as high as each clip's own, int32 `[N]`.
+
+    A clip is in the top k when its rank is below k; ties therefore count against it, and a
+    constant output is not taken for a right answer. Scores that are not finite give rank K.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    rank = (logits >= own).sum(1, dtype=jnp.int32) - 1
+    return jnp.where(jnp.isfinite(logits).all(1), rank, logits.shape[1])
+
+
+def clip_sums(ranks: jax.Array, mask: jax.Array, losses: jax.Array) -> dict[str, jax.Array]:
     """Sums over the clips whose `mask` is True; padding counts for nothing.
 
-    A clip is in the top k when fewer than k classes score at least as high as its own; ties
-    therefore count against it, and a constant output is not taken for a right answer.
+    Args:
+        ranks: of `clip_ranks`, `[N]`.
+        mask: bool `[N]`.
+        losses: `[N]`.
 
     Returns:
         `count`, `top1`, `top5` (int32) and `loss` (float32), scalars.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    rank = (logits >= own).sum(1) - 1  # clips whose logits are not finite rank last or first:
-    rank = jnp.where(jnp.isfinite(logits).all(1), rank, logits.shape[1])
     return {
         "count": mask.sum(dtype=jnp.int32),
-        "top1": (mask & (rank < 1)).sum(dtype=jnp.int32),
-        "top5": (mask & (rank < 5)).sum(dtype=jnp.int32),
+        "top1": (mask & (ranks < 1)).sum(dtype=jnp.int32),
+        "top5": (mask & (ranks < 5)).sum(dtype=jnp.int32),
         "loss": jnp.where(mask, losses, 0.0).sum(),
     }
 
@@ -56,9 +65,9 @@ class Meter:
             self.sums[name] += sums[name].item()
 
     def result(self) -> dict[str, float]:
-        """Means over the clips seen: `loss`, `top1`, `top5`, and their `count`."""
+        """Means over the clips seen: `loss`, `top1`, `top5` (nan of none), and their `count`."""
         count = self.sums["count"]
-        means = {name: self.sums[name] / max(count, 1) for name in ("loss", "top1", "top5")}
+        means = {name: self.sums[name] / (count or math.nan) for name in ("loss", "top1", "top5")}
         return {**means, "count": count}
 
 

@@ -13,15 +13,17 @@ from jax.sharding import Mesh
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.accumulation import Outcome, accumulate
+from tsm_jax.training.bad_steps import skip_bad_step
 from tsm_jax.training.compiling import compiler_options
 from tsm_jax.training.mesh import replicated, split_by_clips
-from tsm_jax.training.metrics import clip_sums, cross_entropy
+from tsm_jax.training.metrics import clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
 from tsm_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-EvalStep = Callable[[Tensors, Tensors, Batch], dict[str, jax.Array]]
+EvalResult = tuple[dict[str, jax.Array], dict[str, jax.Array]]
+EvalStep = Callable[[Tensors, Tensors, Batch], EvalResult]
 
 
 def make_train_step(
@@ -35,6 +37,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
     deterministic: bool = False,
+    max_bad_steps: int = 0,
 ) -> TrainStep:
     """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
 
@@ -48,9 +51,11 @@ def make_train_step(
         label_smoothing: share of the target that is spread over all classes.
         accumulation_steps: parts that a batch is computed in, see `accumulation.py`.
         deterministic: see `compiling.py`.
+        max_bad_steps: see `bad_steps.py`.
 
-    The metrics are `clip_sums` of the batch before the update, with `learning_rate` and
-    `grad_norm` (the global norm of the raw gradients).
+    The metrics are `clip_sums` of the batch before the update, with `learning_rate`, `grad_norm`
+    (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps an update that
+    is not finite out of the state.
     """
 
     def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
@@ -62,7 +67,7 @@ def make_train_step(
             dropout_keys=batch["dropout_key"],
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
-        sums = clip_sums(logits, batch["label"], batch["mask"], losses)
+        sums = clip_sums(clip_ranks(logits, batch["label"]), batch["mask"], losses)
         return sums["loss"] / sums["count"], (new_batch_stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -84,7 +89,8 @@ def make_train_step(
             "grad_norm": global_norm(gradients),
         }
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        updated = TrainState(state.step + 1, params, batch_stats, opt_state, state.bad_steps)
+        return skip_bad_step(state, updated, metrics, max_bad_steps)
 
     return jax.jit(
         train_step,
@@ -103,12 +109,14 @@ def make_eval_step(
     average_probabilities: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
-    """The jitted step `(params, batch_stats, batch) -> clip_sums`.
+    """The jitted step `(params, batch_stats, batch) -> (clip_sums, clips)`.
 
-    Logits are averaged over the views of a clip, or their softmax if `average_probabilities`.
+    `clips` has what each clip of the global batch got, on every process: `logits` `[B, K]`,
+    averaged over its views (if `average_probabilities`, so that their softmax is the average of
+    the views'), `rank` of `clip_ranks` `[B]`, and `mask` `[B]`.
     """
 
-    def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> dict[str, jax.Array]:
+    def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
         clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
         logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
@@ -118,7 +126,9 @@ def make_eval_step(
         else:
             logits = logits.mean(1)
         losses = cross_entropy(logits, batch["label"])
-        return clip_sums(logits, batch["label"], batch["mask"], losses)
+        ranks = clip_ranks(logits, batch["label"])
+        clips = {"logits": logits, "rank": ranks, "mask": batch["mask"]}
+        return clip_sums(ranks, batch["mask"], losses), clips
 
     return jax.jit(
         eval_step,

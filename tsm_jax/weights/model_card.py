@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.weights.model_directory import Model, Preprocessing
 
 CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
 

@@ -20,29 +20,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from tsm_jax.errors import UserError
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.labels import read_labels
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.txt"
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What has to be known to rebuild the network; shapes alone do not tell.
-
-    Attributes as in `config.model`: a wrong `shift`, `shift_fraction`, `shift_every` or
-    `num_segments` would load without an error and answer something else.
-    """
-
-    depth: int
-    num_classes: int
-    num_segments: int
-    width: int = 64
-    shift: str = "past_first"
-    shift_fraction: str = "1/8"
-    shift_every: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,81 @@
+"""Evaluations with chosen answers, of clips of random pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from tsm_jax.data.clips import EvalClips
+from tsm_jax.data.protocols import eval_protocol
+from tsm_jax.data.sources import SyntheticSource
+from tsm_jax.evaluation_run import Evaluation
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.weights.model_directory import Model, Preprocessing
+
+
+@dataclass(frozen=True)
+class NamedSource(SyntheticSource):
+    """Clips with names and labels of one's choice."""
+
+    names: tuple[str, ...] = ()
+    labels: tuple[int, ...] = ()
+
+    def label(self, index):
+        return self.labels[index]
+
+    def name(self, index):
+        return self.names[index]
+
+
+def make_evaluation(logits, labels, *, names=None, class_names=None) -> Evaluation:
+    """What `evaluate_model` would return if a network gave these logits."""
+    logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.int32)
+    count, num_classes = logits.shape
+    names = names or [f"videos/{i}.mp4" for i in range(count)]
+    class_names = class_names or [f"class {k}" for k in range(num_classes)]
+    own = logits[np.arange(count), labels]
+    ranks = (logits >= own[:, None]).sum(1).astype(np.int32) - 1
+    log_scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    metrics = {
+        "top1": float((ranks < 1).mean()),
+        "top5": float((ranks < 5).mean()),
+        "loss": float(-log_scores[np.arange(count), labels].mean()),
+        "count": count,
+    }
+    source = NamedSource(
+        count, num_classes, 40, 40, 12, tuple(names), tuple(int(label) for label in labels)
+    )
+    return Evaluation(
+        metrics=metrics,
+        model=Model(Architecture(18, num_classes, 4), Preprocessing(32, 32), class_names, {}),
+        weights="output/model",
+        list_path="val.list",
+        clips=EvalClips(source, 4, eval_protocol("test", short_side=32, crop_size=32)),
+        average="logits",
+        dtype="float32",
+        class_names=list(class_names),
+        labels=labels,
+        logits=logits,
+        ranks=ranks,
+    )
+
+
+def random_evaluation(count, num_classes, *, skill=2.0, seed=0, **names) -> Evaluation:
+    """Right more often than not; the better, the larger `skill`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, count)
+    logits = rng.normal(size=(count, num_classes))
+    logits[np.arange(count), labels] += skill
+    return make_evaluation(logits, labels, **names)
+
+
+@pytest.fixture(scope="session")
+def evaluation_of():
+    return make_evaluation
+
+
+@pytest.fixture(scope="session")
+def random_answers():
+    return random_evaluation

@@ -1,0 +1,170 @@
+"""The folder: complete or not at all, safe with foreign names, true to the evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from tsm_jax.errors import UserError
+from tsm_jax.report import writer
+from tsm_jax.report.results import collect
+from tsm_jax.report.writer import check_target, write_report
+
+EVIL = "<script>alert('x')</script>&\"onerror=\"alert(1).mp4"
+
+
+def rows(folder, name):
+    with open(folder / name, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def written(random_answers, tmp_path):
+    evaluation = random_answers(40, 6, skill=1.0)
+    write_report(evaluation, str(tmp_path / "report"))
+    return evaluation, tmp_path / "report"
+
+
+def test_has_what_it_promises_and_nothing_else_is_left(written):
+    _, folder = written
+    promised = {name for name, _ in writer._FILES} | {"report.html"}
+    assert set(os.listdir(folder)) == promised
+    assert os.listdir(folder.parent) == ["report"]
+
+
+def test_metrics_are_the_evaluations(written):
+    evaluation, folder = written
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {name: metrics[name] for name in evaluation.metrics} == evaluation.metrics
+    assert metrics["protocol"] == "test"
+    assert metrics["architecture"]["shift"] == "past_first"
+
+
+def test_predictions_have_every_clip_and_all_scores(written):
+    evaluation, folder = written
+    lines, scores = rows(folder, "predictions.csv"), np.load(folder / "scores.npy")
+    assert [line["clip"] for line in lines] == [f"videos/{i}.mp4" for i in range(40)]
+    assert scores.shape == (40, 6)
+    assert sum(line["correct"] == "1" for line in lines) / 40 == evaluation.metrics["top1"]
+    in_five = [line["label"] in {line[f"top{n}_label"] for n in range(1, 6)} for line in lines]
+    assert sum(in_five) / 40 == evaluation.metrics["top5"]
+    for i, line in enumerate(lines):
+        assert float(line["top1_score"]) == pytest.approx(scores[i].max(), rel=1e-5)
+        assert float(line["score_of_class"]) == pytest.approx(
+            scores[i, int(line["label"])], rel=1e-5
+        )
+    losses = -np.log(scores[np.arange(40), evaluation.labels])
+    assert losses.mean() == pytest.approx(evaluation.metrics["loss"], rel=1e-5)
+
+
+def test_tables_agree(written):
+    evaluation, folder = written
+    classes, confusion = rows(folder, "per_class.csv"), rows(folder, "confusion.csv")
+    counts = np.bincount(evaluation.labels, minlength=6)
+    for k, (row, line) in enumerate(zip(classes, confusion, strict=True)):
+        assert int(row["clips"]) == counts[k]
+        assert sum(int(line[f"class {j}"]) for j in range(6)) == counts[k]
+        assert int(line[f"class {k}"]) / counts[k] == pytest.approx(float(row["top1"]), abs=1e-5)
+
+
+class Page(HTMLParser):
+    """Elements, attributes and text of a page."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text = [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_complete_without_network_or_script(written):
+    evaluation, folder = written
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    links = [value for _, name, value in page.attributes if name in ("src", "href")]
+    assert len(links) > 5
+    assert all(link.startswith("data:") for link in links)
+    assert f"{100 * evaluation.metrics['top1']:.2f} %" in page.text
+    wrong = round(40 * (1 - evaluation.metrics["top1"]))
+    assert f"of {wrong} wrong answers" in page.text
+
+
+def test_names_are_foreign_input(random_answers, tmp_path):
+    """Class names and file names come from people's folders and downloaded weights."""
+    class_names = ["<img src=x onerror=alert(1)>", "a & b", '"quoted"', "<script>alert(2)</script>"]
+    evaluation = random_answers(
+        12, 4, skill=-9.0, names=[f"{i}{EVIL}" for i in range(12)], class_names=class_names
+    )
+    write_report(evaluation, str(tmp_path / "report"))
+    page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert not [a for a in page.attributes if a[1].startswith("on")]
+    assert all(
+        a[2].startswith("data:image/png") for a in page.attributes if a[:2] == ("img", "src")
+    )
+    assert all(name in page.text for name in class_names)
+    assert f"{np.argmax(collect(evaluation).confidence)}{EVIL}" in page.text
+    lines = rows(tmp_path / "report", "predictions.csv")
+    assert [line["clip"] for line in lines] == [f"{i}{EVIL}" for i in range(12)]
+
+
+def test_names_that_are_no_utf8(random_answers, tmp_path):
+    name = os.fsdecode(b"\xff,\n.avi")
+    evaluation = random_answers(3, 2, skill=-9.0, names=[name] * 3)
+    write_report(evaluation, str(tmp_path / "report"))
+    assert rows(tmp_path / "report", "predictions.csv")[2]["clip"] == name
+    (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_no_mistakes_and_classes_without_clips(evaluation_of, tmp_path):
+    write_report(evaluation_of(np.eye(7)[:3] * 9, [0, 1, 2]), str(tmp_path / "report"))
+    assert "every answer is right" in (tmp_path / "report" / "report.html").read_text()
+    assert rows(tmp_path / "report", "per_class.csv")[6]["top1"] == ""
+
+
+def test_an_earlier_report_is_replaced_as_a_whole(written, evaluation_of):
+    _, folder = written
+    assert os.listdir(folder / "mistakes")
+    write_report(evaluation_of(np.eye(2) * 9, [0, 1]), str(folder))
+    assert json.loads((folder / "metrics.json").read_text())["count"] == 2
+    assert not (folder / "mistakes").exists()
+    assert os.listdir(folder.parent) == ["report"]
+
+
+def test_a_report_that_fails_leaves_the_earlier_one(written, random_answers, monkeypatch):
+    _, folder = written
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    def fail(folder, page):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, "write_page", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_report(random_answers(5, 3), str(folder))
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert os.listdir(folder.parent) == ["report"]
+
+
+def test_never_deletes_what_is_no_report(tmp_path):
+    (tmp_path / "a_file").write_text("mine")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "metrics_only").mkdir()
+    (tmp_path / "metrics_only" / "metrics.json").write_text("{}")
+    for name in ("a_file", "run", "metrics_only"):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
+            check_target(str(tmp_path / name))
+    (tmp_path / "empty").mkdir()
+    check_target(str(tmp_path / "empty"))
+    check_target(str(tmp_path / "new" / "one"))
