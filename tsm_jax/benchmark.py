@@ -13,7 +13,7 @@ from tsm_jax.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {"data": data, "predict": predict}
+    commands = {"train": train, "data": data, "predict": predict}
     parser = cli.Parser(
         "benchmark",
         description="Measures a part of the program; `benchmark COMMAND --help` tells more.",
@@ -21,6 +21,43 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
     commands[parser.parse_args(arguments[:1]).command](arguments[1:])
+
+
+def train(arguments: Sequence[str]) -> None:
+    """The training step on the devices."""
+    parser = cli.Parser(
+        "benchmark train",
+        description=(
+            "Times the training step of a recipe. Prints a line of JSON for each of: compiling"
+            " (without and with the cache), planned memory, the step, its share of the device's"
+            " roofline, peak memory."
+        ),
+        example=(
+            "python -m tsm_jax.benchmark train --config configs/tsm_k400_frames.py"
+            " --config.model.data_format=NHWC --config.batch_size=64"
+        ),
+    )
+    parser.add_recipe(required=True)
+    parser.add_argument("--steps", metavar="N", type=int, default=20, help="to time (20)")
+    parser.add_argument(
+        "--input",
+        choices=("synthetic", "recipe"),
+        default="synthetic",
+        help="random pixels that lie on the devices (default), or the recipe's training clips",
+    )
+    parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of three steps")
+    options, config = parser.parse_with_recipe(arguments)
+    assert config is not None
+    if options.steps < 1:
+        parser.error("--steps must be at least 1")
+    from tsm_jax.training.step_benchmark import run_step_benchmark
+
+    batches = None
+    if options.input == "recipe":
+        from tsm_jax.data_benchmark import training_batches
+
+        batches = training_batches(config, options.steps)
+    run_step_benchmark(config, steps=options.steps, batches=batches, profile=options.profile)
 
 
 def data(arguments: Sequence[str]) -> None:

@@ -5,13 +5,14 @@ Besides `build_data.py` the only such place. It needs jax, flax and optax, nothi
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
@@ -19,6 +20,7 @@ from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.training.optimizer import make_optimizer, make_schedule
+from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
 
 def architecture_of(model: ConfigDict) -> Architecture:
@@ -93,3 +95,46 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         fc_weight_multiplier=optimizer.fc_weight_multiplier,
         fc_bias_multiplier=optimizer.fc_bias_multiplier,
     )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a recipe runs on the devices.
+
+    Attributes:
+        network: in training.
+        optimizer: of its parameters.
+        train_step: one optimizer step.
+        eval_step: sums over a batch of the validation.
+    """
+
+    network: Network
+    optimizer: optax.GradientTransformation
+    train_step: TrainStep
+    eval_step: EvalStep
+
+
+def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
+    """The network of a recipe and its two steps on some devices."""
+    network = build_training_network(config)
+    schedule = build_schedule(config, plan)
+    optimizer = build_optimizer(config, schedule)
+    train_step = make_train_step(
+        network,
+        optimizer,
+        schedule,
+        mesh=mesh,
+        data_format=config.model.data_format,
+        seed=config.seed,
+        label_smoothing=config.label_smoothing,
+        accumulation_steps=config.accumulation_steps,
+        deterministic=config.deterministic,
+        max_bad_steps=config.max_bad_steps,
+    )
+    eval_step = make_eval_step(
+        network,
+        mesh=mesh,
+        data_format=config.model.data_format,
+        deterministic=config.deterministic,
+    )
+    return Steps(network, optimizer, train_step, eval_step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 
 from tsm_jax import build_data
 from tsm_jax.class_names import with_num_classes
+from tsm_jax.config import make_plan
 from tsm_jax.data.clips import TrainClips
-from tsm_jax.data.pipeline import Reading, TrainOrder, train_batches
+from tsm_jax.data.pipeline import Batch, Reading, TrainOrder, train_batches
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.errors import UserError
+from tsm_jax.render_data import ensure_rendered
+from tsm_jax.training.step_benchmark import WARM_UP_STEPS
 
 _WARM_UP = 4  # clips: imports, page cache, first allocations
 _BATCH = 16  # clips per batch of the pipeline; what a host reads for one device
@@ -69,6 +72,25 @@ def run_data_benchmark(
                 **pipeline(train_clips, reading, clips),
             )
     return results
+
+
+def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
+    """Batches of a recipe as training reads them, enough for `steps` and the warm-up before.
+
+    Raises:
+        UserError: the list or a clip cannot be read, or it does not fill one batch.
+    """
+    ensure_rendered(config)
+    config = with_num_classes(config)
+    source = build_data.build_source(config.data, "train", config.model.num_classes)
+    make_plan(config, len(source))
+    return train_batches(
+        build_data.build_train_clips(config, source),
+        TrainOrder(len(source), config.batch_size, config.seed),
+        batch_size=config.batch_size,
+        steps=range(steps + WARM_UP_STEPS),
+        reading=build_data.build_reading(config),
+    )
 
 
 def read_only(clips: TrainClips, index: int) -> Sequence[np.ndarray]:

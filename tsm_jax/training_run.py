@@ -27,7 +27,7 @@ from tsm_jax.training.processes import check_shared, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
-from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
+from tsm_jax.training.steps import EvalStep
 from tsm_jax.weights.model_card import CARD_FILE, model_card
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
@@ -63,30 +63,12 @@ def train_recipe(
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
 
-    network = build.build_training_network(config)
-    schedule = build.build_schedule(config, plan)
-    optimizer = build.build_optimizer(config, schedule)
-    data_format = config.model.data_format
-    train_step = make_train_step(
-        network,
-        optimizer,
-        schedule,
-        mesh=mesh,
-        data_format=data_format,
-        seed=config.seed,
-        label_smoothing=config.label_smoothing,
-        accumulation_steps=config.accumulation_steps,
-        deterministic=config.deterministic,
-        max_bad_steps=config.max_bad_steps,
-    )
-    eval_step = make_eval_step(
-        network, mesh=mesh, data_format=data_format, deterministic=config.deterministic
-    )
+    steps = build.build_steps(config, plan, mesh)
     eval_clips = build_data.build_eval_clips(
         val_source, build_data.preprocessing_of(config.data), config.model.num_segments
     )
 
-    init = partial(init_state, network, optimizer, config.seed, mesh)
+    init = partial(init_state, steps.network, steps.optimizer, config.seed, mesh)
     checkpoints = Checkpoints(config.workdir)
     try:
         state, saved, origin = _start(checkpoints, config, init)
@@ -103,7 +85,7 @@ def train_recipe(
         ) as log:
             log.say(_headline(config, mesh, len(train_source), len(val_source)))
             log.say(f"{origin}; compiling the first step")
-            validate = _validation(config, mesh, eval_step, eval_clips, log)
+            validate = _validation(config, mesh, steps.eval_step, eval_clips, log)
             batches = train_batches(
                 build_data.build_train_clips(config, train_source),
                 order,
@@ -118,7 +100,7 @@ def train_recipe(
                 mesh=mesh,
                 order=order,
                 clip_name=train_source.name,
-                train_step=train_step,
+                train_step=steps.train_step,
                 validate=validate,
                 checkpoints=checkpoints,
                 log=log,
