@@ -52,6 +52,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         yield
     except BaseException as error:
         # All processes are preempted together: that is no failure of one.
+        # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             watch.announce(error)
             _skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
