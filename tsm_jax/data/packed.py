@@ -20,7 +20,6 @@ import numpy as np
 from tsm_jax.data.example_wire import bytes_of_feature
 from tsm_jax.data.frames import decode_picture
 from tsm_jax.data.lists import ClipEntry, read_frame_list
-from tsm_jax.data.memory import keep_freed_memory
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError, UserError
 
@@ -56,7 +55,6 @@ class PackedSource:
         return f"{self.directory}: {self.entries[index].path}"
 
     def read(self, index: int, choose: Any) -> Sequence[np.ndarray]:
-        keep_freed_memory()
         num_frames = self.entries[index].num_frames
         assert num_frames is not None, "clips.list gives the number of frames"
         pictures = _pictures(self.records[index], self.name(index))
