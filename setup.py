@@ -55,9 +55,13 @@ setup(
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",
+            "pyyaml>=6.0",
             "markdown-it-py>=3.0",
             "ruff>=0.14",
             "pyright>=1.1.400",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
             "onnx>=1.17",
             "onnxruntime>=1.20",
         ],

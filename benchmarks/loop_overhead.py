@@ -26,8 +26,10 @@ from tsm_jax import build, cli
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
 from tsm_jax.training.evaluation import ON_DEVICE
-from tsm_jax.training.loop import Run, train
+from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import make_mesh, put_batch
+from tsm_jax.training.preemption import Preemption
+from tsm_jax.training.run import Run
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState
 
@@ -69,28 +71,43 @@ def main() -> None:
 
     @jax.jit
     def nothing(video: jax.Array) -> dict[str, jax.Array]:
-        zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5")}
+        zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5", "bad", "bad_steps")}
         return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": video}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         return state, nothing(batch["video"].ravel()[0].astype(jnp.float32))
 
     # Compiled before anything is timed.
-    step(TrainState(jnp.zeros((), jnp.int32), {}, {}, ()), device_batch(next(batches()), mesh))
+    step(fresh_state(), device_batch(next(batches()), mesh))
     for _ in range(options.repeats):
         tell("pipeline", seconds_behind_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
-        state = TrainState(jnp.zeros((), jnp.int32), {}, {}, ())
         timed = Timed(batches())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             log = RunLog(folder, first_step=0, total_steps=plan.total_steps)
             with log:
                 checkpoints: Any = NoCheckpoints()
-                run = Run(config, plan, mesh, order, step, lambda _: {}, checkpoints, log)
-                train(run, state, timed)
+                run = Run(
+                    config=config,
+                    plan=plan,
+                    mesh=mesh,
+                    order=order,
+                    clip_name=source.name,
+                    train_step=step,
+                    validate=lambda *_: {},
+                    checkpoints=checkpoints,
+                    log=log,
+                    preemption=Preemption(),
+                )
+                train(run, fresh_state(), timed)
             seconds = time.perf_counter() - timed.first
         tell("training loop", seconds)
+
+
+def fresh_state() -> TrainState:
+    none = jnp.zeros((), jnp.int32)
+    return TrainState(none, {}, {}, (), none)
 
 
 def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:

@@ -94,9 +94,10 @@ def interrupted_after_first_epoch(trained, workdir):
     return workdir
 
 
-def test_continues_bit_for_bit(trained, data, tmp_path, one_device):
+def test_continues_bit_for_bit(trained, data, tmp_path, one_device, capsys):
     workdir = interrupted_after_first_epoch(trained, tmp_path / "work")
     state = jax.device_get(train_recipe(recipe(data, workdir), one_device))
+    assert f"continuing {workdir} at step 3" in capsys.readouterr().out
     for expected, actual in zip(jax.tree.leaves(trained[1]), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(actual, expected)
     timeless = ("step", "loss", "top1", "top5", "learning_rate", "grad_norm")

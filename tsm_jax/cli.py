@@ -131,7 +131,8 @@ def run(
         arguments: of it; None for those of the process.
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax and jax talk to their developers
+    # Orbax and jax talk to their developers; what fails there is raised as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         command(sys.argv[1:] if arguments is None else arguments)
     except UserError as error:

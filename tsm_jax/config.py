@@ -57,6 +57,7 @@ CHANGEABLE_ON_RESUME = (
     "eval_batch_size",
     "log_every",
     "checkpoint_every",
+    "max_bad_steps",
     "data.val_list",
     "data.protocol",
     "data.threads",
@@ -100,6 +101,9 @@ def default() -> ConfigDict:
     config.log_every = 20
     # Steps between two checkpoints within an epoch. 0: at the end of each epoch only.
     config.checkpoint_every = 0
+    # Steps of the whole run that may be skipped because their loss or gradient is not finite; one
+    # more stops the run. 0: stop at the first.
+    config.max_bad_steps = 0
     return config.lock()
 
 
@@ -214,6 +218,14 @@ class Plan:
     boundaries: tuple[int, ...]
     warmup_steps: int
 
+    def step_in_epoch(self, done: int) -> int:
+        """Of `done` steps those in the last epoch begun, 1 to `steps_per_epoch`; 0 before any."""
+        return (done - 1) % self.steps_per_epoch + 1 if done else 0
+
+    def ends_epoch(self, done: int) -> bool:
+        """Whether `done` steps are whole epochs, at least one."""
+        return done > 0 and done % self.steps_per_epoch == 0
+
 
 def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
     """Derives steps from epochs.
@@ -262,6 +274,7 @@ _BOUNDS = (
     ("label_smoothing", 0.0, 1.0),
     ("log_every", 1, math.inf),
     ("checkpoint_every", 0, math.inf),
+    ("max_bad_steps", 0, 2**31 - 2),
     ("model.width", 8, math.inf),
     ("model.num_classes", 0, math.inf),
     ("model.num_segments", 1, math.inf),

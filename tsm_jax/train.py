@@ -5,9 +5,11 @@ python -m tsm_jax.train --config configs/quickstart.py
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from tsm_jax import cli
+from tsm_jax.training.preemption import EXIT_CODE, Preempted, Preemption
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,12 +21,17 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_recipe(required=True)
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
-    # Imported here: a mistake in the command is told at once, and reading workers need no jax.
-    from tsm_jax.training.processes import joined
-    from tsm_jax.training_run import train_recipe
+    with Preemption() as preemption:
+        # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+        from tsm_jax.training.processes import joined
+        from tsm_jax.training_run import train_recipe
 
-    with joined():
-        train_recipe(config)
+        with joined():
+            try:
+                train_recipe(config, preemption=preemption)
+            except Preempted as reason:
+                print(f"{reason}: the same command continues", flush=True)
+                sys.exit(EXIT_CODE)
 
 
 if __name__ == "__main__":

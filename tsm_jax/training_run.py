@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -19,9 +20,11 @@ from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
-from tsm_jax.training.loop import Run, train
+from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
+from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, from_first
+from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
 from tsm_jax.training.steps import EvalStep, make_eval_step, make_train_step
@@ -31,18 +34,23 @@ from tsm_jax.weights.start import choose_start
 from tsm_jax.workdir import provenance_of
 
 
-def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
+def train_recipe(
+    config: ConfigDict, mesh: Mesh | None = None, preemption: Preemption | None = None
+) -> TrainState:
     """Trains `config` in `config.workdir`, or continues the run that is there.
 
     Args:
         config: a validated recipe.
         mesh: the devices, by default all.
+        preemption: entered, by the caller, to stop when a scheduler wants the machine back.
 
     Returns:
         The state after the last step.
 
     Raises:
-        UserError: the recipe, a list or a clip cannot be used.
+        UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
+            loss is not finite (then it is `Diverged`).
+        Preempted: `preemption` noted a signal; everything is saved.
     """
     mesh = mesh or make_mesh()
     check_batch(config.batch_size, config.model.batch_norm_group, mesh)
@@ -67,46 +75,64 @@ def train_recipe(config: ConfigDict, mesh: Mesh | None = None) -> TrainState:
         data_format=data_format,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
+        max_bad_steps=config.max_bad_steps,
     )
     eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
     eval_clips = build.build_eval_clips(
         val_source, build.preprocessing_of(config.data), config.model.num_segments
     )
 
-    checkpoints = Checkpoints(config.workdir)
     init = partial(init_state, network, optimizer, config.seed, mesh)
-    state, origin = _start(checkpoints, config, init)
-    first_step = int(state.step)
-    writes = jax.process_index() == 0
-    if writes:
-        _write_labels(config.workdir, labels)
-    with RunLog(
-        config.workdir, first_step=first_step, total_steps=plan.total_steps, enabled=writes
-    ) as log:
-        log.say(_headline(config, mesh, len(train_source), len(val_source)))
-        log.say(f"{origin}; compiling the first step")
-        validate = _validation(config, mesh, eval_step, eval_clips, log)
-        batches = train_batches(
-            build.build_train_clips(config, train_source),
-            order,
-            batch_size=config.batch_size,
-            steps=range(first_step, plan.total_steps),
-            reading=build.build_reading(config),
-            host=build.host_share(),
-        )
-        run = Run(config, plan, mesh, order, train_step, validate, checkpoints, log)
-        state = train(run, state, batches)
-        _say_goodbye(log, checkpoints, config)
+    checkpoints = Checkpoints(config.workdir)
+    try:
+        state, saved, origin = _start(checkpoints, config, init)
+        first_step = int(state.step)
+        writes = jax.process_index() == 0
         if writes:
-            _write_card(checkpoints, config, labels, state, len(train_source))
-    checkpoints.close()
+            _write_labels(config.workdir, labels)
+        with RunLog(
+            config.workdir,
+            first_step=first_step,
+            total_steps=plan.total_steps,
+            validated=bool(checkpoints.metrics(first_step)),
+            enabled=writes,
+        ) as log:
+            log.say(_headline(config, mesh, len(train_source), len(val_source)))
+            log.say(f"{origin}; compiling the first step")
+            validate = _validation(config, mesh, eval_step, eval_clips, log)
+            batches = train_batches(
+                build.build_train_clips(config, train_source),
+                order,
+                batch_size=config.batch_size,
+                steps=range(first_step, plan.total_steps),
+                reading=build.build_reading(config),
+                host=build.host_share(),
+            )
+            run = Run(
+                config=config,
+                plan=plan,
+                mesh=mesh,
+                order=order,
+                clip_name=train_source.name,
+                train_step=train_step,
+                validate=validate,
+                checkpoints=checkpoints,
+                log=log,
+                preemption=preemption or Preemption(),
+            )
+            state = train(run, state, batches, saved)
+            _say_goodbye(log, checkpoints, config)
+            if writes:
+                _write_card(checkpoints, config, labels, state, len(train_source))
+    finally:
+        checkpoints.close()
     return state
 
 
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, init: Callable[[], TrainState]
-) -> tuple[TrainState, str]:
-    """The state to train from, and where it comes from in words.
+) -> tuple[TrainState, dict[str, Any] | None, str]:
+    """The state to train from, its progress, and where they come from in words.
 
     The newest checkpoint of this run; else `config.init_from`; else random weights.
     """
@@ -114,9 +140,10 @@ def _start(
     step = from_first(-1 if latest is None else latest)
     if step >= 0:
         check_same_run(checkpoints.recipe(step), config, config.workdir)
-        return checkpoints.restore(step, init()), f"continuing {config.workdir} at step {step}"
+        state, progress = checkpoints.restore(step, init())
+        return state, progress, f"continuing {config.workdir} at step {step}"
     if not config.init_from:
-        return init(), "starting from random weights"
+        return init(), None, "starting from random weights"
     tensors = load_tensors(config.init_from)
     state = init()
     shapes = {name: array.shape for name, array in {**state.params, **state.batch_stats}.items()}
@@ -127,24 +154,30 @@ def _start(
         ignore=config.init_ignore,
         source=config.init_from,
     )
-    return with_tensors(state, start.loaded), f"starting from {config.init_from}: {start}"
+    origin = f"starting from {config.init_from}: {start}"
+    return with_tensors(state, start.loaded), None, origin
 
 
 def _validation(
     config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
-) -> Callable[[TrainState], dict[str, float]]:
+) -> Validate:
     batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
 
-    def validate(state: TrainState) -> dict[str, float]:
+    def validate(state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
         batches = eval_batches(
             clips,
             batch_size=batch_size,
             reading=build.build_reading(config),
             host=build.host_share(),
         )
-        with log.validation(-(-len(clips.source) // batch_size)) as on_batch:
+        with log.validation(-(-len(clips.source) // batch_size)) as advance:
+
+            def after_batch() -> None:
+                advance()
+                on_batch()
+
             return evaluate(
-                eval_step, state.params, state.batch_stats, batches, mesh, on_batch=on_batch
+                eval_step, state.params, state.batch_stats, batches, mesh, on_batch=after_batch
             )
 
     return validate

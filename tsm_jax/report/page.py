@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from tsm_jax.report.calibration import Calibration
 from tsm_jax.report.confusion import ClassResult, Confusion
+from tsm_jax.report.html import data_uri, render
 
 PAGE_FILE = "report.html"
 
@@ -23,7 +21,7 @@ class ShownClip:
     Attributes:
         name: of the clip.
         class_name: the right class.
-        picture: file of its strip, relative to the report.
+        picture: file of its strip, relative to the report; or an address that holds it.
         best: (class, score, whether it is the right one), best first.
         score: of the right class.
     """
@@ -74,18 +72,9 @@ def write_page(folder: str, page: Page) -> None:
 
     def embed(name: str) -> str:
         with open(os.path.join(folder, name), "rb") as file:
-            return "data:image/png;base64," + base64.b64encode(file.read()).decode("ascii")
+            return data_uri(file.read(), "image/png")
 
-    environment = Environment(
-        loader=PackageLoader("tsm_jax.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: "" if share is None else f"{share:.1%}"
-    environment.filters["embed"] = embed
-    html = environment.get_template("report.html.jinja").render(page=page)
+    html = render("report.html.jinja", page=page, embed=embed)
     # A name of a file that is no UTF-8 cannot stand on a page as it is.
     with open(os.path.join(folder, PAGE_FILE), "wb") as file:
         file.write(html.encode("utf-8", errors="replace"))

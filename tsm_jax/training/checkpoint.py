@@ -1,31 +1,34 @@
 """The checkpoints of a run: the newest two, and the one with the best validation accuracy.
 
-A checkpoint holds the train state, the recipe and the validation metrics. The position in the data
-needs no entry of its own: order and augmentation are functions of the seed and the step.
+A checkpoint holds the train state, the recipe and what the log line under way has added up; when
+its validation is done, that is put beside them. The position in the data and the random state need
+no entry of their own: order, augmentation and dropout are functions of the seed and the step.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
+from orbax.checkpoint.options import AsyncOptions
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network, Tensors
+from tsm_jax.training import checkpoint_files as files
 from tsm_jax.training.mesh import replicated
 from tsm_jax.training.state import TrainState
 
-_ITEMS = ("model", "optimizer", "recipe")
+_ITEMS = ("model", "optimizer", "recipe", "progress")
 
 
 class Checkpoints:
@@ -33,49 +36,75 @@ class Checkpoints:
 
     Args:
         workdir: of the run; checkpoints lie in its `checkpoints/`, one folder a step.
-        read_only: for evaluation and prediction; nothing is created.
+        read_only: for evaluation and prediction; nothing is created or moved.
     """
 
     def __init__(self, workdir: str, *, read_only: bool = False):
         self._directory = os.path.join(workdir, config_lib.CHECKPOINTS)
-        keep = AnyPreservationPolicy(
-            [LatestN(2), BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False)]
-        )
+        self._read_only = read_only
+        if not read_only:
+            _once_for_all_processes(lambda: files.set_unreadable_aside(workdir))
+        self._validations = files.read_validations(self._directory)
+        self._saving = 0
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            best_fn=_rank,
+            preservation_policy=AnyPreservationPolicy([LatestN(2), _Best(self)]),
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             read_only=read_only,
+            # Runs when all is written and before the folder gets its final name.
+            async_options=AsyncOptions(
+                post_finalization_callback=lambda: files.write_checksums(
+                    self._directory, self._saving
+                )
+            ),
         )
-        self._manager = ocp.CheckpointManager(
-            os.path.abspath(self._directory), options=options, item_names=_ITEMS
-        )
+        with self._told_in_one_line():
+            self._manager = ocp.CheckpointManager(
+                os.path.abspath(self._directory), options=options, item_names=_ITEMS
+            )
 
-    def save(
-        self, state: TrainState, config: ConfigDict, metrics: dict[str, float] | None = None
-    ) -> None:
+    def save(self, state: TrainState, config: ConfigDict, progress: dict[str, Any]) -> None:
         """Starts saving; the arrays are copied before this returns.
 
         Args:
             state: of the run.
             config: its recipe.
-            metrics: of the validation at this step, if there was one.
+            progress: of the log line under way; plain numbers.
+
+        Raises:
+            UserError: this save or the one before cannot be written.
         """
         step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(
-                    {"params": state.params, "batch_stats": state.batch_stats}
+        self.wait()
+        self._saving = step
+        with self._told_in_one_line():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(
+                        {"params": state.params, "batch_stats": state.batch_stats}
+                    ),
+                    optimizer=ocp.args.StandardSave(_optimizer_item(state)),
+                    recipe=ocp.args.JsonSave(config.to_dict()),
+                    progress=ocp.args.JsonSave(progress),
                 ),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                recipe=ocp.args.JsonSave(config.to_dict()),
-            ),
-            metrics=None if metrics is None else {**metrics, "step": step},
-        )
+            )
+
+    def add_validation(self, step: int, metrics: dict[str, Any]) -> None:
+        """Puts the validation's metrics into a checkpoint; the best one needs a finite loss.
+
+        Raises:
+            UserError: the checkpoint or the metrics cannot be written.
+        """
+        self.wait()
+        if not math.isfinite(metrics["loss"]):
+            metrics = {**metrics, "loss": None}
+        self._validations[step] = metrics
+        if jax.process_index() == 0:
+            with self._told_in_one_line():
+                files.write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
 
     def path(self, step: int) -> str:
         """Folder of a step."""
@@ -87,39 +116,32 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The checkpoint of the best validation top-1; of equals the first."""
-        self.wait()  # the metrics of a save that is under way cannot be read yet
-        with_metrics = any(self._manager.metrics(step) for step in self._manager.all_steps())
-        return self._manager.best_step() if with_metrics else None
+        validations = self._validations
+        steps = self._manager.all_steps()
+        finite = [s for s in steps if s in validations and validations[s]["loss"] is not None]
+        return max(finite, key=lambda step: (validations[step]["top1"], -step), default=None)
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """Validation metrics of a step; empty if there was no validation."""
-        return self._manager.metrics(step) or {}
+    def metrics(self, step: int) -> dict[str, Any]:
+        """Validation metrics of a step; empty if it has not been validated."""
+        return self._validations.get(step, {})
 
     def recipe(self, step: int) -> ConfigDict:
         """The recipe that a checkpoint was trained with."""
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(recipe=ocp.args.JsonRestore())
-        )
+        restored = self._restore(step, recipe=ocp.args.JsonRestore())
         return config_lib.from_dict(restored["recipe"])
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The train state of a step, with the shapes and devices of `like`."""
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The train state of a step, with the shapes and devices of `like`, and its progress."""
         abstract = jax.tree.map(_abstract, like)
-        restored = self._manager.restore(
+        restored = self._restore(
             step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(
-                    {"params": abstract.params, "batch_stats": abstract.batch_stats}
-                ),
-                optimizer=ocp.args.StandardRestore(
-                    {"step": abstract.step, "opt_state": abstract.opt_state}
-                ),
+            model=ocp.args.StandardRestore(
+                {"params": abstract.params, "batch_stats": abstract.batch_stats}
             ),
+            optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+            progress=ocp.args.JsonRestore(),
         )
-        model, optimizer = restored["model"], restored["optimizer"]
-        return TrainState(
-            optimizer["step"], model["params"], model["batch_stats"], optimizer["opt_state"]
-        )
+        return TrainState(**restored["model"], **restored["optimizer"]), restored["progress"]
 
     def restore_model(self, step: int, network: Network, mesh: Mesh) -> tuple[Tensors, Tensors]:
         """Parameters and running statistics alone, replicated over a mesh."""
@@ -135,23 +157,79 @@ class Checkpoints:
             "params": abstract(network.param_shapes),
             "batch_stats": abstract(network.batch_stat_shapes),
         }
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))
-        )
+        restored = self._restore(step, model=ocp.args.StandardRestore(target))
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self._told_in_one_line():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and ends the background threads."""
-        self._manager.close()
+        with self._told_in_one_line():
+            self._manager.close()
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        # A run that continues has checked its checkpoints when it began.
+        if self._read_only and (wrong := files.what_is_wrong(self.path(step))):
+            raise UserError(
+                f"{self.path(step)} is unreadable ({wrong}): run the training again, which goes on"
+                " from the checkpoint before"
+            )
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextmanager
+    def _told_in_one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _is_about_the_disk(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"cannot write a checkpoint in {self._directory}: make room or choose another"
+                f" --config.workdir, and run the same command again; the last complete checkpoint"
+                f" is kept ({reason[:200]})"
+            ) from error
 
 
-def _rank(metrics: dict[str, float]) -> Any:
-    """Orders validations: by top-1, of equals the earlier one."""
-    return metrics["top1"], -metrics["step"]
+class _Best:
+    """Keeps the checkpoint of the best validation."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self._checkpoints.best_step()
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def _once_for_all_processes(action: Callable[[], None]) -> None:
+    """Only the first process acts, before any goes on."""
+    if jax.process_index() == 0:
+        action()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints checked")
+
+
+def _is_about_the_disk(error: BaseException | None) -> bool:
+    """Whether the operating system refused to write; tensorstore says so in a ValueError."""
+    if error is None:
+        return False
+    return (
+        isinstance(error, OSError)
+        or "[OS error" in str(error)
+        or _is_about_the_disk(error.__cause__)
+    )
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
 
 
 def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:

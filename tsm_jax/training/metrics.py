@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -64,9 +65,9 @@ class Meter:
             self.sums[name] += sums[name].item()
 
     def result(self) -> dict[str, float]:
-        """Means over the clips seen: `loss`, `top1`, `top5`, and their `count`."""
+        """Means over the clips seen: `loss`, `top1`, `top5` (nan of none), and their `count`."""
         count = self.sums["count"]
-        means = {name: self.sums[name] / max(count, 1) for name in ("loss", "top1", "top5")}
+        means = {name: self.sums[name] / (count or math.nan) for name in ("loss", "top1", "top5")}
         return {**means, "count": count}
 
 

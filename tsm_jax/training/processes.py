@@ -21,9 +21,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tsm_jax.errors import UserError
+from tsm_jax.training.preemption import EXIT_CODE
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-PREEMPTED = 75  # all processes end with it together, so it is no failure of one
 
 _FAILURE = "tsm_jax/failure"
 _POLL_SECONDS = 0.5
@@ -51,7 +51,9 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, SystemExit) or error.code not in (None, 0, PREEMPTED):
+        # All processes are preempted together: that is no failure of one.
+        # Preempted processes stop together, and then end as after the last step.
+        if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             watch.announce(error)
             _skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
         raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +14,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from tensorboardX import SummaryWriter
+
+from tsm_jax.errors import UserError
+from tsm_jax.training.event_file import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -25,10 +29,23 @@ class RunLog:
         first_step: where this process starts. Lines of later steps, left over from a process that
             was killed after its last checkpoint, are removed: they will be written again.
         total_steps: of the run.
+        validated: whether the validation at `first_step` is done; otherwise it will be done again,
+            and its lines are removed as well.
         enabled: False on all processes but the first.
+
+    Raises:
+        UserError: a file cannot be written, here and in `record`.
     """
 
-    def __init__(self, workdir: str, *, first_step: int, total_steps: int, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        first_step: int,
+        total_steps: int,
+        validated: bool = True,
+        enabled: bool = True,
+    ):
         self.enabled = enabled
         self._console = Console(highlight=False, quiet=not enabled, soft_wrap=True)
         self._progress = Progress(
@@ -44,10 +61,11 @@ class RunLog:
         self._file = self._events = None
         if enabled:
             path = os.path.join(workdir, METRICS_FILE)
-            _forget_after(path, first_step)
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-            events = os.path.join(workdir, "tensorboard")
-            self._events = SummaryWriter(events, purge_step=first_step)
+            with _told_in_one_line(workdir):
+                _forget_after(path, first_step, validated)
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+                self._events = EventFile(os.path.join(workdir, "tensorboard"), first_step)
+        self._workdir = workdir
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -67,16 +85,23 @@ class RunLog:
         """One line of metrics.jsonl, and one point a number in TensorBoard.
 
         Args:
-            kind: `train` or `val`.
+            kind: `train`, `val`, `best`, `bad_step` or `diverged`.
             step: optimizer steps done.
-            values: plain numbers.
+            values: numbers (one that is not finite becomes null), texts, lists of texts.
         """
         if not (self._file and self._events):
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            self._events.add_scalar(f"{kind}/{name}", value, step)
+        values = {name: _finite(value) for name, value in values.items()}
+        line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
+        numbers = {
+            f"{kind}/{name}": float(value)
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        }
+        with _told_in_one_line(self._workdir):
+            if self._file.write(line.encode()) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._events.add(step, numbers)
 
     def trained_one_step(self) -> None:
         self._progress.advance(self._training)
@@ -91,21 +116,38 @@ class RunLog:
             self._progress.remove_task(task)
 
 
-def _forget_after(path: str, step: int) -> None:
+def _forget_after(path: str, step: int, validated: bool) -> None:
     if not os.path.exists(path):
         return
-    with open(path, encoding="utf-8") as file:
-        lines = [line for line in file if _step_of(line) <= step]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line.rstrip("\n") for line in file if _is_before(line, step, validated)]
     with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(lines)
+        file.writelines(f"{line}\n" for line in lines)
     os.replace(path + ".tmp", path)
 
 
-def _step_of(line: str) -> float:
+def _is_before(line: str, step: int, validated: bool) -> bool:
     try:
-        return json.loads(line)["step"]
+        values = json.loads(line)
+        to_do = not validated and values["kind"] in ("val", "best")
+        return values["step"] < step or (values["step"] == step and not to_do)
     except (ValueError, KeyError, TypeError):  # the half line of a killed process
-        return float("inf")
+        return False
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _told_in_one_line(workdir: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the log in {workdir}: {error.strerror}: make room or choose another"
+            " --config.workdir, and run the same command again"
+        ) from error
 
 
 class StepTimer:
@@ -125,12 +167,13 @@ class StepTimer:
         self._reading += reading_seconds
 
     @property
-    def batch_seconds(self) -> float:
-        return (time.perf_counter() - self._start) / max(self._steps, 1)
+    def batch_seconds(self) -> float | None:
+        """None if no step has been timed, as behind the first one, which compiles."""
+        return (time.perf_counter() - self._start) / self._steps if self._steps else None
 
     @property
-    def reader_seconds(self) -> float:
-        return self._reading / max(self._steps, 1)
+    def reader_seconds(self) -> float | None:
+        return self._reading / self._steps if self._steps else None
 
 
 def duration(seconds: float) -> str:

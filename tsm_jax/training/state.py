@@ -16,19 +16,21 @@ from tsm_jax.training.mesh import replicated
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step; all float32 but the counter.
+    """Everything that changes from step to step; all float32 but the counters.
 
     Attributes:
         step: optimizer steps done, int32.
         params: what is trained, by name.
         batch_stats: running mean and variance of batch norm, by name.
         opt_state: optax's state: velocities and counters.
+        bad_steps: steps skipped because their loss or gradient was not finite, int32.
     """
 
     step: jax.Array
     params: Tensors
     batch_stats: Tensors
     opt_state: optax.OptState
+    bad_steps: jax.Array
 
 
 def init_state(
@@ -38,7 +40,9 @@ def init_state(
 
     def init(key: jax.Array) -> TrainState:
         params, batch_stats = network.init(key)
-        return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        opt_state = optimizer.init(params)
+        none = jnp.zeros((), jnp.int32)
+        return TrainState(none, params, batch_stats, opt_state, none)
 
     # Initialisation runs once, and hundreds of random draws take LLVM 5 s to optimise.
     fast_compile = mesh.devices.flat[0].platform == "cpu"

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
+from tsm_jax.training.bad_steps import skip_bad_step
 from tsm_jax.training.mesh import replicated, split_by_clips
 from tsm_jax.training.metrics import clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
@@ -32,11 +33,13 @@ def make_train_step(
     data_format: str,
     seed: int,
     label_smoothing: float = 0.0,
+    max_bad_steps: int = 0,
 ) -> TrainStep:
     """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
 
-    The metrics are `clip_sums` of the batch before the update, with `learning_rate` and
-    `grad_norm` (the global norm of the raw gradients).
+    The metrics are `clip_sums` of the batch before the update, with `learning_rate`, `grad_norm`
+    (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps an update that
+    is not finite out of the state.
     """
 
     def loss_fn(params: Tensors, state: TrainState, batch: Batch) -> tuple[jax.Array, Any]:
@@ -60,7 +63,8 @@ def make_train_step(
             "grad_norm": global_norm(gradients),
         }
         params: Any = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+        updated = TrainState(state.step + 1, params, batch_stats, opt_state, state.bad_steps)
+        return skip_bad_step(state, updated, metrics, max_bad_steps)
 
     return jax.jit(
         train_step,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).parents[1] / "launch" / "local.py"
+LAUNCH = Path(__file__).parents[2] / "launch" / "local.py"
 
 
 @pytest.fixture

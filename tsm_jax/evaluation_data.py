@@ -1,0 +1,80 @@
+"""Recipes to evaluate a model on videos that come without one: class folders, or UCF-101."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from tsm_jax.config import default
+from tsm_jax.data.prepare.atomic import write_lines
+from tsm_jax.data.prepare.make_lists import LABELS_FILE, class_key, folder_list, ucf101_lists
+from tsm_jax.errors import UserError
+from tsm_jax.weights.labels import read_labels
+from tsm_jax.weights.model_directory import Model
+
+
+def class_folders(model: Model, videos: str, output: str) -> ConfigDict:
+    """A recipe for `<class>/<video>` folders, which need not be all of the model's classes.
+
+    Args:
+        model: whose class names the folders have, compared by letters and digits alone.
+        videos: the folder of the class folders.
+        output: folder to write the list to.
+
+    Raises:
+        UserError: there are no videos, or a folder is none of the model's classes.
+    """
+    folder = Path(output, "class_folders")
+    (folder / LABELS_FILE).unlink(missing_ok=True)  # of another model that was evaluated before
+    list_path = str(folder / "videos.list")
+    folder_list(videos, list_path, labels=model.labels)
+    return _recipe(model, list_path, prefix=videos)
+
+
+def ucf101(model: Model, data: str, output: str) -> ConfigDict:
+    """A recipe for the test list of UCF-101's split 1.
+
+    Args:
+        model: of the classes in `classInd.txt`.
+        data: folder with `videos/` and `ucfTrainTestlist/`, as `prepare download ucf101` leaves it.
+        output: folder to write the lists to.
+
+    Raises:
+        UserError: something is missing there, or the model has other classes.
+    """
+    splits, videos = os.path.join(data, "ucfTrainTestlist"), os.path.join(data, "videos")
+    folder = os.path.join(output, "ucf101")
+    ucf101_lists(splits, folder, videos=videos)
+    names = read_labels(os.path.join(folder, LABELS_FILE))
+    if [class_key(name) for name in names] != [class_key(name) for name in model.labels]:
+        raise UserError(
+            f"the model knows {len(model.labels)} classes ({model.labels[0]}, ...), {splits} has"
+            f" {len(names)} ({names[0]}, ...): evaluate on videos of the model's classes"
+        )
+    list_path = os.path.join(folder, "ucf101_val_split_1_videos.txt")
+    return _recipe(model, list_path, suffix=".avi")
+
+
+def at_most(config: ConfigDict, most: int) -> ConfigDict:
+    """The recipe with at most so many clips of its list, evenly spaced; 0 for all of them."""
+    lines = Path(config.data.val_list).read_text(encoding="utf-8-sig", errors="surrogateescape")
+    clips = [line for line in lines.split("\n") if line.strip()]
+    if not most or len(clips) <= most:
+        return config
+    path = f"{config.data.val_list}.{most}"
+    write_lines(path, [clips[i * len(clips) // most] for i in range(most)])
+    config.data.val_list = path
+    return config
+
+
+def _recipe(model: Model, list_path: str, *, prefix: str = "", suffix: str = "") -> ConfigDict:
+    config = default()
+    for name, value in asdict(model.architecture).items():
+        config.model[name] = value
+    config.data.val_list = list_path
+    config.data.prefix = prefix
+    config.data.suffix = suffix
+    return config

@@ -1,0 +1,146 @@
+"""Whether a checkpoint's folder is whole: a checksum per file, and what is done where it is not.
+
+A killed process, a full disk or a copy that was cut off leave folders that look like checkpoints.
+Reading such a folder may crash or hang, so every byte is checked before anything else reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import zlib
+from typing import Any
+
+from tsm_jax import config as config_lib
+from tsm_jax.errors import UserError
+
+CHECKSUMS_FILE = "checksums.json"
+VALIDATION_FILE = "validation.json"
+UNREADABLE = "unreadable"
+
+# Orbax adds the time to this file when the checksums are taken; it must at least be JSON.
+_TIMESTAMP_FILE = "_CHECKPOINT_METADATA"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_CHUNK = 1 << 20
+_log = logging.getLogger(__name__)
+
+
+def write_checksums(directory: str, step: int) -> None:
+    """Writes the checksums of a save, just before it gets its final name.
+
+    Args:
+        directory: of the checkpoints.
+        step: of the one whose files are all written.
+    """
+    names = [name for name in os.listdir(directory) if name.startswith(f"{step}{_UNFINISHED}")]
+    if len(names) != 1:
+        raise RuntimeError(f"{directory}: one unfinished save of step {step} expected, not {names}")
+    folder = os.path.join(directory, names[0])
+    write_json(
+        os.path.join(folder, CHECKSUMS_FILE), {name: _sums(folder, name) for name in _files(folder)}
+    )
+
+
+def what_is_wrong(folder: str) -> str:
+    """Why a checkpoint cannot be trusted, in words; empty if it is whole."""
+    name = CHECKSUMS_FILE
+    try:
+        expected = _read_json(os.path.join(folder, name))
+        for name, (size, crc) in expected.items():
+            found_size, found_crc = _sums(folder, name)
+            if found_size != size:
+                return f"{name} has {found_size} of {size} bytes"
+            if found_crc != crc:
+                return f"{name} has changed"
+        name = _TIMESTAMP_FILE
+        _read_json(os.path.join(folder, name))
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    except (ValueError, TypeError, AttributeError):
+        return f"{name} cannot be read"
+    return ""
+
+
+def set_unreadable_aside(workdir: str) -> None:
+    """Leaves nothing in a run's `checkpoints/` that is no whole checkpoint.
+
+    What only looks like one is moved to `unreadable/` and named in a warning; unfinished saves are
+    deleted. Other files, whose name is no number, stay.
+
+    Raises:
+        UserError: it cannot be moved or deleted.
+    """
+    directory = os.path.join(workdir, config_lib.CHECKPOINTS)
+    if not os.path.isdir(directory):
+        return
+    try:
+        for name in sorted(os.listdir(directory)):
+            path = os.path.join(directory, name)
+            if _UNFINISHED in name:
+                shutil.rmtree(path)
+            elif name.isdigit() and (wrong := what_is_wrong(path)):
+                target = _free_name(os.path.join(workdir, UNREADABLE, name))
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.rename(path, target)
+                _log.warning("checkpoint %s is unreadable (%s): moved to %s", path, wrong, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot clean up {directory}: {error.filename}: {error.strerror}"
+        ) from error
+
+
+def read_validations(directory: str) -> dict[int, dict[str, Any]]:
+    """Validation metrics by step, of the checkpoints that have any."""
+    validations = {}
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
+        path = os.path.join(directory, name, VALIDATION_FILE)
+        if not name.isdigit() or not os.path.exists(path):
+            continue
+        try:
+            validations[int(name)] = _read_json(path)
+        except ValueError:
+            _log.warning("%s cannot be read: step %s counts as not validated", path, name)
+    return validations
+
+
+def write_json(path: str, values: Any) -> None:
+    """A JSON file that appears complete or not at all."""
+    partial = path + ".partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        return dict(json.load(file))
+
+
+def _files(folder: str) -> list[str]:
+    names = (
+        os.path.relpath(os.path.join(parent, name), folder)
+        for parent, _, names in os.walk(folder)
+        for name in names
+    )
+    return sorted(name for name in names if name != _TIMESTAMP_FILE)
+
+
+def _sums(folder: str, name: str) -> tuple[int, int]:
+    """Size and CRC-32 of a file."""
+    size = crc = 0
+    with open(os.path.join(folder, name), "rb") as file:
+        while chunk := file.read(_CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return size, crc
+
+
+def _free_name(path: str) -> str:
+    taken, number = path, 0
+    while os.path.exists(path):
+        number += 1
+        path = f"{taken}.{number}"
+    return path

@@ -1,0 +1,78 @@
+"""Being told to stop by a scheduler: the step under way is finished and saved, exit code 75.
+
+SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill (SLURM sends
+another signal, by custom SIGUSR1, with `--signal`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+EXIT_CODE = 75  # EX_TEMPFAIL: try again
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SAME_SIGNAL = 1.0  # seconds
+
+
+class Preempted(Exception):
+    """The run was told to stop and has saved everything; the same command continues it."""
+
+
+class Preemption:
+    """Notes a scheduler's signal while it is entered; must be entered in the main thread.
+
+    The first signal sets `noted`. Before there is anything to save (`steps_taken` has not been
+    called) it ends the process at once with exit code 75, even in the middle of a compilation. A
+    second SIGTERM, at least a second after the first (a scheduler and a launcher may both pass on
+    the same one), ends it at once with 143.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._nothing_to_save = True
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Preemption:
+        # Python runs its handlers between two instructions of the main thread, which may be a
+        # minute away when XLA compiles. The byte in this pipe is written at once.
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._writer)  # ends the thread
+
+    def steps_taken(self) -> None:
+        """From now on a signal waits until the loop has saved."""
+        self._nothing_to_save = False
+
+    def _watch(self) -> None:
+        first_term = None
+        while number := os.read(self._reader, 1):
+            if number[0] not in SIGNALS:
+                continue
+            if self._nothing_to_save:
+                print("preempted before the first step: nothing to save", flush=True)
+                os._exit(EXIT_CODE)
+            self.noted = True
+            if number[0] == signal.SIGTERM:
+                first_term = first_term or time.monotonic()
+                if time.monotonic() - first_term > _SAME_SIGNAL:
+                    os._exit(128 + signal.SIGTERM)
+        os.close(self._reader)
