@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from tsm_jax.data.frames import decode_picture
 from tsm_jax.data.lists import ClipEntry, read_frame_list
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError, UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 DATASET, SPLIT = "tsm", "clips"
 CLIPS_FILE = "clips.list"
@@ -90,6 +93,24 @@ def _pictures(record: bytes, name: str) -> Sequence[memoryview]:
     return pictures
 
 
+def packed_folder(directory: str) -> epath.Path:
+    """A path, or an address that TensorFlow Datasets reads, as `gs://bucket/folder`.
+
+    Raises:
+        UserError: addresses of that kind need a package that is not installed.
+    """
+    from etils import epath
+
+    path = epath.Path(directory)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(
+            f"{directory} cannot be reached: {error} (for gs://, pip install gcsfs)"
+        ) from error
+    return path
+
+
 def open_packed(directory: str, num_classes: int) -> PackedSource:
     """The clips of a folder, or of a `gs://` address where TensorFlow Datasets reads those.
 
@@ -102,9 +123,8 @@ def open_packed(directory: str, num_classes: int) -> PackedSource:
     """
     # Imported here: it takes a second, and the other sources need none of it.
     import tensorflow_datasets as tfds
-    from etils import epath
 
-    path = epath.Path(directory)
+    path = packed_folder(directory)
     if not (path / INFO_FILE).exists():
         raise UserError(
             f"{directory} is no packed folder, or one that is not complete: run"
