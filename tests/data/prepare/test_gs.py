@@ -1,7 +1,7 @@
 """Packing to `gs://` and reading from there, with a bucket on this machine.
 
-Python's side reaches it as a file system of fsspec; ArrayRecord's own client of Google Cloud Storage
-through the address of an emulator.
+Python's side reaches it as a file system of fsspec, ArrayRecord's own client of Google Cloud
+Storage through the address of an emulator.
 """
 
 from __future__ import annotations
