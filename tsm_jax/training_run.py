@@ -16,6 +16,7 @@ from tsm_jax.class_names import class_names, with_num_classes
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.data.prepare.atomic import write_lines
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -210,8 +211,7 @@ def _write_card(
     )
     title = os.path.basename(os.path.normpath(config.workdir))
     card = model_card(model, title=title, path=config.workdir)
-    with open(os.path.join(config.workdir, CARD_FILE), "w", encoding="utf-8") as file:
-        file.write(card)
+    write_lines(os.path.join(config.workdir, CARD_FILE), card.splitlines())
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:
