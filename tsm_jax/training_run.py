@@ -96,7 +96,7 @@ def train_recipe(
             config.workdir,
             first_step=first_step,
             total_steps=plan.total_steps,
-            validated=bool(checkpoints.metrics(first_step)),
+            validated=checkpoints.validated(first_step),
             enabled=writes,
         ) as log:
             log.say(_headline(config, mesh, len(train_source), len(val_source)))
