@@ -24,7 +24,7 @@ from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.preemption import Preemption
-from tsm_jax.training.processes import check_shared, from_first
+from tsm_jax.training.processes import check_shared, compiled_together, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
@@ -78,7 +78,9 @@ def train_recipe(
         label_smoothing=config.label_smoothing,
         max_bad_steps=config.max_bad_steps,
     )
+    train_step = compiled_together(train_step, "training step")
     eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
+    eval_step = compiled_together(eval_step, "evaluation step")
     eval_clips = build.build_eval_clips(
         val_source, build.preprocessing_of(config.data), config.model.num_segments
     )
