@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 # XLA logs a page for each step that it loads from the cache, see tsm_jax/compilation_cache.py.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -18,3 +22,45 @@ _compiled = tempfile.TemporaryDirectory(prefix="tsm-jax-compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name  # of processes that tests start
 jax.config.update("jax_compilation_cache_dir", _compiled.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Hides what is not installed on a pretended machine.
+HIDE = """
+import sys
+
+class Installed:
+    def __init__(self, finders):
+        self.finders = finders
+
+    def find_spec(self, name, path=None, target=None):
+        if not installed(name.partition(".")[0]):
+            return None
+        found = (finder.find_spec(name, path, target) for finder in self.finders)
+        return next(filter(None, found), None)
+
+sys.meta_path[:] = [Installed(list(sys.meta_path))]
+"""
+
+
+@pytest.fixture
+def run_with_only():
+    """Runs Python code in a process that can import nothing but the named packages, or everything
+    but the blocked ones."""
+
+    def run(code: str, *packages: str, blocked: tuple[str, ...] = ()):
+        if blocked:
+            rule = f"name not in {set(blocked)!r}"
+        else:
+            own = 'name in sys.stdlib_module_names or name.startswith("_sysconfigdata")'
+            rule = f"{own} or name in {set(packages)!r}"
+        head = f"{HIDE}\ndef installed(name):\n    return {rule}\n"
+        return subprocess.run(
+            [sys.executable, "-c", head + code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=REPOSITORY,
+        )
+
+    return run

@@ -16,6 +16,7 @@ from tsm_jax.class_names import class_names, with_num_classes
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.data.prepare.atomic import write_lines
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -23,7 +24,7 @@ from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.preemption import Preemption
-from tsm_jax.training.processes import check_shared, from_first
+from tsm_jax.training.processes import check_shared, compiled_together, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
@@ -64,6 +65,8 @@ def train_recipe(
     labels = class_names(config)
 
     steps = build.build_steps(config, plan, mesh)
+    train_step = compiled_together(steps.train_step, "training step")
+    eval_step = compiled_together(steps.eval_step, "evaluation step")
     eval_clips = build_data.build_eval_clips(
         val_source, build_data.preprocessing_of(config.data), config.model.num_segments
     )
@@ -80,12 +83,12 @@ def train_recipe(
             config.workdir,
             first_step=first_step,
             total_steps=plan.total_steps,
-            validated=bool(checkpoints.metrics(first_step)),
+            validated=checkpoints.validated(first_step),
             enabled=writes,
         ) as log:
             log.say(_headline(config, mesh, len(train_source), len(val_source)))
             log.say(f"{origin}; compiling the first step")
-            validate = _validation(config, mesh, steps.eval_step, eval_clips, log)
+            validate = _validation(config, mesh, eval_step, eval_clips, log)
             batches = train_batches(
                 build_data.build_train_clips(config, train_source),
                 order,
@@ -100,7 +103,7 @@ def train_recipe(
                 mesh=mesh,
                 order=order,
                 clip_name=train_source.name,
-                train_step=steps.train_step,
+                train_step=train_step,
                 validate=validate,
                 checkpoints=checkpoints,
                 log=log,
@@ -196,8 +199,7 @@ def _write_card(
     )
     title = os.path.basename(os.path.normpath(config.workdir))
     card = model_card(model, title=title, path=config.workdir)
-    with open(os.path.join(config.workdir, CARD_FILE), "w", encoding="utf-8") as file:
-        file.write(card)
+    write_lines(os.path.join(config.workdir, CARD_FILE), card.splitlines())
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,25 +18,6 @@ from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.weights.model_directory import Model, Preprocessing
-
-REPOSITORY = Path(__file__).parents[2]
-
-# Hides what is not installed on a pretended machine.
-HIDE = """
-import sys
-
-class Installed:
-    def __init__(self, finders):
-        self.finders = finders
-
-    def find_spec(self, name, path=None, target=None):
-        if not installed(name.partition(".")[0]):
-            return None
-        found = (finder.find_spec(name, path, target) for finder in self.finders)
-        return next(filter(None, found), None)
-
-sys.meta_path[:] = [Installed(list(sys.meta_path))]
-"""
 
 
 def _tensors(architecture: Architecture) -> dict[str, np.ndarray]:
@@ -134,26 +113,3 @@ def write_film(path: Path, frames: np.ndarray, rate: int = 24) -> Path:
 @pytest.fixture(scope="session")
 def film():
     return write_film
-
-
-@pytest.fixture
-def run_with_only():
-    """Runs Python code in a process that can import nothing but the named packages, or everything
-    but the blocked ones."""
-
-    def run(code: str, *packages: str, blocked: tuple[str, ...] = ()):
-        if blocked:
-            rule = f"name not in {set(blocked)!r}"
-        else:
-            own = 'name in sys.stdlib_module_names or name.startswith("_sysconfigdata")'
-            rule = f"{own} or name in {set(packages)!r}"
-        head = f"{HIDE}\ndef installed(name):\n    return {rule}\n"
-        return subprocess.run(
-            [sys.executable, "-c", head + code],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            cwd=REPOSITORY,
-        )
-
-    return run

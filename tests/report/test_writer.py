@@ -96,7 +96,7 @@ def test_the_page_is_complete_without_network_or_script(written):
     links = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert len(links) > 5
     assert all(link.startswith("data:") for link in links)
-    assert f"{100 * evaluation.metrics['top1']:.2f} %" in page.text
+    assert f"{100 * evaluation.metrics['top1']:.2f}%" in page.text
     wrong = round(40 * (1 - evaluation.metrics["top1"]))
     assert f"of {wrong} wrong answers" in page.text
 

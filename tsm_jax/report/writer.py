@@ -166,7 +166,12 @@ def _metrics(
 
 def _about(evaluation: Evaluation) -> list[tuple[str, str]]:
     network, protocol = evaluation.model.architecture, evaluation.clips.protocol
-    views = f"{protocol.num_views} ({protocol.num_clips} in time, {protocol.num_crops} crops)"
+    views = "1"
+    if protocol.num_views > 1:
+        views = (
+            f"{protocol.num_views} ({protocol.num_clips} in time x {protocol.num_crops} in space),"
+            f" mean of {evaluation.average}"
+        )
     shift = network.shift
     if shift != "none":
         shift += f", {network.shift_fraction} of the channels each way"
@@ -181,7 +186,7 @@ def _about(evaluation: Evaluation) -> list[tuple[str, str]]:
             f"{protocol.crop_size} x {protocol.crop_size}, short side {protocol.short_side}",
         ),
         ("protocol", protocol.name),
-        ("views of a clip", f"{views}; mean of {evaluation.average}"),
+        ("views of a clip", views),
         ("precision", evaluation.dtype),
         ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tsm_jax {tsm_jax.__version__}"),
     ]

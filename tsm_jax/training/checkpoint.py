@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
@@ -26,6 +26,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.training import checkpoint_files as files
 from tsm_jax.training.mesh import replicated
+from tsm_jax.training.processes import wait_for_all
 from tsm_jax.training.state import TrainState
 
 _ITEMS = ("model", "optimizer", "recipe", "progress")
@@ -116,14 +117,17 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The checkpoint of the best validation top-1; of equals the first."""
-        validations = self._validations
-        steps = self._manager.all_steps()
-        finite = [s for s in steps if s in validations and validations[s]["loss"] is not None]
-        return max(finite, key=lambda step: (validations[step]["top1"], -step), default=None)
+        finite = [step for step in self._manager.all_steps() if self.metrics(step)]
+        return max(finite, key=lambda step: (self.metrics(step)["top1"], -step), default=None)
 
-    def metrics(self, step: int) -> dict[str, Any]:
-        """Validation metrics of a step; empty if it has not been validated."""
-        return self._validations.get(step, {})
+    def validated(self, step: int) -> bool:
+        """Whether the validation of a step is done."""
+        return step in self._validations
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Validation metrics of a step; empty if there are none or the loss is not finite."""
+        metrics = self._validations.get(step, {})
+        return {} if metrics.get("loss") is None else metrics
 
     def recipe(self, step: int) -> ConfigDict:
         """The recipe that a checkpoint was trained with."""
@@ -188,13 +192,14 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not _is_about_the_disk(error):
+            reason = _refusal_of_the_system(error)
+            if not reason or self._read_only:
                 raise
-            reason = " ".join(str(error).split())
+            if jax.process_index() == 0:
+                files.remove_unfinished(self._directory)
             raise UserError(
-                f"cannot write a checkpoint in {self._directory}: make room or choose another"
-                f" --config.workdir, and run the same command again; the last complete checkpoint"
-                f" is kept ({reason[:200]})"
+                f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
+                " the same command again: it continues from the last complete one"
             ) from error
 
 
@@ -213,19 +218,16 @@ def _once_for_all_processes(action: Callable[[], None]) -> None:
     """Only the first process acts, before any goes on."""
     if jax.process_index() == 0:
         action()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints checked")
+    wait_for_all("checked checkpoints")
 
 
-def _is_about_the_disk(error: BaseException | None) -> bool:
-    """Whether the operating system refused to write; tensorstore says so in a ValueError."""
-    if error is None:
-        return False
-    return (
-        isinstance(error, OSError)
-        or "[OS error" in str(error)
-        or _is_about_the_disk(error.__cause__)
-    )
+def _refusal_of_the_system(error: BaseException) -> str:
+    """Why the operating system did not write, as on a full disk; empty for any other error."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # Tensorstore raises a ValueError with the number in its text.
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(number[1])) if number else ""
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:

@@ -76,11 +76,10 @@ def set_unreadable_aside(workdir: str) -> None:
     if not os.path.isdir(directory):
         return
     try:
+        remove_unfinished(directory)
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
-            if _UNFINISHED in name:
-                shutil.rmtree(path)
-            elif name.isdigit() and (wrong := what_is_wrong(path)):
+            if name.isdigit() and (wrong := what_is_wrong(path)):
                 target = _free_name(os.path.join(workdir, UNREADABLE, name))
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.rename(path, target)
@@ -89,6 +88,13 @@ def set_unreadable_aside(workdir: str) -> None:
         raise UserError(
             f"cannot clean up {directory}: {error.filename}: {error.strerror}"
         ) from error
+
+
+def remove_unfinished(directory: str) -> None:
+    """Deletes what saves left behind that were killed or failed."""
+    for name in os.listdir(directory):
+        if _UNFINISHED in name:
+            shutil.rmtree(os.path.join(directory, name))
 
 
 def read_validations(directory: str) -> dict[int, dict[str, Any]]:

@@ -41,7 +41,7 @@ def train(
     """
     stop = StopVote(run.preemption, run.mesh).stop
     first_step = int(state.step)
-    validated = from_first(bool(run.checkpoints.metrics(first_step)))
+    validated = from_first(run.checkpoints.validated(first_step))
     if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
     progress = Progress(run, first_step, saved)

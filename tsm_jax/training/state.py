@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,21 +34,26 @@ class TrainState(NamedTuple):
     bad_steps: jax.Array
 
 
+def fresh_state(
+    network: Network, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    """Random weights at step 0. Call it under `jax.jit` or `jax.eval_shape`."""
+    params, batch_stats = network.init(key)
+    none = jnp.zeros((), jnp.int32)
+    return TrainState(none, params, batch_stats, optimizer.init(params), none)
+
+
 def init_state(
     network: Network, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
 ) -> TrainState:
     """A fresh state, the same on every mesh, replicated over its devices."""
-
-    def init(key: jax.Array) -> TrainState:
-        params, batch_stats = network.init(key)
-        opt_state = optimizer.init(params)
-        none = jnp.zeros((), jnp.int32)
-        return TrainState(none, params, batch_stats, opt_state, none)
-
     # Initialisation runs once, and hundreds of random draws take LLVM 5 s to optimise.
     fast_compile = mesh.devices.flat[0].platform == "cpu"
-    options = {"xla_backend_optimization_level": 0} if fast_compile else None
-    jitted = jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+    jitted = jax.jit(
+        partial(fresh_state, network, optimizer),
+        out_shardings=replicated(mesh),
+        compiler_options={"xla_backend_optimization_level": 0} if fast_compile else None,
+    )
     return jitted(jax.random.key(seed))
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax import build
+from tsm_jax import config as config_lib
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.training import operations
 from tsm_jax.training.mesh import check_batch, make_mesh, put_batch
@@ -52,7 +53,7 @@ def run_step_benchmark(
     Raises:
         UserError: the batch does not divide over the devices.
     """
-    config = ConfigDict(config)  # a copy
+    config = config_lib.from_dict(config.to_dict())  # a copy
     config.model.num_classes = config.model.num_classes or _CLASSES
     mesh = make_mesh()
     check_batch(part_size(config), config.model.batch_norm_group, mesh)

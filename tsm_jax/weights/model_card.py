@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tsm_jax
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.model_directory import Model, Preprocessing
 
@@ -41,7 +42,7 @@ tags:
 # {title}
 
 TSM-ResNet-{depth} for action recognition in videos: {classes} classes, {frames} frames per video.
-Made with `tsm_jax`.
+Made with `tsm_jax` {version}.
 
 ## What it is
 
@@ -86,6 +87,7 @@ def model_card(model: Model, *, title: str, path: str) -> str:
     """
     architecture, provenance = model.architecture, model.provenance
     return _CARD.format(
+        version=tsm_jax.__version__,
         title=escape(title),
         path=shlex.quote(path),
         depth=architecture.depth,

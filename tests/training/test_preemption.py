@@ -1,0 +1,71 @@
+"""What a process does when it is told to stop, in processes of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tsm_jax.training.preemption import Preemption
+
+START = """
+import hashlib, time
+from tsm_jax.training.preemption import Preemption
+with Preemption() as preemption:
+    print("ready", flush=True)
+"""
+# Like a compilation: Python's own handlers wait for minutes.
+DEEP_IN_C = START + "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+SAVING = (
+    START.replace("    print", "    preemption.steps_taken()\n    print") + "    time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def started():
+    processes = []
+
+    def start(program):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ends_at_once_while_there_is_nothing_to_save(started, number):
+    process = started(DEEP_IN_C)
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 75
+    assert b"nothing to save" in process.stdout.read()
+
+
+def test_a_second_sigterm_ends_at_once(started):
+    process = started(SAVING)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)  # the same one, passed on by a launcher
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+
+
+def test_ctrl_c_stays_an_interrupt_and_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert not preemption.noted
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert signal.set_wakeup_fd(-1) == -1
