@@ -33,7 +33,7 @@ from tsm_jax.data.pipeline import Reading
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.data.sources import FrameSource, Source, VideoSource
 from tsm_jax.data.transforms import draw_multi_scale_crop
-from tsm_jax.data_benchmark import one_core, pipeline
+from tsm_jax.data_benchmark import clip_reader, one_core, pipeline
 
 WIDTH, HEIGHT, FRAMES = 340, 256, 300
 TEMPLATE = "img_{:05}.jpg"
@@ -186,9 +186,8 @@ def main() -> None:
         # A floor at a time, so that both see the same state of the machine.
         clips = options.clips // 4 if name == "videos" else options.clips
         train = TrainClips(source, T, SIZE, flip=True, seed=0)
-        reader = lambda i, train=train, source=source: train.read(i % len(source), i)  # noqa: E731
         floor = best_of(options.repeats, lambda: one_core(floors[name], clips))  # noqa: B023
-        alone = best_of(options.repeats, lambda: one_core(reader, clips))  # noqa: B023
+        alone = best_of(options.repeats, lambda: one_core(clip_reader(train), clips))  # noqa: B023
         ratio = alone["cpu_ms_per_clip"] / floor["cpu_ms_per_clip"]
         tell("decoder alone", source=name, **floor)
         tell("training clip", source=name, times_floor=round(ratio, 2), **alone)

@@ -35,7 +35,10 @@ from tsm_jax.training.state import TrainState
 
 
 class NoCheckpoints:
-    """The loop waits for the last one."""
+    """The loop asks for the metrics of the first one and waits for the last one."""
+
+    def metrics(self, step: int) -> dict[str, float]:
+        return {}
 
     def wait(self) -> None:
         pass
@@ -64,9 +67,14 @@ def main() -> None:
             reading=build.build_reading(config),
         )
 
-    def tell(measure: str, seconds: float) -> None:
-        rate = options.steps * config.batch_size / seconds
-        values = {"measure": measure, "seconds": round(seconds, 3), "clips_per_second": round(rate)}
+    def tell(measure: str, seconds: float, cpu_seconds: float) -> None:
+        clips = options.steps * config.batch_size
+        values = {
+            "measure": measure,
+            "seconds": round(seconds, 3),
+            "clips_per_second": round(clips / seconds),
+            "cpu_ms_per_clip": round(1000 * cpu_seconds / clips, 3),
+        }
         print(json.dumps(values), flush=True)
 
     @jax.jit
@@ -80,7 +88,7 @@ def main() -> None:
     # Compiled before anything is timed.
     step(fresh_state(), device_batch(next(batches()), mesh))
     for _ in range(options.repeats):
-        tell("pipeline", seconds_behind_first(batches()))
+        tell("pipeline", *seconds_behind_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
         timed = Timed(batches())
@@ -102,7 +110,8 @@ def main() -> None:
                 )
                 train(run, fresh_state(), timed)
             seconds = time.perf_counter() - timed.first
-        tell("training loop", seconds)
+            cpu_seconds = time.process_time() - timed.first_cpu
+        tell("training loop", seconds, cpu_seconds)
 
 
 def fresh_state() -> TrainState:
@@ -114,25 +123,26 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     return put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
 
 
-def seconds_behind_first(batches: Iterator[Batch]) -> float:
-    """Reading all but the first batch."""
+def seconds_behind_first(batches: Iterator[Batch]) -> tuple[float, float]:
+    """Reading all but the first batch: wall-clock and CPU time."""
     next(batches)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     for _ in batches:
         pass
-    return time.perf_counter() - started
+    return time.perf_counter() - started, time.process_time() - cpu
 
 
 class Timed(Iterator[Batch]):
-    """Batches; `first` is when the first one was there."""
+    """Batches; `first` is when the first one was there, `first_cpu` the CPU time used by then."""
 
     def __init__(self, batches: Iterator[Batch]):
         self._batches = batches
-        self.first = 0.0
+        self.first = self.first_cpu = 0.0
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        self.first = self.first or time.perf_counter()
+        if not self.first:
+            self.first, self.first_cpu = time.perf_counter(), time.process_time()
         return batch
 
 

@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
 
     config.batch_size = 8
     config.epochs = 30
+    config.log_every = 5
     config.label_smoothing = 0.1
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 0.004

@@ -35,7 +35,9 @@ def write_list(tmp_path):
     ("arguments", "message"),
     [
         ([], "the following arguments are required: --config"),
-        (["--config", "nope.py"], "there is no recipe nope.py"),
+        (["--config", "nope.py"], "there is no recipe nope.py: the recipes are in configs/"),
+        (["--config", "quickstart"], "did you mean configs/quickstart.py?"),
+        (["configs/quickstart.py"], "write it as --config configs/quickstart.py"),
         (["--config", RECIPE, "--epochs=3"], "unknown argument --epochs=3"),
         (
             ["--config", RECIPE, "--config.model.shft=none"],
@@ -47,7 +49,8 @@ def write_list(tmp_path):
         (recipe_on("/nowhere/train.list"), "/nowhere/train.list"),
     ],
 )
-def test_train_tells_what_is_wrong(arguments, message):
+def test_train_tells_what_is_wrong(arguments, message, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     with pytest.raises(UserError) as error:
         train.main(arguments)
     assert message in str(error.value)

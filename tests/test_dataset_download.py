@@ -7,9 +7,11 @@ import io
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import threading
 import zipfile
+import zlib
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,7 +20,7 @@ import pytest
 
 from tsm_jax import dataset_download
 from tsm_jax.data.prepare.entries import find_videos
-from tsm_jax.dataset_download import DATASETS, DataSet, fetch_dataset
+from tsm_jax.dataset_download import DATASETS, DataSet, fetch_dataset, find_unrar, unpack
 from tsm_jax.errors import UserError
 
 
@@ -125,6 +127,7 @@ def test_a_rar_goes_to_an_installed_program(ucf101, tmp_path, monkeypatch):
     programs.mkdir()
     (programs / "unrar").write_text('#!/bin/sh\ntar -xzf "$4" -C "$5"\n')
     os.chmod(programs / "unrar", stat.S_IRWXU)
+    only(monkeypatch, "unrar")
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     output = tmp_path / "ucf101"
     fetch_dataset(ucf101, str(output), keep_archives=False)
@@ -133,9 +136,75 @@ def test_a_rar_goes_to_an_installed_program(ucf101, tmp_path, monkeypatch):
     assert {p.name for p in output.iterdir()} == {"videos", "ucfTrainTestlist", "archives"}
 
 
+def only(monkeypatch, program: str) -> None:
+    """Makes `program` the only one that there is for rar."""
+    others = {name: None for name in dataset_download._UNRAR if name != program}
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: others.get(name, which(name)))
+
+
+def write_rar(path: Path, files: dict[str, bytes]) -> None:
+    """An archive of version 4 that stores its files as they are."""
+
+    def block(kind: int, flags: int, body: bytes, data: bytes = b"") -> bytes:
+        head = struct.pack("<BHH", kind, flags, 7 + len(body)) + body
+        return struct.pack("<H", zlib.crc32(head) & 0xFFFF) + head + data
+
+    content = b"Rar!\x1a\x07\x00" + block(0x73, 0, bytes(6))
+    for name, data in files.items():
+        stored = name.replace("/", "\\").encode()
+        sizes = struct.pack("<IIBI", len(data), len(data), 3, zlib.crc32(data))
+        about = struct.pack("<IBBHI", 0x5A210000, 20, 0x30, len(stored), 0o100644)
+        content += block(0x74, 0x8000, sizes + about + stored, data)
+    path.write_bytes(content + block(0x7B, 0x4000, b""))
+
+
+@pytest.fixture(params=[*dataset_download._UNRAR])
+def real_program(request, monkeypatch) -> str:
+    only(monkeypatch, request.param)
+    try:
+        return find_unrar()
+    except UserError:
+        pytest.skip(f"there is no {request.param} here that knows rar")
+
+
+def test_real_programs_unpack_a_rar(real_program, tmp_path):
+    files = {
+        "UCF-101/Archery/v_Archery_g01_c01.avi": b"abc" * 1000,
+        "UCF-101/b b.avi": bytes(70000),
+    }
+    write_rar(tmp_path / "a b.rar", files)
+    (tmp_path / "out").mkdir()
+    unpack(tmp_path / "a b.rar", tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+
+
+def test_real_programs_refuse_half_a_rar(real_program, tmp_path):
+    archive = tmp_path / "half.rar"
+    write_rar(archive, {"a.avi": bytes(range(256)) * 300})
+    archive.write_bytes(archive.read_bytes()[:40000])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=rf"half.rar cannot be unpacked: {real_program} says: .+"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_a_7zip_without_rar_does_not_count(tmp_path, monkeypatch):
+    program = tmp_path / "7zz"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for formats, found in ((" 0 Rar r C rar r00", True), (" 0 7z z C 7z", False)):
+        program.write_text(f'#!/bin/sh\necho "{formats}"\n')
+        program.chmod(stat.S_IRWXU)
+        only(monkeypatch, "7zz")
+        if found:
+            assert find_unrar() == "7zz"
+        else:
+            with pytest.raises(UserError, match="needs one of the programs"):
+                find_unrar()
+
+
 def test_without_a_program_it_says_which_to_install_first(ucf101, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda program: None)
-    with pytest.raises(UserError, match=r"needs one of the programs unrar, .*apt install unrar"):
+    with pytest.raises(UserError, match=r"needs one of the programs unar, .*apt install unar"):
         fetch_dataset(ucf101, str(tmp_path / "ucf101"), keep_archives=False)
     assert not Handler.requested
 

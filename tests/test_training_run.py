@@ -138,7 +138,11 @@ def best(workdir):
 @pytest.mark.parametrize("batch_size", [8, 16, 24])
 def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
     workdir, _ = trained
-    result = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None).metrics
+    evaluation = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None)
+    result = evaluation.metrics
+    assert evaluation.logits.shape == (16, 8)
+    assert (evaluation.ranks == 0).mean() == result["top1"]
+    assert (evaluation.logits.argmax(1) == evaluation.labels).mean() == result["top1"]
     for name in ("top1", "top5", "count"):
         assert result[name] == best(workdir)[name]
     assert result["loss"] == pytest.approx(best(workdir)["loss"], rel=1e-5)

@@ -23,7 +23,15 @@ def class_names(config: ConfigDict) -> list[str]:
     """
     num_classes = config.model.num_classes
     path = _labels_file(config)
-    return read_labels(path, num_classes) if path else labels_or_numbers(num_classes)
+    if path is None:
+        return labels_or_numbers(num_classes)
+    names = read_labels(path)
+    if len(names) != num_classes:
+        raise UserError(
+            f"{path} has {len(names)} class names, config.model.num_classes is {num_classes}: set"
+            f" --config.model.num_classes={len(names)}, or --config.data.labels to another file"
+        )
+    return names
 
 
 def with_num_classes(config: ConfigDict) -> ConfigDict:

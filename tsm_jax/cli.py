@@ -21,8 +21,12 @@ OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see
 _MODULES = "python -m tsm_jax."
 
 
+def typed(command: str) -> str:
+    """A command the way this one was typed: `tsm train` or `python -m tsm_jax.train`."""
+    return _launcher() + command
+
+
 def _launcher() -> str:
-    """What was typed in front of the verb, for help and errors."""
     folder, name = os.path.split(sys.argv[0])
     if os.path.splitext(name)[0] == "tsm":
         return "tsm "
@@ -36,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, command: str, *, description: str, example: str):
         super().__init__(
-            prog=f"{_launcher()}{command}",
+            prog=typed(command),
             description=description,
             epilog=f"example:\n  {example.replace(_MODULES, _launcher())}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -59,6 +63,8 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown argument or key, a value of another type, no such recipe.
         """
+        if arguments and arguments[0].endswith(".py"):
+            self.error(f"write it as --config {arguments[0]}")
         known, rest = self.parse_known_args(arguments)
         strangers = [word for word in rest if not word.startswith("--config.")]
         if strangers:
@@ -81,7 +87,9 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
         UserError: names what is wrong with the path, the key or the value.
     """
     if not os.path.isfile(path):
-        raise UserError(f"there is no recipe {path}: the recipes are in configs/")
+        there = os.path.join("configs", os.path.splitext(os.path.basename(path))[0] + ".py")
+        hint = f"did you mean {there}?" if os.path.isfile(there) else "the recipes are in configs/"
+        raise UserError(f"there is no recipe {path}: {hint}")
     recipe = _apply(path, ())
     _check_keys(recipe, overrides)
     config = _apply(path, overrides)

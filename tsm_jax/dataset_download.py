@@ -23,10 +23,11 @@ from tsm_jax.weights.download_progress import progress_bar
 _MAX_BYTES = 2**40
 _GB = 10**9
 
-# Programs that unpack rar, and how they are told what and where to.
+# Programs that unpack rar, and how they are told what and where to. First the one that certainly
+# notices a wrong checksum: `unrar` may be the free one, which like bsdtar lets some pass.
 _UNRAR = {
-    "unrar": ["x", "-idq", "-y", "{archive}", "{folder}/"],
     "unar": ["-quiet", "-force-overwrite", "-no-directory", "-o", "{folder}", "{archive}"],
+    "unrar": ["x", "-idq", "-y", "{archive}", "{folder}/"],
     "7z": ["x", "-y", "-bd", "-bso0", "-o{folder}", "{archive}"],
     "7zz": ["x", "-y", "-bd", "-bso0", "-o{folder}", "{archive}"],
     "bsdtar": ["-x", "-f", "{archive}", "-C", "{folder}"],
@@ -201,18 +202,26 @@ def unpack(archive: Path, folder: Path) -> None:
 def find_unrar() -> str:
     """The name of an installed program that unpacks rar. Raises `UserError` if there is none."""
     for program in _UNRAR:
-        if shutil.which(program):
+        if shutil.which(program) and _knows_rar(program):
             return program
     raise UserError(
         f"UCF101.rar needs one of the programs {', '.join(_UNRAR)}: install it, for example with"
-        " apt install unrar, apt install unar, brew install sevenzip or conda install libarchive"
+        " apt install unar, brew install unar or conda install libarchive"
     )
+
+
+def _knows_rar(program: str) -> bool:
+    # Debian's 7-Zip comes without its part for rar.
+    if program not in ("7z", "7zz"):
+        return True
+    formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
+    return " rar " in formats.stdout.lower()
 
 
 def _unpack_rar(archive: Path, folder: Path) -> None:
     program = find_unrar()
     words = [word.format(archive=archive, folder=folder) for word in _UNRAR[program]]
-    done = subprocess.run([program, *words], capture_output=True, text=True)
+    done = subprocess.run([program, *words], capture_output=True, text=True, errors="replace")
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())[:300]
         raise UserError(

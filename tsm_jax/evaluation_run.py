@@ -19,6 +19,7 @@ from tsm_jax.loading import is_workdir, load_model
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
+from tsm_jax.training.processes import compiled_together
 from tsm_jax.training.steps import make_eval_step
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, check_tensors
@@ -161,6 +162,7 @@ def _run(
         data_format=data_format,
         average_probabilities=average == "probabilities",
     )
+    eval_step = compiled_together(eval_step, "evaluation step")
     batches = track(
         eval_batches(
             clips,

@@ -128,13 +128,25 @@ def _split_folder(parser: cli.Parser, options) -> None:
     )
     train, val = made.lists
     clips = train.num_clips + val.num_clips
-    how = "as train/ and val/ divide them" if made.given else f"{made.recordings} recordings"
-    print(f"{options.videos}: {clips} videos of {len(made.classes)} classes, {how}")
+    how = ""
+    if made.given:
+        how = ", divided by the folders train and val"
+    elif made.recordings < clips:
+        how = f", cut from {made.recordings} recordings that stay together"
+    print(f"{options.videos}: {clips} videos of {len(made.classes)} classes{how}")
     print(f"{train.path}: {train.num_clips} clips")
     print(f"{val.path}: {val.num_clips} clips")
     print(f"{made.labels}: {', '.join(made.classes[:5])}{', ...' * (len(made.classes) > 5)}")
     if made.only_training:
         print(f"only one recording, so not in validation: {', '.join(made.only_training)}")
+    print(f"next: {cli.typed('train')} --config configs/own_videos.py{_list_overrides(train, val)}")
+
+
+def _list_overrides(train, val) -> str:
+    """What the recipes for one's own videos have to be told, if anything."""
+    if train.path == "data/own/train.list":
+        return ""
+    return f" --config.data.train_list={train.path} --config.data.val_list={val.path}"
 
 
 def _list_of_folders(options):

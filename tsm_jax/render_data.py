@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
 from tsm_jax.data import moving_shapes
+from tsm_jax.training.processes import wait_for_all
 
 SEED = 0
 
@@ -25,8 +25,7 @@ def ensure_rendered(config: ConfigDict) -> None:
         return
     if jax.process_index() == 0:
         _render(config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("rendered")
+    wait_for_all("rendered")
 
 
 def _render(config: ConfigDict) -> None:

@@ -16,6 +16,7 @@ from tsm_jax.class_names import class_names, with_num_classes
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.data.prepare.atomic import write_lines
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -23,7 +24,7 @@ from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.preemption import Preemption
-from tsm_jax.training.processes import check_shared, from_first
+from tsm_jax.training.processes import check_shared, compiled_together, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, init_state, with_tensors
@@ -77,7 +78,9 @@ def train_recipe(
         label_smoothing=config.label_smoothing,
         max_bad_steps=config.max_bad_steps,
     )
+    train_step = compiled_together(train_step, "training step")
     eval_step = make_eval_step(network, mesh=mesh, data_format=data_format)
+    eval_step = compiled_together(eval_step, "evaluation step")
     eval_clips = build.build_eval_clips(
         val_source, build.preprocessing_of(config.data), config.model.num_segments
     )
@@ -210,8 +213,7 @@ def _write_card(
     )
     title = os.path.basename(os.path.normpath(config.workdir))
     card = model_card(model, title=title, path=config.workdir)
-    with open(os.path.join(config.workdir, CARD_FILE), "w", encoding="utf-8") as file:
-        file.write(card)
+    write_lines(os.path.join(config.workdir, CARD_FILE), card.splitlines())
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:

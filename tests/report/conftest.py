@@ -1,4 +1,4 @@
-"""Evaluations with chosen answers, of clips of random pixels."""
+"""Evaluations with chosen answers, of plain clips that grow brighter."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class NamedSource(SyntheticSource):
 
     def name(self, index):
         return self.names[index]
+
+    def read(self, index, choose):
+        """Frames that grow brighter."""
+        shape = (self.height, self.width, 3)
+        return [np.full(shape, 20 * i, np.uint8) for i in choose(self.num_frames)]
 
 
 def make_evaluation(logits, labels, *, names=None, class_names=None) -> Evaluation:

@@ -82,6 +82,7 @@ def test_calibration_by_hand(evaluation_of):
     calibration = calibrate(collect(evaluation_of(scores, [0, 1, 0, 0])), num_bins=10)
     filled = [(b.count, b.confidence, b.accuracy) for b in calibration.bins if b.count]
     assert filled == [(2, pytest.approx(0.62), 0.5), (2, pytest.approx(0.79), 0.5)]
+    assert all(b.low < b.confidence <= b.high for b in calibration.bins if b.count)
     assert calibration.expected_error == pytest.approx(0.5 * 0.29 + 0.5 * 0.12)
     assert (calibration.confidence, calibration.accuracy) == (pytest.approx(0.705), 0.5)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tsm_jax.data.memory import keep_freed_memory
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.data.sources import Source
@@ -78,6 +79,7 @@ class TrainClips:
             rng = self._rng(epoch, index, _FRAMES)
             return random_frame_of_each_segment(num_frames, self.num_segments, rng)
 
+        keep_freed_memory()
         frames = self.source.read(index, choose)
         height, width = frames[0].shape[:2]
         crop = draw_multi_scale_crop(height, width, self.crop_size, self._rng(epoch, index, _CROP))
@@ -134,6 +136,7 @@ class EvalClips:
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
+        keep_freed_memory()
         video = self.protocol.views(self.source.read(index, choose))
         return _element(_into(video, out), self.source.label(index), index)
 

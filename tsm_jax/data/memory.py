@@ -14,7 +14,7 @@ _TRIM_THRESHOLD = 512 * 2**20
 def keep_freed_memory() -> None:
     """Makes glibc keep freed blocks for the next clip instead of returning them to the system.
 
-    A packed clip of 1.4 MB otherwise costs hundreds of page faults: 1.7 ms instead of 0.4 ms.
+    The decoded frames of a clip (2 MB) otherwise cost 800 page faults, 1.7 ms on a virtual machine.
     Elsewhere than on glibc nothing happens.
     """
     try:

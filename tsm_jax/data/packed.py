@@ -13,16 +13,18 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tsm_jax.data.example_wire import bytes_of_feature
 from tsm_jax.data.frames import decode_picture
 from tsm_jax.data.lists import ClipEntry, read_frame_list
-from tsm_jax.data.memory import keep_freed_memory
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError, UserError
+
+if TYPE_CHECKING:
+    from etils import epath
 
 DATASET, SPLIT = "tsm", "clips"
 CLIPS_FILE = "clips.list"
@@ -56,7 +58,6 @@ class PackedSource:
         return f"{self.directory}: {self.entries[index].path}"
 
     def read(self, index: int, choose: Any) -> Sequence[np.ndarray]:
-        keep_freed_memory()
         num_frames = self.entries[index].num_frames
         assert num_frames is not None, "clips.list gives the number of frames"
         pictures = _pictures(self.records[index], self.name(index))
@@ -92,6 +93,24 @@ def _pictures(record: bytes, name: str) -> Sequence[memoryview]:
     return pictures
 
 
+def packed_folder(directory: str) -> epath.Path:
+    """A path, or an address that TensorFlow Datasets reads, as `gs://bucket/folder`.
+
+    Raises:
+        UserError: addresses of that kind need a package that is not installed.
+    """
+    from etils import epath
+
+    path = epath.Path(directory)
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UserError(
+            f"{directory} cannot be reached: {error} (for gs://, pip install gcsfs)"
+        ) from error
+    return path
+
+
 def open_packed(directory: str, num_classes: int) -> PackedSource:
     """The clips of a folder, or of a `gs://` address where TensorFlow Datasets reads those.
 
@@ -104,9 +123,8 @@ def open_packed(directory: str, num_classes: int) -> PackedSource:
     """
     # Imported here: it takes a second, and the other sources need none of it.
     import tensorflow_datasets as tfds
-    from etils import epath
 
-    path = epath.Path(directory)
+    path = packed_folder(directory)
     if not (path / INFO_FILE).exists():
         raise UserError(
             f"{directory} is no packed folder, or one that is not complete: run"

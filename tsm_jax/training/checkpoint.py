@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
@@ -27,6 +26,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.training import checkpoint_files as files
 from tsm_jax.training.mesh import replicated
+from tsm_jax.training.processes import wait_for_all
 from tsm_jax.training.state import TrainState
 
 _ITEMS = ("model", "optimizer", "recipe", "progress")
@@ -218,8 +218,7 @@ def _once_for_all_processes(action: Callable[[], None]) -> None:
     """Only the first process acts, before any goes on."""
     if jax.process_index() == 0:
         action()
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints checked")
+    wait_for_all("checked checkpoints")
 
 
 def _refusal_of_the_system(error: BaseException) -> str:

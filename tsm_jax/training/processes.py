@@ -12,9 +12,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +27,9 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 
 _FAILURE = "tsm_jax/failure"
 _POLL_SECONDS = 0.5
+_A_DAY = 24 * 60 * 60  # seconds
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -61,6 +64,39 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         watch.stop()
 
 
+def wait_for_all(what: str) -> None:
+    """Waits until every process has come here, however long that takes.
+
+    On CPUs the first collective operation would give up after half a minute.
+
+    Args:
+        what: names the place; each is waited at once in a run.
+    """
+    if jax.process_count() > 1:
+        _client().wait_at_barrier(f"tsm_jax/{what}", _A_DAY * 1000)
+
+
+def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
+    """The jitted `step`, whose first call runs when all processes have compiled it.
+
+    One may find it in its compilation cache where another needs a minute.
+    """
+    if jax.process_count() == 1:
+        return step
+    compiled: Callable[..., _T] | None = None
+
+    def call(*arguments: Any) -> _T:
+        nonlocal compiled
+        if compiled is None:
+            jitted: Any = step
+            compiled = jitted.lower(*arguments).compile()
+            wait_for_all(f"compiled the {what}")
+        assert compiled is not None
+        return compiled(*arguments)
+
+    return call
+
+
 def from_first(value: int) -> int:
     """The first process's value, on every process. All have to call it."""
     if jax.process_count() == 1:
@@ -89,7 +125,7 @@ def check_shared(directory: str) -> None:
         os.makedirs(directory, exist_ok=True)
         with open(path, "w", encoding="utf-8"):
             pass
-    multihost_utils.sync_global_devices("written")
+    wait_for_all("looked for a shared directory")
     shared = everywhere(_appears(path))
     if jax.process_index() == 0:
         os.remove(path)
@@ -179,6 +215,13 @@ def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
     )
 
 
+def _client() -> Any:
+    """The store and barriers that the processes share, for which jax has no public name."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
 class _FailureWatch:
     """Tells the other processes of an error here, and ends this one at an error of theirs.
 
@@ -187,10 +230,7 @@ class _FailureWatch:
     """
 
     def __init__(self) -> None:
-        # jax has no public name for the key-value store that its processes share.
-        from jax._src.distributed import global_state
-
-        self._client: Any = global_state.client
+        self._client = _client()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         if self._client is not None:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import tsm_jax
 from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing
 
 CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
@@ -40,7 +41,7 @@ tags:
 # {title}
 
 TSM-ResNet-{depth} for action recognition in videos: {classes} classes, {frames} frames per video.
-Made with `tsm_jax`.
+Made with `tsm_jax` {version}.
 
 ## What it is
 
@@ -85,6 +86,7 @@ def model_card(model: Model, *, title: str, path: str) -> str:
     """
     architecture, provenance = model.architecture, model.provenance
     return _CARD.format(
+        version=tsm_jax.__version__,
         title=escape(title),
         path=shlex.quote(path),
         depth=architecture.depth,

@@ -88,13 +88,17 @@ def test_folders_train_and_val_are_the_split(folder, tmp_path):
         split_folder(str(root), str(tmp_path / "own"), val_share=0.5)
 
 
-def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys):
+def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypatch):
     root = folder("a/1.mp4", "a/2.mp4", "b/1.mp4")
     arguments = ["lists", "folders", "--videos", str(root), "--output", str(tmp_path / "own")]
     prepare.main([*arguments, "--val_share", "0.2"])
     out = capsys.readouterr().out
     assert "only one recording, so not in validation: b" in out
     assert "train.list: 2 clips" in out
+    assert f"--config.data.train_list={tmp_path}/own/train.list" in out
+    monkeypatch.chdir(tmp_path)
+    prepare.main([*arguments[:-1], "data/own", "--val_share", "0.2"])
+    assert capsys.readouterr().out.endswith("train --config configs/own_videos.py\n")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from tsm_jax.data.lists import ClipEntry
-from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT
+from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT, packed_folder
 from tsm_jax.data.prepare.entries import list_line
 from tsm_jax.data.prepare.jobs import JobFailure
 from tsm_jax.data.prepare.record import Record, RecordOptions
@@ -76,9 +76,10 @@ class Shards:
         """Makes the folder, or continues in it.
 
         Raises:
-            UserError: it holds another list's clips, or was begun with other options.
+            UserError: it holds another list's clips, was begun with other options, or is out of
+                reach.
         """
-        plan = epath.Path(self.directory) / PLAN_FILE
+        plan = packed_folder(self.directory) / PLAN_FILE
         wanted = json.dumps(self._plan(), sort_keys=True, indent=1) + "\n"
         if plan.exists():
             if plan.read_text() != wanted:

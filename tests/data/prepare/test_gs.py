@@ -1,0 +1,112 @@
+"""Packing to `gs://` and reading from there, with a bucket on this machine.
+
+Python's side reaches it as a file system of fsspec, ArrayRecord's own client of Google Cloud
+Storage through the address of an emulator.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from etils.epath import backend
+from fsspec.implementations.memory import MemoryFileSystem
+
+from tsm_jax import prepare
+from tsm_jax.data.packed import open_packed
+from tsm_jax.errors import UserError
+
+ADDRESS = "gs://bucket/some/packed"
+
+
+class Bucket(MemoryFileSystem):
+    protocol = ("gs", "gcs")
+    store: dict = {}  # noqa: RUF012
+    pseudo_dirs = [""]  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + re.sub(r"^g(c)?s://", "", str(path)).strip("/")
+
+
+class Emulator(BaseHTTPRequestHandler):
+    """Objects, whole or a range of them, and what is known about them."""
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        parts = urllib.parse.unquote(path).split("/o/", 1)
+        content = Bucket.store[f"/{parts[0].rsplit('/', 1)[1]}/{parts[1]}"].getvalue()
+        size, status, wanted = len(content), 200, self.headers.get("range")
+        if "alt=media" not in query:
+            content = b'{"kind": "storage#object", "size": "%d"}' % size
+        elif wanted:
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start = int(first) if first else max(0, size - int(last))
+            stop = int(last) + 1 if first and last else size
+            content, status = content[start:stop], 206
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(content) - 1}/{size}")
+        self.send_header("x-goog-generation", "1")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def nothing_opened():
+    """No file system that another test has opened is used again."""
+    cached = backend._FileSystemSpecBackend._get_filesystem
+    cached.cache_clear()
+    yield
+    cached.cache_clear()
+
+
+@pytest.fixture
+def bucket(nothing_opened, monkeypatch):
+    Bucket.store.clear()
+    monkeypatch.setitem(importlib.import_module("fsspec.registry")._registry, "gcs", Bucket)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Emulator)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+def pack(videos, video_list, output):
+    common = ["--source", "videos", "--list", video_list, "--prefix", videos]
+    words = ["pack", *common, "--output", output, "--clips_per_shard", 3, "--processes", 2]
+    prepare.main([str(word) for word in words])
+
+
+def test_packs_to_a_bucket_and_reads_from_it(bucket, videos, video_list, tmp_path):
+    pack(videos, video_list, tmp_path / "here")
+    pack(videos, video_list, ADDRESS)
+    names = {path.name for path in (tmp_path / "here").iterdir()}
+    assert {name.rsplit("/", 1)[1] for name in Bucket.store} == names
+    for name in names:
+        there = Bucket.store[f"/bucket/some/packed/{name}"].getvalue()
+        assert there == (tmp_path / "here" / name).read_bytes()
+    here, there = (open_packed(str(d), num_classes=2) for d in (tmp_path / "here", ADDRESS))
+    assert len(here) == len(there) == 6
+    for clip in range(6):
+        assert there.label(clip) == here.label(clip)
+        pair = (source.read(clip, np.arange) for source in (here, there))
+        np.testing.assert_array_equal(*map(np.array, pair))
+
+
+def test_says_what_to_install(nothing_opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"pip install gcsfs"):
+        open_packed("gs://bucket/other", num_classes=2)
