@@ -81,11 +81,14 @@ def test_ucf101_needs_a_network_of_its_classes(ucf101, tmp_path):
         evaluation_data.ucf101(other, ucf101, str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize(
-    ("most", "kept"), [(0, range(7)), (7, range(7)), (9, range(7)), (3, (0, 2, 4)), (1, (0,))]
-)
-def test_at_most_so_many_clips_over_the_whole_list(model, tmp_path, most, kept):
-    videos = touch(tmp_path / "v", *(f"BenchPress/{i}.mp4" for i in range(7)))
-    config = evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
-    config = evaluation_data.at_most(config, most)
-    assert clips(config) == [(f"{videos}/BenchPress/{i}.mp4", 1) for i in kept]
+@pytest.mark.parametrize(("most", "kept"), [(0, 40), (40, 40), (90, 40), (13, 13), (1, 1)])
+def test_at_most_so_many_clips_in_their_order_and_always_the_same(model, tmp_path, most, kept):
+    videos = touch(tmp_path / "v", *(f"BenchPress/{i:02}.mp4" for i in range(40)))
+    every = evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
+    of_all = clips(every)
+    chosen = clips(evaluation_data.at_most(every, most))
+    assert len(set(chosen)) == len(chosen) == kept
+    assert chosen == sorted(chosen)
+    assert set(chosen) <= set(of_all)
+    again = evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
+    assert clips(evaluation_data.at_most(again, most)) == chosen

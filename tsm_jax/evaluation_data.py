@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default
@@ -59,13 +60,17 @@ def ucf101(model: Model, data: str, output: str) -> ConfigDict:
 
 
 def at_most(config: ConfigDict, most: int) -> ConfigDict:
-    """The recipe with at most so many clips of its list, evenly spaced; 0 for all of them."""
+    """The recipe with at most so many clips of its list, always the same random ones; 0 for all.
+
+    Drawn, not evenly spaced: in many lists the classes take turns.
+    """
     lines = Path(config.data.val_list).read_text(encoding="utf-8-sig", errors="surrogateescape")
     clips = [line for line in lines.split("\n") if line.strip()]
     if not most or len(clips) <= most:
         return config
     path = f"{config.data.val_list}.{most}"
-    write_lines(path, [clips[i * len(clips) // most] for i in range(most)])
+    chosen = np.random.default_rng(0).permutation(len(clips))[:most]
+    write_lines(path, [clips[i] for i in sorted(chosen)])
     config.data.val_list = path
     return config
 
