@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tsm_jax import cli, training_run
+from tsm_jax import build, cli, training_run
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.pipeline import TrainOrder
@@ -155,7 +155,7 @@ def test_preempted_in_a_step_and_in_the_validation(
 ):
     never = {"checkpoint_every": 0}
     with Preemption() as preemption, monkeypatch.context() as patch:
-        make_train_step = training_run.make_train_step
+        make_train_step = build.make_train_step
 
         def make(*args, **kwargs):
             step = make_train_step(*args, **kwargs)
@@ -168,7 +168,7 @@ def test_preempted_in_a_step_and_in_the_validation(
 
             return preempted_in_the_first
 
-        patch.setattr(training_run, "make_train_step", make)
+        patch.setattr(build, "make_train_step", make)
         with pytest.raises(Preempted, match="stopped at step 1"):
             train(data, tmp_path, preemption, **never)
     assert saved(tmp_path) == [1]
