@@ -123,3 +123,16 @@ def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
     cotangent = jnp.asarray(images(expected.shape))
     for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
+def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel(data_format):
+    x = 300 + 1e-2 * images((4, 6, 5, 3))
+    exact = x.astype(np.float64).reshape(-1, 3)
+    expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
+    ours = jnp.asarray(x) if data_format == "NHWC" else jnp.moveaxis(jnp.asarray(x), -1, 1)
+    y, mean, var = batch_norm(ours, jnp.ones(3), jnp.zeros(3), 1, 1e-5, data_format)
+    y = y if data_format == "NHWC" else jnp.moveaxis(y, 1, -1)
+    np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
+    np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -54,9 +54,13 @@ def _forward(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     values = _grouped(x, groups)
     count = values.size // (groups * len(scale))
-    mean = _channel_sums(values, data_format) / count
-    squares = _channel_sums(jnp.square(values), data_format) / count
-    var = jnp.maximum(squares - jnp.square(mean), 0.0)
+    # Mean and variance in one pass, of the distances from a typical value: the difference of large
+    # squares would cost digits, and all of them where a channel is nearly constant.
+    typical = _middle_pixel(values, data_format)
+    distances = values - _per_channel(typical, data_format)
+    offset = _channel_sums(distances, data_format) / count
+    squares = _channel_sums(jnp.square(distances), data_format) / count
+    mean, var = typical + offset, jnp.maximum(squares - jnp.square(offset), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     y = normalize_by(x, mean, scale * inverse, bias, data_format)
     return (y, mean, var), (x, mean, inverse, scale)
@@ -90,6 +94,13 @@ batch_norm.defvjp(_forward, _backward)
 def _grouped(x: jax.Array, groups: int) -> jax.Array:
     """`[M, H, W, C]` to float32 `[G, M/G, H, W, C]`."""
     return x.reshape(groups, -1, *x.shape[1:]).astype(jnp.float32)
+
+
+def _middle_pixel(grouped: jax.Array, data_format: str) -> jax.Array:
+    """Of the first image of each group, `[G, C]`: padding does not reach it as it does a corner."""
+    if data_format == "NHWC":
+        return grouped[:, 0, grouped.shape[2] // 2, grouped.shape[3] // 2, :]
+    return grouped[:, 0, :, grouped.shape[3] // 2, grouped.shape[4] // 2]
 
 
 def _per_channel(values: jax.Array, data_format: str) -> jax.Array:
