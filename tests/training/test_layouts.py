@@ -52,9 +52,7 @@ def arguments(data):
             "epochs": epochs,
             "log_every": 1,
             "optimizer.schedule": "step",  # does not depend on how many epochs follow
-            # With 0.01 the last digit of a sum, whose order a layout decides, grows a thousandfold
-            # within a few steps: batch norm there sees 8 values a channel.
-            "optimizer.learning_rate": 0.003,
+            "optimizer.learning_rate": 0.01,
             "optimizer.warmup_epochs": 0.0,
             "workdir": workdir,
         }

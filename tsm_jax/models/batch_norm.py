@@ -114,6 +114,14 @@ def _channel_sums(grouped: jax.Array, data_format: str) -> jax.Array:
     """Sums over images and pixels, `[G, C]`."""
     if data_format == "NCHW":
         return grouped.sum((3, 4)).sum(1)
-    # As one axis: a sum over several walks against the order of memory on XLA's CPU (5 to 10 times
-    # as slow).
-    return grouped.reshape(len(grouped), -1, grouped.shape[-1]).sum(1)
+    return lax.platform_dependent(grouped, cpu=_column_sums, default=lambda x: x.sum((1, 2, 3)))
+
+
+def _column_sums(grouped: jax.Array) -> jax.Array:
+    """The same on XLA's CPU, 2 to 10 times as fast.
+
+    It walks a sum over several axes, or one with other operations fused into it, against the order
+    of memory; it has a fast kernel for the sum of a matrix's columns alone.
+    """
+    columns = grouped.reshape(len(grouped), -1, grouped.shape[-1])
+    return lax.optimization_barrier(columns).sum(1)
