@@ -86,7 +86,7 @@ def _draw_counts(
     rows = matrix.sum(1)
     for i, j in zip(*np.nonzero(matrix), strict=True):
         middle = (left + (j + 0.5) * cell, top + (i + 0.5) * cell)
-        color = PAPER if matrix[i, j] > 0.3 * rows[i] else INK
+        color = PAPER if matrix[i, j] > 0.45 * rows[i] else INK
         size = 18 if cell > 45 else 12
         text(draw, middle, str(matrix[i, j]), size=size, color=color, anchor="mm")
 

@@ -1,0 +1,97 @@
+"""What the devices tell each other in a training step: gradients once, activations never.
+
+Read from the compiled program for eight devices, so that no clock is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tsm_jax.models.network import Network
+from tsm_jax.models.tsm import TSM
+from tsm_jax.training.mesh import make_mesh
+from tsm_jax.training.optimizer import make_optimizer, make_schedule
+from tsm_jax.training.state import init_state
+from tsm_jax.training.steps import make_train_step
+
+BATCH, DEVICES = 16, 8
+COLLECTIVE = re.compile(
+    r" = (?P<result>.*?) (?P<name>all-reduce|all-gather|all-to-all|reduce-scatter"
+    r"|collective-permute|collective-broadcast)(-start)?\("
+)
+BYTES = {"f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "bf16": 2}
+
+
+def collectives(batch_norm_group, data_format):
+    """(name, bytes) of every collective operation, and the bytes of gradients and statistics."""
+    mesh = make_mesh(jax.devices()[:DEVICES])
+    network = Network(
+        lambda rngs: TSM(
+            18,
+            num_classes=4,
+            num_segments=4,
+            width=8,
+            batch_norm_group=batch_norm_group,
+            data_format=data_format,
+            rngs=rngs,
+        )
+    )
+    schedule = make_schedule(
+        0.01, schedule="step", boundaries=(), decay_factor=0.1, warmup_steps=0, total_steps=4
+    )
+    optimizer = make_optimizer(
+        schedule,
+        momentum=0.9,
+        weight_decay=1e-4,
+        decay="weights",
+        clip_norm=20.0,
+        fc_weight_multiplier=5.0,
+        fc_bias_multiplier=10.0,
+    )
+    step = make_train_step(network, optimizer, schedule, mesh=mesh, data_format=data_format, seed=3)
+    batch = {
+        "video": jax.ShapeDtypeStruct((BATCH, 1, 4, 32, 32, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((BATCH,), jnp.bool_),
+    }
+    lowered = step.lower(init_state(network, optimizer, 3, mesh), batch)
+    # What is sent is decided before LLVM sees the program.
+    text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+    found = [
+        (match["name"], sum(map(size, re.findall(r"(\w+)\[([\d,]*)\]", match["result"]))))
+        for match in COLLECTIVE.finditer(text)
+    ]
+    shapes = [*network.param_shapes.values(), *network.batch_stat_shapes.values()]
+    return found, 4 * sum(math.prod(shape) for shape in shapes)
+
+
+def size(tensor):
+    dtype, shape = tensor
+    return BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
+
+
+@pytest.mark.parametrize("data_format", ["NHWC", pytest.param("NCHW", marks=pytest.mark.slow)])
+def test_with_whole_groups_on_a_device_gradients_are_all_that_is_sent(data_format):
+    found, gradients_and_statistics = collectives(BATCH // DEVICES, data_format)
+    assert {name for name, _ in found} == {"all-reduce"}
+    # One sum of everything, and one of a few numbers (loss, counts) that it needs before.
+    assert len(found) == 2
+    sizes = sorted(number for _, number in found)
+    assert sizes[0] < 100
+    assert gradients_and_statistics <= sum(sizes) < gradients_and_statistics + 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [4, 8, 0])
+def test_groups_over_several_devices_send_their_statistics_and_no_activations(group):
+    found, gradients_and_statistics = collectives(group, "NHWC")
+    assert {name for name, _ in found} == {"all-reduce"}
+    # Forward and backward of each batch norm.
+    assert len(found) <= 2 * 20 + 2
+    assert sum(number for _, number in found) < 1.1 * gradients_and_statistics
