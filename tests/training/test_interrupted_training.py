@@ -29,6 +29,7 @@ from tsm_jax.training import metrics as metrics_lib
 from tsm_jax.training import steps
 from tsm_jax.training.bad_steps import Diverged
 from tsm_jax.training.checkpoint import Checkpoints
+from tsm_jax.training.checkpoint_files import read_validations
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training_run import train_recipe
@@ -92,11 +93,10 @@ def assert_same_run(workdir, state, undisturbed):
     assert_same_state(state, undisturbed[1])
     assert lines(workdir) == lines(undisturbed[0])
     assert saved(workdir) == saved(undisturbed[0])
-    for step in saved(workdir):
-        paths = [
-            d / "checkpoints" / str(step) / "validation.json" for d in (workdir, undisturbed[0])
-        ]
-        assert paths[0].exists() == paths[1].exists()
+    assert not unfinished(workdir)
+    assert read_validations(str(workdir / "checkpoints")) == read_validations(
+        str(undisturbed[0] / "checkpoints")
+    )
 
 
 def saved(workdir):
@@ -104,7 +104,7 @@ def saved(workdir):
 
 
 def unfinished(workdir):
-    return [name for name in os.listdir(workdir / "checkpoints") if "tmp" in name]
+    return [n for n in os.listdir(workdir / "checkpoints") if "tmp" in n or "deleted" in n]
 
 
 KILLED_IN_A_SAVE = """

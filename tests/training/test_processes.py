@@ -135,6 +135,21 @@ def test_an_error_in_one_ends_all_and_all_print_it(two_processes, failing):
     assert "killed" not in result.stderr
 
 
+def test_a_process_that_is_killed_ends_the_others(two_processes):
+    result = two_processes(
+        """
+    from_first(0)
+    if index == 1:
+        os.kill(os.getpid(), 9)
+    from_first(1)
+"""
+    )
+    assert result.returncode == 137
+    assert "process 1 was killed by SIGKILL" in result.stderr
+    assert "[0] error: the connection to another process broke" in result.stdout
+    assert "Traceback" not in result.stdout
+
+
 def test_a_process_whose_others_do_not_come_says_so(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM.format(body="    pass"))
     place = {processes.ADDRESS: "127.0.0.1:1", processes.COUNT: "2", processes.INDEX: "1"}

@@ -52,6 +52,7 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             read_only=read_only,
+            todelete_subdir=files.DELETED,
             # Runs when all is written and before the folder gets its final name.
             async_options=AsyncOptions(
                 post_finalization_callback=lambda: files.write_checksums(
@@ -172,9 +173,12 @@ class Checkpoints:
         """
         with self._told_in_one_line():
             self._manager.wait_until_finished()
+            if not self._read_only and jax.process_index() == 0:
+                files.remove_leftovers(self._directory)
 
     def close(self) -> None:
         """Waits and ends the background threads."""
+        self.wait()
         with self._told_in_one_line():
             self._manager.close()
 
@@ -196,7 +200,7 @@ class Checkpoints:
             if not reason or self._read_only:
                 raise
             if jax.process_index() == 0:
-                files.remove_unfinished(self._directory)
+                files.remove_leftovers(self._directory)
             raise UserError(
                 f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
                 " the same command again: it continues from the last complete one"

@@ -19,6 +19,8 @@ from tsm_jax.errors import UserError
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
 UNREADABLE = "unreadable"
+# Old checkpoints are moved here before they are deleted: half of one must not look like damage.
+DELETED = ".deleted"
 
 # Orbax adds the time to this file when the checksums are taken; it must at least be JSON.
 _TIMESTAMP_FILE = "_CHECKPOINT_METADATA"
@@ -76,7 +78,7 @@ def set_unreadable_aside(workdir: str) -> None:
     if not os.path.isdir(directory):
         return
     try:
-        remove_unfinished(directory)
+        remove_leftovers(directory)
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
             if name.isdigit() and (wrong := what_is_wrong(path)):
@@ -90,10 +92,10 @@ def set_unreadable_aside(workdir: str) -> None:
         ) from error
 
 
-def remove_unfinished(directory: str) -> None:
-    """Deletes what saves left behind that were killed or failed."""
+def remove_leftovers(directory: str) -> None:
+    """Deletes old checkpoints, and what saves left behind that were killed or failed."""
     for name in os.listdir(directory):
-        if _UNFINISHED in name:
+        if _UNFINISHED in name or name == DELETED:
             shutil.rmtree(os.path.join(directory, name))
 
 

@@ -6,14 +6,12 @@ a TPU slice, which jax knows, or from the three variables that `launch/` sets.
 
 from __future__ import annotations
 
-import atexit
 import importlib.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -21,12 +19,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from tsm_jax.errors import UserError
+from tsm_jax.training.failure_watch import (
+    FailureWatch,
+    print_and_exit,
+    skip_the_farewell,
+    store,
+)
 from tsm_jax.training.preemption import EXIT_CODE
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-_FAILURE = "tsm_jax/failure"
-_POLL_SECONDS = 0.5
 _A_DAY = 24 * 60 * 60  # seconds
 
 _T = TypeVar("_T")
@@ -50,15 +52,19 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         yield
         return
     _connect(arguments, timeout_seconds)
-    watch = _FailureWatch()
+    watch = FailureWatch()
     try:
         yield
     except BaseException as error:
-        # All processes are preempted together: that is no failure of one.
         # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             watch.announce(error)
-            _skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
+            skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
+        if isinstance(error, Exception) and "Gloo" in str(error):
+            raise UserError(
+                "the connection to another process broke: its output or its launcher's says why"
+                f" ({str(error).splitlines()[0]})"
+            ) from error
         raise
     finally:
         watch.stop()
@@ -73,7 +79,7 @@ def wait_for_all(what: str) -> None:
         what: names the place; each is waited at once in a run.
     """
     if jax.process_count() > 1:
-        _client().wait_at_barrier(f"tsm_jax/{what}", _A_DAY * 1000)
+        store().wait_at_barrier(f"tsm_jax/{what}", _A_DAY * 1000)
 
 
 def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
@@ -209,82 +215,7 @@ def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
     who, address = "this process", arguments.get("coordinator_address", "process 0")
     if "process_id" in arguments:
         who = f"process {arguments['process_id']} of {arguments['num_processes']}"
-    _print_and_exit(
+    print_and_exit(
         f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all run,"
         " and can they reach that address?"
     )
-
-
-def _client() -> Any:
-    """The store and barriers that the processes share, for which jax has no public name."""
-    from jax._src.distributed import global_state
-
-    return global_state.client
-
-
-class _FailureWatch:
-    """Tells the other processes of an error here, and ends this one at an error of theirs.
-
-    A process that waits for the others in a collective operation cannot notice that one of them
-    is gone, or only minutes later and without its reason.
-    """
-
-    def __init__(self) -> None:
-        self._client = _client()
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        if self._client is not None:
-            self._thread.start()
-
-    def announce(self, error: BaseException) -> None:
-        """Tells the others, and waits until they have heard it and ended."""
-        self.stop()
-        if self._client is None:
-            return
-        text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
-        message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
-        # If another process was first, or has ended the run already, there is nothing to tell.
-        with suppress(Exception):
-            self._client.key_value_set(_FAILURE, message)
-        time.sleep(_linger_seconds())
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            try:
-                message = self._client.key_value_try_get(_FAILURE)
-            except Exception as error:
-                if "NOT_FOUND" in str(error):
-                    continue
-                return  # process 0 is gone: jax itself ends this process
-            if not self._stopped.is_set():
-                _print_and_exit(message, _linger_seconds())
-
-
-def _linger_seconds() -> float:
-    """How long to stay when something failed, so that all others hear of it while they can.
-
-    Process 0 leaves last: it keeps the store, and jax aborts the others when that is gone.
-    """
-    return (6 if jax.process_index() == 0 else 3) * _POLL_SECONDS
-
-
-def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
-    """Ends the process from a thread: its main thread may wait for ever."""
-    sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    time.sleep(linger_seconds)
-    os._exit(1)
-
-
-def _skip_the_farewell(code: int) -> None:
-    """Leaves without the barrier of jax's shutdown, at which dead processes would be awaited."""
-
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    atexit.register(leave)
