@@ -18,7 +18,7 @@ VERBS = {
     "predict": "name the action in videos",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn PaddleVideo's .pdparams into a model directory, or back",
-    "benchmark": "measure reading, and prediction by engine",
+    "benchmark": "measure reading, the training step, and prediction by engine",
 }
 
 

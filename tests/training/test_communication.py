@@ -28,7 +28,7 @@ COLLECTIVE = re.compile(
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "bf16": 2}
 
 
-def collectives(batch_norm_group, data_format):
+def collectives(batch_norm_group, data_format, accumulation_steps=1):
     """(name, bytes) of every collective operation, and the bytes of gradients and statistics."""
     mesh = make_mesh(jax.devices()[:DEVICES])
     network = Network(
@@ -54,7 +54,15 @@ def collectives(batch_norm_group, data_format):
         fc_weight_multiplier=5.0,
         fc_bias_multiplier=10.0,
     )
-    step = make_train_step(network, optimizer, schedule, mesh=mesh, data_format=data_format, seed=3)
+    step = make_train_step(
+        network,
+        optimizer,
+        schedule,
+        mesh=mesh,
+        data_format=data_format,
+        seed=3,
+        accumulation_steps=accumulation_steps,
+    )
     batch = {
         "video": jax.ShapeDtypeStruct((BATCH, 1, 4, 32, 32, 3), jnp.uint8),
         "label": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
@@ -85,6 +93,13 @@ def test_with_whole_groups_on_a_device_gradients_are_all_that_is_sent(data_forma
     sizes = sorted(number for _, number in found)
     assert sizes[0] < 100
     assert gradients_and_statistics <= sum(sizes) < gradients_and_statistics + 100
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_stay_on_their_devices():
+    found, gradients_and_statistics = collectives(1, "NHWC", accumulation_steps=2)
+    assert {name for name, _ in found} == {"all-reduce"}
+    assert sum(number for _, number in found) < 1.1 * gradients_and_statistics
 
 
 @pytest.mark.slow
