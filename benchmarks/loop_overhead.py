@@ -35,10 +35,10 @@ from tsm_jax.training.state import TrainState
 
 
 class NoCheckpoints:
-    """The loop asks for the metrics of the first one and waits for the last one."""
+    """The loop asks whether the first one was validated, and waits for the last one."""
 
-    def metrics(self, step: int) -> dict[str, float]:
-        return {}
+    def validated(self, step: int) -> bool:
+        return True
 
     def wait(self) -> None:
         pass
@@ -80,10 +80,11 @@ def main() -> None:
     @jax.jit
     def nothing(video: jax.Array) -> dict[str, jax.Array]:
         zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5", "bad", "bad_steps")}
-        return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": video}
+        norm = video[(0,) * video.ndim].astype(jnp.float32)  # reads the batch, a byte of it
+        return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": norm}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Any]:
-        return state, nothing(batch["video"].ravel()[0].astype(jnp.float32))
+        return state, nothing(batch["video"])
 
     # Compiled before anything is timed.
     step(fresh_state(), device_batch(next(batches()), mesh))
