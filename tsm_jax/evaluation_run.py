@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from tsm_jax import build, build_data
+from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
@@ -147,7 +148,7 @@ def _run(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
-    batch_size = eval_batch_size(config.eval_batch_size or config.batch_size, mesh)
+    batch_size = eval_batch_size(config.eval_batch_size or part_size(config), mesh)
     data_format = config.model.data_format
     network = build.build_network(model.architecture, config.dtype, data_format=data_format)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)

@@ -49,6 +49,7 @@ def normalize_by(
     return y.astype(x.dtype).reshape(x.shape)
 
 
+@partial(jax.jit, static_argnums=(3, 4, 5))
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, data_format: str
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
@@ -66,6 +67,7 @@ def _forward(
     return (y, mean, var), (x, mean, inverse, scale)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
     groups: int,
     epsilon: float,
