@@ -118,6 +118,10 @@ def test_an_imagenet_file_is_to_start_from_only(tmp_path):
     assert tensors.keys() == backbone | network.batch_stat_shapes.keys()
 
 
+class StartedError(Exception):
+    pass
+
+
 @pytest.mark.parametrize("init_head", [False, True])
 def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch):
     """The state before the first step holds the file's tensors, and the log says which."""
@@ -135,8 +139,14 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
         ],
     )
     seen = []
-    monkeypatch.setattr("tsm_jax.training_run.train", lambda _, state, __: seen.append(state))
-    train_recipe(recipe, make_mesh(jax.devices()[:1]))
+
+    def train(run, state, batches, saved):
+        seen.append(state)
+        raise StartedError
+
+    monkeypatch.setattr("tsm_jax.training_run.train", train)
+    with pytest.raises(StartedError):
+        train_recipe(recipe, make_mesh(jax.devices()[:1]))
     tensors = read_paddle_tensors(path)[0]
     state = {**seen[0].params, **seen[0].batch_stats}
     for name in tensors:

@@ -215,3 +215,24 @@ def test_the_published_addresses_are_https():
         for url in (*dataset.files, *dataset.link_lists, *archives):
             assert url.startswith("https://")
     assert dataset_download.DATASETS.keys() == {"ucf101", "kinetics400"}
+
+
+@pytest.mark.parametrize("has_filter", [True, False])
+@pytest.mark.parametrize("name", ["../outside.txt", "link"])
+def test_a_tar_that_reaches_outside_is_refused_on_every_python(
+    tmp_path, monkeypatch, name, has_filter
+):
+    if not has_filter:  # as in Python before 3.11.4
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    elif not hasattr(tarfile, "data_filter"):
+        pytest.skip("this Python has no filter")
+    archive, folder = tmp_path / "a.tar", tmp_path / "in" / "folder"
+    folder.mkdir(parents=True)
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, "../../outside.txt"
+        tar.addfile(member)
+    with pytest.raises(UserError, match="cannot be unpacked"):
+        unpack(archive, folder)
+    assert not list(tmp_path.rglob("*outside*"))

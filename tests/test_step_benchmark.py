@@ -86,6 +86,7 @@ def test_prints_lines_that_add_up(capsys):
     assert lines["compile"]["from_cache_s"] < lines["compile"]["cold_s"]
 
 
+@pytest.mark.slow
 def test_reads_the_clips_of_the_recipe(tmp_path, capsys):
     moving_shapes.render(tmp_path / "shapes", train_videos=16, val_videos=8, seed=0)
     data = {

@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tsm_jax.errors import UserError
 from tsm_jax.weights.download import download
@@ -191,8 +191,7 @@ def unpack(archive: Path, folder: Path) -> None:
             with zipfile.ZipFile(archive) as zipped:
                 zipped.extractall(folder)
         else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(folder, filter="data")
+            _unpack_tar(archive, folder)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             f"{archive} cannot be unpacked: {error}; delete it and run the command again"
@@ -216,6 +215,20 @@ def _knows_rar(program: str) -> bool:
         return True
     formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
     return " rar " in formats.stdout.lower()
+
+
+def _unpack_tar(archive: Path, folder: Path) -> None:
+    """Files and folders below `folder`, and nothing else."""
+    with tarfile.open(archive) as tar:
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(folder, filter="data")
+            return
+        for member in tar.getmembers():  # Python before 3.11.4
+            path = PurePosixPath(member.name)
+            inside = not path.is_absolute() and ".." not in path.parts
+            if not (inside and (member.isfile() or member.isdir())):
+                raise tarfile.TarError(f"{member.name} is no file or folder below it")
+        tar.extractall(folder)
 
 
 def _unpack_rar(archive: Path, folder: Path) -> None:

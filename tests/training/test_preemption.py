@@ -60,7 +60,15 @@ def test_a_second_sigterm_ends_at_once(started):
     assert process.wait(timeout=10) == 143
 
 
-def test_ctrl_c_stays_an_interrupt_and_handlers_are_put_back():
+@pytest.fixture
+def interruptible():
+    """A shell starts background jobs with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stays_an_interrupt_and_handlers_are_put_back(interruptible):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         assert signal.getsignal(signal.SIGTERM) != before[0]

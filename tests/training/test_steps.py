@@ -93,7 +93,7 @@ def test_eight_devices_give_the_loss_curve_of_one(one_device, eight_devices):
     assert len(eight_devices.state.params["head.fc.kernel"].sharding.device_set) == 8
 
 
-@pytest.mark.parametrize(("devices", "parts"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("devices", "parts"), [(2, 2), pytest.param(1, 4, marks=pytest.mark.slow)])
 def test_accumulated_parts_give_what_the_whole_batch_gives(one_device, devices, parts):
     accumulated = Training(devices, batch_norm_group=4, accumulation_steps=parts)
     for name in ("loss", "grad_norm", "count", "top1"):
@@ -105,6 +105,7 @@ def test_accumulated_parts_give_what_the_whole_batch_gives(one_device, devices, 
     _assert_same_tensors(accumulated.state, one_device.state)
 
 
+@pytest.mark.slow
 def test_remat_keeps_the_result(one_device):
     _assert_same_tensors(Training(1, batch_norm_group=4, remat=True).state, one_device.state)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,20 +46,32 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> dict[str, An
         `clips`, how many, and `agreement`, the share of them with the same best class as float32.
     """
     # The quantizer asks for a pre-processing that this graph, with its shapes, does not need.
-    logging.getLogger().setLevel(max(logging.ERROR, logging.getLogger().level))
-    quantize_static(
-        float_path,
-        int8_path,
-        _Clips(clips),
-        quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=["Conv", "Add", "MaxPool"],
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        calibrate_method=CalibrationMethod.MinMax,
-    )
+    with _without_warnings():
+        quantize_static(
+            float_path,
+            int8_path,
+            _Clips(clips),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Add", "MaxPool"],
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
     float32, int8 = _best(float_path, clips), _best(int8_path, clips)
     return {"clips": len(clips), "agreement": float(np.mean(float32 == int8))}
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """The quantizer logs through the root logger."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(logging.ERROR, before))
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _best(path: str, clips: np.ndarray) -> np.ndarray:
