@@ -69,23 +69,6 @@ def test_counts_the_published_operations_of_the_network():
     assert cost.operations / 2 == pytest.approx(33e9, rel=0.02)
 
 
-def test_prints_lines_that_add_up(capsys):
-    benchmark.main(["train", "--config", RECIPE, *SMALL, "--steps", "2"])
-    lines = {
-        line["measure"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())
-    }
-    assert {"about", "compile", "memory", "step", "roofline"} <= lines.keys()
-    step, config = lines["step"], cli.load_recipe(RECIPE)
-    assert step["steps"] == 2
-    assert step["fastest_ms"] <= step["step_ms"]
-    per_second = 1000 * config.batch_size / step["step_ms"]
-    assert step["clips_per_second"] == pytest.approx(per_second, rel=0.01)
-    roofline = lines["roofline"]
-    floor = max(roofline["operations_ms"], roofline["bytes_ms"])
-    assert roofline["share_of_roofline"] == pytest.approx(floor / step["step_ms"], abs=0.01)
-    assert lines["compile"]["from_cache_s"] < lines["compile"]["cold_s"]
-
-
 @pytest.mark.slow
 def test_reads_the_clips_of_the_recipe(tmp_path, capsys):
     moving_shapes.render(tmp_path / "shapes", train_videos=16, val_videos=8, seed=0)
@@ -105,11 +88,21 @@ def test_reads_the_clips_of_the_recipe(tmp_path, capsys):
         benchmark.main([*arguments, "--input", "recipe", "--config.batch_size=32"])
 
 
-def test_needs_nothing_but_jax_flax_optax_numpy_and_ml_collections(run_with_only):
+def test_prints_lines_that_add_up_on_a_machine_with_nothing_but_jax_and_flax(run_with_only):
     code = f"""
 from tsm_jax import benchmark, cli
-cli.run(benchmark.main, ["train", "--config", {RECIPE!r}, *{SMALL!r}, "--steps", "1"])
+cli.run(benchmark.main, ["train", "--config", {RECIPE!r}, *{SMALL!r}, "--steps", "2"])
 """
     result = run_with_only(code, *OF_A_BARE_MACHINE)
     assert result.returncode == 0, result.stderr
-    assert '"measure": "roofline"' in result.stdout
+    lines = by_measure(result.stdout)
+    assert {"about", "compile", "memory", "step", "roofline"} <= lines.keys()
+    step, config = lines["step"], cli.load_recipe(RECIPE)
+    assert step["steps"] == 2
+    assert step["fastest_ms"] <= step["step_ms"]
+    per_second = 1000 * config.batch_size / step["step_ms"]
+    assert step["clips_per_second"] == pytest.approx(per_second, rel=0.01)
+    roofline = lines["roofline"]
+    floor = max(roofline["operations_ms"], roofline["bytes_ms"])
+    assert roofline["share_of_roofline"] == pytest.approx(floor / step["step_ms"], abs=0.01)
+    assert lines["compile"]["from_cache_s"] < lines["compile"]["cold_s"]
