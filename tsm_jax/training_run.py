@@ -74,8 +74,7 @@ def train_recipe(
     init = partial(init_state, steps.network, steps.optimizer, config.seed, mesh)
     checkpoints = Checkpoints(config.workdir)
     try:
-        state, saved, origin = _start(checkpoints, config, init)
-        first_step = int(state.step)
+        state, first_step, saved, origin = _start(checkpoints, config, init)
         writes = jax.process_index() == 0
         if writes:
             _write_labels(config.workdir, labels)
@@ -103,6 +102,7 @@ def train_recipe(
                 mesh=mesh,
                 order=order,
                 clip_name=train_source.name,
+                first_step=first_step,
                 train_step=train_step,
                 validate=validate,
                 checkpoints=checkpoints,
@@ -120,19 +120,20 @@ def train_recipe(
 
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, init: Callable[[], TrainState]
-) -> tuple[TrainState, dict[str, Any] | None, str]:
-    """The state to train from, its progress, and where they come from in words.
+) -> tuple[TrainState, int, dict[str, Any] | None, str]:
+    """The state to train from, its step and progress, and where they come from in words.
 
-    The newest checkpoint of this run; else `config.init_from`; else random weights.
+    The newest checkpoint of this run; else `config.init_from`; else random weights. The step is
+    told besides, because to ask the state for it is to wait until its weights are drawn.
     """
     latest = checkpoints.latest_step()
     step = from_first(-1 if latest is None else latest)
     if step >= 0:
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         state, progress = checkpoints.restore(step, init())
-        return state, progress, f"continuing {config.workdir} at step {step}"
+        return state, step, progress, f"continuing {config.workdir} at step {step}"
     if not config.init_from:
-        return init(), None, "starting from random weights"
+        return init(), 0, None, "starting from random weights"
     tensors = load_tensors(config.init_from)
     state = init()
     shapes = {name: array.shape for name, array in {**state.params, **state.batch_stats}.items()}
@@ -144,7 +145,7 @@ def _start(
         source=config.init_from,
     )
     origin = f"starting from {config.init_from}: {start}"
-    return with_tensors(state, start.loaded), None, origin
+    return with_tensors(state, start.loaded), 0, None, origin
 
 
 def _validation(

@@ -27,8 +27,8 @@ def train(
 
     Args:
         run: what to work with.
-        state: where to start; its memory is reused.
-        batches: this host's part of the batches from `state.step` on.
+        state: where to start, at `run.first_step`; its memory is reused.
+        batches: this host's part of the batches from `run.first_step` on.
         saved: the progress that was saved with `state`, if it is a checkpoint's.
 
     Returns:
@@ -40,7 +40,7 @@ def train(
         UserError: something cannot be read or written.
     """
     stop = StopVote(run.preemption, run.mesh).stop
-    first_step = int(state.step)
+    first_step = run.first_step
     validated = from_first(run.checkpoints.validated(first_step))
     if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far

@@ -30,6 +30,7 @@ class Run:
         mesh: the devices.
         order: which clip stands where, to notice replaced ones.
         clip_name: path of a training clip by its number.
+        first_step: where this process starts.
         train_step: one optimizer step.
         validate: means over the validation clips.
         checkpoints: of the run.
@@ -42,6 +43,7 @@ class Run:
     mesh: Mesh
     order: TrainOrder
     clip_name: Callable[[int], str]
+    first_step: int
     train_step: TrainStep
     validate: Validate
     checkpoints: Checkpoints
