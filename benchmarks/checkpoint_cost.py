@@ -19,7 +19,6 @@ import tempfile
 import time
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax import build, cli
@@ -27,7 +26,8 @@ from tsm_jax.config import make_plan
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.state import TrainState, init_state
-from tsm_jax.training.steps import Batch, TrainStep, make_train_step
+from tsm_jax.training.step_benchmark import random_batch
+from tsm_jax.training.steps import Batch, TrainStep
 
 
 def main() -> None:
@@ -80,26 +80,9 @@ def main() -> None:
 def prepare(config: ConfigDict) -> tuple[TrainStep, TrainState, Batch]:
     """The recipe's step and state, and a batch on the device."""
     mesh = make_mesh()
-    network = build.build_training_network(config)
-    schedule = build.build_schedule(config, make_plan(config, 1000 * config.batch_size))
-    optimizer = build.build_optimizer(config, schedule)
-    step = make_train_step(
-        network,
-        optimizer,
-        schedule,
-        mesh=mesh,
-        data_format=config.model.data_format,
-        seed=config.seed,
-    )
-    size = config.batch_size // jax.process_count()
-    shape = (size, 1, config.model.num_segments, *2 * (config.data.crop_size,), 3)
-    rng = np.random.default_rng(0)
-    batch = {
-        "video": rng.integers(0, 256, shape, dtype=np.uint8),
-        "label": rng.integers(0, config.model.num_classes, size).astype(np.int32),
-        "mask": np.ones(size, bool),
-    }
-    return step, init_state(network, optimizer, config.seed, mesh), put_batch(batch, mesh)
+    built = build.build_steps(config, make_plan(config, 1000 * config.batch_size), mesh)
+    state = init_state(built.network, built.optimizer, config.seed, mesh)
+    return built.train_step, state, put_batch(random_batch(config), mesh)
 
 
 def run(step: TrainStep, state: TrainState, batch: Batch, steps: int) -> tuple[TrainState, float]:
