@@ -31,16 +31,11 @@ def conv_by_definition(x, kernel, stride, padding):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [1, 3, 7])
-@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
-def test_conv_pads_symmetrically(kernel_size, stride, data_format):
-    conv = Conv(3, 4, kernel_size, stride=stride, data_format=data_format, rngs=nnx.Rngs(0))
+def test_conv_pads_symmetrically(kernel_size, stride):
+    conv = Conv(3, 4, kernel_size, stride=stride, rngs=nnx.Rngs(0))
     x = images()
     expected = conv_by_definition(x, np.asarray(conv.kernel[...]), stride, kernel_size // 2)
-    if data_format == "NCHW":
-        actual = jnp.moveaxis(conv(jnp.moveaxis(jnp.asarray(x), -1, 1)), 1, -1)
-    else:
-        actual = conv(jnp.asarray(x))
-    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(conv(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_conv_starts_as_kaiming_normal_over_fan_in():
@@ -78,27 +73,23 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_batch_norm_gradient_is_that_of_its_definition(groups, data_format):
+def test_batch_norm_gradient_is_that_of_its_definition(groups):
     def by_definition(x, scale, bias):
         grouped = x.reshape(groups, -1, *x.shape[1:])
-        axes = (1, 2, 3) if data_format == "NHWC" else (1, 3, 4)
-        mean, var = grouped.mean(axes, keepdims=True), grouped.var(axes, keepdims=True)
-        per_channel = (-1,) if data_format == "NHWC" else (-1, 1, 1)
-        y = (grouped - mean) / jnp.sqrt(var + 1e-5) * scale.reshape(per_channel)
-        return (y + bias.reshape(per_channel)).reshape(x.shape)
+        mean, var = (f((1, 2, 3), keepdims=True) for f in (grouped.mean, grouped.var))
+        y = (grouped - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+        return y.reshape(x.shape)
 
     def ours(x, scale, bias):
-        return batch_norm(x, scale, bias, groups, 1e-5, data_format)[0]
+        return batch_norm(x, scale, bias, groups, 1e-5)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
-    x = x if data_format == "NHWC" else jnp.moveaxis(x, -1, 1)
     arguments = (x, jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
     expected, expected_gradients = jax.vjp(by_definition, *arguments)
     actual, actual_gradients = jax.vjp(ours, *arguments)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
-    cotangent = jnp.asarray(images((6, 3, 4, 5)).reshape(x.shape))
+    cotangent = jnp.asarray(images(x.shape))
     for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
@@ -125,14 +116,11 @@ def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("data_format", ["NHWC", "NCHW"])
-def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel(data_format):
+def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     x = 300 + 1e-2 * images((4, 6, 5, 3))
     exact = x.astype(np.float64).reshape(-1, 3)
     expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    ours = jnp.asarray(x) if data_format == "NHWC" else jnp.moveaxis(jnp.asarray(x), -1, 1)
-    y, mean, var = batch_norm(ours, jnp.ones(3), jnp.zeros(3), 1, 1e-5, data_format)
-    y = y if data_format == "NHWC" else jnp.moveaxis(y, 1, -1)
+    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5)
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -47,16 +47,6 @@ def test_follows_the_definition(num_segments, fraction, direction):
     assert not np.array_equal(shifted, images)
 
 
-@pytest.mark.parametrize("num_segments", SEGMENTS)
-def test_nchw_is_the_same_shift(num_segments):
-    clips = random_clips(num_segments)
-    images = jnp.asarray(clips.reshape(-1, *clips.shape[2:]))
-    channels_first = temporal_shift(jnp.moveaxis(images, -1, 1), num_segments, data_format="NCHW")
-    np.testing.assert_array_equal(
-        jnp.moveaxis(channels_first, 1, -1), temporal_shift(images, num_segments)
-    )
-
-
 def test_none_changes_nothing():
     images = jnp.asarray(random_clips(4)[0])
     assert temporal_shift(images, 4, direction="none") is images

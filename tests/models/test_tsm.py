@@ -166,6 +166,6 @@ def test_remat_keeps_a_fraction_for_the_backward_pass(video):
 
 
 def test_the_classifier_starts_small():
-    head = Head(64, 400, dropout=0.5, data_format="NHWC", rngs=nnx.Rngs(0))
+    head = Head(64, 400, dropout=0.5, rngs=nnx.Rngs(0))
     assert np.asarray(head.fc.kernel[...]).std() == pytest.approx(0.001, rel=0.02)
     assert not np.asarray(head.fc.bias[...]).any()

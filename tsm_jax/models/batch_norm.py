@@ -15,63 +15,60 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, data_format: str
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises each channel over the images of a group.
 
     Args:
-        x: `[M, H, W, C]` or `[M, C, H, W]`, float32 or bfloat16; the images of a group are
-            neighbours.
+        x: `[M, H, W, C]`, float32 or bfloat16; the images of a group are neighbours.
         scale: `[C]`, float32.
         bias: `[C]`, float32.
         groups: G, divides M.
         epsilon: added to the variance.
-        data_format: where the channels are.
 
     Returns:
         The normalised images in the dtype of `x`; mean and biased variance, float32 `[G, C]`,
         through which no gradient flows.
     """
-    return _forward(x, scale, bias, groups, epsilon, data_format)[0]
+    return _forward(x, scale, bias, groups, epsilon)[0]
 
 
 def normalize_by(
-    x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array, data_format: str
+    x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
 ) -> jax.Array:
     """`(x - mean) * multiplier + bias` with means and multipliers `[G, C]`, in the dtype of `x`.
 
     Centred before it is scaled: folding all into one offset would cost digits.
     """
-    centred = _grouped(x, len(mean)) - _per_channel(mean, data_format)
-    y = centred * _per_channel(multiplier, data_format) + _per_channel(bias[None], data_format)
+    centred = _grouped(x, len(mean)) - _per_channel(mean)
+    y = centred * _per_channel(multiplier) + bias
     return y.astype(x.dtype).reshape(x.shape)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4))
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, data_format: str
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     values = _grouped(x, groups)
     count = values.size // (groups * len(scale))
     # Mean and variance in one pass, of the distances from a typical value: the difference of large
     # squares would cost digits, and all of them where a channel is nearly constant.
-    typical = _middle_pixel(values, data_format)
-    distances = values - _per_channel(typical, data_format)
-    offset = _channel_sums(distances, data_format) / count
-    squares = _channel_sums(jnp.square(distances), data_format) / count
+    typical = _middle_pixel(values)
+    distances = values - _per_channel(typical)
+    offset = _channel_sums(distances) / count
+    squares = _channel_sums(jnp.square(distances)) / count
     mean, var = typical + offset, jnp.maximum(squares - jnp.square(offset), 0.0)
     inverse = lax.rsqrt(var + epsilon)
-    y = normalize_by(x, mean, scale * inverse, bias, data_format)
+    y = normalize_by(x, mean, scale * inverse, bias)
     return (y, mean, var), (x, mean, inverse, scale)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _backward(
     groups: int,
     epsilon: float,
-    data_format: str,
     residuals: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -79,13 +76,13 @@ def _backward(
     x, mean, inverse, scale = residuals
     dy = _grouped(cotangents[0], groups)
     count = dy.size // (groups * len(scale))
-    centred = _grouped(x, groups) - _per_channel(mean, data_format)
-    bias_gradient = _channel_sums(dy, data_format)  # [G, C]
-    scale_gradient = _channel_sums(dy * centred, data_format) * inverse
-    dx = _per_channel(scale * inverse, data_format) * (
+    centred = _grouped(x, groups) - _per_channel(mean)
+    bias_gradient = _channel_sums(dy)  # [G, C]
+    scale_gradient = _channel_sums(dy * centred) * inverse
+    dx = _per_channel(scale * inverse) * (
         dy
-        - _per_channel(bias_gradient / count, data_format)
-        - centred * _per_channel(inverse * scale_gradient / count, data_format)
+        - _per_channel(bias_gradient / count)
+        - centred * _per_channel(inverse * scale_gradient / count)
     )
     return dx.astype(x.dtype).reshape(x.shape), scale_gradient.sum(0), bias_gradient.sum(0)
 
@@ -98,24 +95,18 @@ def _grouped(x: jax.Array, groups: int) -> jax.Array:
     return x.reshape(groups, -1, *x.shape[1:]).astype(jnp.float32)
 
 
-def _middle_pixel(grouped: jax.Array, data_format: str) -> jax.Array:
+def _middle_pixel(grouped: jax.Array) -> jax.Array:
     """Of the first image of each group, `[G, C]`: padding does not reach it as it does a corner."""
-    if data_format == "NHWC":
-        return grouped[:, 0, grouped.shape[2] // 2, grouped.shape[3] // 2, :]
-    return grouped[:, 0, :, grouped.shape[3] // 2, grouped.shape[4] // 2]
+    return grouped[:, 0, grouped.shape[2] // 2, grouped.shape[3] // 2, :]
 
 
-def _per_channel(values: jax.Array, data_format: str) -> jax.Array:
+def _per_channel(values: jax.Array) -> jax.Array:
     """`[G, C]`, to be broadcast over the images of each group."""
-    groups, channels = values.shape
-    nhwc = data_format == "NHWC"
-    return values.reshape((groups, 1, 1, 1, channels) if nhwc else (groups, 1, channels, 1, 1))
+    return values[:, None, None, None, :]
 
 
-def _channel_sums(grouped: jax.Array, data_format: str) -> jax.Array:
+def _channel_sums(grouped: jax.Array) -> jax.Array:
     """Sums over images and pixels, `[G, C]`."""
-    if data_format == "NCHW":
-        return grouped.sum((3, 4)).sum(1)
     return lax.platform_dependent(grouped, cpu=_column_sums, default=lambda x: x.sum((1, 2, 3)))
 
 

@@ -92,7 +92,6 @@ class ResNet(nnx.Module):
         shift: what to apply in front of a residual branch.
         shift_every: shift in every n-th block of a stage, the first one always. 1 is PaddleVideo's
             rule at every depth; MIT and mmaction2 use 2 for ResNet-101 and -152.
-        data_format: layout of the images.
         remat: compute the inside of a block again in the backward pass instead of keeping it.
         dtype: of convolutions and activations.
     """
@@ -104,14 +103,12 @@ class ResNet(nnx.Module):
         width: int = 64,
         shift: Shift,
         shift_every: int = 1,
-        data_format: str = "NHWC",
         remat: bool = False,
         dtype=None,
         rngs: nnx.Rngs,
     ):
         block, blocks_per_stage = _BLOCKS[depth]
-        conv_norm = partial(ConvNorm, data_format=data_format, dtype=dtype)
-        self.data_format = data_format
+        conv_norm = partial(ConvNorm, dtype=dtype)
         self.remat = remat
         self.stem = conv_norm(3, width, 7, stride=2, rngs=rngs)
         self.stages = nnx.List()
@@ -135,7 +132,7 @@ class ResNet(nnx.Module):
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
         x = nnx.relu(self.stem(images, groups=groups))
-        x = max_pool_3x3_stride_2(x, self.data_format)
+        x = max_pool_3x3_stride_2(x)
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         for blocks in self.stages:
             for block in blocks:

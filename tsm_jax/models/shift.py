@@ -44,32 +44,28 @@ def temporal_shift(
     *,
     fraction: str = "1/8",
     direction: str = "past_first",
-    data_format: str = "NHWC",
 ) -> jax.Array:
     """Moves two folds of the channels by one frame, one each way; the ends are filled with zeros.
 
     Args:
-        x: `[N*T, H, W, C]`, or `[N*T, C, H, W]` with `data_format="NCHW"`, any dtype. Clips never
-            mix: each has zeros at both of its ends.
+        x: `[N*T, H, W, C]`, any dtype. Clips never mix: each has zeros at both of its ends.
         num_segments: T.
         fraction: the share of the channels that moves in one direction, see `fold_sizes`.
         direction: `past_first` (PaddleVideo: fold 1 of frame t comes from frame t-1),
             `future_first` (MIT, mmaction2: from t+1), or `none` (the tensor as it is: TSN).
             Weights trained for one are silently wrong for the other.
-        data_format: where the channels are.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     if direction == "none":
         return x
-    channel_axis = 4 if data_format == "NHWC" else 2
-    clips = x.reshape(-1, num_segments, *x.shape[1:])  # [N, T, H, W, C] or [N, T, C, H, W]
-    first_end, second_end = fold_sizes(clips.shape[channel_axis], num_segments, fraction)
-    first, second, rest = jnp.split(clips, (first_end, second_end), axis=channel_axis)
+    clips = x.reshape(-1, num_segments, *x.shape[1:])  # [N, T, H, W, C]
+    folds = fold_sizes(x.shape[-1], num_segments, fraction)
+    first, second, rest = jnp.split(clips, folds, axis=-1)
     step = 1 if direction == "past_first" else -1
     shifted = [_move_in_time(first, step), _move_in_time(second, -step), rest]
-    return jnp.concatenate(shifted, axis=channel_axis).reshape(x.shape)
+    return jnp.concatenate(shifted, axis=-1).reshape(x.shape)
 
 
 def _move_in_time(clips: jax.Array, step: int) -> jax.Array:

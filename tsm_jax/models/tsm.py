@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tsm_jax.models.pooling import spatial_axes
 from tsm_jax.models.resnet import ResNet
 from tsm_jax.models.shift import temporal_shift
 
@@ -27,10 +26,8 @@ class Head(nnx.Module):
         num_classes: int,
         *,
         dropout: float,
-        data_format: str,
         rngs: nnx.Rngs,
     ):
-        self.data_format = data_format
         self.dropout = dropout
         self.fc = nnx.Linear(
             features, num_classes, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
@@ -39,7 +36,7 @@ class Head(nnx.Module):
     def __call__(
         self, x: jax.Array, num_segments: int, *, dropout_keys: jax.Array | None
     ) -> jax.Array:
-        pooled = x.astype(jnp.float32).mean(spatial_axes(self.data_format))  # [N*T, C]
+        pooled = x.astype(jnp.float32).mean((1, 2))  # [N*T, C]
         if dropout_keys is not None and self.dropout > 0:
             pooled = self._drop(pooled, num_segments, dropout_keys)
         logits = self.fc(pooled)
@@ -64,8 +61,9 @@ class TSM(nnx.Module):
         shift_fraction: share of the channels that moves in one direction.
         shift_every: shift in every n-th block of a stage.
         dropout: rate in front of the classifier.
-        data_format: `NHWC` (`[N, T, H, W, 3]`) or `NCHW` (`[N, T, 3, H, W]`). The parameters are
-            the same for both.
+        data_format: of the clips it takes, `NHWC` (`[N, T, H, W, 3]`) or `NCHW`
+            (`[N, T, 3, H, W]`). Inside it is NHWC, from which XLA chooses what the device likes;
+            the parameters are the same for both.
         batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
             whole batch. A batch that is smaller is one group.
         remat: keep only the inputs of residual blocks for the backward pass and compute the rest
@@ -92,6 +90,7 @@ class TSM(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.num_segments = num_segments
+        self.data_format = data_format
         self.batch_norm_group = batch_norm_group
         self.dtype = dtype
         self.backbone = ResNet(
@@ -102,10 +101,8 @@ class TSM(nnx.Module):
                 num_segments=num_segments,
                 fraction=shift_fraction,
                 direction=shift,
-                data_format=data_format,
             ),
             shift_every=shift_every,
-            data_format=data_format,
             remat=remat,
             dtype=dtype,
             rngs=rngs,
@@ -114,7 +111,6 @@ class TSM(nnx.Module):
             self.backbone.features,
             num_classes,
             dropout=dropout,
-            data_format=data_format,
             rngs=rngs,
         )
 
@@ -124,13 +120,15 @@ class TSM(nnx.Module):
         """Classifies clips.
 
         Args:
-            video: normalised frames, `[N, T, H, W, 3]` or, in NCHW, `[N, T, 3, H, W]`.
+            video: normalised frames in `data_format`.
             train: take batch statistics (and move the running ones).
             dropout_keys: a key for the dropout of each clip, `[N]`; None drops nothing.
 
         Returns:
             Logits, float32 `[N, K]`.
         """
+        if self.data_format == "NCHW":
+            video = jnp.moveaxis(video, 2, -1)
         images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
         groups = self._batch_norm_groups(video.shape[0]) if train else None
         features = self.backbone(images, groups=groups)
