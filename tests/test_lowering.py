@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
-from jax.sharding import NamedSharding
 
 from tsm_jax import build, cli
 from tsm_jax.config import flatten, make_plan
-from tsm_jax.training.mesh import make_mesh, replicated, split_by_clips
-from tsm_jax.training.state import fresh_state
+from tsm_jax.training.mesh import make_mesh, split_by_clips
+from tsm_jax.training.state import abstract_state
 from tsm_jax.training.step_benchmark import random_batch
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -40,9 +38,11 @@ def _programs():
 def test_training_and_evaluation_steps_lower_for_gpu_and_tpu(config):
     mesh = make_mesh(jax.devices()[:2])
     steps = build.build_steps(config, make_plan(config, 1000), mesh)
-    fresh = partial(fresh_state, steps.network, steps.optimizer)
-    state = _shapes(jax.eval_shape(fresh, jax.random.key(0)), replicated(mesh))
-    batch = _shapes(random_batch(config), split_by_clips(mesh))
+    state = abstract_state(steps.network, steps.optimizer, mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split_by_clips(mesh))
+        for name, array in random_batch(config).items()
+    }
 
     train = steps.train_step.trace(state, batch).lower(lowering_platforms=PLATFORMS).as_text()
     evaluate = steps.eval_step.trace(state.params, state.batch_stats, batch)
@@ -51,9 +51,3 @@ def test_training_and_evaluation_steps_lower_for_gpu_and_tpu(config):
         assert "stablehlo.convolution" in text
         assert "xbf16>" in text
     assert "select_and_scatter" not in train
-
-
-def _shapes(tree, sharding: NamedSharding):
-    return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), tree
-    )

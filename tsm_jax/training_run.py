@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
 from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
-from tsm_jax.training.state import TrainState, init_state, with_tensors
+from tsm_jax.training.state import TrainState, abstract_state, init_state
 from tsm_jax.training.steps import EvalStep
 from tsm_jax.weights.model_card import CARD_FILE, model_card
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
@@ -71,10 +70,9 @@ def train_recipe(
         val_source, build_data.preprocessing_of(config.data), config.model.num_segments
     )
 
-    init = partial(init_state, steps.network, steps.optimizer, config.seed, mesh)
     checkpoints = Checkpoints(config.workdir)
     try:
-        state, first_step, saved, origin = _start(checkpoints, config, init)
+        state, first_step, saved, origin = _start(checkpoints, config, steps, mesh)
         writes = jax.process_index() == 0
         if writes:
             _write_labels(config.workdir, labels)
@@ -119,7 +117,7 @@ def train_recipe(
 
 
 def _start(
-    checkpoints: Checkpoints, config: ConfigDict, init: Callable[[], TrainState]
+    checkpoints: Checkpoints, config: ConfigDict, steps: build.Steps, mesh: Mesh
 ) -> tuple[TrainState, int, dict[str, Any] | None, str]:
     """The state to train from, its step and progress, and where they come from in words.
 
@@ -130,22 +128,21 @@ def _start(
     step = from_first(-1 if latest is None else latest)
     if step >= 0:
         check_same_run(checkpoints.recipe(step), config, config.workdir)
-        state, progress = checkpoints.restore(step, init())
+        like = abstract_state(steps.network, steps.optimizer, mesh)
+        state, progress = checkpoints.restore(step, like)
         return state, step, progress, f"continuing {config.workdir} at step {step}"
     if not config.init_from:
-        return init(), 0, None, "starting from random weights"
-    tensors = load_tensors(config.init_from)
-    state = init()
-    shapes = {name: array.shape for name, array in {**state.params, **state.batch_stats}.items()}
+        state = init_state(steps.network, steps.optimizer, config.seed, mesh)
+        return state, 0, None, "starting from random weights"
     start = choose_start(
-        tensors,
-        shapes,
+        load_tensors(config.init_from),
+        {**steps.network.param_shapes, **steps.network.batch_stat_shapes},
         with_head=config.init_head,
         ignore=config.init_ignore,
         source=config.init_from,
     )
-    origin = f"starting from {config.init_from}: {start}"
-    return with_tensors(state, start.loaded), 0, None, origin
+    state = init_state(steps.network, steps.optimizer, config.seed, mesh, start.loaded)
+    return state, 0, None, f"starting from {config.init_from}: {start}"
 
 
 def _validation(

@@ -32,7 +32,7 @@ def forward(
     frames = network.num_segments
     images = video.reshape(-1, *video.shape[2:]).astype(jnp.float32) - PIXEL_MEAN
     x = jax.nn.relu(_conv(images.astype(dtype), network.stem))
-    x = max_pool_3x3_stride_2(x, "NHWC")
+    x = max_pool_3x3_stride_2(x)
     for block in network.blocks:
         x = _block(x, block, frames)
     x = x.astype(jnp.float32)

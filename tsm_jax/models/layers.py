@@ -123,8 +123,8 @@ class BatchNorm(nnx.Module):
         return y
 
     def _update_running(self, mean: jax.Array, var: jax.Array) -> None:
-        # `set_value`, because assigning to `[...]` asks a traced array for its sharding, which takes a
-        # fifth of the time of tracing a training step.
+        # `set_value`: assigning to `[...]` would ask a traced array for its sharding, which takes
+        # a fifth of the time of tracing a step.
         for running, new in ((self.mean, mean), (self.var, var)):
             running.set_value(self.momentum * running[...] + (1 - self.momentum) * new)
 

@@ -136,14 +136,18 @@ class Checkpoints:
         return config_lib.from_dict(restored["recipe"])
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The train state of a step, with the shapes and devices of `like`, and its progress."""
-        abstract = jax.tree.map(_abstract, like)
+        """The train state of a step, and its progress.
+
+        Args:
+            step: of a checkpoint.
+            like: `abstract_state` of the run: shapes and devices of what is read.
+        """
         restored = self._restore(
             step,
             model=ocp.args.StandardRestore(
-                {"params": abstract.params, "batch_stats": abstract.batch_stats}
+                {"params": like.params, "batch_stats": like.batch_stats}
             ),
-            optimizer=ocp.args.StandardRestore(_optimizer_item(abstract)),
+            optimizer=ocp.args.StandardRestore(_optimizer_item(like)),
             progress=ocp.args.JsonRestore(),
         )
         return TrainState(**restored["model"], **restored["optimizer"]), restored["progress"]
@@ -236,10 +240,6 @@ def _refusal_of_the_system(error: BaseException) -> str:
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "bad_steps": state.bad_steps}
-
-
-def _abstract(array: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
 def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -43,27 +43,59 @@ def fresh_state(
     return TrainState(none, params, batch_stats, optimizer.init(params), none)
 
 
-def init_state(
-    network: Network, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh
+def abstract_state(
+    network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """A fresh state, the same on every mesh, replicated over its devices."""
+    """Shapes, dtypes and places of a state, whose leaves are `jax.ShapeDtypeStruct`."""
+    shapes = jax.eval_shape(partial(fresh_state, network, optimizer), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
+    )
+
+
+def init_state(
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh,
+    loaded: Mapping[str, np.ndarray] | None = None,
+) -> TrainState:
+    """A state at step 0, the same on every mesh, replicated over its devices.
+
+    Args:
+        network: in training.
+        optimizer: of its parameters.
+        seed: of the random weights.
+        mesh: the devices.
+        loaded: parameters and statistics to start from, by name. The others are random; drawing
+            those alone is what makes the start from weights quick.
+    """
+    given = loaded or {}
+
+    def draw(key: jax.Array) -> TrainState:
+        state = fresh_state(network, optimizer, key)
+        return state._replace(
+            params=_without(state.params, given), batch_stats=_without(state.batch_stats, given)
+        )
+
     # Initialisation runs once, and hundreds of random draws take LLVM 5 s to optimise.
     fast_compile = mesh.devices.flat[0].platform == "cpu"
     jitted = jax.jit(
-        partial(fresh_state, network, optimizer),
+        draw,
         out_shardings=replicated(mesh),
         compiler_options={"xla_backend_optimization_level": 0} if fast_compile else None,
     )
-    return jitted(jax.random.key(seed))
+    state = jitted(jax.random.key(seed))
+
+    def complete(drawn: Tensors, names: Iterable[str]) -> Tensors:
+        put = partial(jax.device_put, device=replicated(mesh))
+        return {name: drawn[name] if name in drawn else put(given[name]) for name in names}
+
+    return state._replace(
+        params=complete(state.params, network.param_shapes),
+        batch_stats=complete(state.batch_stats, network.batch_stat_shapes),
+    )
 
 
-def with_tensors(state: TrainState, tensors: Mapping[str, np.ndarray]) -> TrainState:
-    """`state` with some of its parameters and statistics replaced, on the same devices."""
-
-    def replace(current: Tensors) -> Tensors:
-        return {
-            name: jax.device_put(tensors[name], array.sharding) if name in tensors else array
-            for name, array in current.items()
-        }
-
-    return state._replace(params=replace(state.params), batch_stats=replace(state.batch_stats))
+def _without(tensors: Tensors, names: Mapping[str, np.ndarray]) -> Tensors:
+    return {name: array for name, array in tensors.items() if name not in names}

@@ -1,0 +1,50 @@
+"""Where a training state comes from."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from tsm_jax.models.network import Network
+from tsm_jax.models.tsm import TSM
+from tsm_jax.training.mesh import make_mesh
+from tsm_jax.training.state import abstract_state, init_state
+
+
+@pytest.fixture(scope="module")
+def parts():
+    def make(rngs: nnx.Rngs) -> TSM:
+        return TSM(18, num_classes=3, num_segments=2, width=8, rngs=rngs)
+
+    return Network(make), optax.sgd(0.1, momentum=0.9), make_mesh(jax.devices()[:2])
+
+
+def start(parts, loaded=None, seed=5):
+    network, optimizer, mesh = parts
+    return init_state(network, optimizer, seed, mesh, loaded)
+
+
+def test_what_is_loaded_is_taken_and_the_rest_is_drawn_as_ever(parts):
+    kernel, mean = "backbone.stem.conv.kernel", "backbone.stem.norm.mean"
+    fresh = start(parts)
+    rng = np.random.default_rng(0)
+    loaded = {
+        name: rng.normal(size=tensors[name].shape).astype(np.float32)
+        for name, tensors in ((kernel, fresh.params), (mean, fresh.batch_stats))
+    }
+    state = start(parts, loaded)
+    for before, after in ((fresh.params, state.params), (fresh.batch_stats, state.batch_stats)):
+        assert before.keys() == after.keys()
+        for name, tensor in after.items():
+            np.testing.assert_array_equal(tensor, loaded.get(name, before[name]), err_msg=name)
+    assert not np.array_equal(start(parts, seed=6).params[kernel], fresh.params[kernel])
+
+
+def test_an_abstract_state_is_one_without_values(parts):
+    def description(state):
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
+
+    assert description(abstract_state(*parts)) == description(start(parts))
