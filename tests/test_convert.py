@@ -79,13 +79,13 @@ def test_refuses_to_hand_paddle_a_network_that_it_does_not_have(k400, tmp_path):
     config["architecture"]["shift"] = "future_first"
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="PaddleVideo shifts past_first"):
-        run("--input", tmp_path / "model", "--output", tmp_path / "y.pdparams", "--to=pdparams")
+        run("--input", tmp_path / "model", "--output", tmp_path / "y.pdparams")
     assert not (tmp_path / "y.pdparams").exists()
 
 
 def test_real_paddle_loads_what_we_write(k400, tmp_path):
     paddle = pytest.importorskip("paddle", reason="PaddlePaddle is not installed")
-    run("--input", k400, "--output", tmp_path / "back.pdparams", "--to=pdparams")
+    run("--input", k400, "--output", tmp_path / "back.pdparams")
     expected, actual = paddle.load(k400), paddle.load(str(tmp_path / "back.pdparams"))
     assert expected.keys() == actual.keys()
     for name in expected:
@@ -97,6 +97,8 @@ def test_real_paddle_loads_what_we_write(k400, tmp_path):
     [
         (["--input", "nope.pdparams", "--output", "m"], "no weights at nope.pdparams"),
         (["--input", "x", "--output", "m", "--to=onnx"], "invalid choice"),
+        (["--input", "x", "--output", "m", "--to=pdparams"], "the name of a .pdparams ends so"),
+        (["--input", "x", "--output", "m.pdparams", "--to=model"], "of a model directory does not"),
         (["--input", "x", "--output", "m", "--num_segments", "1"], "must be at least 2"),
         (["--input", "paddle/nope", "--output", "m"], "paddle/tsm_k400"),
     ],

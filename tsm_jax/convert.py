@@ -1,7 +1,7 @@
 """Converts weights: PaddleVideo's `.pdparams` to a model directory, and back.
 
 python -m tsm_jax.convert --input TSM_k400.pdparams --output models/tsm_k400
-python -m tsm_jax.convert --input models/tsm_k400 --output TSM.pdparams --to=pdparams
+python -m tsm_jax.convert --input models/tsm_k400 --output TSM.pdparams
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--output", metavar="PATH", required=True, help="what to write")
     parser.add_argument(
-        "--to", choices=("model", "pdparams"), default="model", help="what to write it as (model)"
+        "--to",
+        choices=("model", "pdparams"),
+        help="what to write it as (by the name of --output: pdparams if it ends so, else model)",
     )
     parser.add_argument(
         "--num_segments",
@@ -40,12 +42,19 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.num_segments is not None and options.num_segments < 2:
         raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
+    named_pdparams = options.output.endswith(".pdparams")
+    to = options.to or ("pdparams" if named_pdparams else "model")
+    if named_pdparams != (to == "pdparams"):
+        raise UserError(
+            f"--output is {options.output} and --to is {to}: the name of a .pdparams ends so, and"
+            " that of a model directory does not"
+        )
     from tsm_jax.loading import load_model
     from tsm_jax.weights.model_directory import write_model_directory
     from tsm_jax.weights.paddle_model import write_paddle_model
 
     model = load_model(options.input, num_segments=options.num_segments, labels=options.labels)
-    if options.to == "pdparams":
+    if to == "pdparams":
         write_paddle_model(model, options.output)
     else:
         write_model_directory(model, options.output)

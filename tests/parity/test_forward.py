@@ -58,7 +58,7 @@ def test_logits_through_the_convert_command_and_back(case, tmp_path, capsys):
     assert f"{segments} segments" in capsys.readouterr().out
     assert error(tsm_jax.load(directory).forward(video), expected) < TOLERANCE
     again = str(tmp_path / "again.pdparams")
-    convert.main(["--input", directory, "--output", again, "--to=pdparams"])
+    convert.main(["--input", directory, "--output", again])
     first, second = (read_paddle_model(p, num_segments=segments) for p in (path, again))
     assert first.tensors.keys() == second.tensors.keys()
     for name in first.tensors:
