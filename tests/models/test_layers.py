@@ -73,16 +73,17 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_batch_norm_gradient_is_that_of_its_definition(groups):
+def test_batch_norm_gradient_is_that_of_its_definition(groups, relu):
     def by_definition(x, scale, bias):
         grouped = x.reshape(groups, -1, *x.shape[1:])
         mean, var = (f((1, 2, 3), keepdims=True) for f in (grouped.mean, grouped.var))
         y = (grouped - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-        return y.reshape(x.shape)
+        return jnp.maximum(y, 0 if relu else -jnp.inf).reshape(x.shape)
 
     def ours(x, scale, bias):
-        return batch_norm(x, scale, bias, groups, 1e-5)[0]
+        return batch_norm(x, scale, bias, groups, 1e-5, relu)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
     arguments = (x, jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
@@ -120,7 +121,7 @@ def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     x = 300 + 1e-2 * images((4, 6, 5, 3))
     exact = x.astype(np.float64).reshape(-1, 3)
     expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5)
+    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5, relu=False)
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -18,12 +18,13 @@ from tsm_jax.models.batch_norm import batch_norm, normalize_by
 
 @jax.custom_vjp
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[M, H, W, C_in]` times `[C_in, C_out]`.
+    """`[M, H, W, C_in]` times float32 `[C_in, C_out]`, in the dtype of `x`.
 
     The gradient of the kernel is written as the product that gives it as it lies in memory; the
-    automatic one gives its transpose, which makes XLA copy the pixels first.
+    automatic one gives its transpose, which makes XLA copy the pixels first. And it stays float32:
+    the automatic one is rounded to the dtype of `x` before devices add theirs up.
     """
-    return jnp.dot(x, kernel)
+    return jnp.dot(x, kernel.astype(x.dtype))
 
 
 def _pointwise_forward(x: jax.Array, kernel: jax.Array):
@@ -35,8 +36,11 @@ def _pointwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     pixels, features = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dx = lax.dot_general(features, kernel, (((1,), (1,)), ((), ())))
-    return dx.reshape(x.shape), lax.dot_general(pixels, features, (((0,), (0,)), ((), ())))
+    dx = lax.dot_general(features, kernel.astype(x.dtype), (((1,), (1,)), ((), ())))
+    kernel_gradient = lax.dot_general(
+        pixels, features, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return dx.reshape(x.shape), kernel_gradient
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -68,13 +72,13 @@ class Conv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or x.dtype
-        x, kernel = x.astype(dtype), self.kernel[...].astype(dtype)
+        x, kernel = x.astype(dtype), self.kernel[...]
         if kernel.shape[:2] == (1, 1):
             # A matrix product, whose gradients need no transposed copies.
             return _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
         return lax.conv_general_dilated(
             x,
-            kernel,
+            kernel.astype(dtype),
             window_strides=(self.stride, self.stride),
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -104,20 +108,22 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
         """Normalises `[M, H, W, C]`.
 
         Args:
             x: the images of all clips; clips are neighbours, so groups of images are groups of
                 clips.
             groups: the number of groups to train with; None takes the running statistics.
+            relu: take the larger of the result and zero.
         """
         scale, bias = self.scale[...], self.bias[...]
         if groups is None:
             multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
             mean = self.mean[...][None]
-            return normalize_by(x, mean, multiplier[None], bias)
-        results: Any = batch_norm(x, scale, bias, groups, self.epsilon)
+            y = normalize_by(x, mean, multiplier[None], bias)
+            return jnp.maximum(y, 0) if relu else y
+        results: Any = batch_norm(x, scale, bias, groups, self.epsilon, relu)
         y, mean, var = results
         self._update_running(mean.mean(0), var.mean(0))
         return y
@@ -130,11 +136,11 @@ class BatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, then batch normalisation. Arguments as of `Conv`."""
+    """Convolution, batch normalisation, and ReLU if wanted. Arguments as of `Conv`."""
 
     def __init__(self, in_features: int, out_features: int, kernel_size: int, **conv: Any):
         self.conv = Conv(in_features, out_features, kernel_size, **conv)
         self.norm = BatchNorm(out_features)
 
-    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        return self.norm(self.conv(x), groups=groups)
+    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
+        return self.norm(self.conv(x), groups=groups, relu=relu)

@@ -34,7 +34,7 @@ class BasicBlock(nnx.Module):
         self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        y = nnx.relu(self.conv1(self.shift(x), groups=groups))
+        y = self.conv1(self.shift(x), groups=groups, relu=True)
         y = self.conv2(y, groups=groups)
         return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
 
@@ -53,8 +53,8 @@ class Bottleneck(nnx.Module):
         self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        y = nnx.relu(self.conv1(self.shift(x), groups=groups))
-        y = nnx.relu(self.conv2(y, groups=groups))
+        y = self.conv1(self.shift(x), groups=groups, relu=True)
+        y = self.conv2(y, groups=groups, relu=True)
         y = self.conv3(y, groups=groups)
         return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
 
@@ -131,7 +131,7 @@ class ResNet(nnx.Module):
         self.features = features
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
-        x = nnx.relu(self.stem(images, groups=groups))
+        x = self.stem(images, groups=groups, relu=True)
         x = max_pool_3x3_stride_2(x)
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         for blocks in self.stages:
