@@ -17,11 +17,18 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The same small networks are compiled by many tests.
-_compiled = tempfile.TemporaryDirectory(prefix="tsm-jax-compiled-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name  # of processes that tests start
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
+# The same small networks are compiled by many tests, in the worker processes of pytest-xdist and in
+# processes that tests start: all of them share what the first of them has compiled.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="tsm-jax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+# Compiling is most of the time here, and half of that is LLVM making fast code; XLA's own passes
+# stay. What is held against a reference is compiled as for a user: tests/parity/conftest.py.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of processes that tests start
+jax.config.update("jax_disable_most_optimizations", True)
 
 REPOSITORY = Path(__file__).parents[1]
 

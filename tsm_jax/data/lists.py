@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tsm_jax.errors import UserError
 
 _ENDS_IN_A_NUMBER = re.compile(r"\s[+-]?\d+$")
 
 
-@dataclass(frozen=True, slots=True)
-class ClipEntry:
+class ClipEntry(NamedTuple):
     """One line of a list: a video file, or a folder of frames."""
 
     path: str
