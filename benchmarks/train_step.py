@@ -43,7 +43,7 @@ def jax_step(
     """One step of ours on `batch`, which gives its loss; and the weights it starts from."""
     mesh = make_mesh(jax.devices()[:1])
     network = Network(
-        lambda rngs: TSM(
+        lambda: TSM(
             options.depth,
             num_classes=CLASSES,
             num_segments=options.segments,
@@ -51,7 +51,6 @@ def jax_step(
             dropout=0.0,
             data_format=options.data_format,
             dtype=jax.numpy.dtype(options.dtype),
-            rngs=rngs,
         )
     )
     schedule = make_schedule(

@@ -48,7 +48,7 @@ def build_network(
         remat=remat,
         dtype=resolve_dtype(dtype),
     )
-    return Network(lambda rngs: model(rngs=rngs))
+    return Network(model)
 
 
 def build_training_network(config: ConfigDict) -> Network:

@@ -98,5 +98,3 @@ def _check_error(read, path: Path, says: str):
     assert says in message
     assert str(path) in message
     assert "\n" not in message
-
-

@@ -21,7 +21,7 @@ from tsm_jax.weights.model_directory import Model, Preprocessing
 
 
 def _tensors(architecture: Architecture) -> dict[str, np.ndarray]:
-    network = Network(lambda rngs: TSM(**asdict(architecture), dropout=0.0, rngs=rngs))
+    network = Network(lambda: TSM(**asdict(architecture), dropout=0.0))
     rng = np.random.default_rng(0)
 
     def draw(name, shape):

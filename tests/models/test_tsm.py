@@ -12,20 +12,20 @@ from flax import nnx
 
 from tsm_jax.models.network import Network
 from tsm_jax.models.resnet import BasicBlock, Bottleneck
-from tsm_jax.models.tsm import TSM, Head
+from tsm_jax.models.tsm import TSM
 
 CLASSES = 5
 
 
 def network(depth=18, **arguments):
     arguments = {"num_classes": CLASSES, "num_segments": 4, "width": 8, **arguments}
-    return Network(lambda rngs: TSM(depth, **arguments, rngs=rngs))
+    return Network(lambda: TSM(depth, **arguments))
 
 
 @pytest.fixture(scope="module")
 def tensors():
     """Weights whose batch norms differ from the identity."""
-    params, batch_stats = jax.jit(network().init)(jax.random.key(0))
+    params, batch_stats = network().init(0)
     rng = np.random.default_rng(0)
 
     def vary(name, value):
@@ -70,9 +70,7 @@ def test_has_the_parameters_of_the_image_network(depth, parameters):
     ("depth", "every", "shifted"), [(50, 1, 16), (101, 1, 33), (101, 2, 18), (152, 2, 26)]
 )
 def test_shifts_in_front_of_the_blocks_that_the_references_shift(depth, every, shifted):
-    model = nnx.eval_shape(
-        lambda: TSM(depth, num_classes=2, width=8, shift_every=every, rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: TSM(depth, num_classes=2, width=8, shift_every=every))
     blocks = [block for stage in model.backbone.stages for block in stage]
     assert all(isinstance(block, (BasicBlock, Bottleneck)) for block in blocks)
     assert sum(isinstance(block.shift, partial) for block in blocks) == shifted
@@ -161,9 +159,3 @@ def test_remat_keeps_a_fraction_for_the_backward_pass(video):
 
     batch_stats = {name: jnp.zeros(shape) for name, shape in network(50).batch_stat_shapes.items()}
     assert kept_bytes(True) < 0.4 * kept_bytes(False)
-
-
-def test_the_classifier_starts_small():
-    head = Head(64, 400, dropout=0.5, rngs=nnx.Rngs(0))
-    assert np.asarray(head.fc.kernel[...]).std() == pytest.approx(0.001, rel=0.02)
-    assert not np.asarray(head.fc.bias[...]).any()

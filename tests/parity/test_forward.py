@@ -83,7 +83,13 @@ def small(tmp_path_factory, forward_goldens):
     return read_paddle_model(str(path), num_segments=16), video, forward_goldens["seg16_c10"]
 
 
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(wrong, marks=[] if wrong == "direction" else pytest.mark.slow)
+        for wrong in WRONG
+    ],
+)
 def test_another_architecture_does_not_pass_for_this_one(small, wrong):
     """These differences load without an error, so the golden must tell them."""
     model, video, expected = small

@@ -32,13 +32,12 @@ def collectives(batch_norm_group, accumulation_steps=1):
     """(name, bytes) of every collective operation, and the bytes of gradients and statistics."""
     mesh = make_mesh(jax.devices()[:DEVICES])
     network = Network(
-        lambda rngs: TSM(
+        lambda: TSM(
             18,
             num_classes=4,
             num_segments=4,
             width=8,
             batch_norm_group=batch_norm_group,
-            rngs=rngs,
         )
     )
     schedule = make_schedule(

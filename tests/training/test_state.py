@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
@@ -16,10 +15,8 @@ from tsm_jax.training.state import abstract_state, init_state
 
 @pytest.fixture(scope="module")
 def parts():
-    def make(rngs: nnx.Rngs) -> TSM:
-        return TSM(18, num_classes=3, num_segments=2, width=8, rngs=rngs)
-
-    return Network(make), optax.sgd(0.1, momentum=0.9), make_mesh(jax.devices()[:2])
+    network = Network(lambda: TSM(18, num_classes=3, num_segments=2, width=8))
+    return network, optax.sgd(0.1, momentum=0.9), make_mesh(jax.devices()[:2])
 
 
 def start(parts, loaded=None, seed=5):

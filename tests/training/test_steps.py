@@ -32,7 +32,7 @@ class Training:
     def __init__(self, num_devices, batch_norm_group, *, accumulation_steps=1, remat=False):
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = Network(
-            lambda rngs: TSM(
+            lambda: TSM(
                 18,
                 num_classes=CLASSES,
                 num_segments=4,
@@ -40,7 +40,6 @@ class Training:
                 dropout=0.5,
                 batch_norm_group=batch_norm_group,
                 remat=remat,
-                rngs=rngs,
             )
         )
         schedule = make_schedule(

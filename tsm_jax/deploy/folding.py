@@ -109,7 +109,7 @@ def fold(model: Model, source: str = "the model") -> FoldedNetwork:
 
 def _abstract_module(architecture: Architecture) -> TSM:
     """The module tree with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: TSM(**asdict(architecture), dropout=0.0, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: TSM(**asdict(architecture), dropout=0.0))
 
 
 def _tensor_shapes(module: TSM) -> dict[str, tuple[int, ...]]:

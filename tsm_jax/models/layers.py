@@ -50,7 +50,6 @@ class Conv(nnx.Module):
     """2-D convolution without bias, explicit symmetric padding `(k - 1) // 2`.
 
     The padding is explicit because 'SAME' pads one side only where the stride is 2.
-    Kaiming-normal over fan-in, as PaddleVideo initialises (`sqrt(2 / (k * k * C_in))`).
     """
 
     def __init__(
@@ -61,11 +60,9 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         dtype: jnp.dtype | None = None,
-        rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
-        initializer = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")
-        self.kernel = nnx.Param(initializer(rngs.params(), shape, jnp.float32))
+        self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32))
         self.stride = stride
         self.padding = (kernel_size - 1) // 2
         self.dtype = dtype

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tsm_jax.models.initialization import initial_tensor
 from tsm_jax.models.tsm import TSM
 
 Tensors = dict[str, jax.Array]
@@ -22,27 +23,38 @@ class Network:
     """The pure functions of a network: `init`, `apply` and the shapes of its tensors.
 
     Args:
-        make_model: builds the module from a random stream; it is only ever traced.
+        make_model: builds the module; it is only ever traced.
 
     Attributes:
         param_shapes: name to shape of what the optimizer trains.
         batch_stat_shapes: name to shape of the running statistics.
     """
 
-    def __init__(self, make_model: Callable[[nnx.Rngs], TSM]):
-        self._make_model = make_model
-        abstract = nnx.eval_shape(lambda: make_model(nnx.Rngs(0)))
+    def __init__(self, make_model: Callable[[], TSM]):
         self._graph, params, batch_stats, self._rest = nnx.split(
-            abstract, nnx.Param, nnx.BatchStat, ...
+            nnx.eval_shape(make_model), nnx.Param, nnx.BatchStat, ...
         )
         self.param_shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
         self.batch_stat_shapes = {name: leaf.shape for name, leaf in _flatten(batch_stats).items()}
 
-    def init(self, key: jax.Array) -> tuple[Tensors, Tensors]:
-        """Random parameters and fresh statistics, float32. Call it under `jax.jit`."""
-        model = self._make_model(nnx.Rngs(params=key))
-        _, params, batch_stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
-        return _flatten(params), _flatten(batch_stats)
+    def init(
+        self, seed: int, loaded: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Parameters and statistics to start from, float32 on the host.
+
+        Args:
+            seed: of the random ones, see `initialization.py`.
+            loaded: those that need not be drawn.
+        """
+        given = loaded or {}
+
+        def first_values(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+            return {
+                name: given[name] if name in given else initial_tensor(name, shape, seed)
+                for name, shape in shapes.items()
+            }
+
+        return first_values(self.param_shapes), first_values(self.batch_stat_shapes)
 
     def apply(
         self,

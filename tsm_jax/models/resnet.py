@@ -26,12 +26,12 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features, width, stride, *, shift, conv_norm, rngs):
+    def __init__(self, in_features, width, stride, *, shift, conv_norm):
         out_features = width * self.expansion
         self.shift = shift
-        self.conv1 = conv_norm(in_features, width, 3, stride=stride, rngs=rngs)
-        self.conv2 = conv_norm(width, out_features, 3, rngs=rngs)
-        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
+        self.conv1 = conv_norm(in_features, width, 3, stride=stride)
+        self.conv2 = conv_norm(width, out_features, 3)
+        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
         y = self.conv1(self.shift(x), groups=groups, relu=True)
@@ -44,13 +44,13 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features, width, stride, *, shift, conv_norm, rngs):
+    def __init__(self, in_features, width, stride, *, shift, conv_norm):
         out_features = width * self.expansion
         self.shift = shift
-        self.conv1 = conv_norm(in_features, width, 1, rngs=rngs)
-        self.conv2 = conv_norm(width, width, 3, stride=stride, rngs=rngs)
-        self.conv3 = conv_norm(width, out_features, 1, rngs=rngs)
-        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm, rngs)
+        self.conv1 = conv_norm(in_features, width, 1)
+        self.conv2 = conv_norm(width, width, 3, stride=stride)
+        self.conv3 = conv_norm(width, out_features, 1)
+        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
         y = self.conv1(self.shift(x), groups=groups, relu=True)
@@ -59,10 +59,10 @@ class Bottleneck(nnx.Module):
         return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
 
 
-def _shortcut(in_features, out_features, stride, conv_norm, rngs) -> ConvNorm | None:
+def _shortcut(in_features, out_features, stride, conv_norm) -> ConvNorm | None:
     if stride == 1 and in_features == out_features:
         return None
-    return conv_norm(in_features, out_features, 1, stride=stride, rngs=rngs)
+    return conv_norm(in_features, out_features, 1, stride=stride)
 
 
 def _apply_shortcut(shortcut: ConvNorm | None, x: jax.Array, groups: int | None) -> jax.Array:
@@ -105,12 +105,11 @@ class ResNet(nnx.Module):
         shift_every: int = 1,
         remat: bool = False,
         dtype=None,
-        rngs: nnx.Rngs,
     ):
         block, blocks_per_stage = _BLOCKS[depth]
         conv_norm = partial(ConvNorm, dtype=dtype)
         self.remat = remat
-        self.stem = conv_norm(3, width, 7, stride=2, rngs=rngs)
+        self.stem = conv_norm(3, width, 7, stride=2)
         self.stages = nnx.List()
         features = width
         for stage, num_blocks in enumerate(blocks_per_stage):
@@ -123,7 +122,6 @@ class ResNet(nnx.Module):
                         stride=2 if stage > 0 and index == 0 else 1,
                         shift=shift if index % shift_every == 0 else _unshifted,
                         conv_norm=conv_norm,
-                        rngs=rngs,
                     )
                 )
                 features = width * 2**stage * block.expansion

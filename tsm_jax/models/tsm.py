@@ -15,23 +15,12 @@ FLOAT32 = jnp.dtype(jnp.float32)
 
 
 class Head(nnx.Module):
-    """Average pool, dropout and classifier per frame, then the mean over the segments.
+    """Average pool, dropout and classifier per frame, then the mean over the segments."""
 
-    The classifier starts at N(0, 0.001) with zero bias, as in PaddleVideo's and MIT's recipes.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        num_classes: int,
-        *,
-        dropout: float,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, features: int, num_classes: int, *, dropout: float):
         self.dropout = dropout
-        self.fc = nnx.Linear(
-            features, num_classes, kernel_init=nnx.initializers.normal(0.001), rngs=rngs
-        )
+        zeros = nnx.initializers.zeros
+        self.fc = nnx.Linear(features, num_classes, kernel_init=zeros, rngs=nnx.Rngs(0))
 
     def __call__(
         self, x: jax.Array, num_segments: int, *, dropout_keys: jax.Array | None
@@ -69,7 +58,8 @@ class TSM(nnx.Module):
         remat: keep only the inputs of residual blocks for the backward pass and compute the rest
             again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.
-        rngs: a `params` stream to initialise from.
+
+    Its kernels are zero: weights are loaded, or drawn by `initialization.py` (see `Network`).
     """
 
     def __init__(
@@ -87,7 +77,6 @@ class TSM(nnx.Module):
         batch_norm_group: int = 0,
         remat: bool = False,
         dtype: jnp.dtype = FLOAT32,
-        rngs: nnx.Rngs,
     ):
         self.num_segments = num_segments
         self.data_format = data_format
@@ -105,14 +94,8 @@ class TSM(nnx.Module):
             shift_every=shift_every,
             remat=remat,
             dtype=dtype,
-            rngs=rngs,
         )
-        self.head = Head(
-            self.backbone.features,
-            num_classes,
-            dropout=dropout,
-            rngs=rngs,
-        )
+        self.head = Head(self.backbone.features, num_classes, dropout=dropout)
 
     def __call__(
         self, video: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None

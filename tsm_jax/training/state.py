@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -34,22 +33,22 @@ class TrainState(NamedTuple):
     bad_steps: jax.Array
 
 
-def fresh_state(
-    network: Network, optimizer: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
-    """Random weights at step 0. Call it under `jax.jit` or `jax.eval_shape`."""
-    params, batch_stats = network.init(key)
-    none = jnp.zeros((), jnp.int32)
-    return TrainState(none, params, batch_stats, optimizer.init(params), none)
-
-
 def abstract_state(
     network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and places of a state, whose leaves are `jax.ShapeDtypeStruct`."""
-    shapes = jax.eval_shape(partial(fresh_state, network, optimizer), jax.random.key(0))
+
+    def zeros() -> TrainState:
+        params, batch_stats = (
+            {name: jnp.zeros(shape) for name, shape in shapes.items()}
+            for shapes in (network.param_shapes, network.batch_stat_shapes)
+        )
+        none = jnp.zeros((), jnp.int32)
+        return TrainState(none, params, batch_stats, optimizer.init(params), none)
+
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
+        jax.eval_shape(zeros),
     )
 
 
@@ -67,35 +66,17 @@ def init_state(
         optimizer: of its parameters.
         seed: of the random weights.
         mesh: the devices.
-        loaded: parameters and statistics to start from, by name. The others are random; drawing
-            those alone is what makes the start from weights quick.
+        loaded: parameters and statistics to start from, by name. The others are random, and the
+            same as without any.
     """
-    given = loaded or {}
 
-    def draw(key: jax.Array) -> TrainState:
-        state = fresh_state(network, optimizer, key)
-        return state._replace(
-            params=_without(state.params, given), batch_stats=_without(state.batch_stats, given)
-        )
+    def put(leaf: jax.Array | np.ndarray) -> jax.Array:
+        array = np.asarray(leaf)  # the same in all processes, which need not talk about it
+        sharding = replicated(mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    # Initialisation runs once, and hundreds of random draws take LLVM 5 s to optimise.
-    fast_compile = mesh.devices.flat[0].platform == "cpu"
-    jitted = jax.jit(
-        draw,
-        out_shardings=replicated(mesh),
-        compiler_options={"xla_backend_optimization_level": 0} if fast_compile else None,
-    )
-    state = jitted(jax.random.key(seed))
-
-    def complete(drawn: Tensors, names: Iterable[str]) -> Tensors:
-        put = partial(jax.device_put, device=replicated(mesh))
-        return {name: drawn[name] if name in drawn else put(given[name]) for name in names}
-
-    return state._replace(
-        params=complete(state.params, network.param_shapes),
-        batch_stats=complete(state.batch_stats, network.batch_stat_shapes),
-    )
-
-
-def _without(tensors: Tensors, names: Mapping[str, np.ndarray]) -> Tensors:
-    return {name: array for name, array in tensors.items() if name not in names}
+    host_params, host_batch_stats = network.init(seed, loaded)
+    opt_state = jax.tree.map(put, optimizer.init(host_params))
+    params, batch_stats = jax.tree.map(put, (host_params, host_batch_stats))
+    none = np.zeros((), np.int32)
+    return TrainState(put(none), params, batch_stats, opt_state, put(none))

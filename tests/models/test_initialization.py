@@ -1,0 +1,43 @@
+"""First values of the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tsm_jax.models.initialization import initial_tensor
+from tsm_jax.models.network import Network
+from tsm_jax.models.tsm import TSM
+
+KERNEL, SHAPE = "backbone.stages.1.0.conv2.conv.kernel", (3, 3, 64, 256)
+
+
+def test_convolutions_start_as_kaiming_normal_over_fan_in():
+    kernel = initial_tensor(KERNEL, SHAPE, 0)
+    assert kernel.dtype == np.float32
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (3 * 3 * 64)), rel=0.01)
+    assert abs(kernel.mean()) < 0.01 * kernel.std()
+    assert abs(kernel).max() > 3.5 * kernel.std()  # not truncated
+
+
+def test_a_draw_depends_on_seed_and_name_alone():
+    kernel = initial_tensor(KERNEL, SHAPE, 0)
+    np.testing.assert_array_equal(initial_tensor(KERNEL, SHAPE, 0), kernel)
+    others = (initial_tensor(KERNEL, SHAPE, 1), initial_tensor(KERNEL.replace("1", "2"), SHAPE, 0))
+    for other in others:
+        assert abs(np.corrcoef(other.ravel(), kernel.ravel())[0, 1]) < 0.02
+
+
+def test_a_network_starts_as_the_references_do():
+    params, batch_stats = Network(lambda: TSM(18, num_classes=400, width=8)).init(0)
+    assert params["head.fc.kernel"].std() == pytest.approx(0.001, rel=0.02)
+    for name, tensor in {**params, **batch_stats}.items():
+        if not name.endswith(".kernel"):
+            assert np.all(tensor == (1 if name.endswith((".scale", ".var")) else 0)), name
+    kernels = [tensor.ravel() for name, tensor in params.items() if name.endswith("kernel")]
+    assert len({tensor[:4].tobytes() for tensor in kernels}) == len(kernels)
+
+
+def test_a_tensor_of_an_unknown_kind_has_no_first_value():
+    with pytest.raises(ValueError, match=r"head\.gate"):
+        initial_tensor("head.gate", (3,), 0)
