@@ -1,7 +1,7 @@
 """Random weights to start a training from, by the name of a tensor.
 
-Drawn with NumPy on the host: as one compiled program the hundreds of draws of a ResNet take XLA
-several seconds, as many as a short training step's own compilation.
+Drawn with NumPy on the host: as one compiled program the draws of a ResNet-50 cost every start
+2.7 s, even from the compilation cache (two CPU cores).
 """
 
 from __future__ import annotations
