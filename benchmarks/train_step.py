@@ -18,6 +18,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
 
@@ -94,7 +95,8 @@ def torch_step(
     network = TorchTSM(
         weights, depth=options.depth, segments=options.segments, shift=not options.no_shift
     )
-    network = network.to(device, memory_format=torch.channels_last).train()
+    channels_last: Any = {"memory_format": torch.channels_last}  # which its stubs do not know
+    network = network.to(device, **channels_last).train()
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
     optimizer = torch.optim.SGD(
