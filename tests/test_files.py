@@ -1,0 +1,87 @@
+import os
+
+import numpy as np
+import pytest
+
+from tsm_jax import files
+from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
+
+
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path in (fifo, "/dev/zero", tmp_path, tmp_path / "absent", "a\0b"):
+        with pytest.raises(UserError, match="cannot read the list"):
+            files.read_text(path, "the list")
+
+
+def test_text_is_bounded_and_utf_8(tmp_path):
+    path = tmp_path / "labels.txt"
+    path.write_bytes(b"\xef\xbb\xbfgrow\nshrink\n")
+    assert files.read_text(path, "the labels") == "grow\nshrink\n"
+    with pytest.raises(UserError, match="more than 4"):
+        files.read_text(path, "the labels", limit=4)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="UTF-8"):
+        files.read_text(path, "the labels")
+    assert files.read_text(path, "the list", errors="surrogateescape") == "\udcff\udcfe"
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", '{"score": NaN}', "[Infinity]", ""])
+def test_what_is_not_json_is_one_line(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        files.read_json(path, "the description")
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "list"
+    files.write_text(path, "old\n")
+
+    def interrupted():
+        with files.replacing(path) as partial:
+            (tmp_path / partial).write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert path.read_text() == "old\n"
+    assert os.listdir(tmp_path) == ["list"]
+
+
+def test_an_interrupted_folder_leaves_nothing(tmp_path):
+    def interrupted():
+        with files.new_folder(tmp_path / "model") as folder:
+            (tmp_path / folder / "weights").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+    with files.new_folder(tmp_path / "model") as folder:
+        (tmp_path / folder / "weights").write_text("whole")
+    assert (tmp_path / "model" / "weights").read_text() == "whole"
+    with pytest.raises(UserError, match="exists already"), files.new_folder(tmp_path / "model"):
+        pass
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(UserError, match="cannot write"):
+        files.write_text("/proc/nowhere/list", "text")
+
+
+def test_json_without_numbers_that_are_not_finite(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "metrics.json", {"loss": np.nan})
+    assert os.listdir(tmp_path) == []
+
+
+def test_control_codes_are_shown_not_sent():
+    assert printable("a\x1b[31mred\x07\nb") == r"a\x1b[31mred\x07\x0ab"
+    assert printable("b\udcff.mp4") == r"b\xff.mp4"
+    assert printable("\u202egnp.exe") == r"\u202egnp.exe"
+    assert printable("日本語 🎬") == "日本語 🎬"

@@ -1,0 +1,177 @@
+"""Reading files that others wrote, and writing files that are complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tsm_jax.errors import UserError
+
+# Far above any list, recipe or description, far below the memory of a small machine.
+TEXT_LIMIT = 1 << 30
+JSON_LIMIT = 64 << 20
+
+
+def check_regular(path: str | os.PathLike[str], what: str) -> None:
+    """Raises a UserError unless `path` is an ordinary file.
+
+    A pipe would wait forever and a device such as /dev/zero would fill the memory.
+
+    Args:
+        path: of the file.
+        what: what it is to the user, for the message: "the list", "the labels".
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {what} {path}: {reason(error)}") from error
+    if stat.S_ISDIR(mode):
+        raise UserError(f"cannot read {what} {path}: it is a folder")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"cannot read {what} {path}: it is not a regular file")
+
+
+def read_text(
+    path: str | os.PathLike[str], what: str, *, limit: int = TEXT_LIMIT, errors: str = "strict"
+) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Args:
+        path: of the file.
+        what: what it is to the user, for messages.
+        limit: bytes; a larger file is refused before it is read.
+        errors: as for `bytes.decode`; "surrogateescape" keeps file names that are not UTF-8.
+
+    Raises:
+        UserError: the file is missing, not a regular file, too large or not UTF-8.
+    """
+    check_regular(path, what)
+    try:
+        size = os.path.getsize(path)
+        if size > limit:
+            raise UserError(f"cannot read {what} {path}: {size} bytes are more than {limit}")
+        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise UserError(f"cannot read {what} {path}: it is not text in UTF-8") from None
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {reason(error)}") from error
+
+
+def read_json(path: str | os.PathLike[str], what: str, *, limit: int = JSON_LIMIT) -> Any:
+    """The content of a JSON file; `NaN` and `Infinity`, which are not JSON, are refused.
+
+    Raises:
+        UserError: as `read_text`, or the text is not JSON.
+    """
+    text = read_text(path, what, limit=limit)
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise UserError(f"cannot read {what} {path}: it is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"cannot read {what} {path}: it is not valid JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Gives the name of a file to write; on success it takes the place of `path`.
+
+    The file is flushed to disk first. After an error `path` is as it was and nothing is left
+    beside it.
+
+    Raises:
+        UserError: the system refuses (no permission, no space).
+    """
+    path = os.fspath(path)
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = ""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=".partial-", dir=folder)
+        os.close(handle)
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        os.replace(partial, os.path.join(folder, name))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        if partial and os.path.lexists(partial):
+            os.unlink(partial)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Gives the name of a folder to fill; on success it becomes `path`, which must not exist.
+
+    After an error nothing is left.
+
+    Raises:
+        UserError: `path` exists already, or the system refuses.
+    """
+    path = os.fspath(path)
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists already: delete it or choose another one")
+    parent = os.path.dirname(os.path.abspath(path))
+    staging = ""
+    try:
+        os.makedirs(parent, exist_ok=True)
+        staging = tempfile.mkdtemp(prefix=".partial-", dir=parent)
+        os.chmod(staging, 0o777 & ~_umask())
+        yield staging
+        os.rename(staging, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        if staging:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes a UTF-8 file in place of what was there; names that are not UTF-8 keep their bytes."""
+    with (
+        replacing(path) as partial,
+        open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike[str], values: Any, *, indent: int | None = 2) -> None:
+    """Writes a JSON file in place of what was there.
+
+    Raises:
+        ValueError: a number is not finite.
+        UserError: it cannot be written.
+    """
+    write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a few words on one line."""
+    words = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return words or type(error).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
