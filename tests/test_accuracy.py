@@ -41,6 +41,7 @@ def test_one_clip_more_than_a_constant_answer_has_is_enough():
     assert not warning(metrics_of(SIZES, [1, 0, 0, 341], [1, 0, 0, 495]), NAMES)
     below = metrics_of(SIZES, [0, 0, 45, 280], [0, 0, 80, 416])
     assert "top-1 0.6552 is not above" in warning(below, NAMES)
+    assert "it knows other classes too" in warning(below, NAMES)
     assert "83.9% of its answers are 3" in warning(below, NAMES)
 
 

@@ -133,8 +133,8 @@ class Checkpoints:
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
-                "%s: the validation of step %s has no %s (an older version of tsm_jax made it): it"
-                " cannot become the best checkpoint by that",
+                "%s: an older version of tsm_jax has validated the checkpoints of steps %s, without"
+                " %s: they cannot be chosen as the best by it",
                 self._directory,
                 ", ".join(lacking),
                 metric,
