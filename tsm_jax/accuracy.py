@@ -54,7 +54,7 @@ def warning(metrics: Mapping[str, Any], class_names: Sequence[str]) -> str:
         return f"all clips are of one class ({largest}): top-1 does not show whether it is learnt"
     what = "the network has learnt nothing yet that always answering it would not give"
     if metrics["mean_recall"] > 1 / (len(class_names) - metrics["classes_without_clips"]):
-        what = "it knows other classes too, but always answering this one is as often right"
+        what = "it knows other classes too, but always answering this one is right as often or more"
     return (
         f"top-1 {metrics['top1']:.4f} is not above the share of the largest class, {share:.4f}"
         f" ({largest}): {what}; {metrics['most_answered_share']:.1%} of its answers are {answered}"

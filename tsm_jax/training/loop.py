@@ -125,8 +125,9 @@ def _validate_epoch(run: Run, state: TrainState, step: int, stop: Callable[[], b
     if not math.isfinite(metrics["loss"]):
         run.log.say("the validation's loss is not finite: this cannot be the best model")
     elif metrics[chosen_by] > best:
-        # The reference's line: the accuracy as a fraction, truncated to four digits.
-        truncated = int(metrics[chosen_by] * 10000) / 10000
+        # The reference's line: the accuracy as a fraction, truncated to four digits. Rounded first:
+        # 0.3825 as a mean of recalls is 0.38249999999999995.
+        truncated = int(round(metrics[chosen_by] * 10000, 6)) / 10000
         name = "top1 acc" if chosen_by == "top1" else chosen_by
         run.log.say(f"Already save the best model ({name}){truncated}")
         run.log.record("best", step, {chosen_by: metrics[chosen_by]})
