@@ -103,6 +103,7 @@ def main() -> None:
                     mesh=mesh,
                     order=order,
                     clip_name=source.name,
+                    class_names=(),
                     first_step=0,
                     train_step=step,
                     validate=lambda *_: {},

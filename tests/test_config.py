@@ -9,6 +9,7 @@ import pytest
 
 from tsm_jax import cli
 from tsm_jax.config import (
+    ADDED_LATER,
     CHANGEABLE_ON_RESUME,
     CHOICES,
     default,
@@ -51,6 +52,7 @@ def test_lists_of_keys_name_real_keys():
     keys = dict(flatten(default())).keys()
     assert set(CHOICES) <= keys
     assert set(CHANGEABLE_ON_RESUME) <= keys
+    assert set(ADDED_LATER) <= keys
 
 
 def test_epochs_become_steps_after_overrides():
@@ -108,6 +110,8 @@ def test_survives_being_stored():
     stored = config.to_dict()
     stored["optimizer"]["boundaries"] = [1, 2]  # JSON knows no tuples
     assert dict(flatten(from_dict(stored))) == dict(flatten(config))
+    del stored["best_metric"]  # recipes of 0.1.0 have no such key, and meant top-1
+    assert from_dict(stored).best_metric == "top1"
     del stored["seed"]
     with pytest.raises(UserError, match="another version of tsm_jax: it differs in seed"):
         from_dict(stored)

@@ -51,8 +51,13 @@ def test_from_a_folder_to_an_evaluated_model(folder, tmp_path, monkeypatch, caps
     assert val_clips == 8
     assert f"on {val_clips} clips of data/own/val.list" in out
     lines = map(json.loads, Path("output/own_videos/metrics.jsonl").read_text().splitlines())
-    (trained,) = [line["top1"] for line in lines if line["kind"] == "val"]
-    assert f"top1 {trained:.5f}" in out.splitlines()[-1]
+    (validation,) = [line for line in lines if line["kind"] == "val"]
+    trained = validation["top1"]
+    (evaluated,) = [line for line in out.splitlines() if line.startswith("output/own_videos: ")]
+    assert f"top1 {trained:.5f}" in evaluated
+    assert f"mean_recall {validation['mean_recall']:.5f}" in evaluated
+    assert "Already save the best model (mean_recall)" in out
+    assert f"best mean_recall {validation['mean_recall']:.5f}, saved in" in out
     assert Path("output/own_videos/labels.txt").read_text().splitlines() == sorted(
         path.name for path in folder.iterdir()
     )

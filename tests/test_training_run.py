@@ -143,7 +143,7 @@ def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
     assert evaluation.logits.shape == (16, 8)
     assert (evaluation.ranks == 0).mean() == result["top1"]
     assert (evaluation.logits.argmax(1) == evaluation.labels).mean() == result["top1"]
-    for name in ("top1", "top5", "count"):
+    for name in result.keys() - {"loss"}:
         assert result[name] == best(workdir)[name]
     assert result["loss"] == pytest.approx(best(workdir)["loss"], rel=1e-5)
 
@@ -178,14 +178,15 @@ def test_a_report_says_what_evaluate_prints(trained, tmp_path, capsys):
     evaluate.main(["--weights", workdir, "--report", str(folder)])
     printed = capsys.readouterr().out
     reported = json.loads((folder / "metrics.json").read_text())
-    for name in ("top1", "top5", "loss"):
+    for name in ("top1", "top5", "mean_recall", "largest_class_share", "loss"):
         assert f"{name} {reported[name]:.5f}" in printed
-    assert {name: reported[name] for name in ("top1", "top5")} == {
-        name: best(trained[0])[name] for name in ("top1", "top5")
+    assert {name: reported[name] for name in ("top1", "top5", "mean_recall")} == {
+        name: best(trained[0])[name] for name in ("top1", "top5", "mean_recall")
     }
     with open(folder / "confusion.csv", newline="") as file:
-        counts = [sum(map(int, row[1:])) for row in list(csv.reader(file))[1:]]
-    assert counts == [2] * 8
+        matrix = np.array([row[1:] for row in list(csv.reader(file))[1:]], int)
+    assert matrix.sum(1).tolist() == [2] * 8
+    assert (np.diag(matrix) / 2).mean() == reported["mean_recall"]
     wrong = reported["count"] - round(reported["top1"] * reported["count"])
     assert len(os.listdir(folder / "mistakes")) == min(wrong, 12)
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from tsm_jax.errors import UserError
 
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "best_metric": ("top1", "mean_recall"),
     "dtype": ("auto", "float32", "bfloat16"),
     "model.depth": (18, 34, 50, 101, 152),
     "model.shift": ("past_first", "future_first", "none"),
@@ -60,12 +61,16 @@ CHANGEABLE_ON_RESUME = (
     "log_every",
     "checkpoint_every",
     "max_bad_steps",
+    "best_metric",
     "data.val_list",
     "data.protocol",
     "data.threads",
     "data.workers",
     "data.on_error",
 )
+
+# Keys that recipes stored by older versions lack, with the values that those meant.
+ADDED_LATER = {"best_metric": "top1"}
 
 
 def default() -> ConfigDict:
@@ -115,6 +120,9 @@ def default() -> ConfigDict:
     # Steps of the whole run that may be skipped because their loss or gradient is not finite; one
     # more stops the run. 0: stop at the first.
     config.max_bad_steps = 0
+    # What the best checkpoint has most of in its validation: `top1`, or `mean_recall`, the mean
+    # over classes of the share of their clips that is recognised, for classes of unequal sizes.
+    config.best_metric = "top1"
     return config.lock()
 
 
@@ -373,12 +381,14 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def from_dict(values: dict[str, Any]) -> ConfigDict:
     """A recipe from the nested dictionary that `to_dict()` gave; strict about its keys.
 
+    Those of `ADDED_LATER` may be missing.
+
     Raises:
         UserError: a key is missing or unknown, as in a recipe of another version.
     """
     config = default()
     known = dict(flatten(config))
-    given = dict(flatten(ConfigDict(values)))
+    given = {**ADDED_LATER, **dict(flatten(ConfigDict(values)))}
     if known.keys() != given.keys():
         names = ", ".join(sorted(known.keys() ^ given.keys()))
         raise UserError(

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         evaluation = evaluate_weights(config, options.weights, average=options.average)
         if first:
             print(evaluation.summary())
+            if evaluation.warning:
+                print(f"warning: {evaluation.warning}")
         if options.report is not None and first:
             print(f"report: {write_report(evaluation, options.report)}")
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from tsm_jax import build, build_data
+from tsm_jax import accuracy, build, build_data
 from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
@@ -34,7 +34,7 @@ class Evaluation:
     """What an evaluation found, clip by clip.
 
     Attributes:
-        metrics: `top1`, `top5`, `loss` and `count`, as `evaluate` prints them.
+        metrics: of `training.evaluation.evaluate`.
         model: that was evaluated.
         weights: where it was read from.
         list_path: the list of clips.
@@ -65,10 +65,15 @@ class Evaluation:
         metrics, protocol = self.metrics, self.clips.protocol
         averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
         return (
-            f"{self.weights}: top1 {metrics['top1']:.5f}  top5 {metrics['top5']:.5f}"
+            f"{self.weights}: {accuracy.in_words(metrics)}"
             f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {self.list_path}"
             f" ({protocol.name}: views {protocol.num_views}{averaged})"
         )
+
+    @property
+    def warning(self) -> str:
+        """Why its top-1 is less than it seems, on one line; empty if nothing is known."""
+        return accuracy.warning(self.metrics, self.class_names)
 
 
 def evaluate_weights(

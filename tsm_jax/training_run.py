@@ -73,6 +73,7 @@ def train_recipe(
     checkpoints = Checkpoints(config.workdir)
     try:
         state, first_step, saved, origin = _start(checkpoints, config, steps, mesh)
+        checkpoints.choose_best_by(config.best_metric)
         writes = jax.process_index() == 0
         if writes:
             _write_labels(config.workdir, labels)
@@ -100,6 +101,7 @@ def train_recipe(
                 mesh=mesh,
                 order=order,
                 clip_name=train_source.name,
+                class_names=labels,
                 first_step=first_step,
                 train_step=train_step,
                 validate=validate,
@@ -214,8 +216,9 @@ def _say_goodbye(log: RunLog, checkpoints: Checkpoints, config: ConfigDict) -> N
     best_step = checkpoints.best_step()
     if best_step is None:
         return
+    metric = checkpoints.best_metric
     log.say(
-        f"training finished: best top1 {checkpoints.metrics(best_step)['top1']:.5f}, saved in"
+        f"training finished: best {metric} {checkpoints.metrics(best_step)[metric]:.5f}, saved in"
         f" {checkpoints.path(best_step)}"
     )
     log.say(f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO")

@@ -60,6 +60,7 @@ def provenance_of(
         "trained_in": workdir,
         "step": step,
         "metrics": checkpoints.metrics(step),
+        "best_metric": checkpoints.best_metric,
         "recipe": config.to_dict(),
     }
 

@@ -43,9 +43,17 @@ def make_evaluation(logits, labels, *, names=None, class_names=None) -> Evaluati
     own = logits[np.arange(count), labels]
     ranks = (logits >= own[:, None]).sum(1).astype(np.int32) - 1
     log_scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    sizes = np.bincount(labels, minlength=num_classes)
+    answers = np.bincount(logits.argmax(1), minlength=num_classes)
     metrics = {
         "top1": float((ranks < 1).mean()),
-        "top5": float((ranks < 5).mean()),
+        **({"top5": float((ranks < 5).mean())} if num_classes > 5 else {}),
+        "mean_recall": float(np.mean([(ranks[labels == k] < 1).mean() for k in set(labels)])),
+        "classes_without_clips": num_classes - len(set(labels)),
+        "largest_class": int(sizes.argmax()),
+        "largest_class_share": sizes.max() / count,
+        "most_answered_class": int(answers.argmax()),
+        "most_answered_share": answers.max() / count,
         "loss": float(-log_scores[np.arange(count), labels].mean()),
         "count": count,
     }

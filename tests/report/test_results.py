@@ -10,7 +10,6 @@ from tsm_jax.report.calibration import calibrate
 from tsm_jax.report.clips import confident_mistakes, hardest_clips
 from tsm_jax.report.confusion import (
     confusion_matrix,
-    mean_class_accuracy,
     most_confused,
     per_class,
 )
@@ -61,11 +60,10 @@ def test_confusion_and_classes(six):
     pairs = [(p.label, p.predicted, p.count, p.share) for p in most_confused(matrix, 2)]
     assert pairs == [(0, 1, 2, pytest.approx(2 / 3)), (2, 1, 1, 1.0)]
     a, b, c, d = per_class(results, matrix)
-    assert (a.clips, a.predictions, a.top1, a.top5, a.precision) == (3, 1, 1 / 3, 1.0, 1.0)
+    assert (a.clips, a.predictions, a.top1, a.top5, a.precision) == (3, 1, 1 / 3, None, 1.0)
     assert (b.top1, b.precision, b.confused_with.predicted) == (0.5, 0.25, 3)
     assert (c.top1, c.precision, c.confused_with.predicted) == (0.0, None, 1)
     assert (d.clips, d.top1, d.top5, d.precision, d.confused_with) == (0, None, None, 0.0, None)
-    assert mean_class_accuracy([a, b, c, d]) == pytest.approx((1 / 3 + 1 / 2 + 0) / 3)
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 10, 60])
@@ -75,6 +73,15 @@ def test_rows_are_the_class_counts_and_the_diagonal_is_top1(random_answers, num_
     counts = np.bincount(evaluation.labels, minlength=num_classes)
     np.testing.assert_array_equal(matrix.sum(1), counts)
     assert np.trace(matrix) / 200 == evaluation.metrics["top1"]
+    recalls = np.diag(matrix)[counts > 0] / counts[counts > 0]
+    assert recalls.mean() == pytest.approx(evaluation.metrics["mean_recall"], rel=1e-12)
+
+
+@pytest.mark.parametrize(("num_classes", "defined"), [(5, False), (6, True)])
+def test_top5_is_left_out_where_it_would_always_be_1(random_answers, num_classes, defined):
+    results = collect(random_answers(60, num_classes))
+    rows = per_class(results, confusion_matrix(results))
+    assert [row.top5 is not None for row in rows] == [defined] * num_classes
 
 
 def test_calibration_by_hand(evaluation_of):

@@ -96,7 +96,8 @@ def test_the_page_is_complete_without_network_or_script(written):
     links = [value for _, name, value in page.attributes if name in ("src", "href")]
     assert len(links) > 5
     assert all(link.startswith("data:") for link in links)
-    assert f"{100 * evaluation.metrics['top1']:.2f}%" in page.text
+    for name in ("top1", "top5", "mean_recall", "largest_class_share"):
+        assert f"{100 * evaluation.metrics[name]:.2f}%" in page.text
     wrong = round(40 * (1 - evaluation.metrics["top1"]))
     assert f"of {wrong} wrong answers" in page.text
 
@@ -132,6 +133,26 @@ def test_no_mistakes_and_classes_without_clips(evaluation_of, tmp_path):
     write_report(evaluation_of(np.eye(7)[:3] * 9, [0, 1, 2]), str(tmp_path / "report"))
     assert "every answer is right" in (tmp_path / "report" / "report.html").read_text()
     assert rows(tmp_path / "report", "per_class.csv")[6]["top1"] == ""
+
+
+def test_a_network_that_always_answers_the_largest_class_is_shown_as_that(evaluation_of, tmp_path):
+    labels = [0] + [1] * 6 + [2] * 2
+    evaluation = evaluation_of(
+        np.tile([0.0, 3.0, 1.0, 0.0], (9, 1)), labels, class_names=["a", "<b>", "c", "d"]
+    )
+    write_report(evaluation, str(tmp_path / "report"))
+    page = Page((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
+    assert (
+        "top-1 0.6667 is not above the share of the largest class, 0.6667 (1: '<b>')" in page.text
+    )
+    assert "100.0% of its answers are 1: '<b>'" in page.text
+    assert "1 of 4 classes have no clips" in page.text
+    assert "33.33%mean recall" in page.text
+    assert "top-5" not in page.text
+    metrics = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert "top5" not in metrics
+    assert metrics["mean_recall"] == pytest.approx(1 / 3)
+    assert {line["top5"] for line in rows(tmp_path / "report", "per_class.csv")} == {""}
 
 
 def test_an_earlier_report_is_replaced_as_a_whole(written, evaluation_of):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.metrics import Meter, clip_ranks, clip_sums, cross_entropy
+from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
 
 LOGITS = jnp.array(
     [
@@ -55,4 +55,32 @@ def test_meter_divides_by_all_clips_not_by_batches():
     for count, top1 in ((4, 4), (1, 0)):
         values = {"count": count, "top1": top1, "top5": count, "loss": 2.0 * count}
         meter.update({name: np.array(value) for name, value in values.items()})
-    assert meter.result() == {"loss": pytest.approx(2.0), "top1": 0.8, "top5": 1.0, "count": 5}
+    means = {"loss": pytest.approx(2.0), "top1": 0.8, "count": 5}
+    assert meter.result(6) == {**means, "top5": 1.0}
+    for num_classes in (3, 5):  # every right class is among the first five
+        assert meter.result(num_classes) == means
+
+
+def test_counts_by_class_leave_out_padding_and_scores_that_are_not_finite():
+    ranks = clip_ranks(LOGITS, LABELS)
+    clips, right, answers = class_sums(LOGITS, LABELS, ranks, jnp.array([True] * 5)).tolist()
+    assert clips == [3, 0, 0, 0, 1, 1]
+    assert right == [1, 0, 0, 0, 0, 0]  # neither the tie nor the clip without finite scores
+    assert answers == [4, 0, 0, 0, 0, 0]
+    padded = class_sums(LOGITS, LABELS, ranks, jnp.array([False, True, False, False, False]))
+    assert padded.tolist() == [[0, 0, 0, 0, 1, 0], [0] * 6, [1, 0, 0, 0, 0, 0]]
+    assert padded.dtype == jnp.int32
+
+
+def test_counts_by_class_are_those_of_their_definition():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(300, 7)), rng.integers(0, 7, 300)
+    mask, answers = rng.random(300) < 0.8, logits.argmax(1)
+    logits = jnp.asarray(logits)
+    actual = class_sums(logits, labels, clip_ranks(logits, labels), jnp.asarray(mask))
+    for k in range(7):
+        assert actual[:, k].tolist() == [
+            (mask & (labels == k)).sum(),
+            (mask & (labels == k) & (answers == k)).sum(),
+            (mask & (answers == k)).sum(),
+        ]

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tsm_jax.accuracy import warning
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.training.evaluation import evaluate
@@ -155,8 +156,34 @@ def test_evaluation_does_not_depend_on_batches_or_padding(one_device, eight_devi
         )
     ]
     assert results[0]["count"] == 32
+    assert 0 < results[0]["mean_recall"] < 1
     for result in results[1:]:
-        assert {n: result[n] for n in ("top1", "top5", "count")} == {
-            n: results[0][n] for n in ("top1", "top5", "count")
-        }
-        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+        assert result == {**results[0], "loss": pytest.approx(results[0]["loss"], rel=1e-5)}
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_network_that_always_answers_one_class_has_its_share_as_top1(
+    one_device, eight_devices, devices
+):
+    """Of 24 clips 14, 4, 3 and 3 are of the four classes; the network knows the first alone."""
+    training = one_device if devices == 1 else eight_devices
+    labels = np.repeat([0, 1, 2, 3], [14, 4, 3, 3]).astype(np.int32)
+    clips = {**batch(7, 24), "label": labels}
+    constant = {
+        "head.fc.kernel": np.zeros(one_device.state.params["head.fc.kernel"].shape, np.float32),
+        "head.fc.bias": np.array([1, 0, 0, 0], np.float32),
+    }
+    state = jax.device_get(training.state)
+    batches = [{name: array[i : i + 8] for name, array in clips.items()} for i in (0, 8, 16)]
+    metrics = evaluate(
+        training.eval_step,
+        {**state.params, **constant},
+        state.batch_stats,
+        batches,
+        training.mesh,
+    )
+    assert metrics["top1"] == metrics["largest_class_share"] == 14 / 24
+    assert metrics["mean_recall"] == 0.25
+    assert (metrics["most_answered_class"], metrics["most_answered_share"]) == (0, 1.0)
+    assert "top5" not in metrics
+    assert "(0: 'normal')" in warning(metrics, ["normal", "b", "c", "d"])

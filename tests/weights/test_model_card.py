@@ -88,6 +88,26 @@ def test_it_says_what_the_recipe_and_the_metrics_say(model):
     assert "--model 'output/own videos' --input" in card
 
 
+def test_it_says_where_top1_is_that_of_a_constant_answer(model):
+    metrics = {
+        **{"top1": 0.6875, "loss": 1.0, "count": 496, "mean_recall": 0.25},
+        **{"classes_without_clips": 2, "largest_class": 3, "largest_class_share": 0.6875},
+        **{"most_answered_class": 3, "most_answered_share": 1.0},
+    }
+    named = ["a", "b", "c", "*normal*"]
+    provenance = {**model.provenance, "metrics": metrics, "best_metric": "mean_recall"}
+    card = model_card(replace(model, labels=named, provenance=provenance), title="x", path="x")
+    head = "| top-1 | mean recall | share of the largest class | loss | on |"
+    assert f"{head}\n|---|---|---|---|---|\n| 0.6875 | 0.2500 | 0.6875 | 1.0000 | 496" in card
+    assert "best of the validations during training by mean recall" in card
+    assert "averaged over classes, 2 without clips left out." in card
+    assert "share of the largest class, 0.6875 (3: '*normal*')" in shown(card)[0]
+    above = {**metrics, "top1": 0.7}
+    assert "Beware" not in model_card(
+        replace(model, labels=named, provenance={"metrics": above}), title="x", path="x"
+    )
+
+
 def test_no_name_breaks_its_tables(model):
     card = model_card(model, title="<b>own</b> | x", path="x")
     _, kinds = shown(card)

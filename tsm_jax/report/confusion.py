@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +57,8 @@ class ClassResult:
         clips: of this class.
         predictions: clips that are taken for this class.
         top1: share of its clips that are recognised (recall); None without clips.
-        top5: share of its clips with it among the best five; None without clips.
+        top5: share of its clips with it among the best five; None without clips, and with five
+            classes or fewer, where it would be 1 whatever the answers are.
         precision: share of right ones among `predictions`; None without any.
         confused_with: the class that its clips are most often taken for; None if for none.
     """
@@ -91,14 +91,9 @@ def per_class(results: Results, matrix: np.ndarray) -> list[ClassResult]:
                 clips=clips,
                 predictions=predictions,
                 top1=right / clips if clips else None,
-                top5=int(in_five[k]) / clips if clips else None,
+                top5=int(in_five[k]) / clips if clips and num_classes > 5 else None,
                 precision=right / predictions if predictions else None,
                 confused_with=Confusion(k, other, count, count / clips) if count else None,
             )
         )
     return rows
-
-
-def mean_class_accuracy(classes: Sequence[ClassResult]) -> float:
-    """Mean of top-1 over the classes that have clips."""
-    return float(np.mean([row.top1 for row in classes if row.top1 is not None]))

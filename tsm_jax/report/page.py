@@ -39,6 +39,7 @@ class Page:
 
     Attributes:
         title: heading.
+        warning: of the evaluation.
         metrics: what `metrics.json` has.
         about: (word, value) lines that say what was evaluated and how.
         class_names: K names.
@@ -52,6 +53,7 @@ class Page:
     """
 
     title: str
+    warning: str
     metrics: Mapping[str, Any]
     about: Sequence[tuple[str, str]]
     class_names: Sequence[str]

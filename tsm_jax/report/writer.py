@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -17,9 +16,7 @@ from tsm_jax.report.calibration import BINS, Calibration, calibrate
 from tsm_jax.report.calibration_picture import draw_calibration
 from tsm_jax.report.clips import confident_mistakes, draw_strip, read_frames
 from tsm_jax.report.confusion import (
-    ClassResult,
     confusion_matrix,
-    mean_class_accuracy,
     most_confused,
     per_class,
 )
@@ -117,7 +114,7 @@ def _fill(folder: str, evaluation: Evaluation, results: Results) -> None:
     matrix = confusion_matrix(results)
     classes = per_class(results, matrix)
     calibration = calibrate(results)
-    metrics = _metrics(evaluation, classes, calibration)
+    metrics = _metrics(evaluation, calibration)
     write_metrics(folder, metrics)
     write_predictions(folder, results)
     write_classes(folder, classes, results.class_names)
@@ -127,6 +124,7 @@ def _fill(folder: str, evaluation: Evaluation, results: Results) -> None:
     page = Page(
         title=f"Evaluation of {evaluation.weights}",
         metrics=metrics,
+        warning=evaluation.warning,
         about=_about(evaluation),
         class_names=results.class_names,
         classes=sorted(classes, key=lambda row: (row.top1 is None, row.top1, row.label)),
@@ -140,13 +138,10 @@ def _fill(folder: str, evaluation: Evaluation, results: Results) -> None:
     write_page(folder, page)
 
 
-def _metrics(
-    evaluation: Evaluation, classes: Sequence[ClassResult], calibration: Calibration
-) -> dict[str, Any]:
+def _metrics(evaluation: Evaluation, calibration: Calibration) -> dict[str, Any]:
     protocol = evaluation.clips.protocol
     return {
         **evaluation.metrics,
-        "mean_class_accuracy": mean_class_accuracy(classes),
         "expected_calibration_error": calibration.expected_error,
         "calibration_bins": BINS,
         "mean_confidence": calibration.confidence,

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the newest two, and the one with the best validation accuracy.
+"""The checkpoints of a run: the newest two, and the one with the best validation.
 
 A checkpoint holds the train state, the recipe and what the log line under way has added up; when
 its validation is done, that is put beside them. The position in the data and the random state need
@@ -7,6 +7,7 @@ no entry of their own: order, augmentation and dropout are functions of the seed
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -29,6 +30,7 @@ from tsm_jax.training.mesh import replicated
 from tsm_jax.training.processes import wait_for_all
 from tsm_jax.training.state import TrainState
 
+_log = logging.getLogger(__name__)
 _ITEMS = ("model", "optimizer", "recipe", "progress")
 
 
@@ -46,6 +48,7 @@ class Checkpoints:
         if not read_only:
             _once_for_all_processes(lambda: files.set_unreadable_aside(workdir))
         self._validations = files.read_validations(self._directory)
+        self._best_by = files.read_best_metric(self._directory)
         self._saving = 0
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(2), _Best(self)]),
@@ -116,10 +119,38 @@ class Checkpoints:
         """The newest complete checkpoint."""
         return self._manager.latest_step()
 
+    def choose_best_by(self, metric: str) -> None:
+        """Sets what decides which checkpoint is the best, here and for whoever reads them later.
+
+        A warning names the checkpoints that cannot be chosen by it, because an older version
+        validated them without it.
+        """
+        self._best_by = metric
+        if jax.process_index() > 0:
+            return
+        with self._told_in_one_line():
+            files.write_best_metric(self._directory, metric)
+        steps = [s for s in self._manager.all_steps() if self.metrics(s)]
+        if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
+            _log.warning(
+                "%s: an older version of tsm_jax has validated the checkpoints of steps %s, without"
+                " %s: they cannot be chosen as the best by it",
+                self._directory,
+                ", ".join(lacking),
+                metric,
+            )
+
+    @property
+    def best_metric(self) -> str:
+        """What decides which checkpoint is the best: top-1 as long as no validation has another."""
+        steps = self._manager.all_steps()
+        return self._best_by if any(self._best_by in self.metrics(s) for s in steps) else "top1"
+
     def best_step(self) -> int | None:
-        """The checkpoint of the best validation top-1; of equals the first."""
-        finite = [step for step in self._manager.all_steps() if self.metrics(step)]
-        return max(finite, key=lambda step: (self.metrics(step)["top1"], -step), default=None)
+        """The checkpoint of the best validation; of equals the first."""
+        metric = self.best_metric
+        steps = [step for step in self._manager.all_steps() if metric in self.metrics(step)]
+        return max(steps, key=lambda step: (self.metrics(step)[metric], -step), default=None)
 
     def validated(self, step: int) -> bool:
         """Whether the validation of a step is done."""

@@ -15,9 +15,11 @@ from typing import Any
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_json
 
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
+BEST_METRIC_FILE = "best_metric.json"
 UNREADABLE = "unreadable"
 # Old checkpoints are moved here before they are deleted: half of one must not look like damage.
 DELETED = ".deleted"
@@ -111,6 +113,28 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
         except ValueError:
             _log.warning("%s cannot be read: step %s counts as not validated", path, name)
     return validations
+
+
+def write_best_metric(directory: str, metric: str) -> None:
+    """Notes what decides which of the checkpoints is the best, for whoever reads them."""
+    write_json(os.path.join(directory, BEST_METRIC_FILE), {"best_metric": metric})
+
+
+def read_best_metric(directory: str) -> str:
+    """What decides which checkpoint is the best; in runs of older versions that was top-1.
+
+    Raises:
+        UserError: the file that says so is damaged.
+    """
+    path = os.path.join(directory, BEST_METRIC_FILE)
+    if not os.path.lexists(path):
+        return config_lib.ADDED_LATER["best_metric"]
+    found = read_json(path, "the metric of the best checkpoint")
+    metric = found.get("best_metric", "") if isinstance(found, dict) else ""
+    choices = config_lib.CHOICES["best_metric"]
+    if metric not in choices:
+        raise UserError(f"{path} names none of {', '.join(choices)}: delete it to choose by top1")
+    return metric
 
 
 def write_json(path: str, values: Any) -> None:

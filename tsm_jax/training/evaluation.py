@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from tsm_jax.accuracy import class_metrics
 from tsm_jax.models.network import Tensors
 from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.metrics import Meter
@@ -31,19 +32,23 @@ def evaluate(
         eval_step: from `make_eval_step`.
         params: of the network.
         batch_stats: of the network.
-        batches: as `eval_batches` gives them.
+        batches: as `eval_batches` gives them, at least one.
         mesh: the devices.
         on_batch: called after each batch, for progress.
         on_clips: called with the `clips` of each step, in the order of the batches.
 
     Returns:
-        `top1`, `top5`, `loss`, and `count`, the number of clips.
+        `loss`, `top1`, `top5` with more than five classes, `count`, the number of clips, and
+        `class_metrics`.
     """
     meter = Meter()
+    classes = np.zeros((3, 1), np.int64)
 
     def finish(result: EvalResult) -> None:
-        sums, clips = result
-        meter.update(jax.device_get(sums))
+        nonlocal classes
+        sums, clips = jax.device_get(result[0]), result[1]
+        meter.update(sums)
+        classes = classes + sums["classes"]
         if on_clips is not None:
             on_clips(jax.device_get(clips))
 
@@ -57,4 +62,4 @@ def evaluate(
         on_batch()
     if pending is not None:
         finish(pending)
-    return meter.result()
+    return {**meter.result(classes.shape[1]), **class_metrics(classes)}

@@ -54,6 +54,29 @@ def clip_sums(ranks: jax.Array, mask: jax.Array, losses: jax.Array) -> dict[str,
     }
 
 
+def class_sums(
+    logits: jax.Array, labels: jax.Array, ranks: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Counts by class over the clips whose `mask` is True, int32 `[3, K]`.
+
+    The clips of each class, those of them that are recognised, and the clips that have the class as
+    their answer. Scores that are not finite are no answer.
+
+    Args:
+        logits: `[N, K]`.
+        labels: int `[N]`.
+        ranks: of `clip_ranks`, `[N]`.
+        mask: bool `[N]`.
+    """
+    num_classes = logits.shape[1]
+    classes = jnp.stack([labels, labels, logits.argmax(1)])
+    counted = jnp.stack([mask, mask & (ranks < 1), mask & (ranks < num_classes)])
+    # A sum over clips, not a scatter: devices exchange K numbers.
+    return (jax.nn.one_hot(classes, num_classes, dtype=bool) & counted[..., None]).sum(
+        1, dtype=jnp.int32
+    )
+
+
 @dataclass
 class Meter:
     """Adds up `clip_sums` on the host, in float64 and integers."""
@@ -64,10 +87,14 @@ class Meter:
         for name in _KEYS:
             self.sums[name] += sums[name].item()
 
-    def result(self) -> dict[str, float]:
-        """Means over the clips seen: `loss`, `top1`, `top5` (nan of none), and their `count`."""
+    def result(self, num_classes: int) -> dict[str, float]:
+        """Means over the clips seen: `loss`, `top1`, `top5` (nan of none), and their `count`.
+
+        With five classes or fewer there is no top-5: it would be 1 whatever the answers are.
+        """
         count = self.sums["count"]
-        means = {name: self.sums[name] / (count or math.nan) for name in ("loss", "top1", "top5")}
+        names = ("loss", "top1", "top5") if num_classes > 5 else ("loss", "top1")
+        means = {name: self.sums[name] / (count or math.nan) for name in names}
         return {**means, "count": count}
 
 

@@ -101,12 +101,10 @@ class Progress:
 
     def report(self, done: int) -> None:
         """The log line of `done` steps."""
-        run, means = self._run, self._meter.result()
+        run, means = self._run, self._meter.result(self._run.config.model.num_classes)
         values = {
             "epoch": (done - 1) // run.plan.steps_per_epoch + 1,
-            "loss": means["loss"],
-            "top1": means["top1"],
-            "top5": means["top5"],
+            **{name: means[name] for name in means if name != "count"},
             "learning_rate": float(self._last["learning_rate"]),
             "grad_norm": float(self._last["grad_norm"]),
             "replaced_clips": self._replaced,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jax.sharding import Mesh
@@ -30,6 +30,7 @@ class Run:
         mesh: the devices.
         order: which clip stands where, to notice replaced ones.
         clip_name: path of a training clip by its number.
+        class_names: K names.
         first_step: where this process starts.
         train_step: one optimizer step.
         validate: means over the validation clips.
@@ -43,6 +44,7 @@ class Run:
     mesh: Mesh
     order: TrainOrder
     clip_name: Callable[[int], str]
+    class_names: Sequence[str]
     first_step: int
     train_step: TrainStep
     validate: Validate

@@ -16,7 +16,7 @@ from tsm_jax.training.accumulation import Outcome, accumulate
 from tsm_jax.training.bad_steps import skip_bad_step
 from tsm_jax.training.compiling import compiler_options
 from tsm_jax.training.mesh import replicated, split_by_clips
-from tsm_jax.training.metrics import clip_ranks, clip_sums, cross_entropy
+from tsm_jax.training.metrics import class_sums, clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
 from tsm_jax.training.state import TrainState
 
@@ -109,7 +109,9 @@ def make_eval_step(
     average_probabilities: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
-    """The jitted step `(params, batch_stats, batch) -> (clip_sums, clips)`.
+    """The jitted step `(params, batch_stats, batch) -> (sums, clips)`.
+
+    `sums` are `clip_sums`, with `class_sums` as `classes`.
 
     `clips` has what each clip of the global batch got, on every process: `logits` `[B, K]`,
     averaged over its views (if `average_probabilities`, so that their softmax is the average of
@@ -128,7 +130,8 @@ def make_eval_step(
         losses = cross_entropy(logits, batch["label"])
         ranks = clip_ranks(logits, batch["label"])
         clips = {"logits": logits, "rank": ranks, "mask": batch["mask"]}
-        return clip_sums(ranks, batch["mask"], losses), clips
+        classes = class_sums(logits, batch["label"], ranks, batch["mask"])
+        return {**clip_sums(ranks, batch["mask"], losses), "classes": classes}, clips
 
     return jax.jit(
         eval_step,

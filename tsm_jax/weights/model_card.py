@@ -12,12 +12,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tsm_jax
+from tsm_jax import accuracy
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.model_directory import Model, Preprocessing
 
 CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
 
 _NAMES_SHOWN = 20
+_FIGURES = {  # of a validation; older versions have stored fewer
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_recall": "mean recall",
+    "largest_class_share": "share of the largest class",
+    "loss": "loss",
+}
 _FEW_CLIPS = 200  # validation clips: below, one of them is worth half a point or more
 _STATISTICS = (".mean", ".var")
 _SIDES = re.compile(r"left|right|clockwise", re.IGNORECASE)
@@ -99,7 +107,7 @@ def model_card(model: Model, *, title: str, path: str) -> str:
         shift=_shift(architecture),
         input=input_of(model.preprocessing),
         names=_names(model.labels),
-        metrics=_metrics(provenance),
+        metrics=_metrics(provenance, model.labels),
         training=_training(provenance),
         limits="\n".join(f"- {limit}" for limit in _limits(model)),
     )
@@ -147,24 +155,33 @@ def _names(labels: Sequence[str]) -> str:
     return f"{shown} and {more} more (`labels.txt`)" if more > 0 else shown
 
 
-def _metrics(provenance: Mapping[str, Any]) -> str:
+def _metrics(provenance: Mapping[str, Any], labels: Sequence[str]) -> str:
     metrics = provenance.get("metrics")
     if not metrics:
         return "Not measured by the program that wrote this; `python -m tsm_jax.evaluate` does it."
     val_list = _recipe(provenance).get("data", {}).get("val_list")
     where = f" of {escape(val_list)}" if val_list else ""
     count = int(metrics["count"])
+    best = _FIGURES.get(provenance.get("best_metric", "top1"), "top-1")
+    known = [key for key in _FIGURES if key in metrics and (key != "top5" or len(labels) > 5)]
+    figures = {_FIGURES[key]: metrics[key] for key in known}
     lines = [
-        "| top-1 | top-5 | loss | on |",
-        "|---|---|---|---|",
-        f"| {metrics['top1']:.4f} | {metrics['top5']:.4f} | {metrics['loss']:.4f}"
+        f"| {' | '.join(figures)} | on |",
+        "|---" * (len(figures) + 1) + "|",
+        f"| {' | '.join(f'{value:.4f}' for value in figures.values())}"
         f" | {count} validation clips{where}, one view each |",
         "",
-        "This is the best of the validations during training, so it flatters the network a little:"
-        " clips that chose the checkpoint also measure it.",
+        f"This is the best of the validations during training by {best}, so it flatters the network"
+        " a little: clips that chose the checkpoint also measure it.",
     ]
     if count < _FEW_CLIPS:
         lines[-1] += f" One clip more or less is worth {1 / count:.4f}."
+    empty = metrics.get("classes_without_clips")
+    if "mean_recall" in metrics:
+        lines[-1] += " Mean recall: the share of a class's clips that is recognised, averaged over"
+        lines[-1] += " classes" + (f", {empty} without clips left out." if empty else ".")
+    if warning := accuracy.warning(metrics, labels):
+        lines += ["", f"**Beware**: {escape(warning)}."]
     return "\n".join(lines)
 
 

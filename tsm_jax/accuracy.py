@@ -1,0 +1,61 @@
+"""What an evaluation's counts amount to, in numbers and in words.
+
+Top-1 alone flatters a network that always gives the same answer: with 341 of 496 clips of one class
+it is 0.6875. The mean recall over classes of such a network is 1 / K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tsm_jax.terminal import printable
+
+
+def class_metrics(counts: np.ndarray) -> dict[str, float]:
+    """Metrics of the counts by class of `metrics.class_sums`, int `[3, K]`, of at least one clip.
+
+    Classes without clips have no recall; the mean leaves them out.
+    """
+    clips, right, answers = counts
+    seen = clips > 0
+    largest, answered = int(clips.argmax()), int(answers.argmax())
+    return {
+        "mean_recall": float((right[seen] / clips[seen]).mean()),
+        "classes_without_clips": int((~seen).sum()),
+        "largest_class": largest,
+        "largest_class_share": float(clips[largest] / clips.sum()),
+        "most_answered_class": answered,
+        "most_answered_share": float(answers[answered] / clips.sum()),
+    }
+
+
+def in_words(metrics: Mapping[str, Any]) -> str:
+    """The accuracies among metrics, on one line; those of older versions have fewer."""
+    names = ("top1", "top5", "mean_recall", "largest_class_share")
+    words = {name: f"{name} {metrics[name]:.5f}" for name in names if name in metrics}
+    if empty := metrics.get("classes_without_clips"):
+        words["mean_recall"] += f" ({empty} of the classes without clips)"
+    return "  ".join(words.values())
+
+
+def warning(metrics: Mapping[str, Any], class_names: Sequence[str]) -> str:
+    """What is wrong with a top-1 that always answering the largest class gives too; else empty."""
+    share = metrics.get("largest_class_share")  # older versions did not count it
+    if share is None or metrics["top1"] > share or not metrics["most_answered_share"]:
+        return ""
+    largest, answered = (
+        f"{metrics[key]}: '{printable(class_names[metrics[key]])}'"
+        for key in ("largest_class", "most_answered_class")
+    )
+    if share == 1:
+        return f"all clips are of one class ({largest}): top-1 does not show whether it is learnt"
+    what = "the network has learnt nothing yet that always answering it would not give"
+    if metrics["mean_recall"] > 1 / (len(class_names) - metrics["classes_without_clips"]):
+        what = "it knows other classes too, but always answering this one is right as often or more"
+    return (
+        f"top-1 {metrics['top1']:.4f} is not above the share of the largest class, {share:.4f}"
+        f" ({largest}): {what}; {metrics['most_answered_share']:.1%} of its answers are {answered}"
+    )
