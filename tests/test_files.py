@@ -38,6 +38,13 @@ def test_what_is_not_json_is_one_line(tmp_path, text):
     assert str(path) in str(error.value)
 
 
+def test_a_device_or_pipe_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"):
+        files.write_text(tmp_path / "pipe", "text")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     path = tmp_path / "list"
     files.write_text(path, "old\n")

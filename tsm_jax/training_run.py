@@ -16,8 +16,8 @@ from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
-from tsm_jax.data.prepare.atomic import write_lines
 from tsm_jax.data.sources import Source
+from tsm_jax.files import write_lines
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run

@@ -100,6 +100,12 @@ def test_one_folder_for_two_videos_is_refused(videos, video_list, tmp_path, make
         run("frames", "--videos", tmp_path, "--output", tmp_path / "frames")
 
 
+def test_frames_do_not_go_among_the_videos(videos, video_list):
+    for arguments in (["--videos", videos], ["--list", video_list, "--prefix", videos]):
+        with pytest.raises(UserError, match="is the folder of the videos"):
+            run("frames", *arguments, "--output", f"{videos}/../{videos.name}")
+
+
 def test_packed_clips_are_those_of_the_list(videos, video_list, tmp_path, capsys):
     output = tmp_path / "packed"
     pack(video_list, videos, output, "--frames_per_clip", 0, "--quality", 100)

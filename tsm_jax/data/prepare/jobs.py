@@ -20,10 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 from tsm_jax.errors import UserError
+from tsm_jax.host import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,18 +67,11 @@ def run_jobs(
     Raises:
         RuntimeError: `function` raised something else: a defect, with the traceback from there.
     """
-    pool = _Pool(function, processes or os.cpu_count() or 1, seconds)
+    pool = _Pool(function, processes or usable_cores(), seconds)
     try:
         yield from pool.run(items)
     finally:
         pool.close()
-
-
-def show_progress(jobs: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """`jobs` with a progress bar on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    disable = not console.is_terminal
-    return track(jobs, title, total=total, console=console, transient=True, disable=disable)
 
 
 @dataclass
