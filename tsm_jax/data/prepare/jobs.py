@@ -38,6 +38,17 @@ class JobFailure:
     reason: str
 
 
+class StopJobsError(UserError):
+    """A mistake that is no item's own, such as a full disk: it ends all of the work."""
+
+
+class _Stop:
+    """The text of a `StopJobsError`."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+
 class _Defect:
     """An exception that is no fault of the file, as text: not every exception can be pickled."""
 
@@ -65,6 +76,7 @@ def run_jobs(
         (item, result or `JobFailure`) in the order of the items.
 
     Raises:
+        UserError: `function` raised a `StopJobsError`.
         RuntimeError: `function` raised something else: a defect, with the traceback from there.
     """
     pool = _Pool(function, processes or usable_cores(), seconds)
@@ -152,6 +164,8 @@ class _Pool(Generic[Item, Result]):
                 raise RuntimeError(f"a process ended with {worker.process.exitcode}") from None
             self._replace(worker, f"the decoder crashed (exit code {worker.process.exitcode})")
             return
+        if isinstance(message, _Stop):
+            raise UserError(message.text)
         if isinstance(message, _Defect):
             raise RuntimeError(message.text)
         if not worker.started:  # its first message: imports are done, the clock starts
@@ -192,6 +206,8 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
 def _result(function: Callable[[Any], Any], item: Any) -> Any:
     try:
         return function(item)
+    except StopJobsError as error:
+        return _Stop(str(error))
     except UserError as error:
         return JobFailure(" ".join(str(error).split()))
     except Exception:
