@@ -126,29 +126,31 @@ def check_address(url: str, first_url: str) -> None:
 
     A server must not send us to another scheme: `file:` would read from this machine.
     """
-    scheme, host = _scheme_and_host(url)
-    if scheme == "https" and host:
+    kind = _kind(url)
+    if kind == "https" or (kind == "local" and _kind(first_url) == "local"):
         return
-    if (scheme, host in _LOOPBACK) == ("http", True):
-        first_scheme, first_host = _scheme_and_host(first_url)
-        if first_scheme == "http" and first_host in _LOOPBACK:
-            return
     how = "" if url == first_url else f"{first_url} leads to "
     raise UserError(f"{how}{url!a}: not an https address; download the file yourself")
 
 
-def _scheme_and_host(url: str) -> tuple[str, str | None]:
-    if not re.fullmatch(r"[!-~]+", url):  # a space or an umlaut would break the request
-        return "", None
+def _kind(url: str) -> str:
+    """`https`, `local` for http to this machine, or nothing."""
     try:
         parts = urlsplit(url)
         _ = parts.port
-        return parts.scheme, parts.hostname
     except ValueError:  # a malformed IPv6 address or port
-        return "", None
+        return ""
+    # A space or an umlaut would break the request.
+    if not re.fullmatch(r"[!-~]+", url) or not parts.hostname:
+        return ""
+    if parts.scheme == "http" and parts.hostname in _LOOPBACK:
+        return "local"
+    return "https" if parts.scheme == "https" else ""
 
 
 class _CheckedRedirect(urllib.request.HTTPRedirectHandler):
+    """With this and a checked first address, the opener's other schemes are never reached."""
+
     def __init__(self, first_url: str):
         self._first_url = first_url
 
@@ -158,16 +160,8 @@ class _CheckedRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _make_opener(url: str) -> urllib.request.OpenerDirector:
-    """Speaks http and https only; the standard one would read `file:`, `ftp:` and `data:` too."""
-    opener = urllib.request.OpenerDirector()
-    if _scheme_and_host(url)[1] not in _LOOPBACK:
-        opener.add_handler(urllib.request.ProxyHandler())
-    opener.add_handler(urllib.request.HTTPHandler())
-    opener.add_handler(urllib.request.HTTPSHandler())
-    opener.add_handler(_CheckedRedirect(url))
-    opener.add_handler(urllib.request.HTTPErrorProcessor())
-    opener.add_handler(urllib.request.HTTPDefaultErrorHandler())
-    return opener
+    direct = [urllib.request.ProxyHandler({})] if _kind(url) == "local" else []
+    return urllib.request.build_opener(_CheckedRedirect(url), *direct)
 
 
 class _Version(NamedTuple):
@@ -213,7 +207,7 @@ class _Transfer:
             UserError: the server refuses, keeps failing, or offers something unusable.
         """
         attempts = failures = 0
-        reason: Any = None
+        reason: object = None
         while failures < ATTEMPTS and attempts < MAX_ATTEMPTS:
             if failures:
                 time.sleep(BACKOFF_SECONDS * 2 ** (failures - 1))

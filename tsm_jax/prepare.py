@@ -369,7 +369,7 @@ def check(arguments: Sequence[str]) -> None:
     write_lines(report, lines)
     if sys.stdout.isatty() or len(lines) <= 20:
         for line in lines:
-            print(printable(line))
+            print("  ".join(map(printable, line.split("\t"))))
     counts = {kind: sum(v.kind == kind for v in verdicts) for kind in VERDICTS}
     print(f"{options.list}: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; see {report}")
     unusable = sum(not v.is_usable for v in verdicts)
@@ -379,7 +379,7 @@ def check(arguments: Sequence[str]) -> None:
         print(f"{options.write_clean}: {sum(usable)} clips")
     elif unusable:
         raise UserError(
-            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): mend them, or add"
+            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): fix them, or add"
             " --write_clean FILE for a list without them"
         )
 

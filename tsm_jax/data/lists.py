@@ -13,7 +13,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
 _ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
-_LONGEST_LINE = 8192  # characters; no system opens a path of 4096 bytes
+_LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
 
 
 class _WrongLine(Exception):
