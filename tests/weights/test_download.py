@@ -11,6 +11,7 @@ import os
 import ssl
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -349,16 +350,56 @@ def test_a_server_that_is_too_slow(server, path, monkeypatch, start):
     assert not path.exists()
 
 
-def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
-    """The first answer goes on sending other bytes while the second one is received."""
-    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.1)
-    fast = serve(etag=None)
-    slow = functools.partial(drip, start=b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nyyy")
-    server.answer = in_turn(slow, fast)
+def in_pieces(content: bytes, start: int, size: int):
+    """An answer that sends `content` from `start` on, a piece every hundredth of a second."""
+
+    def answer(handler):
+        handler.send_response(206 if start else 200)
+        handler.send_header("ETag", ETAG)
+        handler.send_header("Content-Length", str(len(content) - start))
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.end_headers()
+        for at in range(start, len(content), size):
+            handler.wfile.write(content[at : at + size])
+            time.sleep(0.01)
+
+    return answer
+
+
+def test_a_server_that_is_not_too_slow(server, path, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.15)
+    server.answer = in_pieces(CONTENT[:10_000], 0, 250)
     get(server, path)
-    time.sleep(0.05)
+    assert len(server.requests) == 1
+
+
+def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
+    """The first answer goes on, with other bytes, while the second one continues the file."""
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.15)
+    continued = threading.Event()
+
+    def first(handler):
+        handler.send_response(200)
+        handler.send_header("ETag", ETAG)
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:1000])
+        handler.wfile.flush()
+        continued.wait(5)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b"wrong")
+                time.sleep(0.005)
+
+    def second(handler):
+        continued.set()
+        in_pieces(CONTENT, 1000, 30_000)(handler)
+
+    server.answer = in_turn(first, second)
+    get(server, path)
     assert path.read_bytes() == CONTENT
-    assert names_in(path.parent) == {path.name, f"{path.name}.sha256"}
+    assert server.requests[1]["Range"] == "bytes=1000-"
 
 
 @pytest.mark.parametrize(
