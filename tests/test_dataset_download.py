@@ -127,6 +127,17 @@ def test_equal_names_of_different_archives(kinetics, published, tmp_path):
         fetch_dataset(both, str(tmp_path / "again"), keep_archives=False)
 
 
+def test_files_of_one_name_in_two_parts(kinetics, tmp_path):
+    fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)
+    (tmp_path / "k400" / "archives" / "part_1.tar.gz.unpacked").unlink()
+    fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)  # as after a killed run
+    (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").write_bytes(b"xyz")
+    (tmp_path / "k400" / "archives" / "part_1.tar.gz.unpacked").unlink()
+    with pytest.raises(UserError, match=r"c.mp4 is another file than .* in part_1.tar.gz"):
+        fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)
+    assert (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").read_bytes() == b"xyz"
+
+
 @pytest.mark.parametrize("end", ["..", "", ".hidden", "a%2fb", "a?b"])
 def test_an_address_without_a_file_name(published, tmp_path, end):
     folder, url = published

@@ -5,7 +5,7 @@ import pytest
 
 from tsm_jax import files
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import printable
+from tsm_jax.terminal import printable, progress
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
@@ -92,3 +92,9 @@ def test_control_codes_are_shown_not_sent():
     assert printable("b\udcff.mp4") == r"b\xff.mp4"
     assert printable("\u202egnp.exe") == r"\u202egnp.exe"
     assert printable("日本語 🎬") == "日本語 🎬"
+
+
+def test_progress_changes_nothing(capsys):
+    assert list(progress(iter("abc"), "read", 3)) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""

@@ -7,6 +7,7 @@ is complete and its checksums are verified.
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
 import shutil
@@ -177,7 +178,7 @@ def _fetch_and_unpack(
         unpack(archive, partial)
         content = _without_top_folder(partial)
         if is_shared:
-            _merge(content, target)
+            _merge(content, target, name)
         else:
             shutil.rmtree(target, ignore_errors=True)
             os.rename(content, target)
@@ -196,9 +197,12 @@ def _without_top_folder(folder: Path) -> Path:
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def _merge(content: Path, target: Path) -> None:
+def _merge(content: Path, target: Path, name: str) -> None:
     for path in sorted(content.rglob("*")):
         if path.is_file():
             place = target / path.relative_to(content)
             place.parent.mkdir(parents=True, exist_ok=True)
+            # The same file is there after a killed run.
+            if place.exists() and not filecmp.cmp(path, place, shallow=False):
+                raise UserError(f"{place} is another file than the one of this name in {name}")
             os.replace(path, place)

@@ -174,13 +174,14 @@ def folder_list(
         )
     classes = sorted({clip.split(os.sep)[0] for clip in clips})
     names = list(labels) if labels is not None else classes
-    label_of = _label_finder(names)
-    unknown = [name for name in classes if label_of(name) is None]
+    find_label = _label_finder(names)
+    label_of = {name: label for name in classes if (label := find_label(name)) is not None}
+    unknown = [name for name in classes if name not in label_of]
     if unknown:
         raise UserError(
             f"{printable(os.path.join(root, unknown[0]))} is no class of {names[0]} to {names[-1]}"
         )
-    labelled = [(clip, label_of(clip.split(os.sep)[0])) for clip in clips]
+    labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
     find = _frames_finder(root, absolute=False) if frames else lambda clip: (clip, None)
     return _write_with_labels(list_path, labelled, find, root, names)
 
