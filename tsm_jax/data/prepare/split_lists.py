@@ -31,7 +31,6 @@ class SplitLists:
         labels: path of the class names.
         classes: in the order of the labels.
         recordings: groups of clips that may not be parted; as many as clips if there are none.
-        given: the splits that are folders of their own.
     """
 
     lists: dict[str, WrittenList]
@@ -39,7 +38,6 @@ class SplitLists:
     labels: str
     classes: list[str]
     recordings: int
-    given: list[str]
 
 
 def split_folder(
@@ -84,15 +82,11 @@ def split_folder(
     classes = sorted({_class_of(clip) for clip in members["train"][1]})
     check_class_names(classes)
     _check(root, classes, members)
-    return _write(root, output, classes, members, given=[*splits])
+    return _write(root, output, classes, members)
 
 
 def _write(
-    root: str,
-    output: str,
-    classes: list[str],
-    members: dict[str, tuple[str, list[str]]],
-    given: list[str],
+    root: str, output: str, classes: list[str], members: dict[str, tuple[str, list[str]]]
 ) -> SplitLists:
     paths = {name: os.path.join(output, f"{name}.list") for name in SPLITS}
     for name in paths.keys() - members.keys():
@@ -114,9 +108,8 @@ def _write(
         write_lines(paths[name], lines[name])
     written = {name: WrittenList(paths[name], len(lines[name]), []) for name in members}
     counts = {name: Counter(map(_class_of, clips)) for name, (_, clips) in members.items()}
-    clips = {os.path.join(folder, clip) for folder, clips in members.values() for clip in clips}
-    recordings = len({recording_of(clip) for clip in clips})
-    return SplitLists(written, counts, labels_path, classes, recordings, given)
+    recordings = len({recording_of(clip) for _, clips in members.values() for clip in clips})
+    return SplitLists(written, counts, labels_path, classes, recordings)
 
 
 def _drawn_split(
