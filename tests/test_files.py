@@ -5,7 +5,7 @@ import pytest
 
 from tsm_jax import files
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import printable
+from tsm_jax.terminal import printable, progress
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
@@ -36,6 +36,13 @@ def test_what_is_not_json_is_one_line(tmp_path, text):
         files.read_json(path, "the description")
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_a_device_or_pipe_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a regular file"):
+        files.write_text(tmp_path / "pipe", "text")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
 def test_an_interrupted_write_leaves_what_was_there(tmp_path):
@@ -85,3 +92,9 @@ def test_control_codes_are_shown_not_sent():
     assert printable("b\udcff.mp4") == r"b\xff.mp4"
     assert printable("\u202egnp.exe") == r"\u202egnp.exe"
     assert printable("日本語 🎬") == "日本語 🎬"
+
+
+def test_progress_changes_nothing(capsys):
+    assert list(progress(iter("abc"), "read", 3)) == ["a", "b", "c"]
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""

@@ -118,6 +118,18 @@ def test_a_finished_run_has_nothing_left_to_do(trained, data, one_device):
     assert len(metrics(workdir, "train")) == 4
 
 
+def test_clips_of_both_lists_are_reported(trained, data, tmp_path, one_device, capsys):
+    shutil.copytree(trained[0], tmp_path / "work")
+    mixed = tmp_path / "val.list"
+    lines = [(data / name).read_text().splitlines() for name in ("train.list", "val.list")]
+    mixed.write_text("\n".join(lines[0][:3] + lines[1]))
+    train_recipe(recipe(data, tmp_path / "work"), one_device)
+    assert "clips are both" not in capsys.readouterr().out
+    train_recipe(recipe(data, tmp_path / "work", **{"data.val_list": mixed}), one_device)
+    warning = "warning: 3 clips are both in the training and the validation list"
+    assert warning in capsys.readouterr().out
+
+
 def test_refuses_to_continue_a_run_of_another_recipe(trained, data, one_device):
     config = recipe(data, trained[0], **{"model.shift": "none"})
     with pytest.raises(UserError, match="model.shift 'past_first' -> 'none'"):

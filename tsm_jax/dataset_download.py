@@ -2,36 +2,27 @@
 
 Archives lie in `archives/` below the output until they are unpacked; an archive that was fetched in
 another way can be put there. Unpacking goes to another name first, so that what has its final name
-is complete.
+is complete and its checksums are verified.
 """
 
 from __future__ import annotations
 
+import filecmp
 import os
+import re
 import shutil
-import subprocess
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from tsm_jax import files
+from tsm_jax.data.prepare.unpack import find_unrar, unpack
+from tsm_jax.download import download
 from tsm_jax.errors import UserError
-from tsm_jax.weights.download import download
-from tsm_jax.weights.download_progress import progress_bar
+from tsm_jax.terminal import progress_bar
 
 _MAX_BYTES = 2**40
 _GB = 10**9
-
-# Programs that unpack rar, and how they are told what and where to. First the one that certainly
-# notices a wrong checksum: `unrar` may be the free one, which like bsdtar lets some pass.
-_UNRAR = {
-    "unar": ["-quiet", "-force-overwrite", "-no-directory", "-o", "{folder}", "{archive}"],
-    "unrar": ["x", "-idq", "-y", "{archive}", "{folder}/"],
-    "7z": ["x", "-y", "-bd", "-bso0", "-o{folder}", "{archive}"],
-    "7zz": ["x", "-y", "-bd", "-bso0", "-o{folder}", "{archive}"],
-    "bsdtar": ["-x", "-f", "{archive}", "-C", "{folder}"],
-}
 
 
 @dataclass(frozen=True)
@@ -94,20 +85,21 @@ def download_dataset(name: str, output: str | None = None, *, keep_archives: boo
 
 def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
     """`download_dataset` of any `DataSet`."""
-    os.makedirs(output, exist_ok=True)
-    _check_space(dataset, output)
-    if any(_file_name(url).endswith(".rar") for url, _ in dataset.archives):
-        find_unrar()  # before hours of downloading
-    for url in dataset.files:
-        _fetch(url, Path(output, _file_name(url)))
-    archives = list(dataset.archives)
-    for url in dataset.link_lists:
-        links = _fetch(url, Path(output, "archives", _file_name(url)))
-        lines = links.read_text(encoding="utf-8").split()
-        archives += [(link, "videos") for link in lines]
-    shared = {folder for _, folder in archives if sum(f == folder for _, f in archives) > 1}
-    for url, folder in archives:
-        _fetch_and_unpack(url, output, folder, keep_archives, is_shared=folder in shared)
+    try:
+        os.makedirs(output, exist_ok=True)
+        _check_space(dataset, output)
+        if any(_file_name(url).endswith(".rar") for url, _ in dataset.archives):
+            find_unrar()  # before hours of downloading
+        for url in dataset.files:
+            _fetch(url, Path(output, _file_name(url)))
+        archives = [*dataset.archives, *_linked_archives(dataset, output)]
+        folders = [folder for _, folder in archives]
+        for name, (url, folder) in zip(_distinct_names(archives), archives, strict=True):
+            _fetch_and_unpack(
+                url, name, output, folder, keep_archives, is_shared=folders.count(folder) > 1
+            )
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {files.reason(error)}") from error
     print(f"{output}: complete")
 
 
@@ -131,18 +123,49 @@ def _check_space(dataset: DataSet, output: str) -> None:
 
 
 def _file_name(url: str) -> str:
-    return url.rpartition("/")[2]
+    name = url.rpartition("/")[2]
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name):
+        raise UserError(f"{url!a}: this address does not end in the name of a file")
+    return name
+
+
+def _linked_archives(dataset: DataSet, output: str) -> list[tuple[str, str]]:
+    archives = []
+    for url in dataset.link_lists:
+        path = _fetch(url, Path(output, "archives", _file_name(url)))
+        links = files.read_text(path, "the list of archives", limit=2**20).split()
+        archives += [(link, "videos") for link in links]
+    return archives
+
+
+def _distinct_names(archives: Sequence[tuple[str, str]]) -> list[str]:
+    """The archives' file names; of equal ones all but the first get their folder's name, too."""
+    names: list[str] = []
+    for url, _ in archives:
+        name = _file_name(url)
+        if name in names:
+            name = f"{_file_name(url.rpartition('/')[0])}_{name}"
+        if name in names:
+            raise UserError(f"{url}: this archive is listed twice")
+        names.append(name)
+    return names
 
 
 def _fetch(url: str, path: Path) -> Path:
-    with progress_bar(path.name) as update:
-        return download(url, path, max_bytes=_MAX_BYTES, on_progress=update)
+    with progress_bar(path.name, in_bytes=True) as update:
+        return download(
+            url,
+            path,
+            what="the data set",
+            setting="--output",
+            max_bytes=_MAX_BYTES,
+            on_progress=update,
+        )
 
 
 def _fetch_and_unpack(
-    url: str, output: str, folder: str, keep_archives: bool, *, is_shared: bool
+    url: str, name: str, output: str, folder: str, keep_archives: bool, *, is_shared: bool
 ) -> None:
-    name = _file_name(url)
     marker = Path(output, "archives", f"{name}.unpacked")
     if marker.exists():
         return
@@ -150,15 +173,19 @@ def _fetch_and_unpack(
     partial = Path(output, f".unpacking-{name}")
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     partial.mkdir()
-    unpack(archive, partial)
-    content = _without_top_folder(partial)
     target = Path(output, folder)
-    if is_shared:
-        _merge(content, target)
-    else:
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(content, target)
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        unpack(archive, partial)
+        content = _without_top_folder(partial)
+        if is_shared:
+            _merge(content, target, name)
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(content, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    if hasattr(os, "sync"):
+        os.sync()  # before the archive, which could replace it, is deleted
     marker.touch()
     if not keep_archives:
         archive.unlink()
@@ -170,74 +197,12 @@ def _without_top_folder(folder: Path) -> Path:
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
-def _merge(content: Path, target: Path) -> None:
+def _merge(content: Path, target: Path, name: str) -> None:
     for path in sorted(content.rglob("*")):
         if path.is_file():
             place = target / path.relative_to(content)
             place.parent.mkdir(parents=True, exist_ok=True)
+            # The same file is there after a killed run.
+            if place.exists() and not filecmp.cmp(path, place, shallow=False):
+                raise UserError(f"{place} is another file than the one of this name in {name}")
             os.replace(path, place)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a zip, tar or rar file into a folder that exists.
-
-    Raises:
-        UserError: it is broken, or no program for rar is installed.
-    """
-    try:
-        if archive.suffix == ".rar":
-            _unpack_rar(archive, folder)
-        elif archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(folder)
-        else:
-            _unpack_tar(archive, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(
-            f"{archive} cannot be unpacked: {error}; delete it and run the command again"
-        ) from error
-
-
-def find_unrar() -> str:
-    """The name of an installed program that unpacks rar. Raises `UserError` if there is none."""
-    for program in _UNRAR:
-        if shutil.which(program) and _knows_rar(program):
-            return program
-    raise UserError(
-        f"UCF101.rar needs one of the programs {', '.join(_UNRAR)}: install it, for example with"
-        " apt install unar, brew install unar or conda install libarchive"
-    )
-
-
-def _knows_rar(program: str) -> bool:
-    # Debian's 7-Zip comes without its part for rar.
-    if program not in ("7z", "7zz"):
-        return True
-    formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
-    return " rar " in formats.stdout.lower()
-
-
-def _unpack_tar(archive: Path, folder: Path) -> None:
-    """Files and folders below `folder`, and nothing else."""
-    with tarfile.open(archive) as tar:
-        if hasattr(tarfile, "data_filter"):
-            tar.extractall(folder, filter="data")
-            return
-        for member in tar.getmembers():  # Python before 3.11.4
-            path = PurePosixPath(member.name)
-            inside = not path.is_absolute() and ".." not in path.parts
-            if not (inside and (member.isfile() or member.isdir())):
-                raise tarfile.TarError(f"{member.name} is no file or folder below it")
-        tar.extractall(folder)
-
-
-def _unpack_rar(archive: Path, folder: Path) -> None:
-    program = find_unrar()
-    words = [word.format(archive=archive, folder=folder) for word in _UNRAR[program]]
-    done = subprocess.run([program, *words], capture_output=True, text=True, errors="replace")
-    if done.returncode:
-        reason = " ".join((done.stderr or done.stdout).split())[:300]
-        raise UserError(
-            f"{archive} cannot be unpacked: {program} says: {reason}; delete it and"
-            " run the command again"
-        )

@@ -10,9 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default
-from tsm_jax.data.prepare.atomic import write_lines
+from tsm_jax.data.lists import list_lines
 from tsm_jax.data.prepare.make_lists import LABELS_FILE, class_key, folder_list, ucf101_lists
 from tsm_jax.errors import UserError
+from tsm_jax.files import write_lines
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model
 
@@ -64,8 +65,7 @@ def at_most(config: ConfigDict, most: int) -> ConfigDict:
 
     Drawn, not evenly spaced: in many lists the classes take turns.
     """
-    lines = Path(config.data.val_list).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    clips = [line for line in lines.split("\n") if line.strip()]
+    clips = [line for _, line in list_lines(config.data.val_list)]
     if not most or len(clips) <= most:
         return config
     path = f"{config.data.val_list}.{most}"

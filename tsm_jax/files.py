@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,6 +95,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
         UserError: the system refuses (no permission, no space).
     """
     path = os.fspath(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # root could replace /dev/null
+        raise UserError(f"cannot write {path}: it is not a regular file")
     folder, name = os.path.split(os.path.abspath(path))
     partial = ""
     try:
@@ -147,6 +149,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         file.write(text)
+
+
+def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
+    """`write_text` of these lines."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, indent: int | None = 2) -> None:

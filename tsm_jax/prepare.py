@@ -6,11 +6,15 @@ python -m tsm_jax.prepare lists --help
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
+from tsm_jax.files import write_lines
+from tsm_jax.terminal import printable
 
 FRAME_TEMPLATE = "img_{:05}.jpg"
 
@@ -56,8 +60,9 @@ def lists(arguments: Sequence[str]) -> None:
             "Writes lists in PaddleVideo's format, and labels.txt beside them. ucf101: all of the"
             " official splits in --splits, into the folder --output. kinetics400 and folders: one"
             " list, the file --output, of <class>/<video> (or, for kinetics400 with --annotations,"
-            " of the videos that the csv names, wherever they lie). folders with --val_share: the"
-            " videos divided into train.list and val.list in the folder --output."
+            " of the videos that the csv names, wherever they lie). folders with --val_share, or"
+            " of <split>/<class>/<video>, splits being train, val and test: train.list, val.list"
+            " and test.list in the folder --output."
         ),
         example=(
             "python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2"
@@ -78,14 +83,23 @@ def lists(arguments: Sequence[str]) -> None:
         help="folders: divide the videos of every class; clips of one recording stay together",
     )
     parser.add_argument("--seed", metavar="N", type=int, help="with --val_share: another split (0)")
+    parser.add_argument(
+        "--layout",
+        choices=["auto", "classes", "splits"],
+        help="folders: whether folders named train, val and test are classes or splits",
+    )
     options = parser.parse_args(arguments)
     if options.val_share is not None:
-        _split_folder(parser, options)
-        return
-    if options.seed is not None:
+        _check_split_options(parser, options)
+    elif options.seed is not None:
         parser.error("--seed needs --val_share")
     if not (options.videos or options.frames):
         parser.error("nothing to list: give --videos, --frames, or both")
+    if options.layout and (options.dataset != "folders" or options.frames or options.annotations):
+        parser.error("--layout goes with folders --videos only")
+    if options.dataset == "folders" and not (options.frames or options.annotations):
+        _lists_of_folders(parser, options)
+        return
     from tsm_jax.data.prepare import make_lists
 
     if options.dataset == "ucf101":
@@ -97,20 +111,17 @@ def lists(arguments: Sequence[str]) -> None:
     else:
         if options.videos and options.frames:
             parser.error("one list at a time: give --videos or --frames")
-        if os.path.isdir(options.output):
-            parser.error(
-                f"--output {options.output} is a folder: name a file in it, or add --val_share 0.2"
-                " for a training and a validation list of folders"
-            )
-        written = [_list_of_folders(options)]
+        written = [_one_list(parser, options)]
     for made in written:
         missing = (
-            f", {len(made.missing)} missing, such as {made.missing[0]}" if made.missing else ""
+            f", {len(made.missing)} missing, such as {printable(made.missing[0])}"
+            if made.missing
+            else ""
         )
         print(f"{made.path}: {made.num_clips} clips{missing}")
 
 
-def _split_folder(parser: cli.Parser, options) -> None:
+def _check_split_options(parser: cli.Parser, options) -> None:
     strangers = [
         f"--{name}"
         for name in ("frames", "splits", "annotations", "labels")
@@ -121,38 +132,99 @@ def _split_folder(parser: cli.Parser, options) -> None:
         parser.error(f"--val_share does not go with {what}")
     if not 0 < options.val_share < 1:
         raise UserError(f"--val_share is {options.val_share}: it must be between 0 and 1")
+
+
+def _lists_of_folders(parser: cli.Parser, options) -> None:
+    from tsm_jax.data.prepare.entries import survey, with_videos
+    from tsm_jax.data.prepare.layout import understand
+
+    found = with_videos(options.videos, survey(options.videos))
+    layout = understand(options.videos, found, options.layout or "auto")
+    if layout.splits or options.val_share is not None:
+        _split_folder(parser, options, layout)
+    else:
+        made = _one_list(parser, options)
+        clips = Counter(video.split(os.sep)[0] for video in found.videos)
+        print(f"{made.path}: {_sizes(clips)}")
+    empty = found.without_videos(2 if layout.splits else 1)
+    _print_some("folders without videos, which are left out", empty)
+    _print_some("folders beside the splits, which are left out", layout.left_out)
+    _print_some("other files, hidden ones, or links in a circle, which are left out", found.others)
+
+
+def _sizes(clips: Counter[str]) -> str:
+    """How many clips the classes have, in words."""
+    most, fewest = max(clips, key=clips.__getitem__), min(clips, key=clips.__getitem__)
+    return (
+        f"{clips.total()} clips of {len(clips)} classes, from {clips[fewest]}"
+        f" ({printable(fewest)}) to {clips[most]} ({printable(most)})"
+    )
+
+
+def _print_some(what: str, names: Sequence[str]) -> None:
+    if names:
+        print(f"{len(names)} {what}: {_some(names)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(printable, names[:5])) + ", ..." * (len(names) > 5)
+
+
+def _split_folder(parser: cli.Parser, options, layout) -> None:
     from tsm_jax.data.prepare.split_lists import split_folder
 
+    if options.labels:
+        parser.error("--labels does not go with splits: list them one by one")
+    if os.path.splitext(options.output)[1] or os.path.isfile(options.output):
+        raise UserError(
+            f"--output {options.output}: several lists are written, so give a folder for them"
+        )
     made = split_folder(
-        options.videos, options.output, val_share=options.val_share, seed=options.seed or 0
+        options.videos,
+        options.output,
+        val_share=options.val_share,
+        seed=options.seed or 0,
+        layout=options.layout or "auto",
     )
-    train, val = made.lists
-    clips = train.num_clips + val.num_clips
+    clips = sum(written.num_clips for written in made.lists.values())
     how = ""
-    if made.given:
-        how = ", divided by the folders train and val"
+    if layout.splits:
+        folders = [f"{folder} ({name})" for name, folder in layout.splits.items()]
+        how = f", divided by its folders {printable(', '.join(folders))}"
     elif made.recordings < clips:
         how = f", cut from {made.recordings} recordings that stay together"
     print(f"{options.videos}: {clips} videos of {len(made.classes)} classes{how}")
-    print(f"{train.path}: {train.num_clips} clips")
-    print(f"{val.path}: {val.num_clips} clips")
-    print(f"{made.labels}: {', '.join(made.classes[:5])}{', ...' * (len(made.classes) > 5)}")
-    if made.only_training:
-        print(f"only one recording, so not in validation: {', '.join(made.only_training)}")
-    print(f"next: {cli.typed('train')} --config configs/own_videos.py{_list_overrides(train, val)}")
+    for name, written in made.lists.items():
+        print(f"{written.path}: {_sizes(made.counts[name])}")
+    print(f"{made.labels}: {_some(made.classes)}")
+    if "val" in layout.splits and options.val_share is not None:
+        print("--val_share is not used: there is a folder of the validation set")
+    if "val" not in made.lists:
+        print("there is no validation set: add --val_share 0.2 to take one out of training")
+        return
+    absent = [name for name in made.classes if not made.counts["val"][name]]
+    why = "" if "val" in layout.splits else "only one recording, so "
+    _print_some(f"classes, {why}not in validation", absent)
+    print(f"next: {cli.typed('train')} --config configs/own_videos.py{_list_overrides(made.lists)}")
 
 
-def _list_overrides(train, val) -> str:
+def _list_overrides(lists) -> str:
     """What the recipes for one's own videos have to be told, if anything."""
-    if train.path == "data/own/train.list":
+    train, val = (shlex.quote(lists[name].path) for name in ("train", "val"))
+    if train == "data/own/train.list":
         return ""
-    return f" --config.data.train_list={train.path} --config.data.val_list={val.path}"
+    return f" --config.data.train_list={train} --config.data.val_list={val}"
 
 
-def _list_of_folders(options):
+def _one_list(parser: cli.Parser, options):
     from tsm_jax.data.prepare import make_lists
     from tsm_jax.weights.labels import labels_for
 
+    if os.path.isdir(options.output):
+        parser.error(
+            f"--output {options.output} is a folder: name a file in it, or add --val_share 0.2"
+            " for a training and a validation list of folders"
+        )
     labels = None
     if options.labels:
         labels = make_lists.read_names(options.labels)
@@ -223,11 +295,18 @@ def _videos_to_extract(options):
     from tsm_jax.data.prepare.entries import find_videos, read_entries, short_names
 
     if options.videos:
+        _check_output(options.output, options.videos)
         names = find_videos(options.videos)
         return [], names, [os.path.join(options.videos, name) for name in names]
+    _check_output(options.output, options.prefix)
     entries = read_entries("videos", options.list, prefix=options.prefix, suffix=options.suffix)
     names = short_names(entries, options.prefix)
     return entries, names, [entry.path for entry in entries]
+
+
+def _check_output(output: str, videos: str) -> None:
+    if videos and os.path.realpath(output) == os.path.realpath(videos):
+        raise UserError(f"--output {output} is the folder of the videos: choose another one")
 
 
 def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
@@ -240,7 +319,6 @@ def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _write_frame_list(path: str, entries, folders, num_frames) -> None:
-    from tsm_jax.data.prepare.atomic import write_lines
     from tsm_jax.data.prepare.entries import list_line
 
     lines = [
@@ -286,14 +364,12 @@ def check(arguments: Sequence[str]) -> None:
         processes=options.processes,
         seconds=options.seconds,
     )
-    from tsm_jax.data.prepare.atomic import write_lines
-
     report = options.report or f"{options.list}.check.txt"
     lines = [f"{v.kind}\t{v.path}\t{v.detail}" for v in verdicts if v.detail]
     write_lines(report, lines)
     if sys.stdout.isatty() or len(lines) <= 20:
         for line in lines:
-            print(line)
+            print("  ".join(map(printable, line.split("\t"))))
     counts = {kind: sum(v.kind == kind for v in verdicts) for kind in VERDICTS}
     print(f"{options.list}: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; see {report}")
     unusable = sum(not v.is_usable for v in verdicts)
@@ -303,7 +379,7 @@ def check(arguments: Sequence[str]) -> None:
         print(f"{options.write_clean}: {sum(usable)} clips")
     elif unusable:
         raise UserError(
-            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): mend them, or add"
+            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): fix them, or add"
             " --write_clean FILE for a list without them"
         )
 
@@ -420,7 +496,8 @@ def _check_range(name: str, value: float, low: float) -> None:
 
 def _tell_failures(failures, report: str) -> None:
     if failures:
-        print(f"{len(failures)} failed and are left out, see {report}; the first: {failures[0][1]}")
+        first = printable(failures[0][1])
+        print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,9 @@ import os
 
 import jax
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 from tsm_jax.data import moving_shapes
+from tsm_jax.terminal import progress_bar
 from tsm_jax.training.processes import wait_for_all
 
 SEED = 0
@@ -31,16 +30,12 @@ def ensure_rendered(config: ConfigDict) -> None:
 def _render(config: ConfigDict) -> None:
     directory = os.path.dirname(config.data.train_list)
     train_videos, val_videos = config.data.rendered_clips
-    console = Console(highlight=False)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = None
+    with progress_bar("render") as update:
 
         def show(done: int, total: int) -> None:
-            nonlocal task
-            if task is None:
-                console.print(f"rendering {total} videos into {directory}", markup=False)
-                task = progress.add_task("render", total=total)
-            progress.update(task, completed=done)
+            if done == 1:
+                print(f"rendering {total} videos into {directory}", flush=True)
+            update(done, total)
 
         moving_shapes.ensure(
             directory,

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 # C0 and C1 control codes, and surrogates that stand for bytes of a name that is not UTF-8.
 _UNPRINTABLE = re.compile(
@@ -24,3 +30,42 @@ def _escaped(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not decode
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+@contextmanager
+def progress_bar(
+    title: str, *, in_bytes: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives a function to call with what is done and the total (None: unknown), which shows it.
+
+    The bar is on stderr, on a terminal only, appears with the first call and vanishes at the end.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    numbers = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as bar:
+        task = bar.add_task(printable(title), visible=False)
+        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+
+
+def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+    """`items` as they come, with a progress bar on stderr if that is a terminal."""
+    with progress_bar(title) as update:
+        for done, item in enumerate(items, start=1):
+            yield item
+            update(done, total)

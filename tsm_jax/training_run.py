@@ -14,8 +14,10 @@ from tsm_jax import build, build_data
 from tsm_jax.class_names import class_names, with_num_classes
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import EvalClips
+from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
-from tsm_jax.data.prepare.atomic import write_lines
+from tsm_jax.data.sources import Source
+from tsm_jax.files import write_lines
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -85,6 +87,8 @@ def train_recipe(
             enabled=writes,
         ) as log:
             log.say(_headline(config, mesh, len(train_source), len(val_source)))
+            if shared := _count_shared(config, train_source, val_source):
+                log.say(f"warning: {shared} clips are both in the training and the validation list")
             log.say(f"{origin}; compiling the first step")
             validate = _validation(config, mesh, eval_step, eval_clips, log)
             batches = train_batches(
@@ -200,6 +204,14 @@ def _write_card(
     title = os.path.basename(os.path.normpath(config.workdir))
     card = model_card(model, title=title, path=config.workdir)
     write_lines(os.path.join(config.workdir, CARD_FILE), card.splitlines())
+
+
+def _count_shared(config: ConfigDict, train_source: Source, val_source: Source) -> int:
+    if config.data.source == "synthetic":
+        return 0
+    return count_shared(
+        *(map(source.name, range(len(source))) for source in (train_source, val_source))
+    )
 
 
 def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) -> str:

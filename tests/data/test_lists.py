@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from tsm_jax.data.lists import ClipEntry, read_frame_list, read_video_list
+from tsm_jax.data.lists import ClipEntry, count_shared, read_frame_list, read_video_list
 from tsm_jax.errors import UserError
 
 
@@ -62,7 +63,16 @@ def test_video_whose_name_ends_in_a_number(write, tmp_path: Path):
         ("a.mp4 zero", "line 1: the label 'zero' is not an integer"),
         ("\n\na.mp4 4", "line 3: the label 4 is outside 0..3; correct it or set config.model"),
         ("a.mp4 -1", "outside 0..3"),
+        ("a.mp4 ٣", "is not an integer"),
+        ("a.mp4 0_1", "is not an integer"),
+        ("a.mp4 +1", "is not an integer"),
+        ("a.mp4 1.0", "is not an integer"),
+        ("a.mp4 1" + "0" * 4000, "is not an integer"),
         ("a.mp4 300 0", "config.data.source=frames"),
+        ("b.mp4 0\na\0b.mp4 1", "line 2: has a NUL byte"),
+        ("a" * 5000 + ".mp4 1", "line 1: has 5006 characters"),
+        ("\x1b]0;x\x07.mp4 7", "the label 7"),
+        ("a.mp4 1\n\nb.mp4 2\na.mp4 3", "line 4: a.mp4 has label 3 here and 1 in line 1"),
         ("\n \n", "has no lines"),
     ],
 )
@@ -78,6 +88,9 @@ def test_wrong_video_list(write, text: str, says: str):
         ("my clip.mp4 0", "config.data.source=videos"),
         ("a 30 x", "label 'x'"),
         ("a 30 4", "outside 0..3"),
+        ("a 3_0 1", "expected 'folder num_frames label'"),
+        ("a ٣ 1", "expected 'folder num_frames label'"),
+        ("a 30 1\na 30 2", "line 2: a has label 2 here and 1 in line 1"),
         ("a 0 1", "line 1: num_frames is 0"),
         ("", "has no lines"),
     ],
@@ -86,9 +99,32 @@ def test_wrong_frame_list(write, text: str, says: str):
     _check_error(read_frame_list, write(text), says)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends(write, end: str):
+    entries = read_video_list(write(f"a 0{end}b 1{end}"), num_classes=2)
+    assert [entry.path for entry in entries] == ["a", "b"]
+
+
+def test_a_clip_may_be_there_twice(write):
+    entries = read_video_list(write("a.mp4 1\na.mp4 1"), num_classes=2)
+    assert entries == [ClipEntry("a.mp4", 1, None)] * 2
+
+
+@pytest.mark.parametrize("read", [read_video_list, read_frame_list])
+def test_a_pipe_or_a_device_is_no_list(read, tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    _check_error(read, tmp_path / "pipe", "not a regular file")
+    _check_error(read, Path("/dev/zero"), "not a regular file")
+
+
+def test_clips_of_both_lists_are_counted():
+    assert count_shared(["a", "b", "b", "c"], ["b", "b", "c", "d"]) == 2
+    assert count_shared(["a"], ["b"]) == 0
+
+
 @pytest.mark.parametrize("read", [read_video_list, read_frame_list])
 def test_missing_list(read, tmp_path: Path):
-    _check_error(read, tmp_path / "clips.list", "config.data.train_list")
+    _check_error(read, tmp_path / "clips.list", "cannot read the list")
 
 
 def _check_error(read, path: Path, says: str):
@@ -97,4 +133,4 @@ def _check_error(read, path: Path, says: str):
     message = str(caught.value)
     assert says in message
     assert str(path) in message
-    assert "\n" not in message
+    assert message.isprintable()

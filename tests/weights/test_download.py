@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -10,6 +11,8 @@ import os
 import ssl
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler
@@ -18,20 +21,20 @@ from typing import Any
 
 import pytest
 
+from tsm_jax import download as module
+from tsm_jax.download import check_address, download
 from tsm_jax.errors import UserError
-from tsm_jax.weights import download_transfer
-from tsm_jax.weights.download import download
-from tsm_jax.weights.download_address import check_address
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 OTHER = bytes(reversed(CONTENT))
 ETAG = '"version 1"'
+WEIGHTS: Any = {"what": "the weights", "setting": "TSM_JAX_CACHE", "max_bytes": 2**30}
 NOTES = {"etag": ETAG, "modified": None, "length": len(CONTENT)}
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(download_transfer, "BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 0)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def path(tmp_path):
 
 
 def get(server, path, **arguments: Any) -> Path:
-    return download(server.url, path, **{"max_bytes": 2**30, **arguments})
+    return download(server.url, path, **{**WEIGHTS, **arguments})
 
 
 def serve(
@@ -231,7 +234,7 @@ def test_a_server_that_promises_more_than_it_sends(server, path):
 
 
 def test_attempts_that_bring_much_are_not_counted(server, path, monkeypatch):
-    monkeypatch.setattr(download_transfer, "ENOUGH_BYTES", 10_000)
+    monkeypatch.setattr(module, "ENOUGH_BYTES", 10_000)
     server.answer = serve(cut=50_000)
     get(server, path)
     assert path.read_bytes() == CONTENT
@@ -240,8 +243,8 @@ def test_attempts_that_bring_much_are_not_counted(server, path, monkeypatch):
 
 def test_a_server_that_never_ends(server, path, monkeypatch):
     """Each time another version, and never all of it."""
-    monkeypatch.setattr(download_transfer, "ENOUGH_BYTES", 1000)
-    monkeypatch.setattr(download_transfer, "MAX_ATTEMPTS", 7)
+    monkeypatch.setattr(module, "ENOUGH_BYTES", 1000)
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 7)
     counter = itertools.count()
 
     def answer(handler):
@@ -270,8 +273,8 @@ def test_lasting_faults_are_not(server, path, code):
 
 def test_waiting_doubles(server, path, monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr(download_transfer, "BACKOFF_SECONDS", 1.0)
-    monkeypatch.setattr(download_transfer.time, "sleep", waited.append)
+    monkeypatch.setattr(module, "BACKOFF_SECONDS", 1.0)
+    monkeypatch.setattr(module.time, "sleep", waited.append)
     server.answer = status(503)
     with pytest.raises(UserError, match="failed after 5 attempts: the server answers 503"):
         get(server, path)
@@ -294,13 +297,13 @@ def test_a_certificate_that_is_not_trusted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
     with pytest.raises(UserError, match=r"certificate is not trusted .*self-signed"):
-        download("https://example.com/x", tmp_path / "x", max_bytes=1)
+        download("https://example.com/x", tmp_path / "x", **WEIGHTS)
     assert len(tried) == 1
 
 
 def test_no_answer_within_the_time_limit(server, path, monkeypatch):
-    monkeypatch.setattr(download_transfer, "TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(download_transfer, "ATTEMPTS", 2)
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
 
     def stall(handler):
         handler.send_response(200)
@@ -315,6 +318,134 @@ def test_no_answer_within_the_time_limit(server, path, monkeypatch):
     server.answer = stall
     with pytest.raises(UserError, match="timed out"):
         get(server, path)
+
+
+def drip(handler, *, start: bytes) -> None:
+    """Sends `start` and then a byte every hundredth of a second."""
+    handler.wfile.write(start)
+    with contextlib.suppress(OSError):
+        for _ in range(1000):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+    ],
+    ids=["body", "header", "chunk"],
+)
+def test_a_server_that_is_too_slow(server, path, monkeypatch, start):
+    """Every byte comes long before a socket's timeout."""
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.1)
+    monkeypatch.setattr(module, "ATTEMPTS", 2)
+    server.answer = functools.partial(drip, start=start)
+    with pytest.raises(UserError, match="after 2 attempts: it is slower than 5,000 bytes a second"):
+        get(server, path)
+    assert len(server.requests) == 2
+    assert not path.exists()
+
+
+def in_pieces(content: bytes, start: int, size: int):
+    """An answer that sends `content` from `start` on, a piece every hundredth of a second."""
+
+    def answer(handler):
+        handler.send_response(206 if start else 200)
+        handler.send_header("ETag", ETAG)
+        handler.send_header("Content-Length", str(len(content) - start))
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        handler.end_headers()
+        for at in range(start, len(content), size):
+            handler.wfile.write(content[at : at + size])
+            time.sleep(0.01)
+
+    return answer
+
+
+def test_a_server_that_is_not_too_slow(server, path, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.15)
+    server.answer = in_pieces(CONTENT[:10_000], 0, 250)
+    get(server, path)
+    assert len(server.requests) == 1
+
+
+def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
+    """The first answer goes on, with other bytes, while the second one continues the file."""
+    monkeypatch.setattr(module, "WINDOW_SECONDS", 0.15)
+    continued = threading.Event()
+
+    def first(handler):
+        handler.send_response(200)
+        handler.send_header("ETag", ETAG)
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:1000])
+        handler.wfile.flush()
+        continued.wait(5)
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b"wrong")
+                time.sleep(0.005)
+
+    def second(handler):
+        continued.set()
+        in_pieces(CONTENT, 1000, 30_000)(handler)
+
+    server.answer = in_turn(first, second)
+    get(server, path)
+    assert path.read_bytes() == CONTENT
+    assert server.requests[1]["Range"] == "bytes=1000-"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "sends an empty file instead of the weights"),
+        (b"<html>not found</html>", "sends a web page instead of the weights"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><p>", "sends a web page instead of the weights"),
+    ],
+)
+def test_what_servers_send_instead_of_a_file(server, path, body, says):
+    server.answer = status(200, body=body)
+    with pytest.raises(UserError, match=says):
+        get(server, path)
+    assert names_in(path.parent) == set()
+
+
+def test_messages_speak_of_what_is_downloaded(server, path):
+    what = {"what": "the data set", "setting": "--output"}
+    server.answer = serve()
+    with pytest.raises(UserError, match="the limit for the data set"):
+        get(server, path, max_bytes=10, **what)
+    server.answer = status(503)
+    with pytest.raises(UserError, match="the download of the data set failed"):
+        get(server, path, **what)
+    with pytest.raises(UserError, match="choose another folder with --output"):
+        get(server, Path(__file__, "x"), **what)
+
+
+def test_what_a_server_writes_does_not_reach_the_terminal(server, path):
+    def answer(handler):
+        handler.send_response(401, "\x1b[31mno")
+        handler.end_headers()
+
+    server.answer = answer
+    with pytest.raises(UserError, match=r"answers 401 \\x1b\[31mno"):
+        get(server, path)
+
+
+def test_a_date_that_changed_starts_again(server, path):
+    """A server that ignores If-Range, with no ETag."""
+    day, next_day = "Wed, 21 Oct 2015 07:28:00 GMT", "Thu, 22 Oct 2015 07:28:00 GMT"
+    changed = serve(OTHER, etag=None, modified=next_day, knows_if_range=False)
+    server.answer = in_turn(serve(cut=700_000, etag=None, modified=day), changed)
+    get(server, path)
+    assert path.read_bytes() == OTHER
 
 
 def test_too_large_by_its_own_word(server, path):
@@ -415,6 +546,7 @@ def test_a_redirection_in_a_circle(server, path):
         "file:///etc/passwd",
         "https:///x",
         "https://[::1/x",
+        "http://127.0.0.1:99999/x",
         "https://exa mple.com/x",
         "https://example.com/ü",
         "https://example.com/\n",
@@ -425,7 +557,7 @@ def test_a_redirection_in_a_circle(server, path):
 )
 def test_addresses_that_are_refused(tmp_path, url):
     with pytest.raises(UserError, match="not an https address"):
-        download(url, tmp_path / "x", max_bytes=1)
+        download(url, tmp_path / "x", **WEIGHTS)
 
 
 def test_addresses_that_are_allowed():
@@ -479,8 +611,9 @@ def test_nothing_is_seen_under_the_name_before_it_is_complete(server, path):
 def test_two_processes_at_once(server, path):
     server.answer = serve()
     code = (
-        "import sys; from pathlib import Path; from tsm_jax.weights.download import download;"
-        "print(len(download(sys.argv[1], Path(sys.argv[2]), max_bytes=2**30).read_bytes()))"
+        "import sys; from pathlib import Path; from tsm_jax.download import download;"
+        "path = download(sys.argv[1], Path(sys.argv[2]), what='', setting='', max_bytes=2**30);"
+        "print(len(path.read_bytes()))"
     )
     command = [sys.executable, "-c", code, server.url, str(path)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]

@@ -96,6 +96,11 @@ def test_no_address_leaves_the_cache(server, tmp_path, end):
     assert not path.name.startswith(".") and len(path.name) <= 100
 
 
+def test_a_malformed_address(tmp_path):
+    with pytest.raises(UserError, match=r"https://\[::1/x.*not an https address"):
+        fetch("https://[::1/x", tmp_path)
+
+
 def test_progress(server, tmp_path):
     server.answer = answer
     seen = []

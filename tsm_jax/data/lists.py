@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from tsm_jax import files
 from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
 
-_ENDS_IN_A_NUMBER = re.compile(r"\s[+-]?\d+$")
+_ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
+_LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
+
+
+class _WrongLine(Exception):
+    """What is wrong with a line of a list."""
 
 
 class ClipEntry(NamedTuple):
@@ -33,25 +40,26 @@ def read_video_list(
         num_classes: Labels must be in 0..num_classes-1.
 
     Raises:
-        UserError: The list is missing or empty, or a line of it is wrong.
+        UserError: The list is missing or empty, a line of it is wrong, or a clip is there twice
+            with different labels.
 
     Reference: PaddleVideo loader/dataset/video.py:49-61. Unlike there a path may contain spaces.
     """
-    entries = []
-    for where, line in _lines(list_path):
+
+    def parse(line: str) -> ClipEntry:
         columns = line.rsplit(None, 1)
         if len(columns) < 2:
-            raise UserError(f"{where}: expected 'path label', found '{line}'")
+            raise _WrongLine(f"expected 'path label', found '{line}'")
         path = _join(prefix, columns[0] + suffix)
         # "clip 7" may be the name of a file, but with no such file it is a frame list's line.
         if _ENDS_IN_A_NUMBER.search(columns[0]) and not os.path.exists(path):
-            raise UserError(
-                f"{where}: expected 'path label', found '{line}'; if this is a list of frame "
-                f"folders ('folder num_frames label'), set config.data.source=frames"
+            raise _WrongLine(
+                f"expected 'path label', found '{line}'; if this is a list of frame folders"
+                " ('folder num_frames label'), set config.data.source=frames"
             )
-        label = _label(columns[1], num_classes, where)
-        entries.append(ClipEntry(path, label, None))
-    return _not_empty(entries, list_path)
+        return ClipEntry(path, _label(columns[1], num_classes), None)
+
+    return _read(list_path, parse)
 
 
 def read_frame_list(
@@ -63,54 +71,65 @@ def read_frame_list(
 
     Reference: PaddleVideo loader/dataset/frame.py:60-74.
     """
-    entries = []
-    for where, line in _lines(list_path):
+
+    def parse(line: str) -> ClipEntry:
         columns = line.rsplit(None, 2)
-        if len(columns) < 3 or not _is_integer(columns[1]):
-            raise UserError(
-                f"{where}: expected 'folder num_frames label', found '{line}'; if this is a list "
-                f"of video files ('path label'), set config.data.source=videos"
+        if len(columns) < 3 or not _is_number(columns[1]):
+            raise _WrongLine(
+                f"expected 'folder num_frames label', found '{line}'; if this is a list of video"
+                " files ('path label'), set config.data.source=videos"
             )
         num_frames = int(columns[1])
         if num_frames < 1:
-            raise UserError(
-                f"{where}: num_frames is {num_frames}; extract the frames of this clip again or "
-                f"remove the line"
+            raise _WrongLine(
+                "num_frames is 0; extract the frames of this clip again or remove the line"
             )
-        label = _label(columns[2], num_classes, where)
-        entries.append(ClipEntry(_join(prefix, columns[0] + suffix), label, num_frames))
-    return _not_empty(entries, list_path)
+        label = _label(columns[2], num_classes)
+        return ClipEntry(_join(prefix, columns[0] + suffix), label, num_frames)
+
+    return _read(list_path, parse)
 
 
-class _Where:
-    """`list file:line`, put into words only when an error needs it (lists are long)."""
+def list_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of a list that are not blank, stripped, with their numbers, which start at 1.
 
-    __slots__ = ("line_number", "list_path")
-
-    def __init__(self, list_path: str | Path, line_number: int):
-        self.list_path = list_path
-        self.line_number = line_number
-
-    def __str__(self) -> str:
-        return f"{self.list_path}, line {self.line_number}"
-
-
-def _lines(list_path: str | Path) -> Iterator[tuple[_Where, str]]:
-    try:
-        # Names of files need not be UTF-8 on Linux, and Windows editors write a mark in front.
-        text = Path(list_path).read_text(encoding="utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise UserError(
-            f"cannot read the list {list_path} ({error.strerror}); check config.data.train_list "
-            f"and config.data.val_list"
-        ) from error
+    Raises:
+        UserError: The list is not a readable text file.
+    """
+    # Names of files need not be UTF-8 on Linux.
+    text = files.read_text(list_path, "the list", errors="surrogateescape")
+    if "\0" in text:
+        line_number = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{list_path}, line {line_number}: has a NUL byte; save the list as UTF-8")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     for line_number, line in enumerate(text.split("\n"), start=1):
-        line = line.strip()
-        if line:
-            yield _Where(list_path, line_number), line
+        if line := line.strip():
+            yield line_number, line
 
 
-def _not_empty(entries: list[ClipEntry], list_path: str | Path) -> list[ClipEntry]:
+def count_shared(train: Iterable[str], val: Iterable[str]) -> int:
+    """How many different clips of `val` are clips of `train`, too."""
+    return len(set(train).intersection(val))
+
+
+def _read(list_path: str | Path, parse: Callable[[str], ClipEntry]) -> list[ClipEntry]:
+    entries = []
+    first: dict[str, tuple[int, int]] = {}  # of each path, the label and the line
+    for line_number, line in list_lines(list_path):
+        try:
+            if len(line) > _LONGEST_LINE:
+                raise _WrongLine(f"has {len(line)} characters, more than any path")
+            entry = parse(line)
+            label, earlier = first.setdefault(entry.path, (entry.label, line_number))
+            if label != entry.label:
+                raise _WrongLine(
+                    f"{entry.path} has label {entry.label} here and {label} in line {earlier};"
+                    " remove one of the lines"
+                )
+        except _WrongLine as error:
+            raise UserError(f"{list_path}, line {line_number}: {printable(error)}") from None
+        entries.append(entry)
     if not entries:
         raise UserError(f"the list {list_path} has no lines; write one clip per line")
     return entries
@@ -120,21 +139,18 @@ def _join(prefix: str, path: str) -> str:
     return os.path.join(prefix, path) if prefix else path
 
 
-def _is_integer(text: str) -> bool:
-    try:
-        int(text)
-    except ValueError:
-        return False
-    return True
+def _is_number(text: str) -> bool:
+    """Whether these are ASCII digits; `int` takes `1_0`, `+1` and other digits as well."""
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
-def _label(text: str, num_classes: int, where: _Where) -> int:
-    if not _is_integer(text):
-        raise UserError(f"{where}: the label '{text}' is not an integer; correct the last column")
+def _label(text: str, num_classes: int) -> int:
+    if not _is_number(text.removeprefix("-")):
+        raise _WrongLine(f"the label '{text[:40]}' is not an integer; correct the last column")
     label = int(text)
     if not 0 <= label < num_classes:
-        raise UserError(
-            f"{where}: the label {label} is outside 0..{num_classes - 1}; correct it or set "
-            f"config.model.num_classes"
+        raise _WrongLine(
+            f"the label {label} is outside 0..{num_classes - 1}; correct it or set"
+            " config.model.num_classes"
         )
     return label

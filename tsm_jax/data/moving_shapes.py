@@ -10,13 +10,9 @@ Train on it without random flips: mirrored, left is right and clockwise is count
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -24,6 +20,8 @@ import cv2
 import numpy as np
 
 from tsm_jax.errors import UserError
+from tsm_jax.files import new_folder, read_json, write_json, write_lines
+from tsm_jax.host import usable_cores
 
 LABELS = (
     *("move_left", "move_right"),
@@ -101,12 +99,14 @@ def render(
         UserError: The directory has something in it already, or cannot be written.
     """
     total = train_videos + val_videos
-    with _all_or_nothing(Path(directory)) as root:
+    _remove_if_empty(Path(directory))
+    with new_folder(directory) as staging:
+        root = Path(staging)
         for label in LABELS:
             (root / "videos" / label).mkdir(parents=True)
         jobs = [(_TRAIN, i, i) for i in range(train_videos)]
         jobs += [(_VAL, i, train_videos + i) for i in range(val_videos)]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             futures = [
                 pool.submit(_render_file, root / _name(i, number), seed, split, i)
                 for split, i, number in jobs
@@ -121,9 +121,8 @@ def render(
                 raise
         _write_list(root / "train.list", [job for job in jobs if job[0] == _TRAIN])
         _write_list(root / "val.list", [job for job in jobs if job[0] == _VAL])
-        _write(root / "labels.txt", "".join(f"{label}\n" for label in LABELS))
-        description = _description(train_videos, val_videos, seed)
-        _write(root / _COMPLETE, json.dumps(description, indent=2) + "\n")
+        write_lines(root / "labels.txt", LABELS)
+        write_json(root / _COMPLETE, _description(train_videos, val_videos, seed))
 
 
 def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
@@ -252,15 +251,10 @@ def _render_file(path: Path, seed: int, split: int, i: int) -> None:
 
 def _holds(directory: str | Path, wanted: dict[str, int]) -> bool:
     """Whether there is a complete set in `directory`; UserError if it is another one."""
-    try:
-        found = json.loads((Path(directory) / _COMPLETE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = Path(directory) / _COMPLETE
+    if not path.exists():
         return False
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot read {Path(directory) / _COMPLETE} ({error}); delete {directory} or choose "
-            f"another folder"
-        ) from error
+    found = read_json(path, "the description of the data set")
     if found != wanted:
         raise UserError(
             f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
@@ -269,24 +263,14 @@ def _holds(directory: str | Path, wanted: dict[str, int]) -> bool:
     return True
 
 
-@contextmanager
-def _all_or_nothing(directory: Path) -> Generator[Path, None, None]:
-    """Yields a hidden folder beside `directory` that becomes it at the end, or vanishes."""
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):  # it has something in it, or is not there
+        directory.rmdir()
+    if directory.exists():
         raise UserError(
             f"{directory} has something else in it than a complete data set; delete it or choose "
             f"another folder"
         )
-    partial = directory.parent / f".{directory.name}.rendering-{secrets.token_hex(4)}"
-    try:
-        try:
-            partial.mkdir(parents=True)
-            yield partial
-            os.replace(partial, directory)
-        except OSError as error:
-            raise UserError(f"cannot write {directory}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _name(i: int, number: int) -> str:
@@ -294,11 +278,7 @@ def _name(i: int, number: int) -> str:
 
 
 def _write_list(path: Path, jobs: list[tuple[int, int, int]]) -> None:
-    _write(path, "".join(f"{_name(i, number)} {i % len(LABELS)}\n" for _, i, number in jobs))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")
+    write_lines(path, [f"{_name(i, number)} {i % len(LABELS)}" for _, i, number in jobs])
 
 
 def _description(train_videos: int, val_videos: int, seed: int) -> dict[str, int]:

@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tsm_jax.download import OnProgress, check_address, download
 from tsm_jax.errors import UserError
-from tsm_jax.weights.download import download
-from tsm_jax.weights.download_progress import progress_bar
-from tsm_jax.weights.download_transfer import OnProgress
+from tsm_jax.terminal import progress_bar
 
 _TSM = "https://videotag.bj.bcebos.com/PaddleVideo-release2.1/TSM"
 _PRETRAINED = "https://videotag.bj.bcebos.com/PaddleVideo/PretrainModel"
@@ -54,11 +53,17 @@ def fetch(
             good, or a copy that is no longer what was downloaded.
     """
     url = _url(name_or_url)
+    check_address(url, url)
     path = _cache_path(url, Path(cache_dir) if cache_dir else _default_cache())
-    if on_progress:
-        return download(url, path, max_bytes=max_bytes, on_progress=on_progress)
-    with progress_bar(path.name) as update:
-        return download(url, path, max_bytes=max_bytes, on_progress=update)
+    with progress_bar(path.name, in_bytes=True) as update:
+        return download(
+            url,
+            path,
+            what="the weights",
+            setting="TSM_JAX_CACHE",
+            max_bytes=max_bytes,
+            on_progress=on_progress or update,
+        )
 
 
 def _url(name_or_url: str) -> str:

@@ -100,6 +100,40 @@ def test_one_folder_for_two_videos_is_refused(videos, video_list, tmp_path, make
         run("frames", "--videos", tmp_path, "--output", tmp_path / "frames")
 
 
+def test_what_stops_every_video_stops_at_the_first(videos, video_list, tmp_path):
+    """Otherwise a full disk would make a small data set."""
+    (tmp_path / "frames" / "a").mkdir(parents=True)
+    (tmp_path / "frames" / "a" / "clip0").write_bytes(b"a file where the folder belongs")
+    with pytest.raises(UserError, match=r"cannot write .*a/clip0: Not a directory"):
+        frames(video_list, videos, tmp_path / "frames")
+    assert not (tmp_path / "frames" / "failed.txt").exists()
+
+
+def test_a_packed_folder_that_cannot_be_written(videos, video_list, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot write .*file/packed: Not a directory"):
+        pack(video_list, videos, tmp_path / "file" / "packed")
+
+    class FullDisk:
+        def __init__(self, *_):
+            pass
+
+        def write(self, data):
+            raise RuntimeError("write() failed: No space left on device;\nat byte 40960")
+
+    from array_record.python import array_record_module
+
+    monkeypatch.setattr(array_record_module, "ArrayRecordWriter", FullDisk)
+    with pytest.raises(UserError, match="cannot write .*packed: .*No space left"):
+        pack(video_list, videos, tmp_path / "packed")
+
+
+def test_frames_do_not_go_among_the_videos(videos, video_list):
+    for arguments in (["--videos", videos], ["--list", video_list, "--prefix", videos]):
+        with pytest.raises(UserError, match="is the folder of the videos"):
+            run("frames", *arguments, "--output", f"{videos}/../{videos.name}")
+
+
 def test_packed_clips_are_those_of_the_list(videos, video_list, tmp_path, capsys):
     output = tmp_path / "packed"
     pack(video_list, videos, output, "--frames_per_clip", 0, "--quality", 100)

@@ -102,6 +102,36 @@ def test_a_validation_list_with_other_classes_is_refused(videos, tmp_path):
     assert (tmp_path / "val.list").read_text() == "b b/x.mp4 1\n"  # not 0
 
 
+def test_classes_in_any_script_keep_their_own_labels(tmp_path):
+    names = ["a b", "a-b", "打篮球", "走る", "跑步"]
+    for name in names:
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        (tmp_path / "videos" / name / "1.mp4").touch()
+    run("lists", "folders", "--videos", tmp_path / "videos", "--output", tmp_path / "all.list")
+    expected = [f"{name}/1.mp4 {label}" for label, name in enumerate(names)]
+    assert (tmp_path / "all.list").read_text().splitlines() == expected
+    for path in ("twice.txt", "spelled.txt"):
+        (tmp_path / path).write_text("a.b\na:b\n走る\n打篮球\n跑步\n" * (1 + (path[0] == "t")))
+        with pytest.raises(UserError, match="a name twice|is no class of"):
+            run(
+                *("lists", "folders", "--videos", tmp_path / "videos"),
+                *("--labels", tmp_path / path, "--output", tmp_path / "x" / "all.list"),
+            )
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "x", "1e400"])
+def test_annotations_with_wrong_numbers(tmp_path, number):
+    (tmp_path / "v" / "a").mkdir(parents=True)
+    (tmp_path / "v" / "a" / "x.mp4").touch()
+    csv = tmp_path / "val.csv"
+    csv.write_text(f"label,youtube_id,time_start,time_end,split\nzumba,x,{number},10,val\n")
+    with pytest.raises(UserError, match="cannot read the annotations"):
+        run(
+            *("lists", "kinetics400", "--videos", tmp_path / "v", "--annotations", csv),
+            *("--output", tmp_path / "val.list"),
+        )
+
+
 KINETICS = ("abseiling", "massaging person's head", "zumba")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -27,6 +28,8 @@ def folder(tmp_path):
 
 
 def members(output, part):
+    if not (output / f"{part}.list").exists():
+        return set()
     classes = (output / "labels.txt").read_text().splitlines()
     entries = read_video_list(output / f"{part}.list", num_classes=len(classes))
     return {(classes[entry.label], os.path.basename(entry.path)) for entry in entries}
@@ -41,7 +44,9 @@ def test_every_class_gives_its_share_and_every_video_is_in_one_list(folder, tmp_
     assert train | val == {tuple(name.split("/")) for name in names}
     assert {c: sum(name == c for name, _ in val) for c in ("wave", "a b")} == {"wave": 2, "a b": 2}
     assert made.classes == ["a b", "wave"]
-    assert all(os.path.exists(e.path) for e in read_video_list(made.lists[0].path, num_classes=2))
+    assert all(
+        os.path.exists(e.path) for e in read_video_list(made.lists["train"].path, num_classes=2)
+    )
 
 
 def test_the_split_follows_the_seed_and_stays_when_videos_come(folder, tmp_path):
@@ -76,16 +81,126 @@ def test_clips_of_one_recording_stay_together(folder, tmp_path):
     assert len(recordings["val"]) == 3
 
 
-def test_folders_train_and_val_are_the_split(folder, tmp_path):
-    root = folder("train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4")
-    made = split_folder(str(root), str(tmp_path / "own"), val_share=0.5)
-    assert made.given
-    assert made.only_training == ["b"]
-    assert members(tmp_path / "own", "train") == {("a", "1.mp4"), ("b", "2.mp4")}
-    assert members(tmp_path / "own", "val") == {("a", "3.mp4")}
-    folder("val/c/4.mp4")
-    with pytest.raises(UserError, match="val/c has no folder in train/"):
-        split_folder(str(root), str(tmp_path / "own"), val_share=0.5)
+def lists(root, output, *more):
+    prepare.main(["lists", "folders", "--videos", str(root), "--output", str(output), *more])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val"),
+        ("Train", "Valid"),
+        ("training", "validation"),
+        ("train", "test"),
+        ("TRAIN", "val", "testing"),
+    ],
+)
+@pytest.mark.parametrize("share", [(), ("--val_share", "0.5")])
+def test_folders_of_splits_are_the_splits(folder, tmp_path, capsys, names, share):
+    root = folder(
+        *(f"{names[0]}/a/{i}.mp4" for i in range(4)),
+        *(f"{names[0]}/b/{i}.mp4" for i in range(2)),
+        *(f"{name}/a/{name}.mp4" for name in names[1:]),
+    )
+    lists(root, tmp_path / "own", *share)
+    train = {("a", f"{i}.mp4") for i in range(4)} | {("b", f"{i}.mp4") for i in range(2)}
+    written = {part: members(tmp_path / "own", part) for part in ("train", "val", "test")}
+    for name in names[1:]:
+        assert written["test" if "test" in name else "val"] == {("a", f"{name}.mp4")}
+    drawn = written["val"] if share and len(names) == 2 and "test" in names[1] else set()
+    assert written["train"] == train - drawn and drawn <= train
+    assert len(drawn) in (0, 3)  # half of each class
+    out = capsys.readouterr().out
+    assert f"divided by its folders {names[0]} (train)" in out
+    if not drawn:
+        assert "train.list: 6 clips of 2 classes, from 2 (b) to 4 (a)" in out
+    assert ("there is no validation set" in out) == (not written["val"])
+
+
+AMBIGUOUS = {
+    "a stranger": ["train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4", "archery/1.mp4"],
+    "videos in a split": ["train/1.mp4", "train/2.mp4", "test/1.mp4"],
+    "a vehicle": ["train/1.mp4", "bus/1.mp4", "tram/2.mp4"],
+    "no training": ["val/a/1.mp4", "test/a/1.mp4"],
+    "only training": ["train/a/1.mp4", "train/b/1.mp4"],
+    "twice": ["train/a/1.mp4", "training/b/1.mp4", "val/a/1.mp4"],
+    "loose": ["train/a/1.mp4", "val/a/1.mp4", "1.mp4"],
+}
+
+
+@pytest.mark.parametrize("share", [(), ("--val_share", "0.5")])
+@pytest.mark.parametrize("names", AMBIGUOUS.values(), ids=AMBIGUOUS)
+def test_what_could_be_both_is_refused(folder, tmp_path, names, share):
+    with pytest.raises(UserError, match="--layout splits they .* --layout classes .*train|val"):
+        lists(folder(*names), tmp_path / "own", *share)
+    assert not (tmp_path / "own").exists()
+
+
+def test_the_layout_decides(folder, tmp_path, capsys):
+    root = folder(*AMBIGUOUS["a stranger"])
+    lists(root, tmp_path / "classes" / "all.list", "--layout", "classes")
+    labels = tmp_path / "classes" / "labels.txt"
+    assert labels.read_text() == "archery\ntrain\nval\n"
+    lists(root, tmp_path / "splits", "--layout", "splits")
+    assert (tmp_path / "splits" / "labels.txt").read_text() == "a\nb\n"
+    out = capsys.readouterr().out
+    assert "1 folders beside the splits, which are left out: archery" in out
+    assert "1 classes, not in validation: b" in out
+    shutil.rmtree(root / "val")
+    with pytest.raises(UserError, match="cannot be read as splits, since there is no folder val"):
+        lists(root, tmp_path / "x", "--layout", "splits")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["train/a/1.mp4", "train/b/1.mp4", "val/c/1.mp4"], "val/c has no folder with videos in"),
+        (["train/a/1.mp4", "train/b/1.mp4", "test/c/1.mp4"], "test/c has no folder with videos"),
+        (["train/a/1.mp4", "train/b/1.mp4", "val/a/x.txt"], "val has no videos"),
+        (["train/a/1.mp4", "val/a/1.mp4"], "one class only, a"),
+        (["train/ a/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "blanks around it"),
+        (["train/a\u2028c/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "not a line of text"),
+        (["train/a\udcff/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "UTF-8"),
+        (["train/a/1\n2.mp4", "train/b/1.mp4", "val/b/1.mp4"], "line break in it"),
+    ],
+)
+def test_splits_that_are_wrong(folder, tmp_path, names, says):
+    with pytest.raises(UserError, match=says) as caught:
+        lists(folder(*names), tmp_path / "own")
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "own").exists()
+
+
+def test_what_is_left_out_is_named(folder, tmp_path, capsys):
+    root = folder("a/1.mp4", "a/.2.mp4", "b/deep/er/1.mp4", "b/n\x1bote.txt", "empty/x.txt")
+    (root / "a" / "circle").symlink_to(root)
+    (root / "a" / "nowhere.mp4").symlink_to(root / "gone.mp4")
+    os.mkfifo(root / "a" / "pipe.mp4")
+    lists(root, tmp_path / "all.list")
+    assert (tmp_path / "all.list").read_text() == "a/1.mp4 0\nb/deep/er/1.mp4 1\n"
+    out = capsys.readouterr().out
+    assert "2 clips of 2 classes, from 1 (a) to 1 (a)" in out
+    assert "1 folders without videos, which are left out: empty" in out
+    assert "6 other files" in out and "\x1b" not in out and "a/circle" in out
+
+
+def test_lists_of_other_videos_are_not_left_beside(folder, tmp_path):
+    lists(folder("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4"), tmp_path / "own")
+    root = folder("train/a/1.mp4", "train/b/1.mp4", "test/a/2.mp4")
+    shutil.rmtree(root / "val")
+    with pytest.raises(UserError, match=r"val.list is there from other videos"):
+        lists(root, tmp_path / "own")
+
+
+def test_one_list_needs_a_file(folder, tmp_path):
+    with pytest.raises(UserError, match="is a folder: name a file in it, or add --val_share 0.2"):
+        lists(folder("a/1.mp4", "b/1.mp4"), tmp_path)
+
+
+def test_several_lists_need_a_folder(folder, tmp_path):
+    root = folder("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4")
+    with pytest.raises(UserError, match="give a folder for them"):
+        lists(root, tmp_path / "train.list")
 
 
 def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypatch):
@@ -93,8 +208,8 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
     arguments = ["lists", "folders", "--videos", str(root), "--output", str(tmp_path / "own")]
     prepare.main([*arguments, "--val_share", "0.2"])
     out = capsys.readouterr().out
-    assert "only one recording, so not in validation: b" in out
-    assert "train.list: 2 clips" in out
+    assert "1 classes, only one recording, so not in validation: b" in out
+    assert "train.list: 2 clips of 2 classes, from 1 (a) to 1 (a)" in out
     assert f"--config.data.train_list={tmp_path}/own/train.list" in out
     monkeypatch.chdir(tmp_path)
     prepare.main([*arguments[:-1], "data/own", "--val_share", "0.2"])
@@ -123,7 +238,7 @@ def test_a_folder_that_cannot_be_split(folder, tmp_path, names, message):
         (["ucf101", "--videos", "v", "--val_share", "0.2"], "but folders --videos"),
         (["folders", "--videos", "v", "--labels", "l", "--val_share", "0.2"], "with --labels"),
         (["folders", "--videos", "v", "--seed", "1"], "--seed needs --val_share"),
-        (["folders", "--videos", "v"], "is a folder: name a file in it, or add --val_share 0.2"),
+        (["kinetics400", "--videos", "v", "--layout", "splits"], "--layout goes with folders"),
     ],
 )
 def test_a_command_that_makes_no_sense(tmp_path, words, message):

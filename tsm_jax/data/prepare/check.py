@@ -11,8 +11,9 @@ from functools import partial
 import numpy as np
 
 from tsm_jax.data.lists import ClipEntry
-from tsm_jax.data.prepare.jobs import JobFailure, run_jobs, show_progress
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.data.sources import FrameSource, Source, VideoSource
+from tsm_jax.terminal import progress
 
 OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
 
@@ -62,7 +63,7 @@ def check_entries(
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []
     with closing(run_jobs(check, entries, processes=processes, seconds=seconds)) as results:
-        for entry, result in show_progress(results, "check", len(entries)):
+        for entry, result in progress(results, "check", len(entries)):
             if isinstance(result, JobFailure):
                 kind = BROKEN if os.path.exists(entry.path) else MISSING
                 verdicts.append(Verdict(entry.path, kind, result.reason))

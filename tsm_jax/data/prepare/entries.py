@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tsm_jax.data.lists import ClipEntry, read_frame_list, read_video_list
+from tsm_jax import files
+from tsm_jax.data.lists import ClipEntry, list_lines, read_frame_list, read_video_list
 from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
 
 VIDEO_SUFFIXES = frozenset(
     [".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"]
@@ -24,14 +27,63 @@ def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> li
 
 def clean_lines(list_path: str, usable: Sequence[bool]) -> list[str]:
     """The list's own lines whose entries are usable, as they stand there."""
-    with open(list_path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        lines = [line.strip() for line in file.read().split("\n") if line.strip()]
+    lines = (line for _, line in list_lines(list_path))
     return [line for line, keep in zip(lines, usable, strict=True) if keep]
 
 
 def list_line(path: str, label: int, num_frames: int | None = None) -> str:
-    """A line of a list of videos, or of frames if their number is given."""
+    """A line of a list of videos, or of frames if their number is given.
+
+    Raises:
+        UserError: the path would be read as another one.
+    """
+    if path != path.strip() or "\n" in path or "\r" in path:
+        raise UserError(
+            f"{printable(repr(path))}: a list cannot name a path with a line break in it or blanks"
+            " around it; rename it"
+        )
     return f"{path} {label}" if num_frames is None else f"{path} {num_frames} {label}"
+
+
+@dataclass
+class Found:
+    """What is below a folder; all paths relative to it.
+
+    Attributes:
+        videos: files whose names end as those of videos.
+        others: files that do not, hidden ones, pipes, and links that lead nowhere or in a circle.
+        folders: the first two levels of folders, with or without videos.
+    """
+
+    videos: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+    def without_videos(self, level: int) -> list[str]:
+        """Folders `level` (1 or 2) below that have no videos in them."""
+        used = {os.sep.join(video.split(os.sep)[:level]) for video in self.videos}
+        return [
+            name for name in self.folders if name.count(os.sep) == level - 1 and name not in used
+        ]
+
+
+def survey(root: str | Path) -> Found:
+    """Everything below a folder, sorted. Links are followed, but not to where they came from.
+
+    Raises:
+        UserError: the folder does not exist, or one in it cannot be read.
+    """
+    if not os.path.isdir(root):
+        raise UserError(f"there is no folder {root}: give the folder of the videos")
+    found = Found()
+    try:
+        _walk(os.fspath(root), "", [], found)
+    except OSError as error:
+        path = printable(error.filename)
+        raise UserError(f"cannot read the folder {path}: {files.reason(error)}") from error
+    for names in (found.videos, found.others, found.folders):
+        names.sort()
+    return found
 
 
 def find_videos(root: str | Path) -> list[str]:
@@ -40,24 +92,34 @@ def find_videos(root: str | Path) -> list[str]:
     Raises:
         UserError: the folder does not exist or has none.
     """
-    if not os.path.isdir(root):
-        raise UserError(f"there is no folder {root}: give the folder of the videos")
-    found = sorted(_walk(root, ""))
-    if not found:
+    return with_videos(root, survey(root)).videos
+
+
+def with_videos(root: str | Path, found: Found) -> Found:
+    """`found` below `root`; a UserError if there are no videos."""
+    if not found.videos:
         raise UserError(f"{root} has no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
     return found
 
 
-def _walk(root: str | Path, inside: str) -> Iterator[str]:
+def _walk(root: str, inside: str, above: list[os.stat_result], found: Found) -> None:
+    here = os.stat(os.path.join(root, inside))
+    if any(os.path.samestat(here, folder) for folder in above):
+        found.others.append(inside)
+        return
     with os.scandir(os.path.join(root, inside)) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
-                continue
             path = os.path.join(inside, entry.name)
-            if entry.is_dir():
-                yield from _walk(root, path)
-            elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
-                yield path
+            if entry.name.startswith("."):
+                found.others.append(path)
+            elif entry.is_dir():
+                if len(above) < 2:
+                    found.folders.append(path)
+                _walk(root, path, [*above, here], found)
+            elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:
+                found.videos.append(path)
+            else:
+                found.others.append(path)
 
 
 def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 
 from tsm_jax.data.decode import every_frame
-from tsm_jax.data.prepare.atomic import write_failures, write_lines
-from tsm_jax.data.prepare.jobs import JobFailure, run_jobs, show_progress
+from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_text, reason, write_lines
+from tsm_jax.terminal import progress
 
 TEMPLATE = "img_{:05}.jpg"
 OPTIONS_FILE = "extraction.json"
@@ -87,14 +88,18 @@ def extract(
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
     with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
-        for (video, _), result in show_progress(results, "frames", len(videos)):
+        for (video, _), result in progress(results, "frames", len(videos)):
             if isinstance(result, JobFailure):
                 failures.append((video, result.reason))
                 num_frames.append(None)
             else:
                 num_frames.append(result)
     shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)
-    write_failures(os.path.join(output, FAILED_FILE), failures)
+    failed = Path(output, FAILED_FILE)
+    if failures:
+        write_lines(failed, [f"{name}\t{why}" for name, why in failures])
+    else:
+        failed.unlink(missing_ok=True)
     return Extracted(num_frames, failures)
 
 
@@ -105,11 +110,10 @@ def _pairs(videos: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str,
 def _check_options(output: str, options: FrameOptions) -> None:
     path = Path(output, OPTIONS_FILE)
     wanted = json.dumps(asdict(options), sort_keys=True)
-    try:
-        found = path.read_text(encoding="utf-8").strip()
-    except OSError:
+    if not path.exists():
         write_lines(path, [wanted])
         return
+    found = read_text(path, "the options of an earlier extraction").strip()
     if found != wanted:
         raise UserError(
             f"{output} has frames extracted with {found}, not {wanted}: use the same options or"
@@ -128,17 +132,27 @@ def _extract_video(
     shutil.rmtree(partial_folder, ignore_errors=True)
     count = 0
     try:
-        os.makedirs(partial_folder)
+        with _writing(folder):
+            os.makedirs(partial_folder)
         for count, frame in enumerate(every_frame(video), start=1):
             data = encode_frame(frame, short_side, quality)
-            Path(partial_folder, TEMPLATE.format(count)).write_bytes(data)
-        os.makedirs(os.path.dirname(folder), exist_ok=True)
-        os.rename(partial_folder, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+            with _writing(folder):
+                Path(partial_folder, TEMPLATE.format(count)).write_bytes(data)
+        with _writing(folder):
+            os.makedirs(os.path.dirname(folder), exist_ok=True)
+            os.rename(partial_folder, folder)
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
     return count
+
+
+@contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    """What fails here would fail for the next video, too."""
+    try:
+        yield
+    except OSError as error:
+        raise StopJobsError(f"cannot write {folder}: {reason(error)}") from error
 
 
 def encode_frame(frame: np.ndarray, short_side: int, quality: int) -> bytes:

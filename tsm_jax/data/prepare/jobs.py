@@ -20,10 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
-from rich.console import Console
-from rich.progress import track
-
 from tsm_jax.errors import UserError
+from tsm_jax.host import usable_cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -38,6 +36,17 @@ class JobFailure:
     """Why a file gave no result, in one line."""
 
     reason: str
+
+
+class StopJobsError(UserError):
+    """A mistake that is no item's own, such as a full disk: it ends all of the work."""
+
+
+class _Stop:
+    """The text of a `StopJobsError`."""
+
+    def __init__(self, text: str):
+        self.text = text
 
 
 class _Defect:
@@ -67,20 +76,14 @@ def run_jobs(
         (item, result or `JobFailure`) in the order of the items.
 
     Raises:
+        UserError: `function` raised a `StopJobsError`.
         RuntimeError: `function` raised something else: a defect, with the traceback from there.
     """
-    pool = _Pool(function, processes or os.cpu_count() or 1, seconds)
+    pool = _Pool(function, processes or usable_cores(), seconds)
     try:
         yield from pool.run(items)
     finally:
         pool.close()
-
-
-def show_progress(jobs: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """`jobs` with a progress bar on stderr, if that is a terminal."""
-    console = Console(stderr=True)
-    disable = not console.is_terminal
-    return track(jobs, title, total=total, console=console, transient=True, disable=disable)
 
 
 @dataclass
@@ -161,6 +164,8 @@ class _Pool(Generic[Item, Result]):
                 raise RuntimeError(f"a process ended with {worker.process.exitcode}") from None
             self._replace(worker, f"the decoder crashed (exit code {worker.process.exitcode})")
             return
+        if isinstance(message, _Stop):
+            raise UserError(message.text)
         if isinstance(message, _Defect):
             raise RuntimeError(message.text)
         if not worker.started:  # its first message: imports are done, the clock starts
@@ -201,6 +206,8 @@ def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
 def _result(function: Callable[[Any], Any], item: Any) -> Any:
     try:
         return function(item)
+    except StopJobsError as error:
+        return _Stop(str(error))
     except UserError as error:
         return JobFailure(" ".join(str(error).split()))
     except Exception:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tsm_jax.data.prepare.atomic import write_lines
 from tsm_jax.data.prepare.entries import find_videos, list_line
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_text, write_lines
+from tsm_jax.terminal import printable
 
 LABELS_FILE = "labels.txt"
 
@@ -95,9 +98,9 @@ def _ucf101_clips(path: str, labels: dict[str, int]) -> list[tuple[str, int]]:
 
 def _read_lines(path: str, advice: str) -> list[str]:
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; {advice}") from error
+        text = read_text(path, "the file")
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
@@ -156,7 +159,7 @@ def folder_list(
     Args:
         root: folder of the classes.
         list_path: to write; `labels.txt` goes beside it.
-        labels: class names in the order of the labels, compared as `class_key` does; None for
+        labels: class names in the order of the labels, found as `_label_finder` does; None for
             the folders' names, sorted.
         frames: the classes hold folders of frames.
 
@@ -167,17 +170,18 @@ def folder_list(
     loose = [clip for clip in clips if os.sep not in clip]
     if loose:
         raise UserError(
-            f"{os.path.join(root, loose[0])} lies in no class: expected <class>/<video>"
+            f"{printable(os.path.join(root, loose[0]))} lies in no class: expected <class>/<video>"
         )
     classes = sorted({clip.split(os.sep)[0] for clip in clips})
     names = list(labels) if labels is not None else classes
-    by_key = {class_key(name): label for label, name in enumerate(names)}
-    unknown = [name for name in classes if class_key(name) not in by_key]
+    find_label = _label_finder(names)
+    label_of = {name: label for name in classes if (label := find_label(name)) is not None}
+    unknown = [name for name in classes if name not in label_of]
     if unknown:
         raise UserError(
-            f"{os.path.join(root, unknown[0])} is no class of {names[0]} to {names[-1]}"
+            f"{printable(os.path.join(root, unknown[0]))} is no class of {names[0]} to {names[-1]}"
         )
-    labelled = [(clip, by_key[class_key(clip.split(os.sep)[0])]) for clip in clips]
+    labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
     find = _frames_finder(root, absolute=False) if frames else lambda clip: (clip, None)
     return _write_with_labels(list_path, labelled, find, root, names)
 
@@ -195,12 +199,13 @@ def annotated_list(
     """
     clips = list(_frame_folders(root)) if frames else find_videos(root)
     by_stem = {_stem(clip): clip for clip in clips}
-    by_key = {class_key(name): label for label, name in enumerate(labels)}
+    label_of = _label_finder(labels)
     labelled = []
     for stem, name in _annotations(annotations):
-        if class_key(name) not in by_key:
+        label = label_of(name)
+        if label is None:
             raise UserError(f"{annotations}: {name!r} is no class of {labels[0]} to {labels[-1]}")
-        labelled.append((by_stem.get(stem, stem), by_key[class_key(name)]))
+        labelled.append((by_stem.get(stem, stem), label))
     present = set(clips)
     exact = _frames_finder(root, absolute=False)
 
@@ -215,8 +220,9 @@ def annotated_list(
 def _write_with_labels(
     list_path: str, clips: list[tuple[str, int]], find: _Find, root: str, names: list[str]
 ) -> WrittenList:
+    check_class_names(names)
     path = Path(list_path).with_name(LABELS_FILE)
-    if path.exists() and path.read_text(encoding="utf-8").splitlines() != names:
+    if path.exists() and read_text(path, "the class names").splitlines() != names:
         raise UserError(
             f"{path} has other classes than {root}: give it as --labels, or write to another folder"
         )
@@ -225,9 +231,37 @@ def _write_with_labels(
     return written
 
 
+def check_class_names(names: Sequence[str]) -> None:
+    """Raises a UserError for a name that would be read from `labels.txt` as another one."""
+    for name in names:
+        if name.splitlines() != [name.strip()] or not _is_utf8(name):
+            raise UserError(
+                f"the class {printable(repr(name))} is not a line of text in UTF-8 without blanks"
+                " around it: rename its folder"
+            )
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def class_key(name: str) -> str:
     """Kinetics' folders spell `massaging person's head` in several ways: only letters count."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[\W_]", "", name.lower())
+
+
+def _label_finder(names: Sequence[str]) -> Callable[[str], int | None]:
+    """From a class to its label: that of the same name, else of the only one with its key."""
+    exact = {name: label for label, name in enumerate(names)}
+    labels_of_key = defaultdict(list)
+    for name, label in exact.items():
+        labels_of_key[class_key(name)].append(label)
+
+    def find(name: str) -> int | None:
+        of_key = labels_of_key.get(class_key(name), [])
+        return exact.get(name, of_key[0] if len(of_key) == 1 else None)
+
+    return find
 
 
 def _stem(path: str) -> str:
@@ -236,17 +270,17 @@ def _stem(path: str) -> str:
 
 def _annotations(path: str) -> Iterator[tuple[str, str]]:
     """(name of the video without extension, class)."""
+    text = read_text(path, "the annotations")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-                yield f"{row['youtube_id']}_{start:06}_{end:06}", row["label"]
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+            yield f"{row['youtube_id']}_{start:06}_{end:06}", row["label"] or ""
     except KeyError as error:
         raise UserError(
             f"{path} has no column {error}: expected label,youtube_id,time_start,time_end"
         ) from error
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the annotations {path}: {error}") from error
+    except (ArithmeticError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"cannot read the annotations {path}: {printable(error)}") from error
 
 
 def _frame_folders(root: str) -> Iterator[str]:
@@ -267,4 +301,6 @@ def read_names(path: str) -> list[str]:
     names = _read_lines(path, "write one class name a line")
     if not names:
         raise UserError(f"{path} has no names: write one class name a line")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} has a name twice: write every class name once")
     return names

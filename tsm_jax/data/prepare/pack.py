@@ -7,10 +7,12 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 
-from tsm_jax.data.prepare.jobs import JobFailure, run_jobs, show_progress
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.data.prepare.record import make_record
 from tsm_jax.data.prepare.shards import Shards
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.files import reason
+from tsm_jax.terminal import progress
 
 
 def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[tuple[str, str]]:
@@ -25,8 +27,15 @@ def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[
         (clip, reason) of those that failed; they are left out.
 
     Raises:
-        UserError: the folder is another list's, or no clip could be read.
+        UserError: the folder is another list's or cannot be written, or no clip could be read.
     """
+    try:
+        return _pack(shards, processes, seconds)
+    except OSError as error:
+        raise UserError(f"cannot write {shards.directory}: {reason(error)}") from error
+
+
+def _pack(shards: Shards, processes: int, seconds: float) -> list[tuple[str, str]]:
     shards.begin()
     if shards.is_complete():
         shards.tidy()
@@ -35,7 +44,7 @@ def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[
     clips = [clip for shard in missing for clip in shards.clips_of(shard)]
     make = partial(make_record, options=shards.options)
     with closing(run_jobs(make, clips, processes=processes, seconds=seconds)) as jobs:
-        results = iter(show_progress((result for _, result in jobs), "pack", len(clips)))
+        results = progress((result for _, result in jobs), "pack", len(clips))
         for shard in missing:
             shards.write(shard, islice(results, len(shards.clips_of(shard))))
     return shards.finish()

@@ -15,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -27,6 +28,7 @@ from tsm_jax.data.prepare.entries import list_line
 from tsm_jax.data.prepare.jobs import JobFailure
 from tsm_jax.data.prepare.record import Record, RecordOptions
 from tsm_jax.errors import UserError
+from tsm_jax.files import reason
 
 PLAN_FILE = "packing.json"
 FAILED_FILE = "failed.txt"
@@ -113,12 +115,21 @@ class Shards:
             if isinstance(result, JobFailure):
                 note["failed"].append([name, result.reason])
                 continue
-            writer.write(result.data)
+            with self._writing():
+                writer.write(result.data)
             note["clips"].append([name, result.num_frames, entry.label])
             note["bytes"] += len(result.data)
-        writer.close()
+        with self._writing():
+            writer.close()
         self._publish_text(f"{_NOTES}/{shard}.json", json.dumps(note))
         _publish(partial, self._path(shard))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # of ArrayRecord, when the disk is full
+            raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def finish(self) -> list[tuple[str, str]]:
         """Writes what describes the shards, when all are there.

@@ -1,20 +1,20 @@
-"""One folder of videos to a training and a validation list."""
+"""One folder of videos to lists of training, validation and test."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsm_jax.data.prepare.atomic import write_lines
-from tsm_jax.data.prepare.entries import find_videos, list_line
-from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList
+from tsm_jax.data.prepare.entries import list_line, survey, with_videos
+from tsm_jax.data.prepare.layout import SPLITS, understand
+from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList, check_class_names
 from tsm_jax.errors import UserError
-
-_PARTS = ("train", "val")
+from tsm_jax.files import write_lines
+from tsm_jax.terminal import printable
 
 # Names of clips that were cut from one recording: UCF-101's v_Archery_g01_c02 and Kinetics'
 # <youtube id>_000004_000014.
@@ -26,99 +26,112 @@ class SplitLists:
     """What was written.
 
     Attributes:
-        lists: of training and of validation.
+        lists: of `train`, and of `val` and `test` if there are any.
+        counts: for each of them, the clips of each of its classes.
         labels: path of the class names.
         classes: in the order of the labels.
         recordings: groups of clips that may not be parted; as many as clips if there are none.
-        only_training: classes of one recording, which validation cannot have.
-        given: the folders `train` and `val` decided, not a share.
     """
 
-    lists: tuple[WrittenList, WrittenList]
+    lists: dict[str, WrittenList]
+    counts: dict[str, Counter[str]]
     labels: str
     classes: list[str]
     recordings: int
-    only_training: list[str]
-    given: bool
 
 
-def split_folder(root: str, output: str, *, val_share: float, seed: int = 0) -> SplitLists:
-    """Writes `train.list`, `val.list` and `labels.txt` of `<class>/<video>`, absolute paths.
+def split_folder(
+    root: str,
+    output: str,
+    *,
+    val_share: float | None,
+    seed: int = 0,
+    layout: str = "auto",
+) -> SplitLists:
+    """Writes `train.list`, `val.list`, `test.list` and `labels.txt`, with absolute paths.
 
-    Every class gives `val_share` of its recordings, rounded, but at least one, to validation. Clips
-    in one folder below their class, or named as clips of one recording, stay together: otherwise
-    validation would show what training has seen. Whether a recording validates depends on its
-    name and the seed, so new videos move few of the others. Where `root` has `train/<class>` and
-    `val/<class>` and nothing else, those are the split.
+    Splits that are folders of `root` stay as they are. Otherwise every class gives `val_share` of
+    its recordings, rounded, but at least one, to validation. Clips in one folder below their class,
+    or named as clips of one recording, stay together: otherwise validation would show what
+    training has seen. Whether a recording validates depends on its name and the seed, so new videos
+    move few of the others.
 
     Args:
-        root: folder of the classes.
+        root: folder of `<class>/<video>` or `<split>/<class>/<video>`.
         output: folder to write into.
-        val_share: in (0, 1).
+        val_share: in (0, 1), of a training set without a validation set; None for no validation.
         seed: another one, another split.
+        layout: how `root` is read, one of `layout.LAYOUTS`.
 
     Raises:
-        UserError: there are no videos, one lies in no class, there is one class only, or none has
-            a second recording.
+        UserError: there are no videos, one lies in no class, there is one class only, none has
+            a second recording, or validation or test has a class that training does not have.
     """
-    clips = find_videos(root)
-    given = _is_split_already(clips)
-    members = _given_split(clips) if given else _drawn_split(root, clips, val_share, seed)
-    train, val = members["train"], members["val"]
-    classes = sorted({_class_of(clip, given) for clip in train})
-    _check(root, classes, {_class_of(clip, given) for clip in val})
-    labels = {name: label for label, name in enumerate(classes)}
-    written = []
-    for part in _PARTS:
-        path = os.path.join(output, f"{part}.list")
-        lines = [
-            list_line(os.path.abspath(os.path.join(root, clip)), labels[_class_of(clip, given)])
-            for clip in members[part]
+    found = with_videos(root, survey(root))
+    splits = understand(root, found, layout).splits
+    # Of each split the folder, and its clips as `<class>/<video>`.
+    members = {
+        name: (folder, [v.removeprefix(start) for v in found.videos if v.startswith(start)])
+        for name, folder in splits.items()
+        for start in (folder + os.sep,)
+    } or {"train": ("", found.videos)}
+    if "val" not in members and val_share is not None:
+        folder, clips = members["train"]
+        train, val = _drawn_split(os.path.join(root, folder), clips, val_share, seed)
+        members |= {"train": (folder, train), "val": (folder, val)}
+    classes = sorted({_class_of(clip) for clip in members["train"][1]})
+    check_class_names(classes)
+    _check(root, classes, members)
+    return _write(root, output, classes, members)
+
+
+def _write(
+    root: str, output: str, classes: list[str], members: dict[str, tuple[str, list[str]]]
+) -> SplitLists:
+    paths = {name: os.path.join(output, f"{name}.list") for name in SPLITS}
+    for name in paths.keys() - members.keys():
+        if os.path.exists(paths[name]):
+            raise UserError(
+                f"{paths[name]} is there from other videos: delete it or choose another --output"
+            )
+    label_of = {name: label for label, name in enumerate(classes)}
+    lines = {
+        name: [
+            list_line(os.path.abspath(os.path.join(root, folder, clip)), label_of[_class_of(clip)])
+            for clip in clips
         ]
-        write_lines(path, lines)
-        written.append(WrittenList(path, len(lines), []))
+        for name, (folder, clips) in members.items()
+    }
     labels_path = os.path.join(output, LABELS_FILE)
     write_lines(labels_path, classes)
-    validated = {_class_of(clip, given) for clip in val}
-    return SplitLists(
-        lists=(written[0], written[1]),
-        labels=labels_path,
-        classes=classes,
-        recordings=len({recording_of(clip) for clip in clips}),
-        only_training=[name for name in classes if name not in validated],
-        given=given,
-    )
-
-
-def _is_split_already(clips: Sequence[str]) -> bool:
-    return {clip.split(os.sep)[0] for clip in clips} == set(_PARTS) and all(
-        clip.count(os.sep) >= 2 for clip in clips
-    )
-
-
-def _given_split(clips: Sequence[str]) -> dict[str, list[str]]:
-    return {part: [clip for clip in clips if clip.split(os.sep)[0] == part] for part in _PARTS}
+    for name in members:
+        write_lines(paths[name], lines[name])
+    written = {name: WrittenList(paths[name], len(lines[name]), []) for name in members}
+    counts = {name: Counter(map(_class_of, clips)) for name, (_, clips) in members.items()}
+    recordings = len({recording_of(clip) for _, clips in members.values() for clip in clips})
+    return SplitLists(written, counts, labels_path, classes, recordings)
 
 
 def _drawn_split(
     root: str, clips: Sequence[str], val_share: float, seed: int
-) -> dict[str, list[str]]:
+) -> tuple[list[str], list[str]]:
+    """Training and validation of `<class>/<video>`."""
     by_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for clip in clips:
         if os.sep not in clip:
             raise UserError(
-                f"{os.path.join(root, clip)} lies in no class: put every video into a folder"
-                " named as its class"
+                f"{printable(os.path.join(root, clip))} lies in no class: put every video into a"
+                " folder named as its class"
             )
-        by_class[clip.split(os.sep)[0]][recording_of(clip)].append(clip)
-    members: dict[str, list[str]] = {part: [] for part in _PARTS}
+        by_class[_class_of(clip)][recording_of(clip)].append(clip)
+    train, val = [], []
     for recordings in by_class.values():
         drawn = sorted(recordings, key=lambda name: _draw(name, seed))
         count = max(1, round(val_share * len(drawn))) if len(drawn) > 1 else 0
         count = min(count, len(drawn) - 1)
         for i, name in enumerate(drawn):
-            members["val" if i < count else "train"] += recordings[name]
-    return {part: sorted(names) for part, names in members.items()}
+            (val if i < count else train).extend(recordings[name])
+    return sorted(train), sorted(val)
 
 
 def recording_of(clip: str) -> str:
@@ -137,22 +150,25 @@ def _draw(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
-def _class_of(clip: str, given: bool) -> str:
-    return clip.split(os.sep)[1 if given else 0]
+def _class_of(clip: str) -> str:
+    return clip.split(os.sep)[0]
 
 
-def _check(root: str, classes: Sequence[str], validated: set[str]) -> None:
+def _check(root: str, classes: Sequence[str], members: dict[str, tuple[str, list[str]]]) -> None:
     if len(classes) < 2:
         raise UserError(
-            f"{root} has one class only, {classes[0]}: expected <class>/<video> with at least two"
+            f"{root} has one class only, {printable(classes[0])}: expected <class>/<video> with at"
+            " least two"
         )
-    strangers = sorted(validated - set(classes))
-    if strangers:
-        raise UserError(
-            f"{root}: val/{strangers[0]} has no folder in train/: they must be the same"
-        )
-    if not validated:
-        raise UserError(
-            f"{root}: every class has one video (or one recording) only, so there is nothing to"
-            " validate on: add videos"
-        )
+    for name, (folder, clips) in members.items():
+        strangers = sorted({_class_of(clip) for clip in clips} - set(classes))
+        if strangers:
+            raise UserError(
+                f"{root}: {folder}/{printable(strangers[0])} has no folder with videos in"
+                f" {members['train'][0]}: the classes must be the same"
+            )
+        if not clips and name == "val":
+            raise UserError(
+                f"{root}: every class has one video (or one recording) only, so there is nothing to"
+                " validate on: add videos"
+            )
