@@ -52,7 +52,7 @@ def machine(monkeypatch, artifact):
             engine_lib, "find_spec", lambda name: name in (*packages, "flatbuffers") or None
         )
         monkeypatch.setattr(engine_lib, "_onnxruntime_has_gpu", lambda: gpu_provider)
-        monkeypatch.setattr(engine_lib, "_usable_cores", lambda: cores)
+        monkeypatch.setattr(engine_lib, "usable_cores", lambda: cores)
         monkeypatch.setattr(type(artifact), "has", lambda self, name: bool(name))
         return artifact
 

@@ -10,6 +10,12 @@ from typing import NamedTuple
 
 from tsm_jax.errors import UserError
 
+# What is taken for a video where folders are searched.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
+)
+
 _ENDS_IN_A_NUMBER = re.compile(r"\s[+-]?\d+$")
 
 

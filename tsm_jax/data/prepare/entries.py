@@ -6,12 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tsm_jax.data.lists import ClipEntry, read_frame_list, read_video_list
+from tsm_jax.data.lists import VIDEO_SUFFIXES, ClipEntry, read_frame_list, read_video_list
 from tsm_jax.errors import UserError
-
-VIDEO_SUFFIXES = frozenset(
-    [".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"]
-)
 
 _ANY_LABEL = 2**31  # preparation does not know how many classes the model will have
 
