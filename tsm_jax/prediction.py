@@ -24,14 +24,17 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-@np.errstate(invalid="ignore")  # of infinite logits comes NaN, which `best_classes` refuses
 def average_views(logits: np.ndarray, average_probabilities: bool) -> np.ndarray:
     """Logits `[K]` whose softmax is the answer for a clip, as evaluation averages its views.
+
+    They are NaN if any logit of a view is NaN or infinite, so that no average hides it.
 
     Args:
         logits: float32 `[V, K]`, of the views.
         average_probabilities: average after the softmax instead of before.
     """
+    if not np.isfinite(logits).all():
+        return np.full(logits.shape[-1], np.nan, np.float32)
     if not average_probabilities:
         return logits.mean(0)
     shifted = logits - logits.max(-1, keepdims=True)

@@ -114,7 +114,7 @@ def test_a_half_line_at_the_end_is_dropped(complete):
 
 
 def test_it_can_be_interrupted_again_and_again(complete):
-    for _ in range(5):
+    for _ in range(4):
         interrupt(1)
     assert run() == 1
     assert read() == complete
@@ -185,17 +185,15 @@ def test_an_input_is_not_written_over(link, overwrite):
         options = {"videos": ["1.mp4"], "inputs": ["films.txt"], "overwrite": overwrite}
         with pytest.raises(UserError, match=f"{output} is the input {name}"):
             run(output=output, **options)
-        if link is not os.symlink:
-            os.rename(output, "picture.png")
-            with pytest.raises(UserError, match="picture.png"):
-                run(
-                    None,
-                    output=None,
-                    visualize="picture.png",
-                    **{**options, "videos": ["picture.png"]},
-                )
-            os.rename("picture.png", output)
         assert read(name) == b"precious"
+
+
+def test_a_picture_is_not_written_over_an_input():
+    with open("1.png", "w") as file:
+        file.write("precious")
+    with pytest.raises(UserError, match=r"1.png is the input 1.png"):
+        run(videos=["1.png"], output=None, visualize="1.png", overwrite=True)
+    assert read("1.png") == b"precious"
 
 
 def test_pictures_belong_to_the_run_that_made_them(tmp_path):
