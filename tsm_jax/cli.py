@@ -177,7 +177,7 @@ def _after_stdout_failed(error: OSError) -> int:
         OSError: the error was another one.
     """
     try:
-        print(end="", flush=True)  # fails again, as what it could not write is still there
+        print(flush=True)  # an empty line, which fails, too
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
     else:

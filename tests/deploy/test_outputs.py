@@ -250,6 +250,21 @@ def test_no_control_codes_reach_the_terminal(capsys):
     assert json.loads(read().splitlines()[0])["predictions"][0]["label"] == label
 
 
+def test_scores_that_are_no_numbers_end_the_run(monkeypatch):
+    predictor, engine = Fake(), Engine()
+    monkeypatch.setattr(
+        predictor.engine, "logits", lambda video: engine.logits(video) / (engine.answered != 2)
+    )
+    with np.errstate(divide="ignore"), pytest.raises(UserError, match="NaN or infinite"):
+        run(predictor)
+    assert [json.loads(line)["video"] for line in read().splitlines()] == ["1.mp4"]
+
+
+def test_results_are_not_a_picture():
+    with pytest.raises(UserError, match=r"x.png: results are lines of JSON"):
+        run(output="x.png", visualize="x.png", videos=["1.mp4"])
+
+
 def test_json_holds_no_nan():
     with pytest.raises(ValueError):
         json_line({"score": float("nan")})

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tsm_jax import predict
+from tsm_jax.data.prepare import entries
 from tsm_jax.deploy.inputs import find_videos
 from tsm_jax.deploy.outputs import picture_paths
 from tsm_jax.deploy.picture import compose
@@ -130,6 +131,14 @@ def test_inputs_are_files_folders_and_lists(videos, tmp_path, monkeypatch):
     assert list(map(os.fsencode, find_videos([str(films)]))) == [b"\xff.mp4"]
 
 
+def test_prediction_and_preparation_find_the_same_videos(tmp_path):
+    names = ["a.ts", "b.OGV", "c.mp4", "d.m4v"]
+    for name in (*names, "e.txt", "f.ts.part"):
+        (tmp_path / name).touch()
+    assert find_videos([str(tmp_path)]) == [str(tmp_path / name) for name in names]
+    assert entries.find_videos(tmp_path) == names
+
+
 def test_a_folder_that_cannot_be_searched_is_not_left_out(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "closed").mkdir()
@@ -166,6 +175,18 @@ def test_a_mistake_is_one_line(exported, videos, arguments, message):
         run(exported, "--input", videos / "0.mp4", *arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_only_results_in_a_file_promise_to_be_continued(exported, videos, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_run", stop)
+    for output in ((), ("--output", "-")):
+        assert run(exported, "--input", videos / "0.mp4", *output) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+    with pytest.raises(KeyboardInterrupt):
+        run(exported, "--input", videos / "0.mp4", "--output", "results.jsonl")
 
 
 def test_best_classes():

@@ -81,6 +81,8 @@ class Results:
         self._can_continue = False
         if output not in (None, "-") and not _is_special(output):
             self._can_continue = True
+            if output.lower().endswith(PICTURE_SUFFIX):
+                raise UserError(f"{output}: results are lines of JSON; pictures are --visualize")
             _refuse_inputs((output, self._journal_path), inputs)
             self._find_start(output, overwrite)
 
