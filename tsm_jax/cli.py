@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -16,6 +17,8 @@ from ml_collections import ConfigDict, config_flags
 from tsm_jax import compilation_cache
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
+from tsm_jax.files import reason
+from tsm_jax.terminal import printable
 
 OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
 
@@ -143,12 +146,42 @@ def run(
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Orbax and jax talk to their developers; what fails there is raised as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding does not have
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        code = _exit_code(command, sys.argv[1:] if arguments is None else arguments)
+        print(end="", flush=True)
+    except OSError as error:
+        code = _after_stdout_failed(error)
+    sys.exit(code)
+
+
+def _exit_code(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> Any:
+    try:
+        command(arguments)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    except SystemExit as exit_:
+        return exit_.code
+    return 0
+
+
+def _after_stdout_failed(error: OSError) -> int:
+    """The exit code after the standard output's disk is full or its reader has gone.
+
+    Raises:
+        OSError: the error was another one.
+    """
+    try:
+        print(flush=True)  # an empty line, which fails, too
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
+    else:
+        raise error
+    if not isinstance(error, BrokenPipeError):
+        print(f"error: cannot write to the standard output: {reason(error)}", file=sys.stderr)
+    return 1

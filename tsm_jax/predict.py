@@ -6,6 +6,7 @@ python -m tsm_jax.predict --model inference/TSM --input a.mp4 b.avi folder/ list
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 
@@ -15,13 +16,17 @@ from tsm_jax.errors import UserError
 # 126 and above mean other things to a shell.
 _LARGEST_EXIT_CODE = 125
 
+# Far above what is useful; memory and threads would run out before an answer came.
+_LARGEST = {"top_k": math.inf, "batch_size": 1024, "threads": 256, "num_segments": 1024}
+
 
 def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
-    for name in ("top_k", "batch_size", "threads"):
+    for name, largest in _LARGEST.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name} is {value}: it must be at least 1")
+        if value is not None and not 1 <= value <= largest:
+            most = "" if largest == math.inf else f" and at most {largest}"
+            raise UserError(f"--{name} is {value}: it must be at least 1{most}")
     from tsm_jax.deploy.inputs import find_videos
     from tsm_jax.deploy.predictor import Predictor
 
@@ -33,7 +38,13 @@ def main(arguments: Sequence[str]) -> None:
         num_segments=options.num_segments,
         protocol=options.protocol,
     )
-    failed = _run(predictor, videos, options)
+    try:
+        failed = _run(predictor, videos, options)
+    except KeyboardInterrupt:
+        if options.output not in (None, "-"):
+            raise  # the same command continues
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     if failed:
         sys.exit(min(failed, _LARGEST_EXIT_CODE))
 
@@ -50,6 +61,8 @@ def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
             top_k=options.top_k,
             output=options.output,
             visualize=options.visualize,
+            inputs=options.input,
+            overwrite=options.overwrite,
         )
     if options.step is not None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
@@ -63,6 +76,8 @@ def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
         threads=options.threads,
         output=options.output,
         visualize=options.visualize,
+        inputs=options.input,
+        overwrite=options.overwrite,
     )
 
 
@@ -98,10 +113,18 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
     parser.add_argument(
-        "--output", metavar="FILE", help="a line of JSON per video; - for the standard output"
+        "--output",
+        metavar="FILE",
+        help=(
+            "a new file for a line of JSON per video; after an interruption the same command"
+            " continues it; - for the standard output"
+        ),
     )
     parser.add_argument(
         "--visualize", metavar="PATH", help="a .png for one video, or a folder for pictures"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results and pictures that exist"
     )
     parser.add_argument(
         "--window",
@@ -113,7 +136,7 @@ def _parser() -> cli.Parser:
         "--step", metavar="SECONDS", type=float, help="distance of windows (half a window)"
     )
     parser.add_argument(
-        "--batch_size", metavar="N", type=int, help="clips at once (1 on CPU, 16 elsewhere)"
+        "--batch_size", metavar="N", type=int, help="views at once (1 on CPU, 16 elsewhere)"
     )
     parser.add_argument(
         "--threads", metavar="N", type=int, help="that decode videos (one per core)"
@@ -124,7 +147,10 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--protocol",
         metavar="NAME",
-        help="test, or paddle_predict for what PaddleVideo's tools/predict.py does",
+        help=(
+            "which views of a video are averaged: test, paddle_predict, mit_ten_crop, ... (the"
+            " model's own; docs/data.md lists all)"
+        ),
     )
     return parser
 

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsm_jax.errors import UserError
+
 
 class Prediction(NamedTuple):
     """One class of an answer; `score` is its softmax probability."""
@@ -22,14 +24,45 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def best_classes(logits: np.ndarray, labels: Sequence[str], top_k: int) -> list[Prediction]:
+def average_views(logits: np.ndarray, average_probabilities: bool) -> np.ndarray:
+    """Logits `[K]` whose softmax is the answer for a clip, as evaluation averages its views.
+
+    They are NaN if any logit of a view is NaN or infinite, so that no average hides it.
+
+    Args:
+        logits: float32 `[V, K]`, of the views.
+        average_probabilities: average after the softmax instead of before.
+    """
+    if not np.isfinite(logits).all():
+        return np.full(logits.shape[-1], np.nan, np.float32)
+    if not average_probabilities:
+        return logits.mean(0)
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_scores = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.logaddexp.reduce(log_scores, axis=0) - np.float32(np.log(len(logits)))
+
+
+def best_classes(
+    logits: np.ndarray, labels: Sequence[str], top_k: int, source: str = "the model"
+) -> list[Prediction]:
     """The `top_k` most likely classes (at most K), best first.
 
     Args:
         logits: float32 `[K]`.
         labels: K names.
         top_k: how many.
+        source: where the network came from, for messages.
+
+    Raises:
+        UserError: a logit is NaN or infinite, or there are not K labels.
     """
+    if logits.shape != (len(labels),):
+        raise UserError(f"{source} scores {logits.size} classes, but names {len(labels)}")
+    if not np.isfinite(logits).all():
+        raise UserError(
+            f"{source} gives scores that are NaN or infinite: its weights are damaged, or too large"
+            " for this precision (--precision float32 has the widest range)"
+        )
     scores = softmax(logits)
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [Prediction(k, labels[k], float(scores[k])) for k in map(int, best)]

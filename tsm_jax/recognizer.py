@@ -13,7 +13,7 @@ from tsm_jax import build, build_data
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.loading import load_model
 from tsm_jax.models.normalize import normalize
-from tsm_jax.prediction import Prediction, best_classes
+from tsm_jax.prediction import Prediction, average_views, best_classes
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 
@@ -29,6 +29,7 @@ class Recognizer:
     def __init__(self, model: Model, *, dtype: str = "float32", source: str = "the model"):
         self.model = model
         self.labels = list(model.labels)
+        self._source = source
         self._network = build.build_network(model.architecture, dtype)
         self._protocol = build_data.build_protocol(model.preprocessing)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
@@ -61,7 +62,7 @@ class Recognizer:
         return np.asarray(self._forward(self.params, self.batch_stats, video))
 
     def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
-        """The most likely classes of a video file, best first.
+        """The most likely classes of a video file, best first, over all views of the protocol.
 
         Args:
             path: of the file.
@@ -69,14 +70,18 @@ class Recognizer:
 
         Raises:
             UnreadableClipError: the video cannot be decoded.
+            UserError: the scores are not finite.
         """
 
         def choose(num_frames: int) -> np.ndarray:
             return self._protocol.choose_frames(num_frames, self.num_segments)
 
-        frames = self._protocol.transform(decode_frames(path, choose))
-        logits = self.forward(np.asarray(normalize(frames[None], "NHWC")))[0]
-        return best_classes(logits, self.labels, top_k)
+        views = self._protocol.views(decode_frames(path, choose))
+        # One at a time: there may be a hundred.
+        clips = (np.asarray(normalize(view[None], "NHWC")) for view in views)
+        logits = np.concatenate([self.forward(clip) for clip in clips])
+        logits = average_views(logits, self._protocol.average_probabilities)
+        return best_classes(logits, self.labels, top_k, self._source)
 
     def _apply(
         self,
@@ -101,8 +106,8 @@ def load(
             `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
         num_segments: T of a `.pdparams`, which does not tell it; 8 if None.
         dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
-        protocol: how `predict` prepares a video: `test` or `paddle_predict` (see
-            `tsm_jax.data.protocols`); None for the one that is stored with the weights.
+        protocol: which views of a video `predict` averages, one of `tsm_jax.data.protocols`;
+            None for the one that is stored with the weights.
 
     Raises:
         UserError: nothing usable is there.

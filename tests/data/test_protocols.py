@@ -18,6 +18,7 @@ from tsm_jax.data.transforms import (
     three_crops,
     three_crops_of_long_side,
 )
+from tsm_jax.errors import UserError
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.steps import make_eval_step
@@ -42,6 +43,13 @@ NUM_VIEWS = {
 def test_the_recipe_knows_every_protocol():
     assert CHOICES["data.protocol"] == ("", *PROTOCOLS)
     assert set(NUM_VIEWS) == set(PROTOCOLS)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_crop_fits_into_the_short_side(name):
+    for short_side, crop_size in ((32, 36), (32, 0), (0, 0)):
+        with pytest.raises(UserError, match=f"cannot cut {crop_size} px out of frames"):
+            eval_protocol(name, short_side=short_side, crop_size=crop_size)
 
 
 @pytest.mark.parametrize("num_frames", [300, 131, 100])

@@ -13,6 +13,7 @@ import pytest
 from tsm_jax.deploy import engine as engine_lib
 from tsm_jax.deploy.artifact import is_artifact, read_artifact
 from tsm_jax.deploy.engine import choose_engine, installed, open_engine
+from tsm_jax.deploy.recognizer_engine import RecognizerEngine
 from tsm_jax.deploy.self_check import relative_difference
 from tsm_jax.errors import UserError
 from tsm_jax.models.normalize import normalize
@@ -43,6 +44,35 @@ def test_engines_agree(artifact, clips, expected, name, precision, tolerance):
     assert relative_difference(features, jax_features) < tolerance
 
 
+@pytest.mark.parametrize("name", ["jax", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        ((1, 8, 32, 32, 3), np.uint8),  # twice the frames, as two clips in time would be
+        ((1, 4, 36, 36, 3), np.uint8),
+        ((1, 4, 3, 32, 32), np.uint8),
+        ((4, 32, 32, 3), np.uint8),
+        ((0, 4, 32, 32, 3), np.uint8),
+        ((1, 4, 32, 32, 3), np.float32),
+    ],
+)
+def test_engines_refuse_other_shapes(artifact, name, shape, dtype):
+    if not installed(name):
+        pytest.skip(f"{name} is not installed")
+    engine = open_engine(artifact, name)
+    for run in (engine.logits, engine.features):
+        with pytest.raises(ValueError, match=r"it must be uint8 \[N, 4, 32, 32, 3\]"):
+            run(np.zeros(shape, dtype))
+
+
+def test_a_recognizer_refuses_other_clips_but_takes_any_size(model):
+    engine = RecognizerEngine(Recognizer(model), "float32")
+    for clip in (np.zeros((1, 8, 32, 32, 3), np.uint8), np.zeros((1, 4, 32, 32, 3), np.float32)):
+        with pytest.raises(ValueError, match=r"it must be uint8 \[N, 4, any, any, 3\]"):
+            engine.logits(clip)
+    assert engine.logits(np.zeros((1, 4, 36, 36, 3), np.uint8)).shape == (1, 5)
+
+
 @pytest.fixture
 def machine(monkeypatch, artifact):
     """Sets what is installed on a pretended machine; the folder has all graphs."""
@@ -52,7 +82,7 @@ def machine(monkeypatch, artifact):
             engine_lib, "find_spec", lambda name: name in (*packages, "flatbuffers") or None
         )
         monkeypatch.setattr(engine_lib, "_onnxruntime_has_gpu", lambda: gpu_provider)
-        monkeypatch.setattr(engine_lib, "_usable_cores", lambda: cores)
+        monkeypatch.setattr(engine_lib, "usable_cores", lambda: cores)
         monkeypatch.setattr(type(artifact), "has", lambda self, name: bool(name))
         return artifact
 

@@ -43,7 +43,7 @@ def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     path = str(videos / "3.mp4")
     expected = [p.score for p in predictor.predict(path)]
     np.testing.assert_allclose([p.score for p in other.predict(path)], expected, 1e-4)
-    clip = predictor.read(path)
+    (clip,) = predictor.read(path)
     maps = other.activation_maps(clip, 2)
     np.testing.assert_allclose(maps, predictor.activation_maps(clip, 2), atol=1e-4)
     for engine, precision in (("onnxruntime", "float32"), ("auto", "int8")):
@@ -106,7 +106,7 @@ def test_memory_is_bounded_and_a_defect_is_not_hidden(predictor, monkeypatch):
 
     def read(path):
         started.append(path)
-        return np.zeros((4, 32, 32, 3), np.uint8)
+        return np.zeros((1, 4, 32, 32, 3), np.uint8)
 
     monkeypatch.setattr(predictor, "read", read)
     answers = predictor.predict_many(map(str, range(1000)), batch_size=2, threads=2)
@@ -120,7 +120,7 @@ def test_memory_is_bounded_and_a_defect_is_not_hidden(predictor, monkeypatch):
 
 
 def test_activation_maps_add_up_to_the_logit(predictor, model, videos):
-    clip = predictor.read(str(videos / "1.mp4"))
+    (clip,) = predictor.read(str(videos / "1.mp4"))
     logits = predictor.engine.logits(clip[None])[0]
     for k in range(5):
         maps = predictor.activation_maps(clip, k)

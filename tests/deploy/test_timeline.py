@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import weakref
+from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,9 +15,9 @@ from PIL import Image
 from tsm_jax import predict
 from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.timeline import Moment, step_in_frames, timeline
+from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.deploy.timeline_plot import plot_timeline
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.prediction import best_classes
 
 
@@ -62,8 +66,8 @@ def test_the_step_is_rounded_to_shared_frames(grey_predictor, counting_film, ste
 
 def test_a_video_shorter_than_the_window_has_one_answer(grey_predictor, counting_film):
     (moment,) = timeline(grey_predictor, counting_film, window=16.0)
-    assert (moment.start, moment.end) == (0, 16)
-    np.testing.assert_allclose(grey_predictor.engine.seen, [[20, 60, 60, 60]], atol=1)
+    assert (moment.start, moment.end) == (0, 10)
+    np.testing.assert_allclose(grey_predictor.engine.seen, [[12, 37, 62, 87]], atol=1)
 
 
 def test_moments_come_while_the_video_is_read(grey_predictor, counting_film):
@@ -73,10 +77,62 @@ def test_moments_come_while_the_video_is_read(grey_predictor, counting_film):
     moments.close()
 
 
-@pytest.mark.parametrize("window, step", [(0, None), (-1, None), (1, 0), (float("inf"), None)])
+@pytest.mark.parametrize(
+    "window, step",
+    [
+        *((0, None), (-1, None), (float("inf"), None), (float("nan"), None), (1e-9, None)),
+        *((1e300, None), (1, 0), (1, float("nan")), (1, 1e-12), (1, 1e300)),
+    ],
+)
 def test_impossible_windows(window, step):
-    with pytest.raises(UserError, match="must be a number of seconds above 0"):
-        step_in_frames(window, step, 8)
+    with pytest.raises(UserError, match="must be from 0.001 to 1000000 seconds"):
+        check_lengths(window, step)
+
+
+def test_a_window_shorter_than_a_frame(grey_predictor, counting_film):
+    with pytest.raises(UnreadableClipError, match=r"0.04 s is shorter than a frame of .* \(0.1 s"):
+        next(timeline(grey_predictor, counting_film, window=0.04))
+
+
+def test_a_leap_of_the_time_stamps_does_not_give_millions_of_windows(grey_predictor, tmp_path):
+    path = str(tmp_path / "leap.mkv")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 16
+        frames = [av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8)) for _ in range(12)]
+        packets = [packet for frame in (*frames, None) for packet in stream.encode(frame)]
+        for number, packet in enumerate(packets):
+            packet.time_base = Fraction(1, 10)
+            packet.pts = packet.dts = number if number < 10 else 10_000_000 + number
+            container.mux(packet)
+    with pytest.raises(UnreadableClipError, match="has a gap of 1000000 s after frame 9"):
+        list(timeline(grey_predictor, path, window=0.4))
+
+
+def held_at_once(predictor, film, monkeypatch, **lengths):
+    """The most prepared frames that are alive."""
+    alive: weakref.WeakSet = weakref.WeakSet()
+    most = 0
+
+    class Frame(np.ndarray):
+        __hash__ = object.__hash__
+
+    def resize(frames, short_side):
+        nonlocal most
+        prepared = [np.array(frame).view(Frame) for frame in frames]
+        if len(frames) == 1:
+            alive.update(prepared)
+            most = max(most, len(alive))
+        return prepared
+
+    protocol = replace(predictor.protocol, resize=resize)
+    monkeypatch.setattr(predictor, "protocol", protocol)
+    assert list(timeline(predictor, film, **lengths))
+    return most
+
+
+def test_memory_holds_few_frames(grey_predictor, counting_film, monkeypatch):
+    assert held_at_once(grey_predictor, counting_film, monkeypatch, window=4.0, step=1.0) <= 5
 
 
 def test_the_command_writes_lines_and_plots(exported, videos, tmp_path, capsys):

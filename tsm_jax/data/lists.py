@@ -12,6 +12,12 @@ from tsm_jax import files
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
+# What is taken for a video where folders are searched.
+VIDEO_SUFFIXES = (
+    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
+)
+
 _ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
 _LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
 

@@ -19,7 +19,6 @@ from tsm_jax.data.sampling import (
     twice_frames,
 )
 from tsm_jax.data.transforms import (
-    center_crop,
     one_crop,
     resize_fixed_ratio,
     resize_short_side,
@@ -125,10 +124,6 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
-    def transform(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """The centre of T frames uint8 `[H, W, 3]`: uint8 `[T, S, S, 3]`, S = `crop_size`."""
-        return center_crop(self.resize(frames, self.short_side), self.crop_size)
-
     def views(self, frames: Sequence[np.ndarray]) -> np.ndarray:
         """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`."""
         crops = self.crops(self.resize(frames, self.short_side), self.crop_size)
@@ -152,10 +147,15 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
         crop_size: pixels; some protocols take the short side in its place.
 
     Raises:
-        UserError: there is no such protocol.
+        UserError: there is no such protocol, or the crop is larger than the short side.
     """
     if name not in _PROTOCOLS:
         raise UserError(f"there is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
+    if not 1 <= crop_size <= short_side:
+        raise UserError(
+            f"cannot cut {crop_size} px out of frames with a short side of {short_side} px: correct"
+            " crop_size or short_side"
+        )
     views = _PROTOCOLS[name]
     return EvalProtocol(
         name,

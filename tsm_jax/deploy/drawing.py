@@ -7,6 +7,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tsm_jax.terminal import printable
+
 PAPER, INK, GREY, FAINT = "#ffffff", "#1f2933", "#7b8794", "#e4e7eb"
 
 # Told apart by readers of any colour vision (Okabe and Ito).
@@ -36,7 +38,7 @@ def text(
     width: float | None = None,
 ) -> None:
     """Writes one line, cut with an ellipsis where it is wider than `width` pixels."""
-    face = font(size)
+    words, face = printable(words), font(size)
     if width is not None and draw.textlength(words, font=face) > width:
         while words and draw.textlength(words + "…", font=face) > width:
             words = words[:-1]

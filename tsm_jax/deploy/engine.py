@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from tsm_jax.deploy.artifact import Artifact
 from tsm_jax.deploy.names import BFLOAT16_STABLEHLO_FILE, INT8_FILE, ONNX_FILE, STABLEHLO_FILE
 from tsm_jax.errors import UserError
+from tsm_jax.host import usable_cores
 
 ENGINES = ("jax", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -35,6 +36,8 @@ PACKAGES = {
 
 _JAX_ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "libtpu")
 
+ClipShape = tuple[int | None, ...]
+
 
 class Engine(Protocol):
     """A network that is ready to run.
@@ -44,20 +47,49 @@ class Engine(Protocol):
         precision: of its convolutions.
         device: what it runs on, for the reader.
         batch_size: how many clips it likes at once.
+        clip_shape: (T, S, S, 3), the one its input has; None where it takes any size.
     """
 
     name: str
     precision: str
     device: str
     batch_size: int
+    clip_shape: ClipShape
 
     def logits(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`."""
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`.
+
+        Raises:
+            ValueError: the video is of another shape or type.
+        """
         ...
 
     def features(self, video: np.ndarray) -> np.ndarray:
         """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, in front of the average pool."""
         ...
+
+
+def fixed_dims(dims: Sequence[object]) -> ClipShape:
+    """The clip shape of a graph's input `[N, T, S, S, 3]`, None where a dimension is symbolic."""
+    return tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
+
+
+def check_video(video: np.ndarray, clip_shape: ClipShape) -> np.ndarray:
+    """The video itself, C-contiguous, if it has the type and shape of a graph's input.
+
+    Engines differ in what they do with another one: OpenVINO would compute something.
+
+    Raises:
+        ValueError: it has not.
+    """
+    known = zip(video.shape[1:], clip_shape, strict=False)
+    fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
+    if not fits or video.dtype != np.uint8:
+        dims = ", ".join("any" if dim is None else str(dim) for dim in clip_shape)
+        raise ValueError(
+            f"the video is {video.dtype} {list(video.shape)}: it must be uint8 [N, {dims}]"
+        )
+    return np.ascontiguousarray(video)
 
 
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
@@ -130,15 +162,9 @@ def _fastest_on_cpu(precision: str) -> tuple[str, ...]:
 
     In float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores and 1.3 on one.
     """
-    if precision == "float32" and _usable_cores() > 1:
+    if precision == "float32" and usable_cores() > 1:
         return "onnxruntime", "openvino", "jax"
     return "openvino", "onnxruntime", "jax"
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def check_names(name: str, precision: str) -> None:

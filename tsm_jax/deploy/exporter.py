@@ -125,14 +125,14 @@ def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
     protocol = build_protocol(model.preprocessing)
     frames = model.architecture.num_segments
     if videos:
-        return np.stack([_read(path, protocol, frames) for path in videos])
+        return np.concatenate([_read(path, protocol, frames) for path in videos])
     film = moving_shapes.draw_clip(0, np.random.default_rng(0))
     chosen = [film[i] for i in protocol.choose_frames(len(film), frames)]
-    return protocol.transform(chosen)[None]
+    return protocol.views(chosen)
 
 
 def _read(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
-    return protocol.transform(
+    return protocol.views(
         decode_frames(path, lambda num_frames: protocol.choose_frames(num_frames, num_segments))
     )
 

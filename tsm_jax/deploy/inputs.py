@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
+from tsm_jax.data.lists import VIDEO_SUFFIXES
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_text, reason
 
-VIDEO_SUFFIXES = (
-    *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
-    *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
-)
 LIST_SUFFIXES = (".txt", ".list")
 
 
 def find_videos(inputs: Iterable[str]) -> list[str]:
-    """The videos behind `--input`, in order; folders are searched to any depth and sorted.
+    """The videos of `--input`, in order; folders are searched to any depth and sorted.
 
     Args:
         inputs: video files; folders; and lists (.txt or .list) with one path a line, relative to
-            the current folder or else to the list's own. A label behind the path, as training
+            the current folder or else to the list's own. A label after the path, as training
             lists have it, is ignored. A file that does not exist stays, so that its absence is
             reported where its answer would be.
 
     Raises:
-        UserError: a list cannot be read, or there is no video at all.
+        UserError: a list or a folder cannot be read, or there is no video at all.
     """
     videos = [video for path in inputs for video in _expand(path)]
     if not videos:
@@ -45,21 +44,24 @@ def _expand(path: str) -> Iterator[str]:
 
 
 def _in_folder(folder: str) -> Iterator[str]:
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=_refuse):
         folders.sort()
         for name in sorted(names):
             if name.lower().endswith(VIDEO_SUFFIXES):
                 yield os.path.join(root, name)
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"cannot search the folder {error.filename}: {reason(error)}") from error
+
+
 def _in_list(path: str) -> Iterator[str]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = file.read().splitlines()
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from error
+    text = read_text(path, "the list", errors="surrogateescape")
+    if "\0" in text:
+        raise UserError(f"cannot read the list {path}: it is not a text file")
     beside = os.path.dirname(path)
-    for line in filter(None, map(str.strip, lines)):
-        candidates = [line, line.rsplit(maxsplit=1)[0]]
-        candidates += [os.path.join(beside, name) for name in candidates]
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        words = line.rsplit(maxsplit=1)
+        candidates = [line, words[0]] if words[-1].isdecimal() else [line]
+        candidates += [os.path.join(beside, candidate) for candidate in candidates]
         yield next(filter(os.path.exists, candidates), line)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 from jax import export
 
+from tsm_jax.deploy.engine import check_video, fixed_dims
 from tsm_jax.errors import UserError
 
 
@@ -28,6 +29,7 @@ class JaxEngine:
                 f"{path}: jax {jax.__version__} cannot read it ({' '.join(str(error).split())});"
                 " export the model again with it"
             ) from error
+        self.clip_shape = fixed_dims(exported.in_avals[0].shape)
         platform = jax.default_backend()
         self.precision = precision
         self.device = platform
@@ -36,7 +38,7 @@ class JaxEngine:
         self._features = jax.jit(lambda video: exported.call(video)[1])
 
     def logits(self, video: np.ndarray) -> np.ndarray:
-        return np.asarray(self._logits(video))
+        return np.asarray(self._logits(check_video(video, self.clip_shape)))
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        return np.asarray(self._features(video))
+        return np.asarray(self._features(check_video(video, self.clip_shape)))

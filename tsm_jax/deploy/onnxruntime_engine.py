@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports]
 
+from tsm_jax.deploy.engine import check_video, fixed_dims
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 
@@ -37,16 +38,20 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # its exceptions have no common base
             raise UserError(f"ONNX Runtime cannot load {path}: {error}") from error
+        self.clip_shape = fixed_dims(self._session.get_inputs()[0].shape)
         self.precision = precision
         self.device = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         self.batch_size = 1 if self.device == "cpu" else 16
 
     def logits(self, video: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run([LOGITS], {VIDEO: video})[0])
+        return self._run(video, LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        features = np.asarray(self._session.run([FEATURES], {VIDEO: video})[0])
-        return features.transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
+        return self._run(video, FEATURES).transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
+
+    def _run(self, video: np.ndarray, output: str) -> np.ndarray:
+        video = check_video(video, self.clip_shape)
+        return np.asarray(self._session.run([output], {VIDEO: video})[0])
 
 
 def gpu_providers() -> list[str]:

@@ -12,6 +12,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgu
 
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from tsm_jax.deploy.engine import check_video, fixed_dims  # noqa: E402
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO  # noqa: E402
 from tsm_jax.errors import UserError  # noqa: E402
 
@@ -38,6 +39,8 @@ class OpenVinoEngine:
             self._model = self._core.read_model(path)
         except RuntimeError as error:
             raise UserError(f"OpenVINO cannot load {path}: {error}") from error
+        shape = self._model.input(VIDEO).get_partial_shape()
+        self.clip_shape = fixed_dims([d.get_length() if d.is_static else None for d in shape])
         self.precision = precision
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
 
@@ -48,6 +51,7 @@ class OpenVinoEngine:
         return self._run(video, FEATURES).transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
 
     def _run(self, video: np.ndarray, output: str) -> np.ndarray:
+        video = check_video(video, self.clip_shape)
         request = self._requests.get(video.shape) or self._compile(video.shape)
         request.infer({VIDEO: video}, share_inputs=True)
         return request.get_tensor(output).data.copy()

@@ -1,46 +1,201 @@
-"""Where answers go: a file of lines, pictures."""
+"""Where answers go: a file of lines that an interrupted run continues, and pictures.
+
+While a run is unfinished, `FILE.unfinished` is beside its results: the request in one line, then a
+line per answered video with the bytes that the results had by then and the failures so far. So the
+next run of the same request knows where to go on, and drops a line that was half written.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
+import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO
+from collections.abc import Iterable, Sequence
+from typing import Any, BinaryIO
 
+from PIL import Image
+
+from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_text, reason, replacing, write_text
 
 PICTURE_SUFFIX = ".png"
+UNFINISHED = ".unfinished"
+
+_MARK = re.compile(r"\d+ \d+")
+_LONGEST_STEM = 200  # bytes of a picture's name; file systems allow 255
 
 
-@contextmanager
-def open_output(output: str) -> Iterator[IO[str]]:
-    """A text file to write, `-` being the standard output.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    if output == "-":
-        yield sys.stdout
-        return
-    try:
-        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
-        file = open(output, "w", encoding="utf-8")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}") from error
-    with file:
-        yield file
+def request_of(predictor: Predictor, videos: Sequence[str], **settings: object) -> dict[str, Any]:
+    """What the answers depend on, and where pictures go, for `Results`."""
+    names = "\0".join(videos).encode("utf-8", "surrogateescape")
+    return {
+        "model": predictor.fingerprint(),
+        "labels": predictor.labels,
+        "engine": predictor.engine.name,
+        "precision": predictor.engine.precision,
+        "protocol": predictor.protocol.name,
+        "short_side": predictor.protocol.short_side,
+        "crop_size": predictor.protocol.crop_size,
+        **settings,
+        "videos": hashlib.sha256(names).hexdigest(),
+    }
 
 
-def picture_path(target: str | None, videos: Sequence[str]) -> Callable[[str], str] | None:
-    """Gives each video the path of its picture, or None for no target.
+class Results:
+    """Lines of JSON, written at once; enter it to write.
 
     Args:
-        target: a .png for a single video, or a folder, which is made.
-        videos: that may get a picture.
+        output: a file; `-` for the standard output; or None for nowhere.
+        request: what it will hold the answers to, see `request_of`.
+        inputs: files that must not be written over.
+        overwrite: replace results of another request, or finished ones.
+
+    Attributes:
+        done: videos that an interrupted run of this request has answered.
+        failed: those of them, and of the ones since, that could not be read.
+        continued: whether there was an interrupted run.
 
     Raises:
-        UserError: one picture for several videos, or the folder cannot be made.
+        UserError: the file exists and is not to be replaced, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        output: str | None,
+        request: dict[str, Any],
+        *,
+        inputs: Iterable[str] = (),
+        overwrite: bool = False,
+    ):
+        self.done = self.failed = self._size = 0
+        self.continued = False
+        self._output, self._request = output, json_line(request)
+        self._file: BinaryIO | None = None
+        self._journal: BinaryIO | None = None
+        self._marks: list[str] = []
+        self._journal_path = f"{output}{UNFINISHED}"
+        self._can_continue = False
+        if output not in (None, "-") and not _is_special(output):
+            self._can_continue = True
+            if output.lower().endswith(PICTURE_SUFFIX):
+                raise UserError(f"{output}: results are lines of JSON; pictures are --visualize")
+            _refuse_inputs((output, self._journal_path), inputs)
+            self._find_start(output, overwrite)
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Writes a line.
+
+        Raises:
+            UserError: the file cannot be written.
+            OSError: the standard output cannot be written.
+        """
+        if self._file is None:
+            return
+        line = json_line(values).encode() + b"\n"
+        try:
+            written = 0
+            while written < len(line):  # an unbuffered file may take a part
+                written += self._file.write(line[written:])
+            self._file.flush()
+        except OSError as error:
+            if self._output == "-":
+                raise
+            raise UserError(f"cannot write {self._output}: {reason(error)}") from error
+        self._size += len(line)
+
+    def finish_video(self, *, failed: bool) -> None:
+        """Notes that all lines of a video are written."""
+        self.failed += failed
+        if self._journal is not None:
+            try:
+                self._journal.write(f"{self._size} {self.failed}\n".encode())
+            except OSError as error:
+                raise UserError(f"cannot write {self._journal_path}: {reason(error)}") from error
+
+    def __enter__(self) -> Results:
+        if self._output == "-":
+            if sys.stdout is None:
+                raise UserError("cannot write to the standard output: it is closed")
+            sys.stdout.flush()
+            self._file = sys.stdout.buffer
+        elif self._output is not None:
+            try:
+                self._file = self._open(self._output)
+            except OSError as error:
+                raise UserError(f"cannot write {self._output}: {reason(error)}") from error
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._output != "-" and self._file is not None:
+            self._file.close()
+        if self._journal is not None:
+            self._journal.close()
+            if kind is None:
+                os.unlink(self._journal_path)
+
+    def _open(self, output: str) -> BinaryIO:
+        if not self._can_continue:
+            # Without O_NONBLOCK a pipe that nobody reads would wait forever.
+            handle = os.open(output, os.O_WRONLY | os.O_NONBLOCK)
+            os.set_blocking(handle, True)
+            return open(handle, "wb", buffering=0)
+        os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
+        file = open(output, "ab", buffering=0)  # noqa: SIM115
+        _lock(file, output)
+        write_text(self._journal_path, "\n".join([self._request, *self._marks]) + "\n")
+        self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115
+        file.truncate(self._size)
+        return file
+
+    def _find_start(self, output: str, overwrite: bool) -> None:
+        if not os.path.exists(output) or not os.path.getsize(output):
+            return
+        request, *marks = _read_journal(self._journal_path)
+        if request == self._request:
+            self.continued = True
+            size = os.path.getsize(output)
+            self._marks = [mark for mark in marks if int(mark.split()[0]) <= size]
+            self.done = len(self._marks)
+            if self._marks:
+                self._size, self.failed = map(int, self._marks[-1].split())
+        elif not overwrite:
+            raise UserError(
+                f"{output} {_what_it_is(request, self._request)}: choose another file, or"
+                " --overwrite replaces it"
+            )
+
+
+def json_line(values: dict[str, Any]) -> str:
+    r"""Valid UTF-8 whatever the names: bytes that are not are written `\udcXX`, as Python has them.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    line = json.dumps(values, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return json.dumps(values, allow_nan=False)
+    return line
+
+
+def picture_paths(
+    target: str | None, videos: Sequence[str], *, inputs: Iterable[str] = (), overwrite: bool
+) -> list[str] | None:
+    """The path of each video's picture, or None for no target; makes the folder.
+
+    Args:
+        target: a .png for a single video, or a folder.
+        videos: that may get a picture.
+        inputs: files that must not be written over.
+        overwrite: whether pictures may be replaced.
+
+    Raises:
+        UserError: one picture for several videos, one that exists, or the folder cannot be made.
     """
     if target is None:
         return None
@@ -53,21 +208,90 @@ def picture_path(target: str | None, videos: Sequence[str]) -> Callable[[str], s
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise UserError(f"cannot make the folder {folder}: {reason(error)}") from error
     taken: set[str] = set()
+    paths = [target if one_file else os.path.join(target, _free_name(v, taken)) for v in videos]
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} exists already: choose another place, or --overwrite replaces pictures"
+        )
+    _refuse_inputs(existing, inputs)
+    return paths
 
-    def choose(video: str) -> str:
-        return target if one_file else os.path.join(target, _free_name(video, taken))
 
-    return choose
+def save_picture(image: Image.Image, path: str) -> None:
+    """Writes a .png; it is complete or not there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    with replacing(path) as partial:
+        image.save(partial, format="PNG")
 
 
 def _free_name(video: str, taken: set[str]) -> str:
     """`clip.png` for `a/clip.mp4`; `clip_2.png` for the second `clip` of a run."""
     stem = os.path.splitext(os.path.basename(video))[0]
+    stem = os.fsdecode(os.fsencode(stem)[:_LONGEST_STEM])
     name, number = stem + PICTURE_SUFFIX, 1
     while name in taken:
         number += 1
         name = f"{stem}_{number}{PICTURE_SUFFIX}"
     taken.add(name)
     return name
+
+
+def _is_special(path: str) -> bool:
+    """Whether something is there that is not a regular file: a device, a pipe, a folder."""
+    try:
+        return not stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raises a UserError if an output is one of the inputs, under whatever name."""
+    written = {_identity(path): path for path in outputs}
+    written.pop(None, None)
+    for path in inputs if written else ():
+        if (same := written.get(_identity(path))) is not None:
+            raise UserError(f"{same} is the input {path}: choose another output")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _read_journal(path: str) -> list[str]:
+    """The request and the complete marks; an empty request if there is no readable journal."""
+    if not os.path.exists(path):
+        return [""]
+    lines = read_text(path, "the progress in").split("\n")[:-1]
+    whole = lines and lines[0][:1] == "{" and all(map(_MARK.fullmatch, lines[1:]))
+    return lines if whole else [""]
+
+
+def _what_it_is(found: str, wanted: str) -> str:
+    if not found:
+        return "exists already"
+    old, new = json.loads(found), json.loads(wanted)
+    differing = ", ".join(name for name in new if old.get(name) != new[name])
+    return f"is unfinished and of another request ({differing})"
+
+
+def _lock(file: BinaryIO, path: str) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{path} is being written by another process: wait for it") from None
+    except OSError:  # a file system without locks
+        return

@@ -18,7 +18,7 @@ from tsm_jax.prediction import Prediction
 _MARGIN, _GAP = 28, 6
 _STRIP_WIDTH = 1360  # of all frames of a row
 _FRAMES_IN_ROW = 8
-_BAR_HEIGHT, _BAR_STEP = 20, 30
+_BAR_HEIGHT, _BAR_STEP, _MOST_BARS = 20, 30, 20
 _EVIDENCE_HEIGHT = 46
 
 
@@ -26,21 +26,29 @@ def draw_answer(predictor: Predictor, answer: Answer) -> Image.Image:
     """The picture of an answer with a clip, about 1400 pixels wide."""
     assert answer.clip is not None
     best = answer.predictions[0]
+    views = predictor.protocol.num_views
     maps = predictor.activation_maps(answer.clip, best.index)  # [T, h, w]
-    return compose(answer.path, answer.clip, answer.predictions, maps)
+    return compose(answer.path, answer.clip, answer.predictions, maps, num_views=views)
 
 
 def compose(
-    path: str, clip: np.ndarray, predictions: list[Prediction], maps: np.ndarray
+    path: str,
+    clip: np.ndarray,
+    predictions: list[Prediction],
+    maps: np.ndarray,
+    *,
+    num_views: int = 1,
 ) -> Image.Image:
     """Draws the picture.
 
     Args:
         path: of the video, for the title.
-        clip: uint8 `[T, S, S, 3]`.
-        predictions: best first, at least one.
-        maps: of the best class, float32 `[T, h, w]`.
+        clip: uint8 `[T, S, S, 3]`, the first of the views.
+        predictions: best first, at least one; `_MOST_BARS` are shown.
+        maps: of the best class in that clip, float32 `[T, h, w]`.
+        num_views: that the predictions are averaged over.
     """
+    predictions = predictions[:_MOST_BARS]
     frames = len(clip)
     columns = min(frames, _FRAMES_IN_ROW)
     rows = -(-frames // columns)
@@ -55,13 +63,14 @@ def compose(
     strength = _strength(maps)
     evidence = maps.mean((1, 2))
     for row in range(rows):
-        shown = slice(row * columns, (row + 1) * columns)
+        part = slice(row * columns, (row + 1) * columns)
         y = top + row * row_height
-        _draw_frames(canvas, clip[shown], strength[shown], y, side)
-        _draw_evidence(draw, evidence, range(frames)[shown], y + 2 * side + _GAP + 8, side)
+        _draw_frames(canvas, clip[part], strength[part], y, side)
+        _draw_evidence(draw, evidence, range(frames)[part], y + 2 * side + _GAP + 8, side)
     label = predictions[0].label
+    shown = "" if num_views == 1 else f"the first of {num_views} views; "
     note = f"bright: what speaks for {label}; bars: each frame's evidence (logit: mean + bias)"
-    text(draw, (_MARGIN, canvas.height - 24), note, size=14, color=GREY, width=_STRIP_WIDTH)
+    text(draw, (_MARGIN, canvas.height - 24), shown + note, size=14, color=GREY, width=_STRIP_WIDTH)
     return canvas
 
 

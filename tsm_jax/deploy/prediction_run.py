@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
-from tsm_jax.deploy.outputs import open_output, picture_path
+from tsm_jax.deploy.outputs import Results, picture_paths, request_of, save_picture
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.errors import UserError
+from tsm_jax.prediction import Prediction
+from tsm_jax.terminal import printable
 
 
 def predict_videos(
@@ -21,8 +22,10 @@ def predict_videos(
     threads: int | None = None,
     output: str | None = None,
     visualize: str | None = None,
+    inputs: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> int:
-    """Answers for all videos, in order.
+    """Answers for all videos, in order; an interrupted run with the same output is continued.
 
     Args:
         predictor: the network.
@@ -33,58 +36,66 @@ def predict_videos(
         output: a file that receives a line of JSON per video as soon as it is known; `-` is the
             standard output, which otherwise gets the same for people to read.
         visualize: a .png for a single video, or a folder for a picture each.
+        inputs: files besides the videos that must not be written over.
+        overwrite: replace results and pictures that exist.
 
     Returns:
         How many videos could not be read.
 
     Raises:
-        UserError: an output cannot be written.
+        UserError: an output cannot be written, or exists.
     """
-    failed = 0
-    with ExitStack() as stack:
-        lines = stack.enter_context(open_output(output)) if output else None
-        choose_path = picture_path(visualize, videos)
-        advance = stack.enter_context(_progress(len(videos)))
-        answers = predictor.predict_many(videos, top_k, batch_size=batch_size, threads=threads)
-        for answer in answers:
-            failed += answer.error is not None
-            if lines is not None:
-                lines.write(as_json(answer) + "\n")
-                lines.flush()
+    request = request_of(predictor, videos, top_k=top_k, visualize=visualize)
+    given = (*videos, *inputs)
+    results = Results(output, request, inputs=given, overwrite=overwrite)
+    replace = overwrite or results.continued
+    pictures = picture_paths(visualize, videos, inputs=given, overwrite=replace)
+    with results, _progress(len(videos), results.done) as advance:
+        report_continued(results, len(videos))
+        answers = predictor.predict_many(
+            videos[results.done :], top_k, batch_size=batch_size, threads=threads
+        )
+        for number, answer in enumerate(answers, start=results.done):
+            results.write(as_values(answer))
             if output != "-":
                 _print(answer)
-            if choose_path is not None and answer.clip is not None:
-                _save_picture(predictor, answer, choose_path(answer.path))
+            if pictures is not None and answer.clip is not None:
+                from tsm_jax.deploy.picture import draw_answer
+
+                save_picture(draw_answer(predictor, answer), pictures[number])
+            results.finish_video(failed=answer.error is not None)
             advance()
-    _report(predictor, len(videos), failed)
-    return failed
+    _report_speed(predictor, answered=len(videos) - results.done)
+    report_failed(results, len(videos), output)
+    return results.failed
 
 
-def as_json(answer: Answer) -> str:
-    """One line: `video` with `predictions` (best first) or with `error`."""
-    line: dict[str, object] = {"video": answer.path}
-    if answer.error is None:
-        line["predictions"] = [
-            {"index": index, "label": label, "score": round(score, 6)}
-            for index, label, score in answer.predictions
-        ]
-    else:
-        line["error"] = answer.error
-    return json.dumps(line, ensure_ascii=False)
+def as_values(answer: Answer) -> dict[str, Any]:
+    """For JSON: `video` with `predictions` (best first) or with `error`."""
+    if answer.error is not None:
+        return {"video": answer.path, "error": answer.error}
+    return {"video": answer.path, "predictions": predictions_as_values(answer.predictions)}
 
 
-def _save_picture(predictor: Predictor, answer: Answer, path: str) -> None:
-    from tsm_jax.deploy.picture import draw_answer
+def predictions_as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """For JSON: `index`, `label` and `score` each."""
+    return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
 
-    image = draw_answer(predictor, answer)
-    try:
-        image.save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+def report_continued(results: Results, total: int) -> None:
+    """Says on standard error how many answers an interrupted run had written."""
+    if results.done:
+        print(f"{results.done} of {total} videos are answered already", file=sys.stderr)
+
+
+def report_failed(results: Results, total: int, output: str | None) -> None:
+    """Says on standard error how many failed, unless that is the only video's printed error."""
+    if results.failed and (total > 1 or output == "-"):
+        print(f"error: {results.failed} of {total} videos could not be read", file=sys.stderr)
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
     """A bar on standard error if that is a terminal and there is more than one video."""
     if total == 1 or not sys.stderr.isatty():
         yield lambda: None
@@ -93,27 +104,26 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predict", total=total)
+        task = progress.add_task("predict", total=total, completed=done)
         yield lambda: progress.advance(task)
 
 
 def _print(answer: Answer) -> None:
     if answer.error is not None:
-        print(f"error: {answer.error}", file=sys.stderr)
+        print(f"error: {printable(answer.error)}", file=sys.stderr)
         return
-    print(answer.path)
+    print(printable(answer.path))
     for place, (index, label, score) in enumerate(answer.predictions, start=1):
-        print(f"  {place}. {label} (class {index})  {score:.4f}")
+        print(f"  {place}. {printable(label)} (class {index})  {score:.4f}")
 
 
-def _report(predictor: Predictor, total: int, failed: int) -> None:
+def _report_speed(predictor: Predictor, answered: int) -> None:
     usage, engine = predictor.usage, predictor.engine
-    if total > 1 and usage.wall_seconds:
+    if answered > 1 and usage.wall_seconds:
+        videos = usage.clips / predictor.protocol.num_views
         print(
-            f"{usage.clips} videos, {usage.clips / usage.wall_seconds:.1f} a second;"
+            f"{videos:.0f} videos, {videos / usage.wall_seconds:.1f} a second;"
             f" {engine.name} on {engine.device} in {engine.precision} was busy"
             f" {usage.busy:.0%} of the time",
             file=sys.stderr,
         )
-    if failed:
-        print(f"error: {failed} of {total} videos could not be read", file=sys.stderr)

@@ -10,7 +10,7 @@ An exported folder needs neither flax nor anything else of training.
 
 from __future__ import annotations
 
-import os
+import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,12 +21,15 @@ from typing import NamedTuple
 import numpy as np
 
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import EvalProtocol, eval_protocol
+from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, eval_protocol
 from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
-from tsm_jax.deploy.engine import Engine, check_names, open_engine
+from tsm_jax.deploy.engine import FILES, ClipShape, Engine, check_names, open_engine
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.prediction import Prediction, best_classes
-from tsm_jax.weights.model_directory import Preprocessing
+from tsm_jax.host import usable_cores
+from tsm_jax.prediction import Prediction, average_views, best_classes
+from tsm_jax.weights.model_directory import Model, Preprocessing
+
+_READ_AHEAD = 1 << 30  # bytes of pixels
 
 
 class Answer(NamedTuple):
@@ -36,7 +39,7 @@ class Answer(NamedTuple):
         path: of the video.
         predictions: best first; empty if it could not be read.
         error: one line why it could not be read, or None.
-        clip: the frames that the network saw, uint8 `[T, S, S, 3]`, or None.
+        clip: the frames of the first view, uint8 `[T, S, S, 3]`, or None.
     """
 
     path: str
@@ -45,8 +48,15 @@ class Answer(NamedTuple):
     clip: np.ndarray | None
 
 
+class _Read(NamedTuple):
+    """A video that was decoded, uint8 `[V, T, S, S, 3]`, or could not be."""
+
+    path: str
+    views: np.ndarray | UnreadableClipError
+
+
 @dataclass
-class Load:
+class Usage:
     """How busy the engine was since its first batch.
 
     Attributes:
@@ -82,6 +92,8 @@ class Predictor:
         num_segments: T.
         protocol: which frames and pixels the network sees.
         classifier: gives the classifier's weights `[C, K]`, for activation maps.
+        source: where the network came from, for messages.
+        fingerprint: gives the SHA-256 of the network.
 
     Attributes:
         usage: of the engine in the last `predict_many`.
@@ -94,13 +106,18 @@ class Predictor:
         num_segments: int,
         protocol: EvalProtocol,
         classifier: Callable[[], np.ndarray],
+        *,
+        source: str = "the model",
+        fingerprint: Callable[[], str] = str,
     ):
         self.engine = engine
         self.labels = list(labels)
         self.num_segments = num_segments
         self.protocol = protocol
         self._classifier = classifier
-        self.usage = Load()
+        self.source = source
+        self.fingerprint = fingerprint
+        self.usage = Usage()
 
     @classmethod
     def load(
@@ -120,7 +137,8 @@ class Predictor:
             engine: `auto`, `jax`, `onnxruntime` or `openvino`.
             precision: `float32`, `bfloat16` or `int8`.
             num_segments: T of a `.pdparams`, which does not tell it.
-            protocol: `test` or `paddle_predict`; None for the one stored with the weights.
+            protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None
+                for the one stored with the weights.
 
         Raises:
             UserError: nothing usable is there, or it cannot run this way.
@@ -145,12 +163,17 @@ class Predictor:
                 f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
                 f" {num_segments}"
             )
+        chosen = _protocol(artifact.preprocessing, protocol)
+        opened = open_engine(artifact, engine, precision)
+        _check_graph(opened.clip_shape, artifact, chosen)
         return cls(
-            open_engine(artifact, engine, precision),
+            opened,
             artifact.labels,
             artifact.num_segments,
-            _protocol(artifact.preprocessing, protocol),
+            chosen,
             artifact.classifier,
+            source=artifact.folder,
+            fingerprint=lambda: artifact.hashes[FILES[opened.name, precision]],
         )
 
     @classmethod
@@ -182,10 +205,12 @@ class Predictor:
             recognizer.num_segments,
             _protocol(recognizer.model.preprocessing, protocol),
             lambda: np.asarray(recognizer.params["head.fc.kernel"]),
+            source=model,
+            fingerprint=lambda: _fingerprint(recognizer.model),
         )
 
     def read(self, path: str) -> np.ndarray:
-        """The clip of a video, uint8 `[T, S, S, 3]`.
+        """The views of a video, uint8 `[V, T, S, S, 3]`.
 
         Raises:
             UnreadableClipError: it cannot be decoded.
@@ -194,16 +219,30 @@ class Predictor:
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
-        return self.protocol.transform(decode_frames(path, choose))
+        return self.protocol.views(decode_frames(path, choose))
+
+    def logits(self, views: np.ndarray) -> np.ndarray:
+        """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
+        size = self.engine.batch_size
+        batches = (views[start : start + size] for start in range(0, len(views), size))
+        return self._average(np.concatenate([self.engine.logits(batch) for batch in batches]))
+
+    def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
+        """The most likely classes, best first.
+
+        Raises:
+            UserError: the logits are not finite.
+        """
+        return best_classes(logits, self.labels, top_k, self.source)
 
     def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
         """The most likely classes of a video, best first.
 
         Raises:
             UnreadableClipError: it cannot be decoded.
+            UserError: the model's scores are not finite.
         """
-        logits = self.engine.logits(self.read(path)[None])
-        return best_classes(logits[0], self.labels, top_k)
+        return self.best(self.logits(self.read(path)), top_k)
 
     def predict_many(
         self,
@@ -218,42 +257,54 @@ class Predictor:
         Args:
             paths: videos. One that cannot be read becomes an answer with an error.
             top_k: classes in an answer.
-            batch_size: clips that the engine gets at once; None for what it likes.
+            batch_size: clips that the engine gets at once, each view of a video being one; None
+                for what it likes.
             threads: that decode; None for one per core.
+
+        Raises:
+            UserError: the model's scores are not finite.
         """
-        batch_size = batch_size or self.engine.batch_size
-        self.usage = Load()
-        waiting: list[tuple[str, np.ndarray | UnreadableClipError]] = []
-        for path, clip in self._read_ahead(paths, threads or os.cpu_count() or 1, batch_size):
-            waiting.append((path, clip))
-            if sum(isinstance(clip, np.ndarray) for _, clip in waiting) == batch_size:
-                yield from self._answer(waiting, top_k, batch_size)
-                waiting = []
-        yield from self._answer(waiting, top_k, batch_size)
+        size = batch_size or self.engine.batch_size
+        self.usage = Usage()
+        waiting: deque[_Read] = deque()
+        clips: list[np.ndarray] = []
+        scored: deque[np.ndarray] = deque()  # logits of the clips of `waiting`, the oldest first
+        for read in self._read_ahead(paths, threads or usable_cores(), size):
+            waiting.append(read)
+            if isinstance(read.views, np.ndarray):
+                clips.extend(read.views)
+            while len(clips) >= size:
+                scored.extend(self._run(clips[:size], size))
+                del clips[:size]
+            yield from self._answers(waiting, scored, top_k)
+        if clips:
+            scored.extend(self._run(clips, size))
+        yield from self._answers(waiting, scored, top_k)
 
     def activation_maps(self, clip: np.ndarray, index: int) -> np.ndarray:
         """Where each frame speaks for a class: float32 `[T, h, w]`.
 
-        The mean over pixels and frames, plus the class's bias, is its logit.
+        The mean over pixels and frames, plus the class's bias, is the clip's logit.
 
         Args:
-            clip: uint8 `[T, S, S, 3]`.
+            clip: uint8 `[T, S, S, 3]`, one view.
             index: of the class.
 
         Reference: Zhou et al., "Learning Deep Features for Discriminative Localization", 2016.
         """
         return self.engine.features(clip[None])[0] @ self._classifier()[:, index]
 
-    def _read_ahead(
-        self, paths: Iterable[str], threads: int, batch_size: int
-    ) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
-        """Clips in order; at most two batches and one clip a thread are in memory."""
-        pending: deque[tuple[str, Future[np.ndarray]]] = deque()
+    def _read_ahead(self, paths: Iterable[str], threads: int, batch_size: int) -> Iterator[_Read]:
+        """Videos in order; two batches and a video per thread are in memory, or `_READ_AHEAD`."""
+        protocol, pending = self.protocol, deque[tuple[str, Future[np.ndarray]]]()
+        video_bytes = protocol.num_views * self.num_segments * protocol.crop_size**2 * 3
+        ahead = threads + -(-2 * batch_size // protocol.num_views)
+        ahead = min(ahead, max(2, _READ_AHEAD // video_bytes))
         with ThreadPoolExecutor(threads, "decode") as pool:
             try:
                 for path in paths:
                     pending.append((path, pool.submit(self.read, path)))
-                    if len(pending) >= 2 * batch_size + threads:
+                    if len(pending) >= ahead:
                         yield _result(*pending.popleft())
                 while pending:
                     yield _result(*pending.popleft())
@@ -261,41 +312,71 @@ class Predictor:
                 for _, future in pending:
                     future.cancel()
 
-    def _answer(
-        self,
-        waiting: Sequence[tuple[str, np.ndarray | UnreadableClipError]],
-        top_k: int,
-        batch_size: int,
+    def _answers(
+        self, waiting: deque[_Read], scored: deque[np.ndarray], top_k: int
     ) -> Iterator[Answer]:
-        clips = [clip for _, clip in waiting if isinstance(clip, np.ndarray)]
-        logits = iter(self._logits(clips, batch_size))
-        for path, clip in waiting:
-            if isinstance(clip, np.ndarray):
-                yield Answer(path, best_classes(next(logits), self.labels, top_k), None, clip)
+        """Takes those from the front that are complete."""
+        while waiting:
+            path, views = waiting[0]
+            if isinstance(views, UnreadableClipError):
+                yield Answer(path, [], " ".join(str(views).split()), None)
+            elif len(scored) < len(views):
+                return
             else:
-                yield Answer(path, [], " ".join(str(clip).split()), None)
+                logits = self._average(np.stack([scored.popleft() for _ in views]))
+                yield Answer(path, self.best(logits, top_k), None, views[0].copy())
+            waiting.popleft()
 
-    def _logits(self, clips: list[np.ndarray], batch_size: int) -> np.ndarray:
-        """The last batch is filled up, so that one shape is compiled."""
-        if not clips:
-            return np.zeros((0, len(self.labels)), np.float32)
-        batch = np.stack(clips + clips[-1:] * (batch_size - len(clips)))
+    def _run(self, clips: list[np.ndarray], batch_size: int) -> np.ndarray:
+        """Logits `[len(clips), K]`; the last of several batches is filled up, so that one shape is
+        compiled."""
+        batch = np.stack(clips + clips[-1:] * ((batch_size - len(clips)) * bool(self.usage.clips)))
         start = time.perf_counter()
         logits = self.engine.logits(batch)
         self.usage.add(start, time.perf_counter(), len(clips))
         return logits[: len(clips)]
 
+    def _average(self, logits: np.ndarray) -> np.ndarray:
+        return average_views(logits, self.protocol.average_probabilities)
 
-def _result(path: str, future: Future[np.ndarray]) -> tuple[str, np.ndarray | UnreadableClipError]:
+
+def _result(path: str, future: Future[np.ndarray]) -> _Read:
     try:
-        return path, future.result()
+        return _Read(path, future.result())
     except UnreadableClipError as error:
-        return path, error
+        return _Read(path, error)
 
 
-def _protocol(preprocessing: Preprocessing, name: str | None) -> EvalProtocol:
+def _check_graph(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtocol) -> None:
+    """Raises a UserError unless a graph takes clips of the protocol's size."""
+    segments, size = clip_shape[:2]
+    if segments not in (None, artifact.num_segments):
+        raise UserError(
+            f"the graph in {artifact.folder} takes {segments} frames, its description says"
+            f" {artifact.num_segments}: export the model again"
+        )
+    if size in (None, protocol.crop_size):
+        return
+    described = [_protocol(artifact.preprocessing, name) for name in PROTOCOLS]
+    fitting = [other.name for other in described if other.crop_size == size]
+    raise UserError(
+        f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"
+        f" graph takes {size} px: choose --protocol {', '.join(fitting)}; or give --model the"
+        " weights that were exported, which take any size"
+    )
+
+
+def _protocol(preprocessing: Preprocessing, name: str | None = None) -> EvalProtocol:
     return eval_protocol(
         name or preprocessing.protocol,
         short_side=preprocessing.short_side,
         crop_size=preprocessing.crop_size,
     )
+
+
+def _fingerprint(model: Model) -> str:
+    digest = hashlib.sha256(repr(model.architecture).encode())
+    for name, tensor in sorted(model.tensors.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from tsm_jax.deploy.engine import ClipShape, check_video
 from tsm_jax.deploy.folding import fold
 from tsm_jax.deploy.stablehlo import forward
 from tsm_jax.models.normalize import normalize
@@ -21,9 +22,11 @@ class RecognizerEngine:
         self.precision = precision
         self.device = jax.default_backend()
         self.batch_size = 1 if self.device == "cpu" else 16
+        self.clip_shape: ClipShape = (recognizer.num_segments, None, None, 3)
         self._forward = None
 
     def logits(self, video: np.ndarray) -> np.ndarray:
+        video = check_video(video, self.clip_shape)
         return self._recognizer.forward(np.asarray(normalize(video, "NHWC")))
 
     def features(self, video: np.ndarray) -> np.ndarray:

@@ -1,26 +1,35 @@
 """A long video or a stream in a sliding window: what happens when.
 
-Frames are taken at equal distances in time, `window / T`, prepared once and shared by the windows
-that overlap. Memory holds T prepared frames, however long the video is.
+A window is taken for a video of its own: the protocol chooses among its frames as it would there.
+Frames are prepared once and shared by the windows that overlap; memory holds those of a few
+windows, however long the video is.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 
 from tsm_jax.data.decode import check_is_video
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.prediction import Prediction, best_classes, softmax
+from tsm_jax.files import reason
+from tsm_jax.prediction import Prediction, softmax
+
+_SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
+_FASTEST = 1000  # frames a second; more are a broken header
+_LONGEST_FRAME = 3600  # seconds; a longer one is a broken time stamp
 
 
 class Moment(NamedTuple):
@@ -38,6 +47,29 @@ class Moment(NamedTuple):
     scores: np.ndarray
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of `length` frames, one every `stride`, that use the frames at `offsets`."""
+
+    length: int
+    stride: int
+    offsets: list[int]
+    _first_use: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for offset in sorted(self.offsets, reverse=True):
+            self._first_use[offset % self.stride] = offset
+
+    def use(self, frame: int) -> bool:
+        """Whether some window uses a frame."""
+        return frame >= self._first_use.get(frame % self.stride, math.inf)
+
+    def end_with(self, frame: int) -> bool:
+        """Whether a window's last frame is this one."""
+        start = frame + 1 - self.length
+        return start >= 0 and start % self.stride == 0
+
+
 def timeline(
     predictor: Predictor,
     path: str,
@@ -51,84 +83,124 @@ def timeline(
     Args:
         predictor: the network.
         path: of the video.
-        window: its length, seconds; T frames are taken from it, each from the middle of a T-th.
+        window: its length, seconds, rounded to whole frames.
         step: from one window to the next, seconds; None for half a window. It is rounded to whole
             T-ths of a window, at least one, so that windows share their frames.
         top_k: classes in an answer.
 
     Yields:
-        A moment per window. A video that is shorter than the window has one, its last frame
-        repeated.
+        A moment per window. A video that is shorter than the window is one window.
 
     Raises:
         UnreadableClipError: the video cannot be decoded; what came before is valid.
-        UserError: the window or the step is not a positive number.
+        UserError: the window or the step is not a sensible number.
     """
-    frames, spacing = predictor.num_segments, window / predictor.num_segments
-    stride = step_in_frames(window, step, frames)
-    recent: deque[np.ndarray] = deque(maxlen=frames)
+    step = check_lengths(window, step)
+    path = os.path.abspath(path)
+    check_is_video(path)
+    protocol, rate = predictor.protocol, _frame_rate(path)
+    windows = _windows(predictor, path, window, step, rate)
+    held: dict[int, np.ndarray] = {}
     count = 0
-    for image in _frames_every(path, spacing):
-        recent.append(predictor.protocol.transform([image])[0])
-        count += 1
-        if count >= frames and (count - frames) % stride == 0:
-            yield _moment(predictor, recent, (count - frames) * spacing, window, top_k)
-    if 0 < count < frames:
-        recent.extend([recent[-1]] * (frames - count))
-        yield _moment(predictor, recent, 0.0, window, top_k)
+    for frame, image in _shown(path, float(rate), windows.use):
+        count = frame + 1
+        if image is not None:
+            held[frame] = protocol.resize([image], protocol.short_side)[0]
+        if windows.end_with(frame):
+            start = count - windows.length
+            views = protocol.views([held[start + offset] for offset in windows.offsets])
+            yield _moment(predictor, views, start / rate, count / rate, top_k)
+            held = {i: kept for i, kept in held.items() if i >= start + windows.stride}
+    if count < windows.length:
+        yield _moment(predictor, predictor.read(path), 0, max(count, 1) / rate, top_k)
 
 
-def step_in_frames(window: float, step: float | None, num_segments: int) -> int:
-    """The distance of windows in sampled frames, at least 1.
+def check_lengths(window: float, step: float | None) -> float:
+    """The step, half a window for None.
 
     Raises:
-        UserError: the window or the step is not a positive number.
+        UserError: the window or the step is not a sensible number of seconds.
     """
-    step = window / 2 if step is None else step
+    step = max(window / 2, _SHORTEST) if step is None else step
     for name, value in (("window", window), ("step", step)):
-        if not (value > 0 and math.isfinite(value)):
-            raise UserError(f"--{name} is {value}: it must be a number of seconds above 0")
-    return max(1, round(step / window * num_segments))
+        if not _SHORTEST <= value <= _LONGEST:
+            raise UserError(
+                f"--{name} is {value}: it must be from {_SHORTEST} to {_LONGEST:.0f} seconds"
+            )
+    return step
+
+
+def _windows(
+    predictor: Predictor, path: str, window: float, step: float, rate: Fraction
+) -> _Windows:
+    length, segments = round(window * rate), predictor.num_segments
+    if length < 1:
+        raise UnreadableClipError(
+            f"a window of {window} s is shorter than a frame of {path} ({float(1 / rate):.3g} s)"
+        )
+    parts = max(1, round(step / window * segments))
+    offsets = predictor.protocol.choose_frames(length, segments).tolist()
+    return _Windows(length, max(1, round(parts * length / segments)), offsets)
 
 
 def _moment(
-    predictor: Predictor, recent: deque[np.ndarray], start: float, window: float, top_k: int
+    predictor: Predictor, views: np.ndarray, start: Fraction | int, end: Fraction, top_k: int
 ) -> Moment:
-    logits = predictor.engine.logits(np.stack(recent)[None])[0]
-    predictions = best_classes(logits, predictor.labels, top_k)
-    return Moment(start, start + window, predictions, softmax(logits))
+    logits = predictor.logits(views)
+    return Moment(float(start), float(end), predictor.best(logits, top_k), softmax(logits))
 
 
-def _frames_every(path: str, spacing: float) -> Iterator[np.ndarray]:
-    """uint8 `[H, W, 3]`: what is on screen at `(i + 0.5) * spacing` seconds, i = 0, 1, ..."""
-    path = os.path.abspath(path)
-    check_is_video(path)
+def _frame_rate(path: str) -> Fraction:
+    with _opened(path) as (_, stream):
+        return min(stream.average_rate or Fraction(25), Fraction(_FASTEST))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         with av.open(path) as container:
-            yield from _sample(container, spacing)
+            stream = container.streams.best("video")
+            assert isinstance(stream, VideoStream), "checked before any decoding"
+            stream.codec_context.thread_count = 1
+            yield container, stream
     except (FFmpegError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableClipError(f"cannot decode {path}: {reason}; fetch it again") from error
+        raise UnreadableClipError(
+            f"cannot decode {path}: {reason(error)}; fetch it again"
+        ) from error
 
 
-def _sample(container: InputContainer, spacing: float) -> Iterator[np.ndarray]:
-    stream = container.streams.video[0]
-    stream.codec_context.thread_count = 1
-    rate = float(stream.average_rate or 25)
-    shown, first, wanted, size = None, None, 0, None
-    time = 0.0
-    for number, frame in enumerate(container.decode(stream)):
-        time = frame.time if frame.time is not None else number / rate
-        first = time if first is None else first
-        while shown is not None and first + (wanted + 0.5) * spacing < time:
-            yield _upright(shown, size := size or (shown.width, shown.height))
-            wanted += 1
-        shown = frame
-    while shown is not None and first is not None:  # until the last frame has been shown, too
-        if first + (wanted + 0.5) * spacing >= time + 1 / rate and wanted:
-            break
-        yield _upright(shown, size or (shown.width, shown.height))
-        wanted += 1
+def _shown(
+    path: str, rate: float, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """What is on screen at `(i + 0.5) / rate` seconds, i = 0, 1, ...: the i-th frame where the rate
+    is constant. uint8 `[H, W, 3]`, or None where it is not wanted."""
+    size, i = None, 0
+    with _opened(path) as (container, stream):
+        for frame, end in _with_ends(container.decode(stream), path, rate):
+            size = size or (frame.width, frame.height)
+            while (i + 0.5) / rate < end:
+                yield i, _upright(frame, size) if wanted(i) else None
+                i += 1
+
+
+def _with_ends(
+    frames: Iterator[av.VideoFrame], path: str, rate: float
+) -> Iterator[tuple[av.VideoFrame, float]]:
+    """Frames, and when the next one is shown, seconds from the first one."""
+    previous, first, time = None, 0.0, 0.0
+    for number, frame in enumerate(frames):
+        before, time = time, number / rate if frame.time is None else frame.time
+        if previous is None:
+            first = time
+        elif time - before > _LONGEST_FRAME:
+            raise UnreadableClipError(
+                f"{path} has a gap of {time - before:.0f} s after frame {number - 1}: repair it"
+            )
+        else:
+            yield previous, time - first
+        previous = frame
+    if previous is not None:
+        yield previous, time - first + 1 / rate
 
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:

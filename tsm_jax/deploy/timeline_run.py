@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from typing import IO
+from collections.abc import Sequence
+from typing import Any
 
-from tsm_jax.deploy.outputs import open_output, picture_path
+from tsm_jax.deploy.outputs import Results, picture_paths, request_of, save_picture
+from tsm_jax.deploy.prediction_run import (
+    predictions_as_values,
+    report_continued,
+    report_failed,
+)
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.timeline import Moment, step_in_frames, timeline
-from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
+from tsm_jax.errors import UnreadableClipError
+from tsm_jax.terminal import printable
 
 
 def write_timelines(
@@ -23,8 +27,12 @@ def write_timelines(
     top_k: int = 5,
     output: str | None = None,
     visualize: str | None = None,
+    inputs: Sequence[str] = (),
+    overwrite: bool = False,
 ) -> int:
     """Slides a window over every video; a line of JSON per window, written at once.
+
+    An interrupted run with the same output is continued at the first video that was unfinished.
 
     Args:
         predictor: the network.
@@ -34,72 +42,59 @@ def write_timelines(
         top_k: classes in an answer.
         output: a file for the lines, `-` for the standard output.
         visualize: a .png for a single video, or a folder for a plot each.
+        inputs: files besides the videos that must not be written over.
+        overwrite: replace results and plots that exist.
 
     Returns:
         How many videos could not be read to their end.
 
     Raises:
-        UserError: a number makes no sense, or an output cannot be written.
+        UserError: a number makes no sense, or an output cannot be written, or exists.
     """
-    step_in_frames(window, step, predictor.num_segments)  # raises before anything is written
-    failed = 0
-    with ExitStack() as stack:
-        lines = stack.enter_context(open_output(output)) if output else None
-        choose_path = picture_path(visualize, videos)
-        for video in videos:
-            moments: list[Moment] = []
+    step = check_lengths(window, step)
+    settings = {"top_k": top_k, "visualize": visualize, "window": window, "step": step}
+    given = (*videos, *inputs)
+    request = request_of(predictor, videos, **settings)
+    results = Results(output, request, inputs=given, overwrite=overwrite)
+    replace = overwrite or results.continued
+    plots = picture_paths(visualize, videos, inputs=given, overwrite=replace)
+    with results:
+        report_continued(results, len(videos))
+        for number in range(results.done, len(videos)):
+            video, error = videos[number], None
+            moments: list[Moment] = []  # for the plot
             try:
                 for moment in timeline(predictor, video, window=window, step=step, top_k=top_k):
-                    moments.append(moment)
-                    _write(lines, output, video, moment)
-            except UnreadableClipError as error:
-                failed += 1
-                _write_error(lines, output, video, error)
-            if choose_path is not None and moments:
-                _plot(predictor, video, moments, choose_path)
-    if failed:
-        print(f"error: {failed} of {len(videos)} videos could not be read", file=sys.stderr)
-    return failed
+                    results.write(as_values(video, moment))
+                    if output != "-":
+                        _print(video, moment)
+                    if plots is not None:
+                        moments.append(moment)
+            except UnreadableClipError as caught:
+                error = " ".join(str(caught).split())
+                results.write({"video": video, "error": error})
+                if output != "-":
+                    print(f"error: {printable(error)}", file=sys.stderr)
+            if plots is not None and moments:
+                from tsm_jax.deploy.timeline_plot import plot_timeline
+
+                save_picture(plot_timeline(video, moments, predictor.labels), plots[number])
+            results.finish_video(failed=error is not None)
+    report_failed(results, len(videos), output)
+    return results.failed
 
 
-def as_json(video: str, moment: Moment) -> str:
-    """One line: `video`, `start` and `end` in seconds, `predictions` best first."""
-    predictions = [
-        {"index": index, "label": label, "score": round(score, 6)}
-        for index, label, score in moment.predictions
-    ]
-    times = {"start": round(moment.start, 3), "end": round(moment.end, 3)}
-    return json.dumps({"video": video, **times, "predictions": predictions}, ensure_ascii=False)
+def as_values(video: str, moment: Moment) -> dict[str, Any]:
+    """For JSON: `video`, `start` and `end` in seconds, `predictions` best first."""
+    return {
+        "video": video,
+        "start": round(moment.start, 3),
+        "end": round(moment.end, 3),
+        "predictions": predictions_as_values(moment.predictions),
+    }
 
 
-def _write(lines: IO[str] | None, output: str | None, video: str, moment: Moment) -> None:
-    if lines is not None:
-        lines.write(as_json(video, moment) + "\n")
-        lines.flush()
-    if output != "-":
-        best = moment.predictions[0]
-        print(
-            f"{video}  {moment.start:7.1f} s - {moment.end:.1f} s  {best.label}  {best.score:.4f}"
-        )
-
-
-def _write_error(
-    lines: IO[str] | None, output: str | None, video: str, error: UnreadableClipError
-) -> None:
-    message = " ".join(str(error).split())
-    if lines is not None:
-        lines.write(json.dumps({"video": video, "error": message}, ensure_ascii=False) + "\n")
-    if output != "-":
-        print(f"error: {message}", file=sys.stderr)
-
-
-def _plot(
-    predictor: Predictor, video: str, moments: Sequence[Moment], choose_path: Callable[[str], str]
-) -> None:
-    from tsm_jax.deploy.timeline_plot import plot_timeline
-
-    path = choose_path(video)
-    try:
-        plot_timeline(video, moments, predictor.labels).save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+def _print(video: str, moment: Moment) -> None:
+    best = moment.predictions[0]
+    times = f"{moment.start:7.1f} s - {moment.end:.1f} s"
+    print(f"{printable(video)}  {times}  {printable(best.label)}  {best.score:.4f}")

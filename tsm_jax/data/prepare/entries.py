@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tsm_jax import files
-from tsm_jax.data.lists import ClipEntry, list_lines, read_frame_list, read_video_list
+from tsm_jax.data.lists import (
+    VIDEO_SUFFIXES,
+    ClipEntry,
+    list_lines,
+    read_frame_list,
+    read_video_list,
+)
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
-
-VIDEO_SUFFIXES = frozenset(
-    [".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp"]
-)
 
 _ANY_LABEL = 2**31  # preparation does not know how many classes the model will have
 
