@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports]
 
+from tsm_jax.deploy.artifact import Ports
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 
@@ -15,6 +16,8 @@ _GPU_OPTIONS: dict[str, dict[str, Any]] = {
     "TensorrtExecutionProvider": {},
     "CUDAExecutionProvider": {"use_tf32": 0},
 }
+
+_DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
 
 class OnnxRuntimeEngine:
@@ -40,6 +43,16 @@ class OnnxRuntimeEngine:
         self.precision = precision
         self.device = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         self.batch_size = 1 if self.device == "cpu" else 16
+
+    def ports(self) -> Ports:
+        """The graph's inputs and outputs."""
+        return {
+            port.name: (
+                _DTYPES.get(port.type or "", str(port.type)),
+                [n if isinstance(n, int) else None for n in port.shape],
+            )
+            for port in (*self._session.get_inputs(), *self._session.get_outputs())
+        }
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         return np.asarray(self._session.run([LOGITS], {VIDEO: video})[0])

@@ -12,6 +12,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgu
 
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from tsm_jax.deploy.artifact import Ports  # noqa: E402
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO  # noqa: E402
 from tsm_jax.errors import UserError  # noqa: E402
 
@@ -40,6 +41,16 @@ class OpenVinoEngine:
             raise UserError(f"OpenVINO cannot load {path}: {error}") from error
         self.precision = precision
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+
+    def ports(self) -> Ports:
+        """The graph's inputs and outputs."""
+        return {
+            port.any_name: (
+                port.element_type.to_dtype().name,
+                [n.get_length() if n.is_static else None for n in port.partial_shape],
+            )
+            for port in (*self._model.inputs, *self._model.outputs)
+        }
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         return self._run(video, LOGITS)
