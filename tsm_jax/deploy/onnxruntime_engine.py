@@ -10,6 +10,7 @@ import onnxruntime  # pyright: ignore[reportMissingImports]
 from tsm_jax.deploy.artifact import Ports
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
+from tsm_jax.files import reason
 
 # float32 stays float32: CUDA would otherwise multiply in TF32, three digits.
 _GPU_OPTIONS: dict[str, dict[str, Any]] = {
@@ -39,7 +40,8 @@ class OnnxRuntimeEngine:
                 path, options, providers=[*providers, "CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions have no common base
-            raise UserError(f"ONNX Runtime cannot load {path}: {error}") from error
+            raise UserError(f"ONNX Runtime cannot load {path}: {reason(error)}") from error
+        self._path = path
         self.precision = precision
         self.device = self._session.get_providers()[0].removesuffix("ExecutionProvider").lower()
         self.batch_size = 1 if self.device == "cpu" else 16
@@ -55,11 +57,16 @@ class OnnxRuntimeEngine:
         }
 
     def logits(self, video: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run([LOGITS], {VIDEO: video})[0])
+        return self._run(video, LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        features = np.asarray(self._session.run([FEATURES], {VIDEO: video})[0])
-        return features.transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
+        return self._run(video, FEATURES).transpose(0, 1, 3, 4, 2)  # [N, T, h, w, C]
+
+    def _run(self, video: np.ndarray, output: str) -> np.ndarray:
+        try:
+            return np.asarray(self._session.run([output], {VIDEO: video})[0])
+        except Exception as error:  # such as a lack of memory
+            raise UserError(f"ONNX Runtime cannot run {self._path}: {reason(error)}") from error
 
 
 def gpu_providers() -> list[str]:
