@@ -39,14 +39,9 @@ def folder(exported, tmp_path):
 def shapes(film, tmp_path_factory):
     """Videos: wide, upright, of the short side already, shorter than T."""
     directory = tmp_path_factory.mktemp("shapes")
-    sizes = {
-        "wide": (46, 70, 21),
-        "upright": (90, 50, 9),
-        "exact": (36, 48, 13),
-        "short": (64, 64, 2),
-    }
+    sizes = ((46, 70, 21), (90, 50, 9), (36, 48, 13), (64, 64, 2))
     paths = []
-    for name, (height, width, count) in sizes.items():
+    for height, width, count in sizes:
         drawn = moving_shapes.draw_clip(1, np.random.default_rng(0))
         frames = np.resize(drawn, (count, height, width, 3))
         paths.append(str(film(directory / f"{height}x{width}.mp4", frames)))

@@ -221,6 +221,7 @@ NAN = np.array([1, np.nan], np.float32).tobytes()
         (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m holds values"),
         (b"", "header too small"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_damaged_weights_are_told_in_one_line(directory, content, message):
     (directory / "model.safetensors").write_bytes(content)
