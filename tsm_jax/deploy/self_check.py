@@ -112,7 +112,7 @@ def _judge(check: Check) -> None:
     tolerance = TOLERANCES[check.precision]
     if not check.relative_difference <= tolerance:
         raise UserError(
-            f"{check.file} is wrong: in {check.engine} its logits on {check.input} input differ from"
-            f" the model's by {check.relative_difference:.1e} of the largest, more than"
+            f"{check.file} is wrong: in {check.engine} its logits on {check.input} input differ"
+            f" from the model's by {check.relative_difference:.1e} of the largest, more than"
             f" {tolerance:.0e}; nothing was exported, please report this"
         )
