@@ -61,7 +61,7 @@ def test_it_prints_what_predict_answers(folder, shapes, capsys, monkeypatch, pro
         shapes, re.split(r"^(?=/)", printed, flags=re.MULTILINE)[1:], strict=True
     ):
         clip = np.stack([example["prepare"](frame) for frame in example["decode"](path)])
-        np.testing.assert_array_equal(clip, predictor.read(path))
+        np.testing.assert_array_equal(clip, predictor.read(path).reshape(clip.shape))
         found = re.findall(r"\d\. (.+) \(class (\d+)\)  ([\d.]+)", answer)
         expected = predictor.predict(path)
         assert [(label, int(k)) for label, k, _ in found] == [(p.label, p.index) for p in expected]

@@ -32,7 +32,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, path: str, precision: str):
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised as well
         gpu = gpu_providers()
         providers = [(name, _GPU_OPTIONS[name]) for name in gpu]
         try:
