@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tsm_jax
-from tsm_jax import cli, evaluate, predict, train
+from tsm_jax import cli, convert, evaluate, predict, train
 from tsm_jax.config import flatten
 from tsm_jax.data import moving_shapes
 from tsm_jax.deploy.exporter import export_model
@@ -233,6 +233,52 @@ def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     video = str(next((data / "videos" / "grow").iterdir()))
     from_run, from_directory = tsm_jax.load(str(workdir)), tsm_jax.load(directory)
     assert from_run.predict(video) == from_directory.predict(video)
+
+
+def test_what_is_given_away_names_no_folder(trained, data, tmp_path, tmp_path_factory):
+    """Lists, workdir and videos are all given by absolute paths in `recipe`."""
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    workdir = str(trained[0])
+    convert.main(["--input", workdir, "--output", str(tmp_path / "model")])
+    export_model(load_model(workdir), str(tmp_path / "TSM"), formats=("stablehlo",))
+    evaluate.main(["--weights", workdir, "--report", str(tmp_path / "report")])
+    shutil.copy(trained[0] / "MODEL_CARD.md", tmp_path)
+    given = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert len(given) > 15
+    for path in given:
+        if path.suffix != ".stablehlo":
+            content = path.read_bytes()
+            assert str(tmp_path_factory.getbasetemp()).encode() not in content, path
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["provenance"]["trained_in"] == "work"
+    assert config["provenance"]["recipe"]["data"]["train_list"] == "train.list"
+    clips = (tmp_path / "report" / "predictions.csv").read_text().splitlines()
+    assert (data / "videos" / clips[1].split(",")[0]).is_file()
+
+
+def test_weights_that_are_not_finite_are_refused(trained, monkeypatch):
+    restore = Checkpoints.restore_model
+
+    def poisoned(self, *arguments):
+        params, statistics = restore(self, *arguments)
+        return {**params, "head.fc.bias": params["head.fc.bias"] * np.nan}, statistics
+
+    monkeypatch.setattr(Checkpoints, "restore_model", poisoned)
+    with pytest.raises(UserError, match=r"checkpoints/\d+: head.fc.bias holds values that are not"):
+        load_model(str(trained[0]))
+
+
+def test_a_recipe_of_no_network_is_refused(trained, monkeypatch):
+    stored = Checkpoints.recipe
+
+    def changed(self, step):
+        config = stored(self, step)
+        config.model.shift = "sideways"
+        return config
+
+    monkeypatch.setattr(Checkpoints, "recipe", changed)
+    with pytest.raises(UserError, match=r"checkpoints/\d+: architecture.shift is 'sideways'"):
+        load_model(str(trained[0]))
 
 
 def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path):

@@ -16,14 +16,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tsm_jax.errors import UserError
+from tsm_jax.models import architecture
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "best_metric": ("top1", "mean_recall"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "model.depth": (18, 34, 50, 101, 152),
-    "model.shift": ("past_first", "future_first", "none"),
-    "model.shift_fraction": ("1/8", "1/num_segments"),
-    "model.shift_every": (1, 2),
+    "model.depth": architecture.DEPTHS,
+    "model.shift": architecture.SHIFTS,
+    "model.shift_fraction": architecture.SHIFT_FRACTIONS,
+    "model.shift_every": architecture.SHIFT_EVERY,
     "model.data_format": ("NHWC", "NCHW"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.render": ("", "moving_shapes"),

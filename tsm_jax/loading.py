@@ -34,7 +34,7 @@ def load_model(
     """
     path = local_path(weights)
     if path.endswith(PADDLE_SUFFIX):
-        model = read_paddle_model(path, num_segments=num_segments or 8)
+        model = read_paddle_model(path, num_segments=8 if num_segments is None else num_segments)
         if labels is not None:
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)

@@ -15,6 +15,7 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
+from tsm_jax.weights.tensor_file import check_values
 
 
 def read_recipe(workdir: str) -> ConfigDict:
@@ -30,38 +31,41 @@ def read_workdir(workdir: str) -> Model:
     """The network of the best checkpoint; of the newest one if there was no validation.
 
     Raises:
-        UserError: there is no complete checkpoint yet.
+        UserError: there is no complete checkpoint yet, or its recipe or its weights are not those
+            of a network.
     """
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
         step = _best_step(checkpoints, workdir)
         config = checkpoints.recipe(step)
-        network = build.build_training_network(config)
+        try:
+            architecture = build.architecture_of(config.model)
+            preprocessing = build_data.preprocessing_of(config.data)
+        except UserError as error:
+            raise UserError(f"{checkpoints.path(step)}: {error}") from error
+        labels = read_labels(os.path.join(workdir, LABELS_FILE), architecture.num_classes)
+        network = build.build_network(architecture, "float32")
         mesh = make_mesh(jax.local_devices()[:1])
         params, batch_stats = checkpoints.restore_model(step, network, mesh)
+        tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
+        check_values(tensors, checkpoints.path(step))
         provenance = provenance_of(checkpoints, step, config, workdir)
     finally:
         checkpoints.close()
-    tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
-    return Model(
-        architecture=build.architecture_of(config.model),
-        preprocessing=build_data.preprocessing_of(config.data),
-        labels=read_labels(os.path.join(workdir, LABELS_FILE), config.model.num_classes),
-        tensors=tensors,
-        provenance=provenance,
-    )
+    return Model(architecture, preprocessing, labels, tensors, provenance)
 
 
 def provenance_of(
     checkpoints: Checkpoints, step: int, config: ConfigDict, workdir: str
 ) -> dict[str, Any]:
     """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
+    name = os.path.basename(os.path.abspath(workdir))
     return {
-        "trained_in": workdir,
+        "trained_in": name,
         "step": step,
         "metrics": checkpoints.metrics(step),
         "best_metric": checkpoints.best_metric,
-        "recipe": config.to_dict(),
+        "recipe": {**config.to_dict(), "workdir": name},
     }
 
 

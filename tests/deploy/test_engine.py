@@ -6,9 +6,11 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tsm_jax.deploy import engine as engine_lib
 from tsm_jax.deploy.artifact import is_artifact, read_artifact
@@ -16,8 +18,10 @@ from tsm_jax.deploy.engine import choose_engine, installed, open_engine
 from tsm_jax.deploy.recognizer_engine import RecognizerEngine
 from tsm_jax.deploy.self_check import relative_difference
 from tsm_jax.errors import UserError
+from tsm_jax.files import sha256
 from tsm_jax.models.normalize import normalize
 from tsm_jax.recognizer import Recognizer
+from tsm_jax.weights.model_directory import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -164,13 +168,95 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
         read_artifact(str(copied))
     del config["export"]["version"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="'version' is missing or wrong"):
+    with pytest.raises(UserError, match="exported as version None"):
         read_artifact(str(copied))
     path.write_text("{")
-    with pytest.raises(UserError, match="is no exported folder"):
-        read_artifact(str(copied))
-    assert not is_artifact(str(copied))
+    for read in (read_artifact, is_artifact):
+        with pytest.raises(UserError, match=r"config.json: it is not valid JSON"):
+            read(str(copied))
     assert not is_artifact(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(export=[]), r"export is \[\]"),
+        (lambda c: c["export"].update(version=True), "exported as version True"),
+        (lambda c: c["export"].update(labels="abcde"), "export.labels is 'abcde'"),
+        (lambda c: c["export"].update(labels=["a"] * 5), "label 2 repeats 'a' of label 1"),
+        (lambda c: c["export"].update(labels=list("abcd")), "has 4 labels, but the model has 5"),
+        (lambda c: c["export"].update(labels=list("abcde")), "labels.txt has other names than"),
+        (lambda c: c["export"].update(files=[]), "export.files has no SHA-256"),
+        (lambda c: c["export"]["files"]["model.stablehlo"].update(sha256=5), "has no SHA-256 of"),
+        (lambda c: c["architecture"].update(num_segments="4"), "num_segments is '4'"),
+        (lambda c: c["preprocessing"].update(protocol=["test"]), r"protocol is \['test'\]"),
+    ],
+)
+def test_a_wrong_description_is_refused(copied, change, message):
+    path = copied / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        read_artifact(str(copied))
+
+
+@pytest.mark.parametrize("name", ["jax", "onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": list("abc")}, r"float32\[N, 5\] instead of float32\[N, 3\]"),
+        ({"num_segments": 3}, r"instead of uint8\[N, 3, 32, 32, 3\]"),
+        ({"preprocessing": Preprocessing(48, 48)}, r"instead of uint8\[N, 4, 48, 48, 3\]"),
+    ],
+)
+def test_a_graph_that_is_not_what_is_described(artifact, name, changes, message):
+    if not installed(name):
+        pytest.skip(f"{name} is not installed")
+    with pytest.raises(UserError, match=f"does not fit config.json: its .*{message}"):
+        open_engine(replace(artifact, **changes), name)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_what_is_not_a_graph_is_refused_in_one_line(copied, name, capfd):
+    if not installed(name):
+        pytest.skip(f"{name} is not installed")
+    path = copied / "model.onnx"
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    found = read_artifact(str(copied))
+    found = replace(found, hashes={path.name: sha256(path)})
+    with pytest.raises(UserError, match=r"cannot load .*model.onnx: ") as error:
+        open_engine(found, name)
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_ports_that_are_missing_or_of_another_type(artifact):
+    size = (None, 4, 32, 32, 3)
+    right = {"video": ("uint8", size), "logits": ("float32", (None, 5))}
+    artifact.check_graph("x", right)
+    for ports, message in [
+        ({"x": right["video"], "logits": right["logits"]}, "x has no video"),
+        ({**right, "video": ("float32", size)}, r"video is float32\[N, 4"),
+        ({**right, "logits": ("float32", (None, None))}, r"logits is float32\[N, N\] instead of"),
+        ({**right, "features": ("float32", (None, 3, 8, 1, 1))}, "of 4 segments"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            artifact.check_graph("x", ports)
+
+
+def test_a_classifier_that_is_damaged(copied):
+    values = np.zeros((64, 5), np.float32)
+    for damaged, message in [
+        (values[:, :4], r"head.fc.kernel is \(64, 4\), of 5 classes"),
+        (values + np.nan, "head.fc.kernel holds values that are not finite"),
+    ]:
+        path = copied / "model.safetensors"
+        save_file({"head.fc.kernel": np.ascontiguousarray(damaged)}, path)
+        found = read_artifact(str(copied))
+        found = replace(found, hashes={**found.hashes, path.name: sha256(path)})
+        with pytest.raises(UserError, match=message):
+            found.classifier()
 
 
 def test_openvino_neither_forks_nor_reports():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.labels import labels_for, read_labels
+from tsm_jax.weights.labels import check_labels, labels_for, read_labels
 
 
 def test_kinetics_400():
@@ -35,6 +35,7 @@ def test_a_users_file(tmp_path):
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a\nb\na\n", "line 3 repeats 'a' of line 1"),
         (b"\xff\xfe", "UTF-8"),
+        (b"a\n\x1b[31mred\nb\n", r"line 2 is '\\x1b\[31mred'; take out control characters"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path, content, message):
@@ -44,8 +45,25 @@ def test_what_is_wrong_with_a_file(tmp_path, content, message):
     assert str(tmp_path / "labels.txt") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["a", "b"], "x: has 2 labels, but the model has 3 classes"),
+        (["a", "b", "a"], "x: label 3 repeats 'a' of label 1"),
+        (["a", 7, "b"], "x: label 2 is 7; a class name must be text"),
+        (["a", "b\nc", "d"], r"x: label 2 is 'b\\nc'; take out"),  # it would become two lines
+        (["a", "b ", "c"], "x: label 2 is 'b '; take out"),
+        (["a", "\ud800", "c"], "x: label 2 is .*; take out"),
+    ],
+)
+def test_names_that_do_not_fit(names, message):
+    with pytest.raises(UserError, match=message) as caught:
+        check_labels(names, 3, "x: label")
+    assert str(caught.value).isprintable()
+
+
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match="cannot be read: No such file"):
+    with pytest.raises(UserError, match="cannot read the labels .*absent: No such file"):
         read_labels(tmp_path / "absent", 3)
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match="cannot read the labels .*: it is a folder"):
         read_labels(tmp_path, 3)

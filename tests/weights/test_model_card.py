@@ -127,6 +127,13 @@ def test_what_is_not_known_is_not_said(model):
     assert "| its SHA-256 | `ab12` |" in model_card(paddle, title="x", path="x")
 
 
+def test_it_names_no_folders_and_stands_any_provenance(model):
+    provenance = {**model.provenance, "recipe": {"data": 5}, "source_sha256": "`</td>"}
+    card = model_card(replace(model, provenance=provenance), title="x", path="/home/ann/runs/own")
+    assert "By a recipe that this version" in card and "--model own --input" in card
+    assert "/home" not in card
+
+
 def test_limits_follow_the_network(model):
     def card(**changes):
         return model_card(replace(model, **changes), title="x", path="x")

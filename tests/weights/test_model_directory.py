@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -66,10 +68,37 @@ def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_directory, "_write_text", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(model_directory, "write_json", fail)
+    with pytest.raises(UserError, match=r"cannot write .*model: disk full"):
         write_model_directory(model, str(tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ["a", "b"]}, "has 2 labels, but the model has 3 classes"),
+        ({"tensors": {"x": np.zeros(3)}}, "x is float64: it must be float32"),
+        ({"tensors": {"x": np.array([1, np.inf], np.float32)}}, "x holds values that are not"),
+    ],
+)
+def test_what_could_not_be_read_back_is_not_written(model, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        write_model_directory(replace(model, **changes), str(tmp_path / "model"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_provenance_names_no_folders(model):
+    provenance = {
+        "trained_in": "/home/ann/runs/own",
+        "recipe": {"init_from": "https://ann:secret@host/x.pdparams?token=1", "epochs": 2},
+        "lists": ["/data/train.list", "~/val.list", "data/own/train.list", "file:///home/ann/x"],
+    }
+    assert replace(model, provenance=provenance).provenance == {
+        "trained_in": "own",
+        "recipe": {"init_from": "https://host/x.pdparams", "epochs": 2},
+        "lists": ["train.list", "val.list", "data/own/train.list", "x"],
+    }
 
 
 def change_config(directory, change):
@@ -83,7 +112,7 @@ def change_config(directory, change):
     ("damage", "message"),
     [
         (lambda d: (d / "config.json").write_text("{"), "cannot read"),
-        (lambda d: (d / "config.json").write_text("[]"), "is no tsm_jax model"),
+        (lambda d: (d / "config.json").write_text("[]"), "is not a tsm_jax model"),
         (lambda d: change_config(d, lambda c: c.update(format_version=9)), "format version"),
         (lambda d: change_config(d, lambda c: c["architecture"].pop("shift")), "shift"),
         (lambda d: change_config(d, lambda c: c.pop("preprocessing")), "preprocessing"),
@@ -98,6 +127,114 @@ def test_damage_is_told_in_one_line(directory, damage, message):
     with pytest.raises(UserError, match=message) as error:
         read_model_directory(str(directory))
     assert str(directory) in str(error.value)
+
+
+WRONG_VALUES = [
+    *(("architecture.depth", value) for value in ("50", 19, 50.0, None, 10**9)),
+    *(("architecture.num_classes", value) for value in (0, -1, True, "3", 10**9)),
+    *(("architecture.num_segments", value) for value in (0, "8", 8.0, True, [8], 10**7)),
+    *(("architecture.width", value) for value in (0, -24, 7, 24.0, 10**6)),
+    *(("architecture.shift", value) for value in ("sideways", 5, None)),
+    *(("architecture.shift_fraction", value) for value in ("1/0", "2/1", 0.125)),
+    *(("architecture.shift_every", value) for value in (0, True, 3, "1")),
+    *(("preprocessing.crop_size", value) for value in ("48", 0, 31, 48.0, 65, 10**6, None)),
+    *(("preprocessing.short_side", value) for value in (0, 47, 10**7, "x")),
+    *(("preprocessing.protocol", value) for value in ("nope", 7, ["test"], None)),
+    *(("provenance.metrics", value) for value in ("x", {"top1": "high"}, {"top1": 1})),
+    ("provenance.recipe", 5),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_a_wrong_value_is_refused_by_its_name(directory, key, value):
+    part, name = key.split(".")
+    change_config(directory, lambda config: config[part].update({name: value}))
+    with pytest.raises(UserError, match=rf"config.json: .*{name}") as error:
+        read_model_directory(str(directory))
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["architecture"].update(blocks=2), "architecture.blocks is unknown"),
+        (lambda c: c["architecture"].update({"\x1b[31m": 2}), r"architecture.\\x1b\[31m is"),
+        (lambda c: c.update(architecture=[50]), r"architecture is \[50\]: it must be an object"),
+        (lambda c: c.update(provenance="x"), "provenance is 'x': it must be an object"),
+        (lambda c: c.update(format_version=True), "format version 1"),
+        (lambda c: c.update(format_version=1.0), "format version 1"),
+        (lambda c: c["provenance"].update(x=float("nan")), "NaN is not a JSON number"),
+        (
+            lambda c: c["architecture"].update(num_segments=1, shift_fraction="1/num_segments"),
+            "one frame cannot be shifted",
+        ),
+    ],
+)
+def test_a_wrong_description_is_refused(directory, change, message):
+    change_config(directory, change)
+    with pytest.raises(UserError, match=message):
+        read_model_directory(str(directory))
+
+
+def test_what_cannot_be_written_as_json_again_is_refused(directory):
+    path = directory / "config.json"
+    for value in ("1e999", '"\\ud800"'):
+        path.write_text(path.read_text().replace('"x.pdparams"', value))
+        with pytest.raises(UserError, match="config.json: provenance: "):
+            read_model_directory(str(directory))
+        path.write_text(path.read_text().replace(value, '"x.pdparams"'))
+
+
+def test_json_that_is_nested_too_deeply_is_refused(directory):
+    (directory / "config.json").write_text('{"format_version":' + "[" * 10**5 + "]" * 10**5 + "}")
+    with pytest.raises(UserError, match="nested too deeply"):
+        read_model_directory(str(directory))
+
+
+def safetensors(header, values=b""):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + values
+
+
+def tensor(**changes):
+    return {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}
+
+
+NAN = np.array([1, np.nan], np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (struct.pack("<Q", 2**63) + b"{}", "header too large"),
+        (struct.pack("<Q", 99_000_000) + b" " * 1000, "header length"),
+        (safetensors(b"[" * 200_000), "header"),
+        (safetensors({"a": tensor(), "b": tensor()}, b"\0" * 8), "offset"),
+        (safetensors({"a": tensor(data_offsets=[0, 10**15])}, b"\0" * 8), "offset"),
+        (safetensors({"a": tensor(shape=[2**40, 2**40])}, b"\0" * 8), "overflow"),
+        (safetensors({"a": tensor(shape=[0, 2**62], data_offsets=[0, 0])}), "too big"),
+        (safetensors({"a": tensor(dtype="F16", shape=[4])}, b"\0" * 8), "a is F16: it must be F32"),
+        (safetensors({"a": tensor(dtype="BF16", shape=[4])}, b"\0" * 8), "a is BF16"),
+        (safetensors({"a": tensor(dtype="I32")}, b"\0" * 8), "a is I32"),
+        (safetensors({"a": tensor(dtype="F8_E4M3", shape=[8])}, b"\0" * 8), "a is F8_E4M3"),
+        (safetensors({"a": tensor()}, NAN), "a holds values that are not finite"),
+        (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m holds values"),
+        (b"", "header too small"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_weights_are_told_in_one_line(directory, content, message):
+    (directory / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=rf"model.safetensors.*{message}") as error:
+        read_model_directory(str(directory))
+    assert str(error.value).isprintable()
+
+
+def test_weights_in_a_pipe_do_not_wait(directory):
+    (directory / "model.safetensors").unlink()
+    os.mkfifo(directory / "model.safetensors")
+    with pytest.raises(UserError, match="not a regular file"):
+        read_model_directory(str(directory))
 
 
 def test_tensors_must_be_exactly_those_of_the_network():

@@ -3,6 +3,7 @@
 model.stablehlo              the network as a JAX program (`jax.export`)
 model.onnx                   the same as an ONNX graph
 model.safetensors            the tensors, to load or export them again
+example.py                   predicts with a graph and without this package
 labels.txt, README.md        for readers
 config.json                  architecture and preprocessing as in any model directory, and under
                              `export` what the graphs take and give, labels, versions and hashes
@@ -12,20 +13,34 @@ It is a model directory, too: everything that reads one reads this.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
+from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
-from tsm_jax.weights.model_directory import CONFIG_FILE, WEIGHTS_FILE, Preprocessing
+from tsm_jax.files import check_regular, read_json, sha256
+from tsm_jax.stored import shown
+from tsm_jax.weights.labels import check_labels, read_labels
+from tsm_jax.weights.model_directory import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    WEIGHTS_FILE,
+    Preprocessing,
+    read_description,
+)
+from tsm_jax.weights.tensor_file import read_tensors
 
 EXPORT_VERSION = 1
+
+_CLASSIFIER = "head.fc.kernel"
+
+# Of a graph's inputs and outputs: dtype and shape by name, None for a size that is left open.
+Ports = Mapping[str, tuple[str, Sequence[int | None]]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Artifact:
         path = os.path.join(self.folder, name)
         if name not in self.hashes:
             raise UserError(f"{self.folder} was exported without {name}: export it again with it")
+        check_regular(path, "the exported file")
         try:
             found = sha256(path)
         except OSError as error:
@@ -72,68 +88,106 @@ class Artifact:
             )
         return path
 
+    def check_graph(self, name: str, ports: Ports) -> None:
+        """Raises a UserError unless a graph takes and gives what the description says.
+
+        Args:
+            name: of its file.
+            ports: of the graph.
+        """
+        size, channels = self.preprocessing.crop_size, 3
+        expected = {
+            VIDEO: ("uint8", (None, self.num_segments, size, size, channels)),
+            LOGITS: ("float32", (None, len(self.labels))),
+        }
+        for port, (dtype, shape) in expected.items():
+            found = ports.get(port)
+            if found is None:
+                raise UserError(f"{self.folder}/{name} has no {port}: export the model again")
+            if (found[0], tuple(found[1])) != (dtype, shape):
+                raise UserError(
+                    f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {port} is"
+                    f" {_port(*found)} instead of {_port(dtype, shape)}; export the model again"
+                )
+        features = ports.get(FEATURES)
+        if features is not None and tuple(features[1][:2]) != (None, self.num_segments):
+            raise UserError(
+                f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {FEATURES} are"
+                f" {_port(*features)}, of {self.num_segments} segments; export the model again"
+            )
+
     def classifier(self) -> np.ndarray:
         """The weights of the classifier, float32 `[C, K]`.
 
         Raises:
-            UserError: the tensors cannot be read.
+            UserError: the tensors cannot be read, or are of another number of classes.
         """
         path = self.path(WEIGHTS_FILE)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return file.get_tensor("head.fc.kernel")
-        except SafetensorError as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+        kernel = read_tensors(path, [_CLASSIFIER])[_CLASSIFIER]
+        if kernel.ndim != 2 or kernel.shape[1] != len(self.labels):
+            raise UserError(
+                f"{path}: {_CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
+            )
+        return kernel
+
+
+def _port(dtype: str, shape: Sequence[int | None]) -> str:
+    return f"{dtype}[{', '.join('N' if size is None else str(size) for size in shape)}]"
 
 
 def is_artifact(path: str) -> bool:
-    """Whether a path is an exported folder (of whatever version)."""
-    try:
-        return "export" in _read_json(os.path.join(path, CONFIG_FILE))
-    except (OSError, ValueError):
+    """Whether a path is an exported folder (of whatever version).
+
+    Raises:
+        UserError: it has a config.json that cannot be read.
+    """
+    config = os.path.join(path, CONFIG_FILE)
+    if not os.path.lexists(config):
         return False
+    description = read_json(config, "the model's description")
+    return isinstance(description, dict) and "export" in description
 
 
 def read_artifact(folder: str) -> Artifact:
     """Reads what `export` wrote.
 
     Raises:
-        UserError: it is no exported folder, or of another version, or its config is broken.
+        UserError: it is not an exported folder, or of another version, or its config is broken.
     """
+    architecture, preprocessing, description = read_description(folder)
     path = os.path.join(folder, CONFIG_FILE)
-    try:
-        description = _read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is no exported folder: cannot read {path}: {error}") from error
-    try:
-        exported = description["export"]
-        if exported["version"] != EXPORT_VERSION:
-            raise UserError(
-                f"{folder} was exported as version {exported['version']}, this is version"
-                f" {EXPORT_VERSION}: export the model again"
-            )
-        names = {item.name for item in fields(Preprocessing)}
-        preprocessing = {name: description["preprocessing"][name] for name in names}
-        return Artifact(
-            folder=folder,
-            num_segments=int(description["architecture"]["num_segments"]),
-            preprocessing=Preprocessing(**preprocessing),
-            labels=[str(label) for label in exported["labels"]],
-            hashes={name: str(file["sha256"]) for name, file in exported["files"].items()},
+    exported = description.get("export")
+    if not isinstance(exported, dict):
+        raise UserError(f"{path}: export is {shown(exported)}: export the model again")
+    version = exported.get("version")
+    if type(version) is not int or version != EXPORT_VERSION:
+        raise UserError(
+            f"{folder} was exported as version {shown(version)}, this is version"
+            f" {EXPORT_VERSION}: export the model again"
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: {error} is missing or wrong: export the model again") from error
+    labels = exported.get("labels")
+    if not isinstance(labels, list):
+        raise UserError(f"{path}: export.labels is {shown(labels)}: it must be a list")
+    check_labels(labels, architecture.num_classes, f"{path}: label")
+    labels_path = os.path.join(folder, LABELS_FILE)
+    if os.path.lexists(labels_path) and read_labels(labels_path) != labels:
+        raise UserError(
+            f"{labels_path} has other names than {path}: to rename classes, change both"
+        )
+    return Artifact(
+        folder=folder,
+        num_segments=architecture.num_segments,
+        preprocessing=preprocessing,
+        labels=labels,
+        hashes=_hashes(exported.get("files"), path),
+    )
 
 
-def sha256(path: str) -> str:
-    """Of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        content = json.load(file)
-    if not isinstance(content, dict):
-        raise ValueError("it holds no object")
-    return content
+def _hashes(files: Any, path: str) -> dict[str, str]:
+    hashes = {}
+    for name, file in files.items() if isinstance(files, dict) else [("", None)]:
+        digest = file.get("sha256") if isinstance(file, dict) else None
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise UserError(f"{path}: export.files has no SHA-256 of {shown(name)}: copy it again")
+        hashes[name] = digest
+    return hashes

@@ -103,7 +103,7 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
 
     Raises:
         UserError: there is no such engine, it is not installed, it cannot do the precision, or the
-            folder has no graph for it.
+            folder has no graph for it or one that is not what its config.json says.
     """
     check_names(name, precision)
     if name == "auto":
@@ -114,20 +114,18 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
     if (name, precision) not in FILES:
         able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
         raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
-    path = artifact.path(FILES[name, precision])
+    file = FILES[name, precision]
+    path = artifact.path(file)
     match name:
         case "jax":
-            from tsm_jax.deploy.jax_engine import JaxEngine
-
-            return JaxEngine(path, precision)
+            from tsm_jax.deploy.jax_engine import JaxEngine as Opened
         case "onnxruntime":
-            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeEngine
-
-            return OnnxRuntimeEngine(path, precision)
+            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeEngine as Opened
         case _:
-            from tsm_jax.deploy.openvino_engine import OpenVinoEngine
-
-            return OpenVinoEngine(path, precision)
+            from tsm_jax.deploy.openvino_engine import OpenVinoEngine as Opened
+    engine = Opened(path, precision)
+    artifact.check_graph(file, engine.ports())
+    return engine
 
 
 def choose_engine(artifact: Artifact, precision: str) -> str:

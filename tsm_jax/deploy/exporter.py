@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -18,11 +16,12 @@ from tsm_jax.build_data import build_protocol
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol
-from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact, sha256
+from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact
 from tsm_jax.deploy.engine import missing
 from tsm_jax.deploy.folding import FoldedNetwork, fold
 from tsm_jax.deploy.names import (
     BFLOAT16_STABLEHLO_FILE,
+    EXAMPLE_FILE,
     FEATURES,
     INT8_FILE,
     LOGITS,
@@ -34,17 +33,19 @@ from tsm_jax.deploy.readme import write_readme
 from tsm_jax.deploy.self_check import Check, as_json, check_export
 from tsm_jax.deploy.stablehlo import PLATFORMS, export_stablehlo
 from tsm_jax.errors import UserError
+from tsm_jax.files import new_folder, read_json, sha256, write_json
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     Model,
-    write_model_directory,
+    fill_model_directory,
 )
 
 FORMATS = ("stablehlo", "onnx")
 _NEEDED = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 _REAL_CLIPS_IN_CHECK = 2
+_EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
 _PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
 
 
@@ -79,28 +80,18 @@ def export_model(
             not answer what the model answers.
     """
     _check_request(formats, precisions, videos)
-    if os.path.exists(output):
-        raise UserError(f"{output} exists already: delete it or choose another one")
-    clips = _clips(model, videos)
-    parent = os.path.dirname(os.path.abspath(output))
-    os.makedirs(parent, exist_ok=True)
-    staging = tempfile.mkdtemp(prefix=".partial-", dir=parent)
-    try:
-        folder = os.path.join(staging, os.path.basename(os.path.abspath(output)))
-        write_model_directory(model, folder)
+    with new_folder(output) as folder:
+        clips = _clips(model, videos)
+        fill_model_directory(model, folder)
         _write_graphs(fold(model), folder, formats, precisions)
         int8 = _quantize(folder, clips) if "int8" in precisions else None
         _describe(model, folder, checks=[], int8=int8)  # the engines read the description
         checks = check_export(
             read_artifact(folder), model, clips[:_REAL_CLIPS_IN_CHECK], precisions
         )
-        _describe(model, folder, checks=checks, int8=int8)
-        write_readme(model, folder, os.path.basename(folder))
-        for name in os.listdir(folder):
-            os.chmod(os.path.join(folder, name), 0o644)  # to be copied and served by others
-        os.rename(folder, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        description = _describe(model, folder, checks=checks, int8=int8)
+        shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
+        write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
     return Exported(checks, int8)
 
 
@@ -163,11 +154,10 @@ def _write(folder: str, name: str, content: bytes) -> None:
 
 def _describe(
     model: Model, folder: str, *, checks: Sequence[Check], int8: dict[str, Any] | None
-) -> None:
-    """Adds `export` to config.json."""
+) -> dict[str, Any]:
+    """Adds `export` to config.json; the whole of it is returned."""
     path = os.path.join(folder, CONFIG_FILE)
-    with open(path, encoding="utf-8") as file:
-        description = json.load(file)
+    description = read_json(path, "the model's description")
     frames, size = model.architecture.num_segments, model.preprocessing.crop_size
     description["export"] = {
         "version": EXPORT_VERSION,
@@ -195,9 +185,8 @@ def _describe(
         "self_check": as_json(checks),
         "int8": int8,
     }
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(description, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(path, description)
+    return description
 
 
 def _files(folder: str) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 from jax import export
 
+from tsm_jax.deploy.artifact import Ports
 from tsm_jax.deploy.engine import check_video, fixed_dims
+from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 
 
@@ -36,6 +38,16 @@ class JaxEngine:
         self.batch_size = 1 if platform == "cpu" else 16
         self._logits = jax.jit(lambda video: exported.call(video)[0])
         self._features = jax.jit(lambda video: exported.call(video)[1])
+        self._ports = {
+            name: (str(aval.dtype), [n if isinstance(n, int) else None for n in aval.shape])
+            for name, aval in zip(
+                (VIDEO, LOGITS, FEATURES), (*exported.in_avals, *exported.out_avals), strict=False
+            )
+        }
+
+    def ports(self) -> Ports:
+        """The graph's input and outputs."""
+        return self._ports
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         return np.asarray(self._logits(check_video(video, self.clip_shape)))

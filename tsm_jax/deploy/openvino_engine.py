@@ -11,10 +11,13 @@ import numpy as np
 sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
 
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
+from openvino.frontend import FrontEndManager  # noqa: E402  # pyright: ignore[reportMissingImports]
 
+from tsm_jax.deploy.artifact import Ports  # noqa: E402
 from tsm_jax.deploy.engine import check_video, fixed_dims  # noqa: E402
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO  # noqa: E402
 from tsm_jax.errors import UserError  # noqa: E402
+from tsm_jax.files import reason  # noqa: E402
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
@@ -35,14 +38,26 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         if precision == "bfloat16" and not has_bfloat16():
             raise UserError("OpenVINO finds no bfloat16 in this processor: take float32")
+        # Core.read_model lets every front end try what it may be, and they complain on stderr.
+        onnx = FrontEndManager().load_by_framework("onnx")
         try:
-            self._model = self._core.read_model(path)
-        except RuntimeError as error:
-            raise UserError(f"OpenVINO cannot load {path}: {error}") from error
+            self._model = onnx.convert(onnx.load(path))
+        except Exception as error:  # its exceptions have no common base
+            raise UserError(f"OpenVINO cannot load {path}: {reason(error)}") from error
         shape = self._model.input(VIDEO).get_partial_shape()
         self.clip_shape = fixed_dims([d.get_length() if d.is_static else None for d in shape])
         self.precision = precision
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
+
+    def ports(self) -> Ports:
+        """The graph's inputs and outputs."""
+        return {
+            port.any_name: (
+                port.element_type.to_dtype().name,
+                [n.get_length() if n.is_static else None for n in port.partial_shape],
+            )
+            for port in (*self._model.inputs, *self._model.outputs)
+        }
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         return self._run(video, LOGITS)

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from tsm_jax.errors import UserError
+from tsm_jax.stored import between, check_fields, one_of
+
+DEPTHS = (18, 34, 50, 101, 152)
+SHIFTS = ("past_first", "future_first", "none")
+SHIFT_FRACTIONS = ("1/8", "1/num_segments")
+SHIFT_EVERY = (1, 2)
+
+# Largest sizes: far above any published network, far below what fills a machine's memory.
+MAX_WIDTH = 1024
+MAX_CLASSES = 100_000
+MAX_SEGMENTS = 1024
 
 
 @dataclass(frozen=True)
@@ -11,12 +24,23 @@ class Architecture:
 
     Attributes as in `config.model`: a wrong `shift`, `shift_fraction`, `shift_every` or
     `num_segments` would load without an error and answer something else.
+
+    Raises:
+        UserError: a value is of another type, not one of its choices or out of range.
     """
 
-    depth: int
-    num_classes: int
-    num_segments: int
-    width: int = 64
-    shift: str = "past_first"
-    shift_fraction: str = "1/8"
-    shift_every: int = 1
+    depth: int = field(metadata=one_of(*DEPTHS))
+    num_classes: int = field(metadata=between(1, MAX_CLASSES))
+    num_segments: int = field(metadata=between(1, MAX_SEGMENTS))
+    width: int = field(default=64, metadata=between(8, MAX_WIDTH))
+    shift: str = field(default="past_first", metadata=one_of(*SHIFTS))
+    shift_fraction: str = field(default="1/8", metadata=one_of(*SHIFT_FRACTIONS))
+    shift_every: int = field(default=1, metadata=one_of(*SHIFT_EVERY))
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.num_segments == 1 and self.shift != "none" and self.shift_fraction != "1/8":
+            raise UserError(
+                "architecture.num_segments is 1: one frame cannot be shifted by 1/num_segments of"
+                " its channels"
+            )

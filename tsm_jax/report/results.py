@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,8 @@ class Results:
     """The answers to N clips, in the order of the list.
 
     Attributes:
-        names: of the clips, as the list has them.
+        names: of the clips, as the list has them; absolute paths from their common folder on,
+            because a report is given to others.
         class_names: K names.
         labels: right classes, int `[N]`.
         ranks: number of other classes that score at least as high as the right one, `[N]`.
@@ -63,13 +65,20 @@ def collect(evaluation: Evaluation) -> Results:
             " numbers: the weights are damaged or config.dtype is too coarse for them"
         )
     return Results(
-        names=names,
+        names=_below_common_folder(names),
         class_names=evaluation.class_names,
         labels=evaluation.labels,
         ranks=evaluation.ranks,
         scores=softmax(evaluation.logits),
         predicted=_predicted(evaluation),
     )
+
+
+def _below_common_folder(names: list[str]) -> list[str]:
+    if not names or not all(map(os.path.isabs, names)):
+        return names
+    folder = os.path.commonpath([os.path.dirname(name) for name in names])
+    return [os.path.relpath(name, folder) for name in names]
 
 
 def _predicted(evaluation: Evaluation) -> np.ndarray:

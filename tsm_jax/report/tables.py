@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from tsm_jax.files import write_json
 from tsm_jax.report.confusion import ClassResult
 from tsm_jax.report.results import Results
 
@@ -23,9 +23,7 @@ TOP = 5
 
 def write_metrics(folder: str, metrics: dict[str, Any]) -> None:
     """Writes `metrics.json`."""
-    with open(os.path.join(folder, METRICS_FILE), "w", encoding="utf-8") as file:
-        json.dump(metrics, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+    write_json(os.path.join(folder, METRICS_FILE), metrics)
 
 
 def write_predictions(folder: str, results: Results) -> None:

@@ -35,6 +35,7 @@ from tsm_jax.report.tables import (
     write_metrics,
     write_predictions,
 )
+from tsm_jax.weights.model_directory import without_folders
 
 CONFUSION_PICTURE = "confusion.png"
 CALIBRATION_PICTURE = "calibration.png"
@@ -122,7 +123,7 @@ def _fill(folder: str, evaluation: Evaluation, results: Results) -> None:
     draw_confusion(matrix, results.class_names).save(os.path.join(folder, CONFUSION_PICTURE))
     draw_calibration(calibration).save(os.path.join(folder, CALIBRATION_PICTURE))
     page = Page(
-        title=f"Evaluation of {evaluation.weights}",
+        title=f"Evaluation of {without_folders(evaluation.weights)}",
         metrics=metrics,
         warning=evaluation.warning,
         about=_about(evaluation),
@@ -145,8 +146,8 @@ def _metrics(evaluation: Evaluation, calibration: Calibration) -> dict[str, Any]
         "expected_calibration_error": calibration.expected_error,
         "calibration_bins": BINS,
         "mean_confidence": calibration.confidence,
-        "weights": evaluation.weights,
-        "list": evaluation.list_path,
+        "weights": without_folders(evaluation.weights),
+        "list": without_folders(evaluation.list_path),
         "protocol": protocol.name,
         "views": protocol.num_views,
         "average": evaluation.average,
@@ -171,8 +172,8 @@ def _about(evaluation: Evaluation) -> list[tuple[str, str]]:
     if shift != "none":
         shift += f", {network.shift_fraction} of the channels each way"
     return [
-        ("weights", evaluation.weights),
-        ("list", evaluation.list_path),
+        ("weights", without_folders(evaluation.weights)),
+        ("list", without_folders(evaluation.list_path)),
         ("network", f"TSM-ResNet-{network.depth}, {network.num_classes} classes"),
         ("shift", shift),
         ("segments", f"{network.num_segments} frames a clip"),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_text
+from tsm_jax.stored import shown
 
 _FILES = {400: "kinetics400.txt", 101: "ucf101.txt"}
 
@@ -36,37 +39,48 @@ def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) ->
         num_classes: how many there must be; None for any number but 0.
 
     Raises:
-        UserError: the file is missing or not UTF-8 text, a line is empty, a name comes twice, or
-            the number of lines is not `num_classes`.
+        UserError: the file cannot be read, or `check_labels` refuses its lines.
     """
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8; save the labels as UTF-8") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: the labels cannot be read: {reason}") from None
-    names = [line.strip() for line in lines]
-    _check_names(path, names)
+    names = [line.strip() for line in read_text(path, "the labels").splitlines()]
     if num_classes is None and not names:
         raise UserError(f"{path}: has no labels; give one class name a line")
-    if num_classes is not None and len(names) != num_classes:
-        raise UserError(
-            f"{path}: has {len(names)} labels, but the model has {num_classes} classes;"
-            " give one name a line, in label order"
-        )
+    check_labels(names, len(names) if num_classes is None else num_classes, f"{path}: line")
     return names
 
 
-def _check_names(path: Path, names: list[str]) -> None:
-    first_line: dict[str, int] = {}
+def check_labels(names: Sequence[str], num_classes: int, place: str) -> None:
+    """Raises a UserError unless every class has one name of its own that fits on a line.
+
+    Args:
+        names: in label order.
+        num_classes: how many there must be.
+        place: a file and what its entries are called, for messages: `labels.txt: line`.
+    """
+    source, entry = place.rsplit(" ", 1)
+    first: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
-        if not name:
-            raise UserError(f"{path}: line {number} is empty; give one class name a line")
-        if name in first_line:
+        where = f"{place} {number}"
+        if not isinstance(name, str):
+            raise UserError(f"{where} is {shown(name)}; a class name must be text")
+        if not name.strip():
+            raise UserError(f"{where} is empty; give one class name a line")
+        if name != name.strip() or any(map(_is_control, name)):
             raise UserError(
-                f"{path}: line {number} repeats {name!r} of line {first_line[name]};"
+                f"{where} is {shown(name)}; take out control characters and spaces around it"
+            )
+        if name in first:
+            raise UserError(
+                f"{where} repeats {shown(name)} of {entry} {first[name]};"
                 " every class needs a name of its own"
             )
-        first_line[name] = number
+        first[name] = number
+    if len(names) != num_classes:
+        raise UserError(
+            f"{source} has {len(names)} labels, but the model has {num_classes}"
+            " classes; give one name a line, in label order"
+        )
+
+
+def _is_control(character: str) -> bool:
+    """Also line breaks and surrogates, which no file of lines can hold; a tab is harmless."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character != "\t"

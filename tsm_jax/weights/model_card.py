@@ -14,7 +14,7 @@ from typing import Any
 import tsm_jax
 from tsm_jax import accuracy
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.weights.model_directory import Model, Preprocessing
+from tsm_jax.weights.model_directory import Model, Preprocessing, without_folders
 
 CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
 
@@ -36,6 +36,10 @@ _INPUTS = {
     "paddle_predict": "Take frame `(n - 1) // 2 + i * n` with `n` the video's frames divided by T;"
     " scale to 4:3, short side {short} pixels (bilinear, antialiased); cut out the centre.",
 }
+_OTHER_INPUT = (
+    "Several views of the video, as the protocol `{protocol}` of `tsm_jax` takes them; short side"
+    " {short} pixels."
+)
 
 _CARD = """\
 ---
@@ -91,13 +95,13 @@ def model_card(model: Model, *, title: str, path: str) -> str:
     Args:
         model: of which `tensors` may be empty.
         title: what to call it.
-        path: to the weights, as its reader will type it.
+        path: to the weights, as its reader will type it; of an absolute one the name is left.
     """
     architecture, provenance = model.architecture, model.provenance
     return _CARD.format(
         version=tsm_jax.__version__,
         title=escape(title),
-        path=shlex.quote(path),
+        path=shlex.quote(without_folders(path)),
         depth=architecture.depth,
         width=architecture.width,
         parameters=_parameters(model),
@@ -115,7 +119,8 @@ def model_card(model: Model, *, title: str, path: str) -> str:
 
 def input_of(preprocessing: Preprocessing) -> str:
     """How frames become the network's input, in words."""
-    return _INPUTS[preprocessing.protocol].format(short=preprocessing.short_side)
+    text = _INPUTS.get(preprocessing.protocol, _OTHER_INPUT)
+    return text.format(short=preprocessing.short_side, protocol=preprocessing.protocol)
 
 
 def escape(text: str) -> str:
@@ -159,8 +164,8 @@ def _metrics(provenance: Mapping[str, Any], labels: Sequence[str]) -> str:
     metrics = provenance.get("metrics")
     if not metrics:
         return "Not measured by the program that wrote this; `python -m tsm_jax.evaluate` does it."
-    val_list = _recipe(provenance).get("data", {}).get("val_list")
-    where = f" of {escape(val_list)}" if val_list else ""
+    val_list = _data(provenance).get("val_list")
+    where = f" of {escape(str(val_list))}" if val_list else ""
     count = int(metrics["count"])
     best = _FIGURES.get(provenance.get("best_metric", "top1"), "top-1")
     known = [key for key in _FIGURES if key in metrics and (key != "top5" or len(labels) > 5)]
@@ -174,7 +179,7 @@ def _metrics(provenance: Mapping[str, Any], labels: Sequence[str]) -> str:
         f"This is the best of the validations during training by {best}, so it flatters the network"
         " a little: clips that chose the checkpoint also measure it.",
     ]
-    if count < _FEW_CLIPS:
+    if 0 < count < _FEW_CLIPS:
         lines[-1] += f" One clip more or less is worth {1 / count:.4f}."
     empty = metrics.get("classes_without_clips")
     if "mean_recall" in metrics:
@@ -188,11 +193,14 @@ def _metrics(provenance: Mapping[str, Any], labels: Sequence[str]) -> str:
 def _training(provenance: Mapping[str, Any]) -> str:
     recipe = _recipe(provenance)
     if recipe:
-        rows = [(name, escape(str(value))) for name, value in _recipe_rows(provenance, recipe)]
+        try:
+            rows = [(name, escape(str(value))) for name, value in _recipe_rows(provenance, recipe)]
+        except (KeyError, TypeError, ValueError):
+            return "By a recipe that this version of `tsm_jax` cannot read."
     elif "source" in provenance:
         rows = [("converted from", escape(str(provenance["source"])))]
         if "source_sha256" in provenance:
-            rows.append(("its SHA-256", f"`{provenance['source_sha256']}`"))
+            rows.append(("its SHA-256", f"`{escape(str(provenance['source_sha256']))}`"))
     else:
         return "Not known."
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
@@ -200,6 +208,11 @@ def _training(provenance: Mapping[str, Any]) -> str:
 
 def _recipe(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return provenance.get("recipe") or {}
+
+
+def _data(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = _recipe(provenance).get("data")
+    return data if isinstance(data, Mapping) else {}
 
 
 def _recipe_rows(provenance: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -236,7 +249,7 @@ def _limits(model: Model) -> list[str]:
     ]
     if architecture.shift == "none":
         limits.append("Without the shift it cannot tell an action from the same played backwards.")
-    flip = _recipe(model.provenance).get("data", {}).get("flip", False)
+    flip = _data(model.provenance).get("flip", False)
     if flip and any(_SIDES.search(label) for label in model.labels):
         limits.append("Clips were mirrored in training: it cannot tell left from right.")
     limits.append(

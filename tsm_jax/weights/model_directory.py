@@ -9,33 +9,50 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from tsm_jax.data.protocols import PROTOCOLS
 from tsm_jax.errors import UserError
+from tsm_jax.files import new_folder, read_json, write_json, write_text
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.weights.labels import read_labels
+from tsm_jax.stored import between, check_fields, from_json, one_of, shown
+from tsm_jax.terminal import printable
+from tsm_jax.weights.labels import check_labels, read_labels
+from tsm_jax.weights.tensor_file import read_tensors, write_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.txt"
 FORMAT_VERSION = 1
 
+MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
+MAX_SHORT_SIDE = 4096
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels, as in `config.data`, and the protocol the network was validated with."""
+    """Pixels, as in `config.data`, and the protocol the network was validated with.
 
-    crop_size: int = 224
-    short_side: int = 256
-    protocol: str = "test"
+    Raises:
+        UserError: a value is of another type, not one of its choices or out of range.
+    """
+
+    crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
+    short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
+    protocol: str = field(default="test", metadata=one_of(*PROTOCOLS))
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.short_side < self.crop_size:
+            raise UserError(
+                f"preprocessing.short_side is {self.short_side}: it must be at least"
+                f" preprocessing.crop_size ({self.crop_size})"
+            )
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,8 @@ class Model:
         preprocessing: of its input.
         labels: K class names, in the order of the logits.
         tensors: float32 by name, parameters and running statistics.
-        provenance: where the weights came from; free JSON.
+        provenance: where the weights came from; free JSON. Of absolute paths in it only the name
+            is kept, because a model is given to others.
     """
 
     architecture: Architecture
@@ -56,41 +74,51 @@ class Model:
     tensors: Mapping[str, np.ndarray]
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self):
+        object.__setattr__(self, "provenance", without_folders(self.provenance))
+
+
+def without_folders(value: Any) -> Any:
+    """JSON in which no text says where on a machine, or for whom, something is.
+
+    Of absolute paths and those below a home directory the last name is left, of an address what
+    may be read by anybody (no password, no query). Relative paths stay.
+    """
+    match value:
+        case dict():
+            return {key: without_folders(item) for key, item in value.items()}
+        case list() | tuple():
+            return type(value)(map(without_folders, value))
+        case str() if value.startswith(("/", "~", "file:")):
+            return value.rstrip("/").rpartition("/")[2]
+        case str() if "://" in value:
+            return re.sub(r"(?<=://)[^/@]*@|[?#].*", "", value)
+    return value
+
 
 def write_model_directory(model: Model, directory: str) -> None:
     """Writes a model directory; it appears complete or not at all.
 
     Raises:
-        UserError: the directory exists already.
+        UserError: the directory exists already or cannot be written, or the model's labels or
+            tensors are not what a reader would take.
     """
-    if os.path.exists(directory):
-        raise UserError(f"{directory} exists already: delete it or choose another one")
-    parent = os.path.dirname(os.path.abspath(directory))
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=".partial-", dir=parent)
-    try:
-        os.chmod(partial, 0o755)
-        tensors = {name: np.ascontiguousarray(value) for name, value in model.tensors.items()}
-        weights_path = os.path.join(partial, WEIGHTS_FILE)
-        save_file(tensors, weights_path)
-        os.chmod(weights_path, 0o644)  # safetensors lets nobody else read it
-        _write_text(partial, LABELS_FILE, "".join(f"{label}\n" for label in model.labels))
-        description = {
-            "format_version": FORMAT_VERSION,
-            "architecture": asdict(model.architecture),
-            "preprocessing": asdict(model.preprocessing),
-            "provenance": model.provenance,
-        }
-        _write_text(partial, CONFIG_FILE, json.dumps(description, indent=2) + "\n")
-        os.rename(partial, directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(directory) as folder:
+        fill_model_directory(model, folder)
 
 
-def _write_text(directory: str, name: str, text: str) -> None:
-    with open(os.path.join(directory, name), "w", encoding="utf-8") as file:
-        file.write(text)
+def fill_model_directory(model: Model, folder: str) -> None:
+    """Writes the files of a model directory into a folder that is there."""
+    check_labels(model.labels, model.architecture.num_classes, f"{LABELS_FILE}: line")
+    write_tensors(os.path.join(folder, WEIGHTS_FILE), model.tensors)
+    write_text(os.path.join(folder, LABELS_FILE), "".join(f"{name}\n" for name in model.labels))
+    description = {
+        "format_version": FORMAT_VERSION,
+        "architecture": asdict(model.architecture),
+        "preprocessing": asdict(model.preprocessing),
+        "provenance": model.provenance,
+    }
+    write_json(os.path.join(folder, CONFIG_FILE), description)
 
 
 def is_model_directory(path: str) -> bool:
@@ -104,40 +132,53 @@ def read_model_directory(directory: str) -> Model:
     Raises:
         UserError: a file is missing or broken, or of another version of the format.
     """
-    description = _read_description(os.path.join(directory, CONFIG_FILE))
+    architecture, preprocessing, description = read_description(directory)
+    return Model(
+        architecture,
+        preprocessing,
+        read_labels(os.path.join(directory, LABELS_FILE), architecture.num_classes),
+        read_tensors(os.path.join(directory, WEIGHTS_FILE)),
+        description["provenance"],
+    )
+
+
+def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[str, Any]]:
+    """Reads config.json; the whole of it comes last.
+
+    Raises:
+        UserError: it is missing or broken, or of another version of the format.
+    """
+    path = os.path.join(directory, CONFIG_FILE)
+    description = read_json(path, "the model's description")
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UserError(f"{path} is not a tsm_jax model of format version {FORMAT_VERSION}")
     try:
-        architecture = _from_json(Architecture, description["architecture"])
-        preprocessing = _from_json(Preprocessing, description["preprocessing"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{directory}/{CONFIG_FILE}: {error} is missing or unknown") from error
-    labels = read_labels(os.path.join(directory, LABELS_FILE), architecture.num_classes)
-    weights_path = os.path.join(directory, WEIGHTS_FILE)
+        architecture = from_json(Architecture, description.get("architecture"))
+        preprocessing = from_json(Preprocessing, description.get("preprocessing"))
+        _check_provenance(description.setdefault("provenance", {}))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return architecture, preprocessing, description
+
+
+def _check_provenance(provenance: Any) -> None:
+    """It is free, but has to be JSON that can be written again and what the model card reads."""
+    if not isinstance(provenance, dict):
+        raise UserError(f"provenance is {shown(provenance)}: it must be an object")
+    for part in ("recipe", "metrics"):
+        if not isinstance(provenance.get(part, {}), dict):
+            raise UserError(f"provenance.{part} is {shown(provenance[part])}: it must be an object")
+    metrics = provenance.get("metrics", {})
+    for name in ("top1", "top5", "loss", "count") if metrics else ():
+        if type(metrics.get(name)) not in (int, float) or not abs(metrics[name]) < 1e15:
+            raise UserError(
+                f"provenance.metrics.{name} is {shown(metrics.get(name))}: it must be a number"
+            )
     try:
-        tensors = load_file(weights_path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {weights_path}: {error}") from error
-    provenance = description.get("provenance", {})
-    return Model(architecture, preprocessing, labels, tensors, provenance)
-
-
-def _read_description(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            description = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
-        raise UserError(f"{path} is no tsm_jax model of format version {FORMAT_VERSION}")
-    return description
-
-
-def _from_json(kind: type, values: dict[str, Any]) -> Any:
-    if not isinstance(values, dict):
-        raise TypeError(f"{kind.__name__.lower()}")
-    names = {item.name for item in fields(kind)}
-    if names != values.keys():
-        raise TypeError(", ".join(sorted(names ^ values.keys())))
-    return kind(**values)
+        json.dumps(provenance, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:  # 1e999 is read as infinity; "\ud800" is not a character
+        raise UserError(f"provenance: {printable(error)}") from None
 
 
 def check_tensors(
@@ -151,7 +192,7 @@ def check_tensors(
         source: where it was read from, for the message.
     """
     problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    problems += [f"{printable(name)} is unexpected" for name in tensors if name not in expected]
     problems += [
         f"{name} is {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in expected.items()

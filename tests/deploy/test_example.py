@@ -1,0 +1,92 @@
+"""example.py of an exported folder answers what the package answers, without the package."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from tsm_jax.data import moving_shapes
+from tsm_jax.deploy.predictor import Predictor
+
+# What `pip install` of its README brings; Pillow and PyAV are PIL and av.
+ALONE = ("av", "numpy", "PIL")
+ENGINES = {"onnx": ("onnxruntime",), "stablehlo": ("jax", "jaxlib", "flatbuffers", "ml_dtypes")}
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """Makes a copy of the exported folder with one graph and another preprocessing."""
+
+    def make(graph, protocol="test", short_side=36):
+        copy = shutil.copytree(exported, tmp_path / "TSM")
+        for path in copy.glob("model.onnx" if graph == "stablehlo" else "*.stablehlo"):
+            path.unlink()
+        config = json.loads((copy / "config.json").read_text())
+        config["preprocessing"].update(protocol=protocol, short_side=short_side)
+        (copy / "config.json").write_text(json.dumps(config))
+        return copy
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shapes(film, tmp_path_factory):
+    """Videos: wide, upright, of the short side already, shorter than T."""
+    directory = tmp_path_factory.mktemp("shapes")
+    sizes = ((46, 70, 21), (90, 50, 9), (36, 48, 13), (64, 64, 2))
+    paths = []
+    for height, width, count in sizes:
+        drawn = moving_shapes.draw_clip(1, np.random.default_rng(0))
+        frames = np.resize(drawn, (count, height, width, 3))
+        paths.append(str(film(directory / f"{height}x{width}.mp4", frames)))
+    return paths
+
+
+@pytest.mark.parametrize("short_side", [36, 41])
+@pytest.mark.parametrize("protocol", ["test", "paddle_predict"])
+def test_it_prints_what_predict_answers(folder, shapes, capsys, monkeypatch, protocol, short_side):
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    copy = folder("onnx", protocol, short_side)
+    predictor = Predictor.load(str(copy), engine="onnxruntime")
+    monkeypatch.setattr(sys, "argv", ["example.py", *shapes])
+    example = runpy.run_path(str(copy / "example.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    for path, answer in zip(
+        shapes, re.split(r"^(?=/)", printed, flags=re.MULTILINE)[1:], strict=True
+    ):
+        clip = np.stack([example["prepare"](frame) for frame in example["decode"](path)])
+        np.testing.assert_array_equal(clip, predictor.read(path).reshape(clip.shape))
+        found = re.findall(r"\d\. (.+) \(class (\d+)\)  ([\d.]+)", answer)
+        expected = predictor.predict(path)
+        assert [(label, int(k)) for label, k, _ in found] == [(p.label, p.index) for p in expected]
+        scores = [float(score) for _, _, score in found]
+        np.testing.assert_allclose(scores, [p.score for p in expected], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("graph", ["onnx", "stablehlo"])
+def test_it_needs_only_what_the_readme_names(folder, shapes, formats, run_with_only, graph):
+    if graph not in formats:
+        pytest.skip(f"{graph} cannot be exported here")
+    copy = folder(graph)
+    code = f"""
+import runpy
+sys.argv = ["example.py", {shapes[0]!r}]
+runpy.run_path({str(copy / "example.py")!r}, run_name="__main__")
+"""
+    result = run_with_only(code, *ALONE, *ENGINES[graph], "opt_einsum", "scipy")
+    assert result.returncode == 0, result.stderr
+    engine = {"onnx": "onnxruntime", "stablehlo": "jax"}[graph]
+    best = Predictor.load(str(copy), engine=engine).predict(shapes[0])[0]
+    assert f"1. {best.label} (class {best.index})  {best.score:.4f}" in result.stdout
+
+
+def test_several_views_are_refused(folder, monkeypatch):
+    copy = folder("onnx", "mit_three_crop")
+    with pytest.raises(SystemExit, match="mit_three_crop takes several views"):
+        runpy.run_path(str(copy / "example.py"))
