@@ -74,7 +74,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("model.shift", "left", "config.model.shift is 'left'.*'past_first'"),
         ("model.depth", 20, "config.model.depth is 20.*18, 34, 50"),
         ("epochs", 0, "config.epochs is 0: it must be at least 1"),
-        ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 1"),
+        ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 0.9999"),
         ("batch_size", 24, r"multiple of config.model.batch_norm_group \(16\)"),
         ("data.short_side", 200, r"at least config.data.crop_size \(224\)"),
     ],
