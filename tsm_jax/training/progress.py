@@ -89,7 +89,8 @@ class Progress:
         update = math.isfinite(loss) and math.isfinite(norm)
         what = (
             f"{'the update of ' if update else ''}step {done} is not finite: loss"
-            f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips {name_some(clips)} (all in {METRICS_FILE})"
+            f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips"
+            f" {name_some(clips)} (all in {METRICS_FILE})"
         )
         if bad_steps > allowed:
             # Not recorded as a bad step: the run may be continued from the step before.
