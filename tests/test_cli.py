@@ -99,7 +99,7 @@ def run(*arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
 

@@ -72,7 +72,7 @@ from tsm_jax.training.processes import check_shared, everywhere, from_first, joi
 index = int(os.environ["JAX_PROCESS_ID"])
 
 def main(arguments):
-    with joined(timeout_seconds=float(os.environ.get("SECONDS", 60))):
+    with joined(timeout_seconds=float(os.environ.get("SECONDS", 300))):
         run()
 
 def run():
@@ -92,7 +92,7 @@ def two_processes(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
-            timeout=120,
+            timeout=300,
             cwd=tmp_path,
         )
 
@@ -158,7 +158,7 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, **place, "SECONDS": "1", "JAX_PLATFORMS": "cpu"},
-        timeout=60,
+        timeout=300,
     )
     assert result.returncode == 1
     assert result.stderr == (
