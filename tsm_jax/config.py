@@ -300,7 +300,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.crop_size": (32, 4096),
     "data.short_side": (32, 4096),
     "data.threads": (0, 1024),
-    "data.workers": (0, 1024),
+    "data.workers": (0, 128),
     "optimizer.learning_rate": (1e-12, 1000.0),
     "optimizer.reference_batch_size": (0, 10**6),
     "optimizer.boundaries": (1e-6, 1e6),

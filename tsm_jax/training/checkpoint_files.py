@@ -99,7 +99,7 @@ def set_unreadable_aside(workdir: str) -> None:
 
 def remove_leftovers(directory: str) -> None:
     """Deletes old checkpoints, and what saves left behind that were killed or failed."""
-    for name in os.listdir(directory):
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if _UNFINISHED in name or name == DELETED:
             shutil.rmtree(os.path.join(directory, name))
 
