@@ -21,8 +21,11 @@ import threading
 import time
 from types import FrameType
 
-# The first line of jax in a process that has lost process 0, before it aborts.
-COORDINATOR_LOST = "Polled an error from coordination service"
+# What jax prints in a process that has lost process 0, before it aborts.
+COORDINATOR_LOST = (
+    "Polled an error from coordination service",
+    "JAX distributed service detected fatal errors",
+)
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
@@ -148,7 +151,9 @@ def show(index: int, child: subprocess.Popen[str], ended: queue.Queue[int]) -> N
     for line in child.stdout:
         if aborts or line.startswith("[Gloo] Rank"):  # only says that the connection works
             continue
-        if COORDINATOR_LOST in line:  # what follows is a stack trace, and that of the abort
+        if any(
+            words in line for words in COORDINATOR_LOST
+        ):  # what follows is a stack trace, and that of the abort
             aborts = True
             line = "error: process 0, or the connection to it, is gone\n"
         sys.stdout.write(f"[{index}] {line}")

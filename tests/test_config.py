@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -80,10 +81,12 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     }
     recipe = str(REPOSITORY / "configs" / "quickstart.py")
     config = cli.load_recipe(recipe, [f"--config.{key}={value}" for key, value in values.items()])
-    monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 8)
+    monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
     monkeypatch.setattr(training_run, "load_tensors", lambda _: {})
     monkeypatch.setattr(training_run, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
+    found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
+    monkeypatch.setattr(evaluation_run, "_run", lambda *_: found)
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
     monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
-from tsm_jax import cli
+from tsm_jax import build, cli
 from tsm_jax.data import moving_shapes
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import EXIT_CODE
+from tsm_jax.training.state import abstract_state
 from tsm_jax.training_run import train_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -106,14 +106,17 @@ def on_one_device(run_here, tmp_path_factory):
 
 
 def state(workdir, step):
-    """Parameters, statistics and velocities of a checkpoint."""
+    """Parameters, statistics and velocities of a checkpoint, on any layout."""
     checkpoints = Checkpoints(str(workdir), read_only=True)
-    item = ocp.args.StandardRestore()
-    restored = checkpoints._restore(step, model=item, optimizer=item)
+    config = checkpoints.recipe(step)
+    network = build.build_training_network(config)
+    optimizer = build.build_optimizer(config, lambda _: 0.0)
+    like = abstract_state(network, optimizer, make_mesh(jax.devices()[:1]))
+    restored, _ = checkpoints.restore(step, like)
     checkpoints.close()
     return {
         jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(dict(restored))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
     }
 
 
