@@ -125,8 +125,8 @@ def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
     except Exception as error:  # the recipe is a program of the user's, with any defect
         what = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
         raise UserError(f"{path}: {what}{' '.join(str(error).split())}") from error
-    keys = {key for key, _ in config_lib.flatten(config)} if isinstance(config, ConfigDict) else ()
-    if keys != {key for key, _ in config_lib.flatten(config_lib.default())}:
+    known = dict(config_lib.flatten(config_lib.default())).keys()
+    if not isinstance(config, ConfigDict) or dict(config_lib.flatten(config)).keys() != known:
         raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
     return config
 
