@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tsm_jax import build_data, cli, evaluation_run, render_data, training_run
+from tsm_jax import build, build_data, cli, evaluation_run, render_data, training_run
 from tsm_jax.config import (
     CHANGEABLE_ON_RESUME,
     CHOICES,
@@ -64,6 +64,12 @@ def read_keys(monkeypatch):
     return keys
 
 
+def step_without_compiling(state, batch):
+    numbers = ("loss", "top1", "top5", "count", "grad_norm", "learning_rate", "bad", "bad_steps")
+    metrics = {name: np.zeros(()) for name in numbers}
+    return state._replace(step=state.step + 1), metrics
+
+
 def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     """Each key is read by a training, an evaluation, or what opens other kinds of data."""
     values = {
@@ -84,6 +90,7 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
     monkeypatch.setattr(training_run, "load_tensors", lambda _: {})
     monkeypatch.setattr(training_run, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
+    monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
     found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
     monkeypatch.setattr(evaluation_run, "_run", lambda *_: found)

@@ -136,7 +136,11 @@ class Checkpoints:
         self._check(step)
         # Orbax's own reader takes what is nested deeply, or is not a dictionary, without a word.
         path = os.path.join(self.path(step), "recipe", "metadata")
-        return config_lib.from_dict(read_json(path, "the recipe"))
+        values = read_json(path, "the recipe")
+        try:
+            return config_lib.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The train state of a step, and its progress.
