@@ -58,6 +58,39 @@ def test_train_tells_what_is_wrong(arguments, message, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ("def get_config(:", "SyntaxError: invalid syntax .*line 1"),
+        ("import nowhere", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config():\n    return 1 / 0", "ZeroDivisionError: division by zero"),
+        ("def get_config():\n    return 1", "must return tsm_jax.config.default()"),
+        (
+            "from ml_collections import ConfigDict\ndef get_config():\n"
+            "    return ConfigDict({'seed': 1})",
+            "must return tsm_jax.config.default()",
+        ),
+        (
+            "from tsm_jax.config import default\ndef get_config():\n"
+            "    config = default()\n    config.seed = None\n    return config",
+            "config.seed is None: it must be of type int",
+        ),
+    ],
+)
+def test_a_recipe_that_is_not_one_is_a_line(tmp_path, program, message):
+    path = tmp_path / "recipe.py"
+    path.write_text(program)
+    with pytest.raises(UserError, match=message):
+        cli.load_recipe(str(path))
+
+
+def test_a_recipe_must_be_a_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.py")
+    for path in (str(tmp_path / "pipe.py"), "/dev/zero"):
+        with pytest.raises(UserError, match="not a regular file"):
+            cli.load_recipe(path)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a.mp4 0\nb.mp4\n", "line 2"),
@@ -99,7 +132,7 @@ def run(*arguments):
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
 

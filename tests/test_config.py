@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from tsm_jax import cli
+from tsm_jax import build, build_data, cli, evaluation_run, render_data, training_run
 from tsm_jax.config import (
     ADDED_LATER,
     CHANGEABLE_ON_RESUME,
     CHOICES,
+    RANGES,
     default,
     flatten,
     from_dict,
@@ -20,6 +26,7 @@ from tsm_jax.config import (
     validate,
 )
 from tsm_jax.errors import UserError
+from tsm_jax.training.mesh import make_mesh
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -33,19 +40,84 @@ def test_every_recipe_loads_validates_and_has_exactly_the_known_keys(path):
     assert config.is_locked
 
 
-def test_every_key_is_read_by_the_program():
-    code = "".join(
-        path.read_text()
-        for path in (REPOSITORY / "tsm_jax").rglob("*.py")
-        if path.name != "config.py"
-    )
-    # The architecture's keys are read by the names of a dataclass's fields.
-    names = {key.rsplit(".", 1)[-1] for key, _ in flatten(default())}
-    by_plan = {"boundaries", "warmup_epochs", "reference_batch_size"}
-    unread = {
-        name for name in names - by_plan if not re.search(rf"\.{name}\b|^    {name}: ", code, re.M)
+# What makes steps of epochs, in the module of the keys itself.
+PLANNING = ("make_plan", "part_size", "peak_learning_rate")
+
+
+@pytest.fixture
+def read_keys(monkeypatch):
+    """The keys that the program has read so far, by name; checks and copies do not count."""
+    groups = [("", default()), *((f"{n}.", default()[n]) for n in ("model", "data", "optimizer"))]
+    prefixes = {frozenset(group.keys()): prefix for prefix, group in groups}
+    keys, original = set(), ConfigDict.__getitem__
+
+    def read(self, key):
+        frame = sys._getframe(1)
+        if frame.f_code.co_name == "__getattr__":
+            frame = frame.f_back
+        path = Path(frame.f_code.co_filename)
+        program = (REPOSITORY / "tsm_jax") in path.parents and path.name != "config.py"
+        if program or frame.f_code.co_name in PLANNING:
+            keys.add(prefixes.get(frozenset(self.keys()), "") + key)
+        return original(self, key)
+
+    monkeypatch.setattr(ConfigDict, "__getitem__", read)
+    return keys
+
+
+def step_without_compiling(state, batch):
+    numbers = ("loss", "top1", "top5", "count", "grad_norm", "learning_rate", "bad", "bad_steps")
+    metrics = {name: np.zeros(()) for name in numbers}
+    return state._replace(step=state.step + 1), metrics
+
+
+def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
+    """Each key is read by a training, an evaluation, or what opens other kinds of data."""
+    values = {
+        "data.render": "",
+        "data.source": "synthetic",
+        "data.crop_size": 32,
+        "data.short_side": 32,
+        "model.width": 8,
+        "model.num_segments": 4,
+        "model.dropout": 0.5,
+        "batch_size": 8,
+        "epochs": 1,
+        "init_from": "weights",
+        "workdir": tmp_path / "work",
     }
-    assert not unread
+    recipe = str(REPOSITORY / "configs" / "quickstart.py")
+    config = cli.load_recipe(recipe, [f"--config.{key}={value}" for key, value in values.items()])
+    monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
+    monkeypatch.setattr(training_run, "load_tensors", lambda _: {})
+    monkeypatch.setattr(training_run, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
+    monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
+    training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
+    found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
+    monkeypatch.setattr(evaluation_run, "_run", lambda *_: found)
+    evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
+
+    monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])
+    monkeypatch.setattr(render_data.moving_shapes, "ensure", lambda *_, **__: None)
+    config.data.source, config.data.render = "frames", "moving_shapes"
+    render_data.ensure_rendered(config)
+    build_data.build_source(config.data, "train", 8)
+    assert dict(flatten(default())).keys() - read_keys == set()
+
+
+def test_every_number_has_a_range():
+    for key, value in flatten(default()):
+        first = value[0] if isinstance(value, tuple) and value else value
+        if isinstance(first, (int, float)) and not isinstance(first, bool):
+            assert key in RANGES or key in CHOICES, key
+    assert RANGES.keys() <= dict(flatten(default())).keys()
+
+
+@pytest.mark.parametrize("template", ["img_{:05}.jpg", "{}.jpg", "{0:05d}.png", "a/{:6d}"])
+def test_templates_of_frames(template):
+    config = default()
+    config.data.frame_template = template
+    validate(config)
 
 
 def test_lists_of_keys_name_real_keys():
@@ -65,6 +137,19 @@ def test_epochs_become_steps_after_overrides():
     assert plan.warmup_steps == 12
 
 
+def test_steps_that_cannot_be_counted_or_told_apart_are_errors():
+    config = default()
+    config.epochs = 10**6
+    with pytest.raises(UserError, match="config.epochs is 1000000: with 7812 steps each"):
+        make_plan(config, 10**6)
+    config = default()
+    config.optimizer.boundaries = (0.1, 0.2)
+    with pytest.raises(UserError, match=r"boundaries is \(0.1, 0.2\).* the steps \(0, 1\)"):
+        make_plan(config, 3 * 128)
+    config.optimizer.schedule = "cosine"  # which has none
+    make_plan(config, 3 * 128)
+
+
 def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
     with pytest.raises(UserError, match=r"30 clips .* set --config.batch_size to at most 30"):
         make_plan(default(), 30)
@@ -76,7 +161,36 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("model.shift", "left", "config.model.shift is 'left'.*'past_first'"),
         ("model.depth", 20, "config.model.depth is 20.*18, 34, 50"),
         ("epochs", 0, "config.epochs is 0: it must be at least 1"),
-        ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 1"),
+        ("batch_size", 10**9, "config.batch_size is 1000000000.*at most 1000000"),
+        ("batch_size", True, "config.batch_size is True: it must be of type int"),
+        ("epochs", 10**18, "config.epochs is 1000000000000000000.*at most"),
+        ("seed", None, "config.seed is None: it must be of type int"),
+        ("label_smoothing", 1.0, "config.label_smoothing is 1.0.*at most 0.99"),
+        ("workdir", "a\x1b[2J", "config.workdir is .*must not contain control"),
+        ("model.shift_every", True, "config.model.shift_every is True"),
+        ("model.width", 10**6, "config.model.width is 1000000"),
+        ("data.frame_template", "{", "config.data.frame_template is '{'.*one number"),
+        ("data.frame_template", "frame.jpg", "config.data.frame_template"),
+        ("data.frame_template", "{:05}_{:05}.jpg", "config.data.frame_template"),
+        ("data.frame_template", "{:999999999}.jpg", "config.data.frame_template"),
+        ("data.frame_template", "{0.__class__}.jpg", "config.data.frame_template"),
+        ("data.rendered_clips", (5,), "config.data.rendered_clips is .*two whole numbers"),
+        ("data.rendered_clips", (0, 0), "config.data.rendered_clips is .*at least 1"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate is 0.0.*at least 1e-12"),
+        ("optimizer.learning_rate", math.nan, "config.optimizer.learning_rate is nan"),
+        ("optimizer.decay_factor", -5.0, "config.optimizer.decay_factor is -5.0"),
+        ("optimizer.fc_weight_multiplier", math.nan, "config.optimizer.fc_weight_multiplier"),
+        ("optimizer.fc_bias_multiplier", math.inf, "config.optimizer.fc_bias_multiplier is inf"),
+        ("optimizer.fc_weight_multiplier", -10.0, "config.optimizer.fc_weight_multiplier is -10"),
+        ("optimizer.boundaries", (1, "a"), "config.optimizer.boundaries is .*'a' is not a number"),
+        ("optimizer.boundaries", (math.nan,), "config.optimizer.boundaries is .*nan"),
+        ("optimizer.boundaries", (40, 20), "config.optimizer.boundaries is .*greater than the one"),
+        ("optimizer.boundaries", (-3,), "config.optimizer.boundaries is .*at least"),
+        ("optimizer.warmup_epochs", 51.0, r"config.optimizer.warmup_epochs is 51.*epochs \(50\)"),
+        ("optimizer.warmup_epochs", 30.0, "boundaries is .*must not lie within .*warmup_epochs"),
+        ("optimizer.clip_norm", 1e-40, "config.optimizer.clip_norm is 1e-40"),
+        ("optimizer.momentum", 1.0, "config.optimizer.momentum is 1.0.*at most 0.9999"),
+        ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 0.9999"),
         ("batch_size", 24, r"multiple of config.model.batch_norm_group \(16\)"),
         ("data.short_side", 200, r"at least config.data.crop_size \(224\)"),
     ],
@@ -112,6 +226,14 @@ def test_survives_being_stored():
     assert dict(flatten(from_dict(stored))) == dict(flatten(config))
     del stored["best_metric"]  # recipes of 0.1.0 have no such key, and meant top-1
     assert from_dict(stored).best_metric == "top1"
+    for key, value, message in (
+        ("seed", [1], r"damaged: seed is \(1,\), which is not of type int"),
+        ("model", 1, "differs in"),
+    ):
+        with pytest.raises(UserError, match=message):
+            from_dict({**stored, key: value})
+    with pytest.raises(UserError, match="config.model.depth is 19"):
+        from_dict({**stored, "model": {**stored["model"], "depth": 19}})
     del stored["seed"]
     with pytest.raises(UserError, match="another version of tsm_jax: it differs in seed"):
         from_dict(stored)

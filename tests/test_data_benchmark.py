@@ -13,6 +13,7 @@ import pytest
 from tsm_jax import benchmark
 from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
+from tsm_jax.host import usable_cores
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
@@ -40,6 +41,14 @@ def test_a_line_of_json_for_each_measurement(arguments, capsys):
     for line in lines:
         assert line["source"] == "videos"
         assert line["ms_per_clip"] == pytest.approx(1000 / line["clips_per_second"], rel=0.01)
+
+
+def test_renders_the_data_set_of_a_recipe_at_first_use(tmp_path, capsys):
+    values = {"data.train_list": tmp_path / "new" / "train.list", "data.rendered_clips": "(16, 8)"}
+    overrides = [f"--config.{key}={value}" for key, value in values.items()]
+    benchmark.main(["data", "--config", RECIPE, *overrides, "--clips", "1"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1]["threads"] == usable_cores()
 
 
 def test_tells_what_is_wrong(arguments, tmp_path):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from tsm_jax import compilation_cache
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
-from tsm_jax.files import reason
+from tsm_jax.files import check_regular, reason
 from tsm_jax.terminal import printable
 
 OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
@@ -90,7 +90,9 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
         UserError: names what is wrong with the path, the key or the value.
     """
-    if not os.path.isfile(path):
+    if os.path.exists(path):
+        check_regular(path, "the recipe")
+    else:
         there = os.path.join("configs", os.path.splitext(os.path.basename(path))[0] + ".py")
         hint = f"did you mean {there}?" if os.path.isfile(there) else "the recipes are in configs/"
         raise UserError(f"there is no recipe {path}: {hint}")
@@ -122,15 +124,13 @@ def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
     try:
         values(arguments)
         config = values["config"].value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{' '.join(overrides) or path}: {_one_line(error)}") from error
-    if not isinstance(config, ConfigDict):
+    except Exception as error:  # the recipe is a program of the user's, with any defect
+        what = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
+        raise UserError(f"{path}: {what}{' '.join(str(error).split())}") from error
+    known = dict(config_lib.flatten(config_lib.default())).keys()
+    if not isinstance(config, ConfigDict) or dict(config_lib.flatten(config)).keys() != known:
         raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
     return config
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def run(

@@ -7,8 +7,9 @@ all overrides and from the real length of the data.
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -118,8 +119,8 @@ def default() -> ConfigDict:
     config.log_every = 20
     # Steps between two checkpoints within an epoch. 0: at the end of each epoch only.
     config.checkpoint_every = 0
-    # Steps of the whole run that may be skipped because their loss or gradient is not finite; one
-    # more stops the run. 0: stop at the first.
+    # Steps of the whole run that may be skipped because their loss, gradient or update is not
+    # finite; one more stops the run. 0: stop at the first.
     config.max_bad_steps = 0
     # What the best checkpoint has most of in its validation: `top1`, or `mean_recall`, the mean
     # over classes of the share of their clips that is recognised, for classes of unequal sizes.
@@ -255,7 +256,8 @@ def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
     """Derives steps from epochs.
 
     Raises:
-        UserError: the training list holds less than one batch.
+        UserError: the training list holds less than one batch, the run has too many steps, or
+            boundaries round to the same one.
     """
     steps_per_epoch = num_train_clips // config.batch_size
     if steps_per_epoch == 0:
@@ -263,12 +265,70 @@ def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
             f"{config.data.train_list}: {num_train_clips} clips do not fill one batch of"
             f" {config.batch_size}: set --config.batch_size to at most {num_train_clips}"
         )
+    total_steps = steps_per_epoch * config.epochs
+    if total_steps >= 2**31:  # counted in int32 on the devices
+        raise UserError(
+            f"config.epochs is {config.epochs}: with {steps_per_epoch} steps each these are"
+            f" {total_steps} steps, which must be less than {2**31}"
+        )
+    boundaries = tuple(round(epoch * steps_per_epoch) for epoch in config.optimizer.boundaries)
+    if config.optimizer.schedule == "step" and not all(
+        earlier < later for earlier, later in itertools.pairwise((0, *boundaries))
+    ):
+        raise UserError(
+            f"config.optimizer.boundaries is {tuple(config.optimizer.boundaries)}: with"
+            f" {steps_per_epoch} steps in an epoch these are the steps {boundaries}, which must be"
+            " different ones after the first"
+        )
     return Plan(
         steps_per_epoch=steps_per_epoch,
-        total_steps=steps_per_epoch * config.epochs,
-        boundaries=tuple(round(epoch * steps_per_epoch) for epoch in config.optimizer.boundaries),
+        total_steps=total_steps,
+        boundaries=boundaries,
         warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
     )
+
+
+# The least and the greatest value of every number of a recipe; of a tuple, those of each number in
+# it. The greatest ones also refuse, in one line and at once, what no memory holds.
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "batch_size": (1, 10**6),
+    "eval_batch_size": (0, 10**6),
+    "accumulation_steps": (1, 10**6),
+    "epochs": (1, 10**6),
+    "label_smoothing": (0.0, 0.99),
+    "log_every": (1, 2**31 - 1),
+    "checkpoint_every": (0, 2**31 - 1),
+    "max_bad_steps": (0, 2**31 - 2),
+    "model.width": (8, 1024),
+    "model.num_classes": (0, 10**6),
+    "model.num_segments": (1, 1024),
+    "model.dropout": (0.0, 0.99),
+    "model.batch_norm_group": (0, 10**6),
+    "data.rendered_clips": (1, 10**6),
+    "data.crop_size": (32, 4096),
+    "data.short_side": (32, 4096),
+    "data.threads": (0, 1024),
+    "data.workers": (0, 128),
+    "optimizer.learning_rate": (1e-12, 1000.0),
+    "optimizer.reference_batch_size": (0, 10**6),
+    "optimizer.boundaries": (1e-6, 1e6),
+    "optimizer.decay_factor": (1e-6, 1.0),
+    "optimizer.warmup_epochs": (0.0, 1e6),
+    "optimizer.momentum": (0.0, 0.9999),
+    "optimizer.weight_decay": (0.0, 1.0),
+    "optimizer.clip_norm": (0.0, 1e6),
+    "optimizer.fc_weight_multiplier": (0.0, 1000.0),
+    "optimizer.fc_bias_multiplier": (0.0, 1000.0),
+}
+
+# Below it nothing would be learned, without a word.
+_SMALLEST_CLIP_NORM = 1e-6
+
+# A name with one number, perhaps of a fixed width: img_{:05}.jpg
+_FRAME_TEMPLATE = re.compile(r"[^{}]*\{0?(:0?[1-9]?[0-9]?d?)?\}[^{}]*")
+
+_CONTROL_CODES = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def validate(config: ConfigDict) -> None:
@@ -277,47 +337,70 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: names the key, its value and what it may be.
     """
-    for key, choices in CHOICES.items():
-        value = get(config, key)
-        if value not in choices:
-            allowed = ", ".join(repr(choice) for choice in choices)
-            raise UserError(f"config.{key} is {value!r}: it must be one of {allowed}")
-    for key, low, high in _BOUNDS:
-        value = get(config, key)
-        if not low <= value <= high:
-            upper = "" if math.isinf(high) else f" and at most {high}"
-            raise UserError(f"config.{key} is {value}: it must be at least {low}{upper}")
-    _validate_relations(config)
+    defaults = dict(flatten(default()))
+    for key, value in flatten(config):
+        _check_value(key, value, defaults[key])
+    _check_data(config)
+    _check_batches(config)
+    _check_optimizer(config)
 
 
-_BOUNDS = (
-    ("batch_size", 1, math.inf),
-    ("eval_batch_size", 0, math.inf),
-    ("accumulation_steps", 1, math.inf),
-    ("epochs", 1, math.inf),
-    ("seed", 0, 2**31 - 1),
-    ("label_smoothing", 0.0, 1.0),
-    ("log_every", 1, math.inf),
-    ("checkpoint_every", 0, math.inf),
-    ("max_bad_steps", 0, 2**31 - 2),
-    ("model.width", 8, math.inf),
-    ("model.num_classes", 0, math.inf),
-    ("model.num_segments", 1, math.inf),
-    ("model.dropout", 0.0, 0.99),
-    ("model.batch_norm_group", 0, math.inf),
-    ("data.crop_size", 32, math.inf),
-    ("data.threads", 0, 1024),
-    ("data.workers", 0, 1024),
-    ("optimizer.learning_rate", 0.0, math.inf),
-    ("optimizer.reference_batch_size", 0, math.inf),
-    ("optimizer.warmup_epochs", 0.0, math.inf),
-    ("optimizer.momentum", 0.0, 1.0),
-    ("optimizer.weight_decay", 0.0, math.inf),
-    ("optimizer.clip_norm", 0.0, math.inf),
-)
+def _check_value(key: str, value: Any, like: Any) -> None:
+    if type(value) is not type(like):  # ConfigDict takes None for anything, and True for 1
+        raise UserError(f"config.{key} is {value!r}: it must be of type {type(like).__name__}")
+    if isinstance(value, str) and _CONTROL_CODES.search(value):
+        raise UserError(f"config.{key} is {value!r}: it must not contain control characters")
+    if key in CHOICES and value not in CHOICES[key]:
+        allowed = ", ".join(repr(choice) for choice in CHOICES[key])
+        raise UserError(f"config.{key} is {value!r}: it must be one of {allowed}")
+    if key in RANGES:
+        _check_range(key, value)
 
 
-def _validate_relations(config: ConfigDict) -> None:
+def _check_range(key: str, value: Any) -> None:
+    low, high = RANGES[key]
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise UserError(f"config.{key} is {value!r}: {number!r} is not a number")
+        if not low <= number <= high:  # nan as well
+            raise UserError(
+                f"config.{key} is {value}: it must be at least {low:.10g} and at most {high:.10g}"
+            )
+
+
+def _check_data(config: ConfigDict) -> None:
+    data, model = config.data, config.model
+    if data.short_side < data.crop_size:
+        raise UserError(
+            f"config.data.short_side is {data.short_side}: it must be at least"
+            f" config.data.crop_size ({data.crop_size})"
+        )
+    if len(data.rendered_clips) != 2 or not all(type(n) is int for n in data.rendered_clips):
+        raise UserError(
+            f"config.data.rendered_clips is {tuple(data.rendered_clips)}: it must be two whole"
+            " numbers, of training and of validation clips"
+        )
+    if not _FRAME_TEMPLATE.fullmatch(data.frame_template):
+        raise UserError(
+            f"config.data.frame_template is {data.frame_template!r}: it must be a file name with"
+            " one number in it, such as img_{:05}.jpg"
+        )
+    if not all(isinstance(name, str) and name for name in config.init_ignore):
+        raise UserError(
+            f"config.init_ignore is {tuple(config.init_ignore)}: it must hold names of tensors"
+        )
+    if (
+        model.shift != "none"
+        and model.shift_fraction == "1/num_segments"
+        and model.num_segments < 2
+    ):
+        raise UserError(
+            "config.model.num_segments is 1: one frame cannot be shifted by 1/num_segments of its"
+            " channels; set config.model.shift=none"
+        )
+
+
+def _check_batches(config: ConfigDict) -> None:
     if config.batch_size % config.accumulation_steps:
         raise UserError(
             f"config.batch_size is {config.batch_size}: it must be a multiple of"
@@ -332,20 +415,36 @@ def _validate_relations(config: ConfigDict) -> None:
             f"{key} is {part}: it must be a multiple of config.model.batch_norm_group ({group}), or"
             " set that to 0"
         )
-    if config.data.short_side < config.data.crop_size:
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    optimizer = config.optimizer
+    boundaries = tuple(optimizer.boundaries)
+    if any(later <= earlier for earlier, later in itertools.pairwise(boundaries)):
         raise UserError(
-            f"config.data.short_side is {config.data.short_side}: it must be at least"
-            f" config.data.crop_size ({config.data.crop_size})"
+            f"config.optimizer.boundaries is {boundaries}: each must be greater than the one before"
         )
-    ratio = 1 / config.model.num_segments
-    if (
-        config.model.shift != "none"
-        and config.model.shift_fraction == "1/num_segments"
-        and ratio > 0.5
-    ):
+    if optimizer.warmup_epochs > config.epochs:
         raise UserError(
-            "config.model.num_segments is 1: one frame cannot be shifted by 1/num_segments of its"
-            " channels; set config.model.shift=none"
+            f"config.optimizer.warmup_epochs is {optimizer.warmup_epochs:g}: it must be at most"
+            f" config.epochs ({config.epochs})"
+        )
+    if optimizer.schedule == "step" and boundaries and boundaries[0] < optimizer.warmup_epochs:
+        raise UserError(
+            f"config.optimizer.boundaries is {boundaries}: the first must not lie within"
+            f" config.optimizer.warmup_epochs ({optimizer.warmup_epochs:g})"
+        )
+    if 0 < optimizer.clip_norm < _SMALLEST_CLIP_NORM:
+        raise UserError(
+            f"config.optimizer.clip_norm is {optimizer.clip_norm}: it must be 0, for no limit, or"
+            f" at least {_SMALLEST_CLIP_NORM:g}"
+        )
+    low, high = RANGES["optimizer.learning_rate"]
+    if not low <= peak_learning_rate(config) <= high:
+        raise UserError(
+            f"config.optimizer.reference_batch_size is {optimizer.reference_batch_size}: it scales"
+            f" the learning rate to {peak_learning_rate(config):g}, which must be at least {low:g}"
+            f" and at most {high:g}"
         )
 
 
@@ -385,10 +484,13 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     Those of `ADDED_LATER` may be missing.
 
     Raises:
-        UserError: a key is missing or unknown, as in a recipe of another version.
+        UserError: a key is missing or unknown, as in a recipe of another version; or a value is
+            of another type.
     """
     config = default()
     known = dict(flatten(config))
+    if not isinstance(values, dict):
+        raise UserError("the saved recipe is damaged: it is not a dictionary")
     given = {**ADDED_LATER, **dict(flatten(ConfigDict(values)))}
     if known.keys() != given.keys():
         names = ", ".join(sorted(known.keys() ^ given.keys()))
@@ -397,8 +499,18 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
             " version that wrote it, or train again"
         )
     for key, value in given.items():
+        # The network's own values may come from anywhere; those of the optimizer are not used
+        # unless the run goes on, with a recipe that is the same and has been validated.
+        if key.startswith("model."):
+            _check_value(key, value, known[key])
         *parents, last = key.split(".")
-        (get(config, ".".join(parents)) if parents else config)[last] = value
+        try:
+            (get(config, ".".join(parents)) if parents else config)[last] = value
+        except (TypeError, ValueError):
+            kind = type(known[key]).__name__
+            raise UserError(
+                f"the saved recipe is damaged: {key} is {value!r}, which is not of type {kind}"
+            ) from None
     return config
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,8 @@ def run_data_benchmark(
     Raises:
         UserError: the list or a clip cannot be read.
     """
+    with redirect_stdout(sys.stderr):  # standard output is for the lines of JSON
+        ensure_rendered(config)
     config = with_num_classes(config)
     source = build_data.build_source(config.data, "train", config.model.num_classes)
     if len(source) < _BATCH:
@@ -67,7 +70,7 @@ def run_data_benchmark(
             reading = Reading(threads=num_threads, workers=num_workers)
             tell(
                 "pipeline",
-                threads=num_threads or os.cpu_count(),
+                threads=reading.options(_BATCH).num_threads,
                 workers=num_workers,
                 **pipeline(train_clips, reading, clips),
             )

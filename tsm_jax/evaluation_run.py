@@ -153,7 +153,8 @@ def _run(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
-    batch_size = eval_batch_size(config.eval_batch_size or part_size(config), mesh)
+    wanted = min(config.eval_batch_size or part_size(config), len(clips.source))
+    batch_size = eval_batch_size(wanted, mesh)
     data_format = config.model.data_format
     network = build.build_network(model.architecture, config.dtype, data_format=data_format)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
@@ -167,6 +168,7 @@ def _run(
         mesh=mesh,
         data_format=data_format,
         average_probabilities=average == "probabilities",
+        deterministic=config.deterministic,
     )
     eval_step = compiled_together(eval_step, "evaluation step")
     batches = track(
@@ -188,4 +190,10 @@ def _run(
         ranks.append(batch["rank"][batch["mask"]])
 
     metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
-    return metrics, np.concatenate(logits), np.concatenate(ranks)
+    scores = np.concatenate(logits)
+    if bad := int((~np.isfinite(scores)).any(1).sum()):
+        raise UserError(
+            f"{weights}: the scores of {bad} of {len(scores)} clips are not finite: the weights are"
+            " damaged, or too large for config.dtype"
+        )
+    return metrics, scores, np.concatenate(ranks)

@@ -17,7 +17,7 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
-from tsm_jax.files import write_lines
+from tsm_jax.files import write_text
 from tsm_jax.loading import load_tensors
 from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -78,7 +78,8 @@ def train_recipe(
         checkpoints.choose_best_by(config.best_metric)
         writes = jax.process_index() == 0
         if writes:
-            _write_labels(config.workdir, labels)
+            text = "".join(f"{label}\n" for label in labels)
+            write_text(os.path.join(config.workdir, LABELS_FILE), text)
         with RunLog(
             config.workdir,
             first_step=first_step,
@@ -89,6 +90,8 @@ def train_recipe(
             log.say(_headline(config, mesh, len(train_source), len(val_source)))
             if shared := _count_shared(config, train_source, val_source):
                 log.say(f"warning: {shared} clips are both in the training and the validation list")
+            if late := _boundaries_after_the_run(config):
+                log.say(f"config.optimizer.boundaries {late} are not within {config.epochs} epochs")
             log.say(f"{origin}; compiling the first step")
             validate = _validation(config, mesh, eval_step, eval_clips, log)
             batches = train_batches(
@@ -154,7 +157,8 @@ def _start(
 def _validation(
     config: ConfigDict, mesh: Mesh, eval_step: EvalStep, clips: EvalClips, log: RunLog
 ) -> Validate:
-    batch_size = eval_batch_size(config.eval_batch_size or part_size(config), mesh)
+    wanted = min(config.eval_batch_size or part_size(config), len(clips.source))
+    batch_size = eval_batch_size(wanted, mesh)
 
     def validate(state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
         batches = eval_batches(
@@ -174,12 +178,6 @@ def _validation(
             )
 
     return validate
-
-
-def _write_labels(workdir: str, labels: list[str]) -> None:
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, LABELS_FILE), "w", encoding="utf-8") as file:
-        file.writelines(f"{label}\n" for label in labels)
 
 
 def _write_card(
@@ -203,7 +201,7 @@ def _write_card(
     )
     title = os.path.basename(os.path.normpath(config.workdir))
     card = model_card(model, title=title, path=config.workdir)
-    write_lines(os.path.join(config.workdir, CARD_FILE), card.splitlines())
+    write_text(os.path.join(config.workdir, CARD_FILE), card)
 
 
 def _count_shared(config: ConfigDict, train_source: Source, val_source: Source) -> int:
@@ -224,9 +222,17 @@ def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) 
     )
 
 
+def _boundaries_after_the_run(config: ConfigDict) -> list[float]:
+    """Where the learning rate would step down if the run were longer, as it may become."""
+    if config.optimizer.schedule != "step":
+        return []
+    return [boundary for boundary in config.optimizer.boundaries if boundary >= config.epochs]
+
+
 def _say_goodbye(log: RunLog, checkpoints: Checkpoints, config: ConfigDict) -> None:
     best_step = checkpoints.best_step()
     if best_step is None:
+        log.say("training finished: no validation had a finite loss, so there is no best model")
         return
     metric = checkpoints.best_metric
     log.say(

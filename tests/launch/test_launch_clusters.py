@@ -50,7 +50,7 @@ def dry_run(tmp_path):
             env={"PATH": str(commands), "HOME": str(tmp_path), **dict(variables)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         record = tmp_path / "record"
         return result, record.read_text().splitlines() if record.exists() else []

@@ -48,6 +48,18 @@ def test_a_bad_step_counts_and_changes_nothing_else(value, where):
     assert told == [(False, 0), (True, 1), (False, 1)]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["params", "batch_stats", "opt_state"])
+def test_a_step_whose_update_alone_is_not_finite_is_bad(value, where):
+    before, after = state(0.0), state(1.0, 1)
+    after = after._replace(**{where: getattr(state(value, 1), where)})
+    kept, metrics = skip_bad_step(
+        before, after, {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)}, 1
+    )
+    assert bool(metrics["bad"])
+    assert values(kept) == [1, *values(before)[1:-1], 1]
+
+
 def test_the_run_stands_still_from_the_step_that_stops_it():
     final, told = run([1.0, np.nan, np.nan, 1.0, np.nan, 1.0], 1)
     assert told[2] == (True, 2)

@@ -72,7 +72,7 @@ from tsm_jax.training.processes import check_shared, everywhere, from_first, joi
 index = int(os.environ["JAX_PROCESS_ID"])
 
 def main(arguments):
-    with joined(timeout_seconds=float(os.environ.get("SECONDS", 60))):
+    with joined(timeout_seconds=float(os.environ.get("SECONDS", 300))):
         run()
 
 def run():
@@ -92,7 +92,7 @@ def two_processes(tmp_path):
             capture_output=True,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
-            timeout=120,
+            timeout=300,
             cwd=tmp_path,
         )
 
@@ -150,6 +150,23 @@ def test_a_process_that_is_killed_ends_the_others(two_processes):
     assert "Traceback" not in result.stdout
 
 
+def test_without_process_0_the_others_end_with_one_line(two_processes):
+    result = two_processes(
+        """
+    from_first(0)
+    if index == 0:
+        os.kill(os.getpid(), 9)
+    from_first(1)
+""",
+        count=3,
+    )
+    assert result.returncode in (134, 137)  # that of the process that was seen to end first
+    for index in "12":
+        lines = [line for line in result.stdout.splitlines() if line.startswith(f"[{index}]")]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"[{index}] error: ")
+
+
 def test_a_process_whose_others_do_not_come_says_so(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM.format(body="    pass"))
     place = {processes.ADDRESS: "127.0.0.1:1", processes.COUNT: "2", processes.INDEX: "1"}
@@ -158,7 +175,7 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path):
         capture_output=True,
         text=True,
         env={**os.environ, **place, "SECONDS": "1", "JAX_PLATFORMS": "cpu"},
-        timeout=60,
+        timeout=300,
     )
     assert result.returncode == 1
     assert result.stderr == (

@@ -7,7 +7,6 @@ continues from its step number alone, on any number of hosts, workers and thread
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from absl import flags
 
 from tsm_jax.data.batch_memory import BatchMemory
 from tsm_jax.data.clips import Element, EvalClips, TrainClips
+from tsm_jax.host import usable_cores
 
 Batch = dict[str, np.ndarray]
 
@@ -35,18 +35,11 @@ class Reading:
 
     def options(self, batch_size: int, num_views: int = 1) -> grain.ReadOptions:
         """Grain's options for batches of `batch_size` clips with V views."""
-        threads = self.threads or max(1, _cores() // max(1, self.workers))
+        threads = self.threads or max(1, usable_cores() // max(1, self.workers))
         # A whole batch is read ahead, so that the threads never wait while a step computes; less
         # of it where a clip has so many views that memory would not hold it.
         ahead = max(threads, (batch_size + 2 * threads) // num_views)
         return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-
-
-def _cores() -> int:
-    """Cores that this process may use: SLURM gives each of several on a host its own."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: kept out of the train state, counted, and told."""
+"""Steps that are not finite: kept out of the train state, counted, and reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Diverged(UserError):
 def skip_bad_step(
     state: TrainState, updated: TrainState, metrics: Metrics, max_bad_steps: int
 ) -> tuple[TrainState, Metrics]:
-    """Takes `updated` only if the step's loss and gradient are finite.
+    """Takes `updated` only if the step's loss and gradient, and `updated` itself, are finite.
+
+    A finite gradient can still overflow in the update: a velocity adds up, a multiplier or a
+    learning rate scales. The check of the new state costs one more pass over it.
 
     A bad step leaves parameters, statistics and velocities as they were and only counts. The one
     after `max_bad_steps` of them stops the run: neither it nor the steps that the host has started
@@ -36,7 +39,10 @@ def skip_bad_step(
         The state to go on with, and the metrics with `bad` (bool) and `bad_steps` (int32, of the
         whole run, this one included).
     """
-    bad = ~(jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"]))
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    for leaf in jax.tree.leaves(updated):
+        finite &= jnp.isfinite(leaf).all()
+    bad = ~finite
     bad_steps = state.bad_steps + bad
     stopped = bad_steps > max_bad_steps
 

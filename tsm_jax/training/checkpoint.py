@@ -24,6 +24,7 @@ from orbax.checkpoint.options import AsyncOptions
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
+from tsm_jax.files import read_json, write_json
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.training import checkpoint_files as files
 from tsm_jax.training.mesh import replicated
@@ -109,7 +110,7 @@ class Checkpoints:
         self._validations[step] = metrics
         if jax.process_index() == 0:
             with self._told_in_one_line():
-                files.write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
+                write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
 
     def path(self, step: int) -> str:
         """Folder of a step."""
@@ -163,8 +164,14 @@ class Checkpoints:
 
     def recipe(self, step: int) -> ConfigDict:
         """The recipe that a checkpoint was trained with."""
-        restored = self._restore(step, recipe=ocp.args.JsonRestore())
-        return config_lib.from_dict(restored["recipe"])
+        self._check(step)
+        # Orbax's own reader takes what is nested deeply, or is not a dictionary, without a word.
+        path = os.path.join(self.path(step), "recipe", "metadata")
+        values = read_json(path, "the recipe")
+        try:
+            return config_lib.from_dict(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The train state of a step, and its progress.
@@ -218,13 +225,16 @@ class Checkpoints:
             self._manager.close()
 
     def _restore(self, step: int, **items: Any) -> Any:
+        self._check(step)
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _check(self, step: int) -> None:
         # A run that continues has checked its checkpoints when it began.
         if self._read_only and (wrong := files.what_is_wrong(self.path(step))):
             raise UserError(
                 f"{self.path(step)} is unreadable ({wrong}): run the training again, which goes on"
                 " from the checkpoint before"
             )
-        return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     @contextmanager
     def _told_in_one_line(self) -> Iterator[None]:

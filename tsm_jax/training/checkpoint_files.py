@@ -6,7 +6,6 @@ Reading such a folder may crash or hang, so every byte is checked before anythin
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
-from tsm_jax.files import read_json
+from tsm_jax.files import read_json, reason, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
@@ -51,18 +50,23 @@ def what_is_wrong(folder: str) -> str:
     """Why a checkpoint cannot be trusted, in words; empty if it is whole."""
     name = CHECKSUMS_FILE
     try:
-        expected = _read_json(os.path.join(folder, name))
+        expected = dict(read_json(os.path.join(folder, name), "the checksums"))
+        if not expected:
+            return f"{name} names no files"
+        there = set(_files(folder))
         for name, (size, crc) in expected.items():
+            if name not in there:
+                return f"{name} is not there"
             found_size, found_crc = _sums(folder, name)
             if found_size != size:
                 return f"{name} has {found_size} of {size} bytes"
             if found_crc != crc:
                 return f"{name} has changed"
         name = _TIMESTAMP_FILE
-        _read_json(os.path.join(folder, name))
+        read_json(os.path.join(folder, name), "the time stamp")
     except OSError as error:
-        return f"{name}: {error.strerror}"
-    except (ValueError, TypeError, AttributeError):
+        return f"{name}: {reason(error)}"
+    except (UserError, ValueError, TypeError):
         return f"{name} cannot be read"
     return ""
 
@@ -96,7 +100,7 @@ def set_unreadable_aside(workdir: str) -> None:
 
 def remove_leftovers(directory: str) -> None:
     """Deletes old checkpoints, and what saves left behind that were killed or failed."""
-    for name in os.listdir(directory):
+    for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if _UNFINISHED in name or name == DELETED:
             shutil.rmtree(os.path.join(directory, name))
 
@@ -109,8 +113,12 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
         if not name.isdigit() or not os.path.exists(path):
             continue
         try:
-            validations[int(name)] = _read_json(path)
-        except ValueError:
+            values = read_json(path, "the validation")
+        except UserError:
+            values = None
+        if _is_validation(values):
+            validations[int(name)] = values
+        else:
             _log.warning("%s cannot be read: step %s counts as not validated", path, name)
     return validations
 
@@ -137,27 +145,18 @@ def read_best_metric(directory: str) -> str:
     return metric
 
 
-def write_json(path: str, values: Any) -> None:
-    """A JSON file that appears complete or not at all."""
-    partial = path + ".partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        return dict(json.load(file))
+def _is_validation(values: Any) -> bool:
+    """Whether these are metrics; a loss that is not finite is stored as null."""
+    if not isinstance(values, dict) or "loss" not in values:
+        return False
+    numbers = [values["loss"] or 0.0, *(values.get(name) for name in ("top1", "count"))]
+    return all(isinstance(number, (int, float)) for number in numbers)
 
 
 def _files(folder: str) -> list[str]:
-    names = (
-        os.path.relpath(os.path.join(parent, name), folder)
-        for parent, _, names in os.walk(folder)
-        for name in names
-    )
+    """The files that are read, by their names in the folder; a pipe or a device is none."""
+    paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    names = (os.path.relpath(path, folder) for path in paths if os.path.isfile(path))
     return sorted(name for name in names if name != _TIMESTAMP_FILE)
 
 

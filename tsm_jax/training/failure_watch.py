@@ -61,7 +61,8 @@ class FailureWatch:
             except Exception as error:
                 if "NOT_FOUND" in str(error):
                     continue
-                return  # process 0 is gone: jax itself ends this process
+                # If jax notices first, it aborts this process (launch/local.py hides its trace).
+                message = "process 0 is gone: its output or its launcher's says why"
             if not self._stopped.is_set():
                 print_and_exit(message, _linger_seconds())
 

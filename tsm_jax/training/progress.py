@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +86,11 @@ class Progress:
         bad_steps, allowed = int(self._last["bad_steps"]), run.config.max_bad_steps
         clips = [run.clip_name(int(index)) for index in indices]
         loss, norm = (float(self._last[name]) for name in ("loss", "grad_norm"))
+        update = math.isfinite(loss) and math.isfinite(norm)
         what = (
-            f"step {done} is not finite: loss {loss / len(clips):.5g}, gradient norm {norm:.5g}, on"
-            f" the clips {name_some(clips)} (all in {METRICS_FILE})"
+            f"{'the update of ' if update else ''}step {done} is not finite: loss"
+            f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips"
+            f" {name_some(clips)} (all in {METRICS_FILE})"
         )
         if bad_steps > allowed:
             # Not recorded as a bad step: the run may be continued from the step before.

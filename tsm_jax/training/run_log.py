@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tsm_jax.errors import UserError
+from tsm_jax.files import check_regular, reason, write_text
+from tsm_jax.terminal import printable
 from tsm_jax.training.event_file import EventFile
 
 METRICS_FILE = "metrics.jsonl"
@@ -79,7 +81,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line on the console."""
-        self._console.print(text, markup=False)
+        self._console.print(printable(text), markup=False)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl, and one point a number in TensorBoard.
@@ -117,13 +119,12 @@ class RunLog:
 
 
 def _forget_after(path: str, step: int, validated: bool) -> None:
-    if not os.path.exists(path):
+    if not os.path.lexists(path):
         return
+    check_regular(path, "the log")
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip("\n") for line in file if _is_before(line, step, validated)]
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
-    os.replace(path + ".tmp", path)
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _is_before(line: str, step: int, validated: bool) -> bool:
@@ -131,7 +132,7 @@ def _is_before(line: str, step: int, validated: bool) -> bool:
         values = json.loads(line)
         to_do = not validated and values["kind"] in ("val", "best")
         return values["step"] < step or (values["step"] == step and not to_do)
-    except (ValueError, KeyError, TypeError):  # the half line of a killed process
+    except (ValueError, KeyError, TypeError, RecursionError):  # half a line of a killed process
         return False
 
 
@@ -145,7 +146,7 @@ def _told_in_one_line(workdir: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write the log in {workdir}: {error.strerror}: make room or choose another"
+            f"cannot write the log in {workdir}: {reason(error)}: make room or choose another"
             " --config.workdir, and run the same command again"
         ) from error
 

@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
         params: what is trained, by name.
         batch_stats: running mean and variance of batch norm, by name.
         opt_state: optax's state: velocities and counters.
-        bad_steps: steps skipped because their loss or gradient was not finite, int32.
+        bad_steps: steps skipped because they were not finite, int32.
     """
 
     step: jax.Array

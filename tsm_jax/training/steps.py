@@ -54,8 +54,8 @@ def make_train_step(
         max_bad_steps: see `bad_steps.py`.
 
     The metrics are `clip_sums` of the batch before the update, with `learning_rate`, `grad_norm`
-    (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps an update that
-    is not finite out of the state.
+    (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps a step that is
+    not finite out of the state.
     """
 
     def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
