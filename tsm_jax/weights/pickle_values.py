@@ -269,14 +269,17 @@ def ordered_dict(pairs: Any = None) -> Any:
     """Python 2 gives it the items as a list of pairs."""
     if pairs is None:
         return {}
+    if type(pairs) is not list:
+        return NotImplemented
+    items, pairs[:] = pairs[:], [None]  # used up: passing them again would cost their number
     found: dict[str, Any] = {}
-    while type(pairs) is list and pairs:  # emptied, so that passing it again costs nothing
-        match pairs.pop():
+    for item in items:
+        match item:
             case [str() as key, value] if key not in found:
                 found[key] = value
             case _:
                 return NotImplemented
-    return dict(reversed(found.items())) if type(pairs) is list else NotImplemented
+    return found
 
 
 def as_tuple(values: Any) -> Any:
