@@ -25,7 +25,7 @@ MAX_READS = 300_000  # an instruction takes one or two; ResNet-152 with its opti
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
 MAX_INLINE_TOTAL = 4 * 2**20
 # Numbers that collide as keys can be chosen, and cost the square of their number. Text cannot.
-MAX_NUMBER_KEYS = 10_000
+MAX_NUMBER_KEYS = 3_000  # an optimizer has one for each tensor
 PROTOCOLS = range(2, 6)
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}

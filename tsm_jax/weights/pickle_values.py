@@ -72,7 +72,8 @@ class Blob:
 
     def _latin1_bytes(self) -> bytes:
         data = self._at_start().read(self.length)
-        if max(data) > 0xC3:  # any other character; one of them may take four times the memory
+        # Any other character; one of them makes a text take four times the memory.
+        if np.frombuffer(data, np.uint8).max() > 0xC3:
             raise Refused("it holds bytes written as text that is not latin-1")
         text = self._decoded(data, "utf-8")
         del data

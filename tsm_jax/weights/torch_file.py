@@ -124,8 +124,9 @@ class _Member(Blob):
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Member:
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused("its zip archive is compressed in a way that torch.save does not write")
+    is_plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if not is_plain or member.flag_bits & 1:
+        raise Refused("its zip archive is encrypted, or compressed in an unusual way")
     return _Member(lambda: archive.open(member), 0, member.file_size)
 
 
@@ -162,7 +163,7 @@ def _read_old(file: BinaryIO, size: int) -> Any:
         if file.read(8) != struct.pack("<q", storages[key].count):
             raise Refused(f"its storage {quoted(key)} is missing or of another size")
         storages[key].data.offset = file.tell()
-        file.seek(storages[key].data.length, io.SEEK_CUR)
+        file.seek(min(file.tell() + storages[key].data.length, size + 1))
     if file.tell() != size:
         raise Refused("it is cut off in the middle, or something follows its end")
     return tree

@@ -77,11 +77,36 @@ class TorchUnpickler(ClosedUnpickler):
         raise Refused("it refers to a storage in a way that is not read")
 
 
-def _tensor(storage: Any, kind: Any, offset: Any, size: Any, stride: Any) -> Any:
+def _rebuild_tensor(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    grad: Any = None,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Any:
+    if not isinstance(storage, _Storage):
+        return NotImplemented
+    return _rebuild_tensor_v3(storage, offset, size, stride, grad, hooks, storage.kind, metadata)
+
+
+def _rebuild_tensor_v3(
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    grad: Any,
+    hooks: Any,
+    kind: Any,
+    metadata: Any = None,
+) -> Any:
     if not isinstance(storage, _Storage) or not isinstance(kind, _DType) or not kind.code:
         return NotImplemented
     if storage.kind.code not in ("", kind.code) or type(stride) is not tuple:
         return NotImplemented
+    if metadata not in (None, {}):
+        raise Refused("it has a conjugated or negated tensor; save tensor.resolve_conj() instead")
     shape = checked_shape(size)
     if len(stride) != len(shape) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
         raise Refused("it has a tensor with malformed strides")
@@ -94,38 +119,13 @@ def _tensor(storage: Any, kind: Any, offset: Any, size: Any, stride: Any) -> Any
     return Array(storage.data, dtype, shape, strides, offset, kind.name == "bfloat16")
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Any:
-    return _tensor(storage, getattr(storage, "kind", None), offset, size, stride)
-
-
-def _rebuild_tensor_v2(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, metadata: Any = None
-) -> Any:
-    if metadata not in (None, {}):
-        raise Refused("it has a conjugated or negated tensor; save tensor.resolve_conj() instead")
-    return _rebuild_tensor(storage, offset, size, stride)
-
-
-def _rebuild_tensor_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    grad: Any,
-    hooks: Any,
-    dtype: Any,
-    metadata: Any = None,
-) -> Any:
-    return _tensor(storage, dtype, offset, size, stride) if not metadata else NotImplemented
-
-
 def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> Any:
     return data if isinstance(data, Array) else NotImplemented
 
 
 def _rebuild_from_type_v2(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor or parameter with attributes, which are dropped."""
-    is_tensor = function in (_rebuild_tensor_v2, _rebuild_tensor_v3, _rebuild_parameter)
+    is_tensor = function in (_rebuild_tensor, _rebuild_tensor_v3, _rebuild_parameter)
     return call(function, arguments) if is_tensor and type(arguments) is tuple else NotImplemented
 
 
@@ -173,7 +173,7 @@ _NOT_READ = Unsupported("tensors that are sparse, quantised or otherwise special
 _GLOBALS: dict[tuple[str, str], Any] = {
     **GLOBALS,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
