@@ -89,7 +89,7 @@ def test_dtypes_and_byte_order(tmp_path, kind, code, order):
     np.testing.assert_array_equal(read(tmp_path / "f", content)["x"], values, strict=True)
 
 
-@pytest.mark.parametrize("shape", [(4,), ()])
+@pytest.mark.parametrize("shape", [(4,), (), (0, 4)])
 def test_bfloat16_is_exact(tmp_path, shape):
     values = np.array([1, -2.5, 2.0**-130, np.inf], np.float32)  # each has a short fraction
     raw = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
@@ -211,11 +211,14 @@ def test_what_pytorch_writes(tmp_path, is_zip):
 @pytest.mark.parametrize(
     "make, reason",
     [
-        (lambda torch: torch.eye(3).to_sparse(), "special"),
-        (lambda torch: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "special"),
-        (lambda torch: torch.ones(2).to(torch.float8_e4m3fn), "special"),
+        (lambda torch: torch.eye(3).to_sparse(), "only plain tensors"),
+        (
+            lambda torch: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+            "only plain tensors",
+        ),
+        (lambda torch: torch.ones(2).to(torch.float8_e4m3fn), "only plain tensors"),
         (lambda torch: torch.tensor([1j]).conj(), "conjugated"),
-        (lambda torch: torch.nn.Linear(2, 2), "do not trust it"),
+        (lambda torch: torch.nn.Linear(2, 2), "only plain tensors"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")

@@ -16,10 +16,17 @@ import pickle
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
-from types import FunctionType
 from typing import Any, BinaryIO
 
-from tsm_jax.weights.pickle_values import Array, Blob, DType, Opaque, Refused, Unsupported, quoted
+from tsm_jax.weights.pickle_values import (
+    Array,
+    Blob,
+    DType,
+    Function,
+    Opaque,
+    Refused,
+    quoted,
+)
 
 MAX_READS = 300_000  # an instruction takes one or two; ResNet-152 with its optimizer has 43,000
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
@@ -102,7 +109,7 @@ class ClosedUnpickler(pickle._Unpickler):
     Args:
         file: positioned at the pickle's first byte, seekable; afterwards after its last byte.
         end: position of the end of the file.
-        globals_: what stands for each (module, name) that the file may ask for: a function, which
+        globals_: what stands for each (module, name) that the file may ask for: a `Function`, which
             is called with what the file says, or any other value, which is not.
     """
 
@@ -146,13 +153,11 @@ class ClosedUnpickler(pickle._Unpickler):
         return value
 
     def find_class(self, module: str, name: str) -> Any:
-        full_name = quoted(f"{module}.{name}")
         if (module, name) not in self._globals:
-            raise Refused(f"it asks for {full_name}, which no weight file needs: do not trust it")
-        value = self._globals[module, name]
-        if isinstance(value, Unsupported):
-            raise Refused(f"it asks for {full_name}: {value.reason}")
-        return value
+            is_torch = module.partition(".")[0] == "torch"
+            why = "only plain tensors are read" if is_torch else "do not trust it"
+            raise Refused(f"it asks for {quoted(f'{module}.{name}')}, which no weights need: {why}")
+        return self._globals[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
         raise Refused("it refers to data beside it, which no weight file needs")
@@ -161,8 +166,8 @@ class ClosedUnpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, Opaque):
             self.append(function)
-        elif isinstance(function, FunctionType) and type(arguments) is tuple:
-            self.append(call(function, arguments))
+        elif isinstance(function, Function) and type(arguments) is tuple:
+            self.append(function.apply(arguments))
         else:
             raise Refused("it calls something that is not a function")
 
@@ -226,17 +231,6 @@ class ClosedUnpickler(pickle._Unpickler):
             raise Refused(f"its names take more than {MAX_INLINE_TOTAL >> 20} MiB")
         data = self._meter.read(length)
         self.append(data.decode("utf-8" if utf8 else "latin-1") if is_text else data)
-
-
-def call(function: FunctionType, arguments: tuple[Any, ...]) -> Any:
-    """What `function`, one of ours, makes of a file's arguments."""
-    most = function.__code__.co_argcount
-    least = most - len(function.__defaults__ or ())
-    # The number is checked first: passing a long tuple again and again would cost its length.
-    result = function(*arguments) if least <= len(arguments) <= most else NotImplemented
-    if result is NotImplemented:
-        raise Refused(f"it calls {function.__name__} in a way that no weight file needs")
-    return result
 
 
 def _instructions() -> dict[int, Any]:

@@ -48,7 +48,7 @@ class _Unfolding:
         if isinstance(node, Array):
             return self._array(node)
         if isinstance(node, Blob):
-            self._spend(4 * node.length)  # one character beyond 16 bits makes all take 4 bytes
+            self._spend(5 * node.length)  # one character beyond 16 bits makes each take 4 bytes
             return node.content()
         if depth == MAX_DEPTH:
             raise Refused(f"it nests deeper than {MAX_DEPTH} containers, or contains itself")

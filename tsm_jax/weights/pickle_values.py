@@ -5,6 +5,7 @@ The bytes of tensors stay in the file (`Blob`) until the whole pickle has been c
 
 from __future__ import annotations
 
+import inspect
 import io
 import math
 from collections.abc import Callable
@@ -32,11 +33,23 @@ class Opaque:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
-    """A global that a harmless file may ask for, but that is not read."""
+class Function:
+    """One of our functions that a file may call: its result, or NotImplemented to refuse."""
 
-    reason: str
+    __slots__ = ("_call", "_least", "_most", "_name")
+
+    def __init__(self, function: Callable[..., Any]):
+        defaults = [p.default for p in inspect.signature(function).parameters.values()]
+        self._call, self._name, self._most = function, function.__name__, len(defaults)
+        self._least = defaults.count(inspect.Parameter.empty)
+
+    def apply(self, arguments: tuple[Any, ...]) -> Any:
+        # The number is checked first: passing a long tuple again and again would cost its length.
+        is_usual = self._least <= len(arguments) <= self._most
+        result = self._call(*arguments) if is_usual else NotImplemented
+        if result is NotImplemented:
+            raise Refused(f"it calls {self._name} in a way that no weight file needs")
+        return result
 
 
 @dataclass(eq=False, slots=True)
@@ -55,36 +68,30 @@ class Blob:
     def numbers(self, nbytes: int) -> np.ndarray:
         """Its bytes, which must be `nbytes`, in memory of their own."""
         if self.utf8:
-            out = np.frombuffer(bytearray(self._latin1_bytes()), np.uint8)
+            out = np.frombuffer(bytearray(self.content()), np.uint8)  # pyright: ignore
             read = len(out)
         else:
             out = np.empty(nbytes, np.uint8)
-            read = self._at_start().readinto(out)  # pyright: ignore[reportAttributeAccessIssue]
+            read = self._at_start().readinto(out)  # pyright: ignore
         if read != nbytes:
             raise Refused("an array disagrees with the number of its bytes")
         return out
 
     def content(self) -> str | bytes:
-        if self.utf8 and not self.is_text:
-            return self._latin1_bytes()
         data = self._at_start().read(self.length)
-        return self._decoded(data, "utf-8" if self.utf8 else "latin-1") if self.is_text else data
-
-    def _latin1_bytes(self) -> bytes:
-        data = self._at_start().read(self.length)
-        # Any other character; one of them makes a text take four times the memory.
-        if np.frombuffer(data, np.uint8).max() > 0xC3:
+        if len(data) != self.length:
+            raise Refused("it became shorter while it was read")
+        if not self.is_text and not self.utf8:
+            return data
+        # One character beyond latin-1 makes the whole text take twice or four times the memory.
+        if not self.is_text and np.frombuffer(data, np.uint8).max() > 0xC3:
             raise Refused("it holds bytes written as text that is not latin-1")
-        text = self._decoded(data, "utf-8")
-        del data
-        return text.encode("latin-1")
-
-    @staticmethod
-    def _decoded(data: bytes, encoding: str) -> str:
         try:
-            return data.decode(encoding)
+            text = data.decode("utf-8" if self.utf8 else "latin-1")
         except UnicodeDecodeError:
             raise Refused("it holds a text that cannot be decoded") from None
+        del data
+        return text if self.is_text else text.encode("latin-1")
 
     def _at_start(self) -> IO[bytes]:
         file = self.open()
@@ -158,12 +165,13 @@ class Array:
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
         """The array itself, in this machine's byte order, from all bytes of its source."""
-        if 0 in self.shape:
-            return np.empty(self.shape, self.dtype.newbyteorder("="))
         size = self.dtype.itemsize
         strides = tuple(stride * size for stride in self.strides)
-        values = np.ndarray(self.shape, self.dtype, numbers, self.offset * size, strides)
-        if values.dtype.kind == "b" and values.view(np.uint8).max() > 1:
+        if 0 in self.shape:  # the strides and the offset may be anything
+            values = np.empty(self.shape, self.dtype)
+        else:
+            values = np.ndarray(self.shape, self.dtype, numbers, self.offset * size, strides)
+        if values.dtype.kind == "b" and values.view(np.uint8).max(initial=0) > 1:
             raise Refused("it holds a truth value that is neither true nor false")
         if self.is_bfloat16:  # the upper half of a float32
             bits = values.astype(np.uint32)
@@ -201,14 +209,15 @@ def _latin1(text: str) -> bytes:
         raise Refused("it holds bytes written as text beyond latin-1") from None
 
 
-# The functions that the pickle of a NumPy array calls. Each takes whatever the file says, and
-# gives NotImplemented for what no pickler writes.
+# The functions that the pickle of a NumPy array calls. Each takes whatever the file says.
 
 
+@Function
 def ndarray() -> Any:
     return NotImplemented  # it is only passed to `_reconstruct`
 
 
+@Function
 def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     match shape, code:
         case (0,), b"b" | "b" if kind is ndarray:
@@ -216,6 +225,7 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
     return NotImplemented
 
 
+@Function
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Any:
     if type(order) is not str or order not in ("C", "F", "K"):
         raise Refused("it has an array in an unknown memory order")
@@ -234,6 +244,7 @@ def _is_axis_order(axes: Any, dimensions: int) -> bool:
     return is_tuple and all(type(a) is int for a in axes) and sorted(axes) == [*range(dimensions)]
 
 
+@Function
 def dtype(code: Any, align: Any, copy: Any) -> Any:
     if type(code) is not str:
         return NotImplemented
@@ -244,6 +255,7 @@ def dtype(code: Any, align: Any, copy: Any) -> Any:
     return DType(code)
 
 
+@Function
 def scalar(dtype: Any, data: Any) -> Any:
     if not isinstance(dtype, DType) or not isinstance(data, (bytes, str)):
         return NotImplemented
@@ -253,6 +265,7 @@ def scalar(dtype: Any, data: Any) -> Any:
     return array.of(array.source.numbers(array.nbytes))[()]
 
 
+@Function
 def encode(text: Any, encoding: Any) -> Any:
     """Protocol 2 has no bytes: full ones come as encoded text, empty ones as `bytes()`."""
     if encoding not in ("latin1", "latin-1"):
@@ -262,10 +275,12 @@ def encode(text: Any, encoding: Any) -> Any:
     return _latin1(text) if isinstance(text, str) else NotImplemented
 
 
+@Function
 def empty_bytes() -> Any:
     return b""
 
 
+@Function
 def ordered_dict(pairs: Any = None) -> Any:
     """Python 2 gives it the items as a list of pairs."""
     if pairs is None:
@@ -283,6 +298,7 @@ def ordered_dict(pairs: Any = None) -> Any:
     return found
 
 
+@Function
 def as_tuple(values: Any) -> Any:
     """Carries a Paddle tensor as (name, array), and PyTorch's sizes."""
     return values if type(values) is tuple else NotImplemented

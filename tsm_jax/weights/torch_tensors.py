@@ -8,14 +8,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tsm_jax.weights.closed_pickle import ClosedUnpickler, call
+from tsm_jax.weights.closed_pickle import ClosedUnpickler
 from tsm_jax.weights.pickle_values import (
     GLOBALS,
     Array,
     Blob,
+    Function,
     Opaque,
     Refused,
-    Unsupported,
     as_tuple,
     checked_shape,
     quoted,
@@ -77,6 +77,7 @@ class TorchUnpickler(ClosedUnpickler):
         raise Refused("it refers to a storage in a way that is not read")
 
 
+@Function
 def _rebuild_tensor(
     storage: Any,
     offset: Any,
@@ -88,9 +89,10 @@ def _rebuild_tensor(
 ) -> Any:
     if not isinstance(storage, _Storage):
         return NotImplemented
-    return _rebuild_tensor_v3(storage, offset, size, stride, grad, hooks, storage.kind, metadata)
+    return _tensor(storage, storage.kind, offset, size, stride, metadata)
 
 
+@Function
 def _rebuild_tensor_v3(
     storage: Any,
     offset: Any,
@@ -98,9 +100,13 @@ def _rebuild_tensor_v3(
     stride: Any,
     grad: Any,
     hooks: Any,
-    kind: Any,
+    dtype: Any,
     metadata: Any = None,
 ) -> Any:
+    return _tensor(storage, dtype, offset, size, stride, metadata)
+
+
+def _tensor(storage: Any, kind: Any, offset: Any, size: Any, stride: Any, metadata: Any) -> Any:
     if not isinstance(storage, _Storage) or not isinstance(kind, _DType) or not kind.code:
         return NotImplemented
     if storage.kind.code not in ("", kind.code) or type(stride) is not tuple:
@@ -119,20 +125,24 @@ def _rebuild_tensor_v3(
     return Array(storage.data, dtype, shape, strides, offset, kind.name == "bfloat16")
 
 
+@Function
 def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> Any:
     return data if isinstance(data, Array) else NotImplemented
 
 
+@Function
 def _rebuild_from_type_v2(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor or parameter with attributes, which are dropped."""
     is_tensor = function in (_rebuild_tensor, _rebuild_tensor_v3, _rebuild_parameter)
-    return call(function, arguments) if is_tensor and type(arguments) is tuple else NotImplemented
+    return function.apply(arguments) if is_tensor and type(arguments) is tuple else NotImplemented
 
 
+@Function
 def defaultdict(factory: Any = None) -> Any:
     return {}
 
 
+@Function
 def getattr_(target: Any, name: Any) -> Any:
     return target if isinstance(target, Opaque) else NotImplemented
 
@@ -152,7 +162,8 @@ _CODES = {
     "ComplexDouble": ("complex128", "c16"),
 }
 _UNSIGNED = {"uint16": "u2", "uint32": "u4", "uint64": "u8"}
-# Harmless classes that checkpoints have beside their tensors.
+# Harmless classes that checkpoints have beside their tensors. What is not here, such as sparse and
+# quantised tensors, is refused by its name.
 _OPAQUE = (
     "argparse.Namespace pathlib.PosixPath pathlib.WindowsPath datetime.datetime torch.device"
     " torch.Tensor torch.nn.parameter.Parameter addict.addict.Dict easydict.EasyDict"
@@ -161,15 +172,6 @@ _OPAQUE = (
     " builtins.int builtins.float __builtin__.set __builtin__.dict __builtin__.list"
     " __builtin__.int __builtin__.float"
 )
-_SPECIAL = (
-    "torch._utils._rebuild_sparse_tensor torch._utils._rebuild_sparse_csr_tensor"
-    " torch._utils._rebuild_qtensor torch._utils._rebuild_nested_tensor"
-    " torch._utils._rebuild_wrapper_subclass torch._utils._rebuild_meta_tensor_no_storage"
-    " torch._utils._rebuild_device_tensor_from_numpy torch.QInt8Storage torch.QUInt8Storage"
-    " torch.QInt32Storage torch.float8_e4m3fn torch.float8_e5m2 torch.complex32"
-)
-_NOT_READ = Unsupported("tensors that are sparse, quantised or otherwise special are not read")
-
 _GLOBALS: dict[tuple[str, str], Any] = {
     **GLOBALS,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
@@ -191,6 +193,3 @@ for _name, _code in _UNSIGNED.items():
 for _path in _OPAQUE.split():
     _module, _, _name = _path.rpartition(".")
     _GLOBALS[_module, _name] = Opaque(_path)
-for _path in _SPECIAL.split():
-    _module, _, _name = _path.rpartition(".")
-    _GLOBALS[_module, _name] = _NOT_READ
