@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -445,42 +442,11 @@ COSTLY = {
     "many long names": (many_long_names(), "names take more"),
 }
 
-CHILD = """
-import json, sys, time
-from tsm_jax.errors import UserError
-from tsm_jax.weights import paddle_pickle
-from tsm_jax.weights.paddle_pickle import read_paddle
-
-def peak():
-    # Not getrusage: its maximum is inherited from the process that started this one.
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-
-results = {}
-for path in sys.argv[1:]:
-    before, start = peak(), time.process_time()
-    try:
-        read_paddle(path)
-        message = None
-    except UserError as error:
-        message = str(error)
-    results[path] = message, time.process_time() - start, peak() - before
-print(json.dumps(results))
-"""
-
 needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 
 
-def read_in_a_child(*paths: Path) -> dict[str, tuple[str | None, float, int]]:
-    """For each path: the error, seconds of processor time, bytes by which the peak grew."""
-    command = [sys.executable, "-c", CHILD, *map(str, paths)]
-    child = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
-
-
 @needs_proc
-def test_costly_files_are_refused_at_once(tmp_path, array_pickle):
+def test_costly_files_are_refused_at_once(tmp_path, array_pickle, read_in_a_child):
     reasons = {tmp_path / name: reason for name, (_, reason) in COSTLY.items()}
     for name, (content, _) in COSTLY.items():
         (tmp_path / name).write_bytes(content)
@@ -488,7 +454,7 @@ def test_costly_files_are_refused_at_once(tmp_path, array_pickle):
     reasons[tmp_path / "petabyte of numbers"] = "larger than any file"
     write_sparse(tmp_path / "gigabytes and then an attack")
     reasons[tmp_path / "gigabytes and then an attack"] = "do not trust it"
-    results = read_in_a_child(*reasons)
+    results = read_in_a_child("paddle_pickle.read_paddle", *reasons)
     for path, reason in reasons.items():
         message, seconds, _ = results[str(path)]
         assert message and reason in message, (path, message)
@@ -505,12 +471,12 @@ def write_sparse(path: Path) -> None:
 
 @needs_proc
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_memory_of_reading(tmp_path, protocol):
+def test_memory_of_reading(tmp_path, protocol, read_in_a_child):
     """Less than twice the size of the tensors, for both spellings of bytes."""
     array = np.random.default_rng(0).normal(size=(10, 1_000_000)).astype(np.float32)
     path = tmp_path / "f"
     path.write_bytes(pickle.dumps({str(index): row for index, row in enumerate(array)}, protocol))
-    message, seconds, grown = read_in_a_child(path)[str(path)]
+    message, seconds, grown = read_in_a_child("paddle_pickle.read_paddle", path)[str(path)]
     assert message is None
     assert 0.9 * array.nbytes < grown < 1.5 * array.nbytes
     assert seconds < 2.0

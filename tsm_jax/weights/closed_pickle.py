@@ -3,10 +3,10 @@
 A pickle is a program. Python's usual unpickler can be limited to a few names (`find_class`), but a
 hostile file could still make it take gigabytes (a high index of its memo) or hang (tuples of
 tuples as a dictionary key), and it copies tensors before the last instruction is checked. So this
-is the standard library's other one, which is written in Python: it has a table of instructions,
-and here the table is closed. Nothing named in a file is imported or called, every limit is checked
-before memory is taken, and the bytes of tensors are stepped over, so refusing a file of any size
-takes a fraction of a second.
+is the standard library's other one, `pickle._Unpickler`, which is written in Python: it has a
+table of instructions, and here the table is closed. Nothing named in a file is imported or
+called, every limit is checked before memory is taken, and the bytes of tensors are stepped over,
+so refusing a file of any size takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tsm_jax.weights.pickle_values import (
     quoted,
 )
 
-MAX_READS = 300_000  # an instruction takes one or two; ResNet-152 with its optimizer has 43,000
+MAX_READS = 300_000  # an instruction takes one to three; ResNet-152 with its optimizer has 43,000
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
 MAX_INLINE_TOTAL = 4 * 2**20
 # Numbers that collide as keys can be chosen, and cost the square of their number. Text cannot.

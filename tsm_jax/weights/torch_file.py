@@ -35,6 +35,7 @@ def read_torch(path: str | os.PathLike[str]) -> dict[Any, Any]:
     """What `torch.save` was given: as a rule a state dict, or a dictionary that has one.
 
     Tensors and parameters become NumPy arrays of their dtype; bfloat16 becomes float32, exactly.
+    Those that share a storage share memory.
     Containers are dict, list and tuple. Objects of classes that are known to be harmless
     (`argparse.Namespace`, mmengine's `HistoryBuffer`) become an `Opaque`.
 
