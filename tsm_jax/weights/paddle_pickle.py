@@ -18,6 +18,7 @@ import numpy as np
 from tsm_jax.weights.closed_pickle import ClosedUnpickler
 from tsm_jax.weights.pickle_tree import unfold
 from tsm_jax.weights.pickle_values import GLOBALS, MAX_DIMENSIONS, Refused, quoted
+from tsm_jax.weights.torch_file import OLD_FORMAT
 from tsm_jax.weights.weight_file import open_weights
 
 NAME_TABLE = "StructuredToParameterName@@"
@@ -63,7 +64,7 @@ def _refuse_other_kinds(file: BinaryIO) -> None:
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
         raise Refused("it is a zip archive, as PyTorch's .pth files are; give a .pdparams")
-    if head.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."):
+    if head.startswith(OLD_FORMAT):
         raise Refused("it is a PyTorch file of the old format; give a .pdparams")
     if head.startswith(b"\x00\x00\x00\x00"):
         raise Refused("it looks like an exported .pdiparams or .pdmodel; give the training's file")
@@ -71,8 +72,8 @@ def _refuse_other_kinds(file: BinaryIO) -> None:
 
 def _paddle_file(tree: dict[str, Any]) -> PaddleFile:
     names = tree.pop(NAME_TABLE, {})
-    is_table = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
-    if not is_table:
+    is_table = isinstance(names, dict)
+    if not is_table or not all(isinstance(name, str) for item in names.items() for name in item):
         raise Refused(f"its {NAME_TABLE} entry is not a table of names")
     _join_slices(tree)
     content = {key: _unwrapped(key, value, names) for key, value in tree.items()}
@@ -109,8 +110,8 @@ def _join_slices(tree: dict[str, Any]) -> None:
     if not isinstance(table, dict):
         raise Refused(f"its {SLICE_TABLE} entry is not a table")
     for name, info in table.items():
-        match info:
-            case {"OriginShape": (tuple() | list()) as shape, "slices": list() as parts}:
+        match name, info:
+            case str(), {"OriginShape": (tuple() | list()) as shape, "slices": list() as parts}:
                 tree[name] = _joined(name, [_slice(tree, part) for part in parts], shape)
             case _:
                 raise Refused(f"its {SLICE_TABLE} entry of {quoted(name)} is malformed")
