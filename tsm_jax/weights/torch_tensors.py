@@ -85,31 +85,15 @@ def _rebuild_tensor(
     stride: Any,
     grad: Any = None,
     hooks: Any = None,
+    kind: Any = None,
     metadata: Any = None,
 ) -> Any:
-    if not isinstance(storage, _Storage):
+    """Versions 1 to 3 of PyTorch's function: only the third has a dtype before the metadata."""
+    if not isinstance(storage, _Storage) or type(stride) is not tuple:
         return NotImplemented
-    return _tensor(storage, storage.kind, offset, size, stride, metadata)
-
-
-@Function
-def _rebuild_tensor_v3(
-    storage: Any,
-    offset: Any,
-    size: Any,
-    stride: Any,
-    grad: Any,
-    hooks: Any,
-    dtype: Any,
-    metadata: Any = None,
-) -> Any:
-    return _tensor(storage, dtype, offset, size, stride, metadata)
-
-
-def _tensor(storage: Any, kind: Any, offset: Any, size: Any, stride: Any, metadata: Any) -> Any:
-    if not isinstance(storage, _Storage) or not isinstance(kind, _DType) or not kind.code:
-        return NotImplemented
-    if storage.kind.code not in ("", kind.code) or type(stride) is not tuple:
+    if not isinstance(kind, _DType):
+        kind, metadata = storage.kind, kind or metadata
+    if not kind.code or storage.kind.code not in ("", kind.code):
         return NotImplemented
     if metadata not in (None, {}):
         raise Refused("it has a conjugated or negated tensor; save tensor.resolve_conj() instead")
@@ -133,7 +117,7 @@ def _rebuild_parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> A
 @Function
 def _rebuild_from_type_v2(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     """A tensor or parameter with attributes, which are dropped."""
-    is_tensor = function in (_rebuild_tensor, _rebuild_tensor_v3, _rebuild_parameter)
+    is_tensor = function in (_rebuild_tensor, _rebuild_parameter)
     return function.apply(arguments) if is_tensor and type(arguments) is tuple else NotImplemented
 
 
@@ -176,7 +160,7 @@ _GLOBALS: dict[tuple[str, str], Any] = {
     **GLOBALS,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type_v2,
