@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -67,6 +70,44 @@ def _array_pickle(
 @pytest.fixture
 def array_pickle() -> Callable[..., bytes]:
     return _array_pickle
+
+
+_CHILD = """
+import importlib, json, sys, time
+from tsm_jax.errors import UserError
+
+module, name = sys.argv[1].split(".")
+read = getattr(importlib.import_module("tsm_jax.weights." + module), name)
+
+def peak():
+    # Not getrusage: its maximum is inherited from the process that started this one.
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+results = {}
+for path in sys.argv[2:]:
+    before, start = peak(), time.process_time()
+    try:
+        read(path)
+        message = None
+    except UserError as error:
+        message = str(error)
+    results[path] = message, time.process_time() - start, peak() - before
+print(json.dumps(results))
+"""
+
+
+def _read_in_a_child(reader: str, *paths: Path) -> dict[str, tuple[str | None, float, int]]:
+    """For each path: the error, seconds of processor time, bytes by which the peak grew."""
+    command = [sys.executable, "-c", _CHILD, reader, *map(str, paths)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+@pytest.fixture
+def read_in_a_child() -> Callable[..., dict[str, tuple[str | None, float, int]]]:
+    return _read_in_a_child
 
 
 class Server:

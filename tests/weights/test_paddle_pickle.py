@@ -167,6 +167,7 @@ def test_slices_are_joined(tmp_path, protocol):
     [
         [1],
         {"big": 1},
+        {1: {"OriginShape": (2,), "slices": ["part"]}},
         {"big": {"OriginShape": (2, 6), "slices": ["part"]}},
         {"big": {"OriginShape": (-1,), "slices": ["part"]}},
         {"big": {"OriginShape": (float("inf"),), "slices": ["part"]}},
@@ -182,7 +183,7 @@ def test_malformed_slices(tmp_path, table):
         read_paddle(path)
 
 
-@pytest.mark.parametrize("table", [1, {"a": 1}, ["a"]])
+@pytest.mark.parametrize("table", [1, {"a": 1}, {1: "a"}, ["a"]])
 def test_malformed_name_table(tmp_path, table):
     with pytest.raises(UserError, match="not a table of names"):
         read_paddle(write(tmp_path / "f", {NAME_TABLE: table}, 4))

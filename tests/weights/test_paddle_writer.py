@@ -104,9 +104,10 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["f"]
 
 
-def test_missing_folder(tmp_path):
-    with pytest.raises(UserError, match="absent/f: cannot be written: No such file"):
-        write_paddle(tmp_path / "absent" / "f", {})
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write .*file/f: "):
+        write_paddle(tmp_path / "file" / "f", {})
 
 
 def test_paddle_loads_it(tmp_path, goldens):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from tsm_jax.errors import UserError
+from tsm_jax.files import sha256
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.labels import labels_or_numbers
 from tsm_jax.weights.model_directory import Model, Preprocessing
@@ -54,7 +54,7 @@ def read_paddle_model(
     )
     provenance = {
         "source": os.path.basename(path),
-        "source_sha256": _sha256(path),
+        "source_sha256": sha256(path),
         "source_dtypes": found.provenance.dtypes,
         "source_ignored": list(found.provenance.ignored),
     }
@@ -91,8 +91,3 @@ def write_paddle_model(model: Model, path: str) -> None:
         )
     tensors = to_paddle(model.tensors, architecture.depth)
     write_paddle(path, tensors, parameter_names(model.tensors, architecture.depth))
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """Reads Paddle's `.pdparams` and `.pdopt` without trusting them.
 
-Such a file is a pickle, which is a program. `pickle_machine` interprets it with a handful of
-harmless instructions and looks at all of it before the first tensor is read, so that nothing in
-a file can run code, and no file can make us take more memory or time than its size warrants.
+Such a file is a pickle, which is a program. `closed_pickle` interprets it with a handful of
+harmless instructions, so that nothing in a file can run code, and no file can make us take more
+memory or time than its size warrants.
 
 What `paddle.save` writes is described in paddle/framework/io.py and io_utils.py.
 """
@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import math
 import os
-import stat
-from io import BufferedReader
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from tsm_jax.errors import UserError
-from tsm_jax.weights.pickle_machine import Machine
-from tsm_jax.weights.pickle_tree import Loader, check
-from tsm_jax.weights.pickle_values import MAX_DIMENSIONS, Refused, quoted
+from tsm_jax.weights.closed_pickle import ClosedUnpickler
+from tsm_jax.weights.pickle_tree import unfold
+from tsm_jax.weights.pickle_values import GLOBALS, MAX_DIMENSIONS, Refused, quoted
+from tsm_jax.weights.torch_file import OLD_FORMAT
+from tsm_jax.weights.weight_file import open_weights
 
 NAME_TABLE = "StructuredToParameterName@@"
 SLICE_TABLE = "UnpackBigParamInfor@@"
@@ -47,75 +45,35 @@ def read_paddle(path: str | os.PathLike[str]) -> PaddleFile:
     """Reads a `.pdparams` or `.pdopt` of pickle protocol 2 to 5.
 
     Protocols 0 and 1 are refused: Paddle has never written them. Arrays own their memory; the
-    peak is the size of the tensors, once.
+    peak is the size of the tensors, once, unless they are not contiguous.
 
     Raises:
         UserError: for a file that is missing, damaged, something else, or asks for more than
             arrays, numbers, text and plain containers.
     """
-    path = Path(path)
-    try:
-        with _open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            return _paddle_file(_read_tree(file, size))
-    except Refused as reason:
-        raise UserError(f"{path}: not a usable Paddle weight file: {reason}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise UserError(f"{path}: its tensors do not fit into this machine's memory") from None
+    with open_weights(path, "Paddle weight file") as (file, size):
+        _refuse_other_kinds(file)
+        tree = ClosedUnpickler(file, size, GLOBALS).load_whole()
+        if type(tree) is not dict or not all(isinstance(key, str) for key in tree):
+            raise Refused("it holds a single value, not a dictionary of tensors by name")
+        return _paddle_file(unfold(tree, size))
 
 
-def _open_regular(path: Path) -> BufferedReader:
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; check the path") from None
-    except ValueError:  # a zero byte in the name
-        raise UserError(f"{str(path)!a}: not a file name") from None
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{path}: is a directory; give the .pdparams file in it") from None
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-        raise UserError(f"{path}: is not a regular file; copy it to one first")
-    return path.open("rb")
-
-
-def _read_tree(file: BufferedReader, size: int) -> dict[str, Any]:
-    other = _other_kind(file.read(64))
-    if other:
-        raise Refused(other)
+def _refuse_other_kinds(file: BinaryIO) -> None:
+    head = file.read(64)
     file.seek(0)
-    tree = Machine(file, size).run()
-    if not isinstance(tree, dict):
-        raise Refused("it holds a single value, not a dictionary of tensors")
-    check(tree, size)
-    return Loader(file).load(tree)
-
-
-def _other_kind(head: bytes) -> str | None:
-    """What else a file beginning with `head` is known to be."""
-    text = head.lstrip().lower()
-    if not head:
-        return "it is empty; download it again"
     if head.startswith(b"PK\x03\x04"):
-        return "it is a zip archive, as PyTorch's .pth files are; give a .pdparams"
-    if head.startswith(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."):
-        return "it is a PyTorch file of the old format; give a .pdparams"
-    if head.startswith(b"\x1f\x8b"):
-        return "it is compressed with gzip; unpack it first"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, not weights; download the file itself"
+        raise Refused("it is a zip archive, as PyTorch's .pth files are; give a .pdparams")
+    if head.startswith(OLD_FORMAT):
+        raise Refused("it is a PyTorch file of the old format; give a .pdparams")
     if head.startswith(b"\x00\x00\x00\x00"):
-        return "it looks like an exported .pdiparams or .pdmodel; give the .pdparams of training"
-    if not head.startswith(b"\x80") and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return "it is a text file, not weights; download the file itself"
-    return None
+        raise Refused("it looks like an exported .pdiparams or .pdmodel; give the training's file")
 
 
 def _paddle_file(tree: dict[str, Any]) -> PaddleFile:
     names = tree.pop(NAME_TABLE, {})
-    is_table = isinstance(names, dict) and all(isinstance(name, str) for name in names.values())
-    if not is_table:
+    is_table = isinstance(names, dict)
+    if not is_table or not all(isinstance(name, str) for item in names.items() for name in item):
         raise Refused(f"its {NAME_TABLE} entry is not a table of names")
     _join_slices(tree)
     content = {key: _unwrapped(key, value, names) for key, value in tree.items()}
@@ -152,8 +110,8 @@ def _join_slices(tree: dict[str, Any]) -> None:
     if not isinstance(table, dict):
         raise Refused(f"its {SLICE_TABLE} entry is not a table")
     for name, info in table.items():
-        match info:
-            case {"OriginShape": (tuple() | list()) as shape, "slices": list() as parts}:
+        match name, info:
+            case str(), {"OriginShape": (tuple() | list()) as shape, "slices": list() as parts}:
                 tree[name] = _joined(name, [_slice(tree, part) for part in parts], shape)
             case _:
                 raise Refused(f"its {SLICE_TABLE} entry of {quoted(name)} is malformed")

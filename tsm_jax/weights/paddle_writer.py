@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import os
 import pickle
-import secrets
 import struct
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
-from tsm_jax.errors import UserError
+from tsm_jax.files import replacing
 from tsm_jax.weights.paddle_pickle import NAME_TABLE
 
 _DTYPES = frozenset(("f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"))
@@ -32,7 +30,7 @@ def write_paddle(
     The file appears under its name only when it is complete; an existing one is replaced.
 
     Args:
-        path: the file; its directory must exist.
+        path: the file; its folder is made if it is missing.
         tensors: by structured name, as `paddle_names.to_paddle` gives them. Numbers of any
             width; bfloat16 must come as the uint16 that Paddle uses for it.
         parameter_names: the `StructuredToParameterName@@` entry, which `paddle.load` needs to
@@ -42,20 +40,10 @@ def write_paddle(
         UserError: the file cannot be written.
         ValueError: a tensor of a dtype that Paddle does not have.
     """
-    path = Path(path)
     names = {key: (parameter_names or {}).get(key, key) for key in tensors}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            for piece in _pickle(tensors, names):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        for piece in _pickle(tensors, names):
+            file.write(piece)
 
 
 def _pickle(

@@ -1,63 +1,20 @@
 """What a weight file's pickle may build: inert stand-ins, checked by our own rules.
 
-Nothing named in a file is ever imported or called. The few globals that a pickled NumPy array
-needs are members of `Global`; applying one of them (`call`, `build`) only records what the file
-says. The bytes of tensors stay in the file (`Blob`) until the whole pickle has been checked.
+The bytes of tensors stay in the file (`Blob`) until the whole pickle has been checked.
 """
 
 from __future__ import annotations
 
-import enum
+import inspect
+import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import IO, Any
 
 import numpy as np
 
 MAX_DIMENSIONS = 32
-MAX_ARGUMENTS = 5
-MAX_STATE = 9
-
-
-ByteOrder = Literal["<", ">", "|"]
-
-
-class Refused(Exception):
-    """Why a file is not read; whoever opened it puts its name in front."""
-
-
-class Global(enum.Enum):
-    """The callables and types that files written by `paddle.save` ask for."""
-
-    RECONSTRUCT = "numpy array, empty"
-    FROMBUFFER = "numpy array over a buffer"
-    SCALAR = "numpy number"
-    NDARRAY = "numpy.ndarray"
-    DTYPE = "numpy.dtype"
-    ENCODE = "text to bytes"
-    ORDERED_DICT = "collections.OrderedDict"
-    TUPLE = "tuple"
-    BYTES = "bytes"
-
-
-# NumPy moved `core` to `_core` in 2.0. `tuple` carries a Paddle tensor as (name, array);
-# protocol 2 has no bytes: full ones come as encoded text, empty ones as a call of `bytes`.
-GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"): Global.RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): Global.RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): Global.SCALAR,
-    ("numpy._core.multiarray", "scalar"): Global.SCALAR,
-    ("numpy.core.numeric", "_frombuffer"): Global.FROMBUFFER,
-    ("numpy._core.numeric", "_frombuffer"): Global.FROMBUFFER,
-    ("numpy", "ndarray"): Global.NDARRAY,
-    ("numpy", "dtype"): Global.DTYPE,
-    ("_codecs", "encode"): Global.ENCODE,
-    ("collections", "OrderedDict"): Global.ORDERED_DICT,
-    ("builtins", "tuple"): Global.TUPLE,
-    ("__builtin__", "tuple"): Global.TUPLE,
-    ("builtins", "bytes"): Global.BYTES,
-    ("__builtin__", "bytes"): Global.BYTES,
-}
 
 # Plain numbers only: no objects, text, dates or records.
 NUMBER_CODES = frozenset(
@@ -65,81 +22,166 @@ NUMBER_CODES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """A long run of bytes that is still in the file.
+class Refused(Exception):
+    """Why a file is not read; whoever opened it puts its name in front."""
 
-    `utf8` marks protocol 2's spelling of bytes: characters 0 to 255, encoded as UTF-8.
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """A class or an object of it that no reader of weights needs: its name, and nothing else."""
+
+    name: str
+
+
+class Function:
+    """One of our functions that a file may call: its result, or NotImplemented to refuse."""
+
+    __slots__ = ("_call", "_least", "_most", "_name")
+
+    def __init__(self, function: Callable[..., Any]):
+        defaults = [p.default for p in inspect.signature(function).parameters.values()]
+        self._call, self._name, self._most = function, function.__name__, len(defaults)
+        self._least = defaults.count(inspect.Parameter.empty)
+
+    def apply(self, arguments: tuple[Any, ...]) -> Any:
+        # The number is checked first: passing a long tuple again and again would cost its length.
+        is_usual = self._least <= len(arguments) <= self._most
+        result = self._call(*arguments) if is_usual else NotImplemented
+        if result is NotImplemented:
+            raise Refused(f"it calls {self._name} in a way that no weight file needs")
+        return result
+
+
+@dataclass(eq=False, slots=True)
+class Blob:
+    """A long run of bytes that is still in a file.
+
+    `utf8` marks text, and protocol 2's spelling of bytes: characters 0 to 255 encoded as UTF-8.
     """
 
+    open: Callable[[], IO[bytes]]
     offset: int
     length: int
-    is_text: bool
-    utf8: bool
+    is_text: bool = False
+    utf8: bool = False
+
+    def numbers(self, nbytes: int) -> np.ndarray:
+        """Its bytes, which must be `nbytes`, in memory of their own."""
+        if self.utf8:
+            out = np.frombuffer(bytearray(self.content()), np.uint8)  # pyright: ignore
+            read = len(out)
+        else:
+            out = np.empty(nbytes, np.uint8)
+            read = self._at_start().readinto(out)  # pyright: ignore
+        if read != nbytes:
+            raise Refused("an array disagrees with the number of its bytes")
+        return out
+
+    def content(self) -> str | bytes:
+        data = self._at_start().read(self.length)
+        if len(data) != self.length:
+            raise Refused("it became shorter while it was read")
+        if not self.is_text and not self.utf8:
+            return data
+        # One character beyond latin-1 makes the whole text take twice or four times the memory.
+        if not self.is_text and np.frombuffer(data, np.uint8).max() > 0xC3:
+            raise Refused("it holds bytes written as text that is not latin-1")
+        try:
+            text = data.decode("utf-8" if self.utf8 else "latin-1")
+        except UnicodeDecodeError:
+            raise Refused("it holds a text that cannot be decoded") from None
+        del data
+        return text if self.is_text else text.encode("latin-1")
+
+    def _at_start(self) -> IO[bytes]:
+        file = self.open()
+        file.seek(self.offset)
+        return file
 
 
+@dataclass(eq=False, slots=True)
 class DType:
     """A dtype; its byte order arrives in a BUILD after it was made."""
 
-    __slots__ = ("byte_order", "code")
+    code: str
+    found: np.dtype | None = None
 
-    def __init__(self, code: str):
-        self.code = code
-        self.byte_order: ByteOrder | None = None
+    def set_state(self, state: Any) -> None:
+        match state:
+            case (int(), ("<" | ">" | "|" | "=") as order, None, None, None, *rest) if (
+                len(rest) <= 4 and self.found is None
+            ):
+                # `=` is the writer's own order: that of every machine Paddle runs on.
+                self.found = np.dtype(self.code).newbyteorder("<" if order == "=" else order)
+            case _:
+                raise Refused("it has a dtype of a kind that no weight file needs")
 
     def to_numpy(self) -> np.dtype:
-        if self.byte_order is None:
+        if self.found is None:
             raise Refused("it has a dtype without a byte order")
-        return np.dtype(self.code).newbyteorder(self.byte_order)
+        return self.found
 
 
+@dataclass(eq=False, slots=True)
 class Array:
-    """An array's shape and dtype, and where its values are; filled by a BUILD."""
+    """A tensor's dtype and shape, and where its values are.
 
-    __slots__ = ("_dtype", "axis_order", "data", "order", "shape")
+    `offset` and `strides` count elements. bfloat16, which NumPy lacks, has the dtype uint16.
+    """
 
-    def __init__(self) -> None:
-        self.shape: tuple[int, ...] = ()
-        self._dtype: np.dtype | None = None  # None until it is filled
-        self.order: Literal["C", "F"] = "C"
-        self.axis_order: tuple[int, ...] | None = None  # a transposition after reading
-        self.data: bytes | Blob = b""
-
-    def fill(self, shape: Any, dtype: Any, order: Literal["C", "F"], data: Any) -> None:
-        """Takes what the file says of the array, if the bytes agree with it exactly."""
-        if self._dtype is not None:
-            raise Refused("it fills an array twice")
-        if not isinstance(dtype, DType):
-            raise Refused("it has an array without a dtype")
-        self._dtype = dtype.to_numpy()
-        self.shape = _checked_shape(shape)
-        self.order = order
-        self.data = _array_data(data)
-        self._check_length()
-
-    @property
-    def dtype(self) -> np.dtype:
-        if self._dtype is None:
-            raise Refused("it has an array without values")
-        return self._dtype
+    source: Blob | None = None  # None until a BUILD fills it
+    dtype: np.dtype = np.dtype(np.uint8)  # noqa: RUF009  # immutable
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    offset: int = 0
+    is_bfloat16: bool = False
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+        """Size of the result."""
+        return math.prod(self.shape) * self.dtype.itemsize * (2 if self.is_bfloat16 else 1)
 
-    def _check_length(self) -> None:
-        needed = self.nbytes
-        if isinstance(self.data, Blob) and self.data.utf8:
-            # Each byte takes one or two; the exact number is known once it is decoded.
-            agrees = needed <= self.data.length <= 2 * needed
+    def set_state(self, state: Any) -> None:
+        match state:
+            case (int(), shape, dtype, int() as is_fortran, data) if self.source is None:
+                self.fill(shape, dtype, "F" if is_fortran else "C", data)
+            case _:
+                raise Refused("it fills an array in a way that no weight file needs")
+
+    def fill(self, shape: Any, dtype: Any, order: str, data: Any) -> None:
+        """Takes what a file says of a NumPy array, if the bytes agree with it exactly."""
+        if not isinstance(dtype, DType):
+            raise Refused("it has an array without a dtype")
+        self.dtype = dtype.to_numpy()
+        self.shape = checked_shape(shape)
+        lengths = self.shape if order == "F" else self.shape[::-1]
+        strides = tuple(math.prod(lengths[:axis]) for axis in range(len(lengths)))
+        self.strides = strides if order == "F" else strides[::-1]
+        self.source = _array_data(data)
+        held, needed = self.source.length, self.nbytes
+        # As text, each byte takes one or two; the exact number is known once it is decoded.
+        if not (needed <= held <= 2 * needed if self.source.utf8 else needed == held):
+            raise Refused(f"an array's shape {shape} disagrees with the number of its bytes")
+
+    def of(self, numbers: np.ndarray) -> np.ndarray:
+        """The array itself, in this machine's byte order, from all bytes of its source."""
+        size = self.dtype.itemsize
+        strides = tuple(stride * size for stride in self.strides)
+        if 0 in self.shape:  # the strides and the offset may be anything
+            values = np.empty(self.shape, self.dtype)
         else:
-            held = self.data.length if isinstance(self.data, Blob) else len(self.data)
-            agrees = needed == held
-        if not agrees:
-            raise Refused(f"an array's shape {self.shape} disagrees with the number of its bytes")
+            values = np.ndarray(self.shape, self.dtype, numbers, self.offset * size, strides)
+        if values.dtype.kind == "b" and values.view(np.uint8).max(initial=0) > 1:
+            raise Refused("it holds a truth value that is neither true nor false")
+        if self.is_bfloat16:  # the upper half of a float32
+            bits = values.astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        return values if values.flags.forc else values.copy()
 
 
-def _checked_shape(shape: Any) -> tuple[int, ...]:
+def checked_shape(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
         raise Refused("it has an array with a malformed shape")
     if any(type(length) is not int or length < 0 for length in shape):
@@ -150,12 +192,12 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     return shape
 
 
-def _array_data(data: Any) -> bytes | Blob:
+def _array_data(data: Any) -> Blob:
     if isinstance(data, str):  # Python 2's `str`: bytes that were read as latin-1
-        return _latin1(data)
-    if isinstance(data, Blob) and not (data.is_text and data.utf8):
-        return data
+        data = _latin1(data)
     if isinstance(data, bytes):
+        return Blob(lambda: io.BytesIO(data), 0, len(data))
+    if isinstance(data, Blob) and not (data.is_text and data.utf8):
         return data
     raise Refused("it has an array whose values are not bytes")
 
@@ -167,45 +209,45 @@ def _latin1(text: str) -> bytes:
         raise Refused("it holds bytes written as text beyond latin-1") from None
 
 
-def call(function: Any, arguments: Any) -> Any:
-    """What REDUCE makes: `function` is a `Global`, `arguments` the file's tuple.
+# The functions that the pickle of a NumPy array calls. Each takes whatever the file says.
 
-    Raises:
-        Refused: for anything but the calls that `paddle.save` writes.
-    """
-    if not isinstance(function, Global) or type(arguments) is not tuple:
-        raise Refused("it calls something that is not a function")
-    # A long tuple that is met again and again would cost its length each time.
-    if len(arguments) > MAX_ARGUMENTS:
-        raise Refused(f"it calls {function.value} with {len(arguments):,} arguments")
-    match function, arguments:
-        case Global.RECONSTRUCT, (Global.NDARRAY, (0,), b"b" | "b"):
+
+@Function
+def ndarray() -> Any:
+    return NotImplemented  # it is only passed to `_reconstruct`
+
+
+@Function
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+    match shape, code:
+        case (0,), b"b" | "b" if kind is ndarray:
             return Array()
-        case Global.DTYPE, (str() as code, int(), int()):
-            return _dtype(code)
-        case Global.FROMBUFFER, (data, dtype, shape, order, *axis_order):
-            return _array_over_buffer(data, dtype, shape, order, axis_order)
-        case Global.SCALAR, (DType() as dtype, (bytes() | str()) as data):
-            return _scalar(dtype, data)
-    return _call_of_plain_type(function, arguments)
+    return NotImplemented
 
 
-def _call_of_plain_type(function: Global, arguments: tuple[Any, ...]) -> Any:
-    match function, arguments:
-        case Global.ENCODE, (str() as text, "latin1" | "latin-1"):
-            return _latin1(text)
-        case Global.ENCODE, (Blob(is_text=True) as text, "latin1" | "latin-1"):
-            return replace(text, is_text=False)
-        case Global.ORDERED_DICT, ():
-            return {}
-        case Global.TUPLE, (tuple() as values,):
-            return values
-        case Global.BYTES, ():
-            return b""
-    raise Refused(f"it calls {function.value} in a way that no weight file needs")
+@Function
+def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> Any:
+    if type(order) is not str or order not in ("C", "F", "K"):
+        raise Refused("it has an array in an unknown memory order")
+    array = Array()
+    array.fill(shape, dtype, "F" if order == "F" else "C", data)
+    if order == "K":
+        if not _is_axis_order(axis_order, len(array.shape)):
+            raise Refused("it has an array with a malformed axis order")
+        array.shape = tuple(array.shape[axis] for axis in axis_order)
+        array.strides = tuple(array.strides[axis] for axis in axis_order)
+    return array
 
 
-def _dtype(code: str) -> DType:
+def _is_axis_order(axes: Any, dimensions: int) -> bool:
+    is_tuple = type(axes) is tuple and len(axes) == dimensions
+    return is_tuple and all(type(a) is int for a in axes) and sorted(axes) == [*range(dimensions)]
+
+
+@Function
+def dtype(code: Any, align: Any, copy: Any) -> Any:
+    if type(code) is not str:
+        return NotImplemented
     if code.startswith("O"):
         raise Refused("it holds an array of Python objects")
     if code not in NUMBER_CODES:
@@ -213,71 +255,75 @@ def _dtype(code: str) -> DType:
     return DType(code)
 
 
-def _array_over_buffer(data: Any, dtype: Any, shape: Any, order: Any, axis_order: list) -> Array:
-    if type(order) is not str or order not in ("C", "F", "K"):
-        raise Refused("it has an array in an unknown memory order")
+@Function
+def scalar(dtype: Any, data: Any) -> Any:
+    if not isinstance(dtype, DType) or not isinstance(data, (bytes, str)):
+        return NotImplemented
     array = Array()
-    array.fill(shape, dtype, "F" if order == "F" else "C", data)
-    if order == "K":
-        axes = axis_order[0] if axis_order else None
-        array.axis_order = _checked_axes(axes, len(array.shape))
-    return array
+    array.fill((), dtype, "C", data)
+    assert array.source is not None
+    return array.of(array.source.numbers(array.nbytes))[()]
 
 
-def _checked_axes(axes: Any, dimensions: int) -> tuple[int, ...]:
-    if type(axes) is not tuple or len(axes) != dimensions:
-        raise Refused("it has an array with a malformed axis order")
-    if any(type(axis) is not int for axis in axes) or sorted(axes) != list(range(dimensions)):
-        raise Refused("it has an array with a malformed axis order")
-    return axes
+@Function
+def encode(text: Any, encoding: Any) -> Any:
+    """Protocol 2 has no bytes: full ones come as encoded text, empty ones as `bytes()`."""
+    if encoding not in ("latin1", "latin-1"):
+        return NotImplemented
+    if isinstance(text, Blob) and text.is_text:
+        return replace(text, is_text=False)
+    return _latin1(text) if isinstance(text, str) else NotImplemented
 
 
-def _scalar(dtype: DType, data: bytes | str) -> np.generic:
-    raw = _latin1(data) if isinstance(data, str) else data
-    numpy_dtype = dtype.to_numpy()
-    if len(raw) != numpy_dtype.itemsize:
-        raise Refused("it has a number with too many or too few bytes")
-    return to_native(np.frombuffer(raw, numpy_dtype))[0]
+@Function
+def empty_bytes() -> Any:
+    return b""
 
 
-def to_native(values: np.ndarray) -> np.ndarray:
-    """The same values in this machine's byte order; not copied where they have it already."""
-    if values.dtype.kind == "b" and values.size and values.view(np.uint8).max() > 1:
-        raise Refused("it holds a truth value that is neither true nor false")
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+@Function
+def ordered_dict(pairs: Any = None) -> Any:
+    """Python 2 gives it the items as a list of pairs."""
+    if pairs is None:
+        return {}
+    if type(pairs) is not list:
+        return NotImplemented
+    items, pairs[:] = pairs[:], [None]  # used up: passing them again would cost their number
+    found: dict[str, Any] = {}
+    for item in items:
+        match item:
+            case [str() as key, value] if key not in found:
+                found[key] = value
+            case _:
+                return NotImplemented
+    return found
 
 
-def set_item(target: Any, key: Any, value: Any) -> None:
-    """`target[key] = value` for a new text key: the hash of text cannot be chosen by a file."""
-    if type(target) is not dict:
-        raise Refused("it sets an item of something that is not a dictionary")
-    if type(key) is not str:
-        raise Refused("it has a dictionary key that is not a short text")
-    if key in target:
-        raise Refused(f"it has the name {quoted(key)} twice")
-    target[key] = value
+@Function
+def as_tuple(values: Any) -> Any:
+    """Carries a Paddle tensor as (name, array), and PyTorch's sizes."""
+    return values if type(values) is tuple else NotImplemented
 
 
-def build(target: Any, state: Any) -> None:
-    """What BUILD does: fills an array or gives a dtype its byte order, and nothing else.
+# NumPy moved `core` to `_core` in 2.0.
+GLOBALS = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): scalar,
+    ("numpy._core.multiarray", "scalar"): scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy", "ndarray"): ndarray,
+    ("numpy", "dtype"): dtype,
+    ("_codecs", "encode"): encode,
+    ("collections", "OrderedDict"): ordered_dict,
+    ("builtins", "tuple"): as_tuple,
+    ("__builtin__", "tuple"): as_tuple,
+    ("builtins", "bytes"): empty_bytes,
+    ("__builtin__", "bytes"): empty_bytes,
+}
 
-    Raises:
-        Refused: for any other target or a malformed state.
-    """
-    if type(state) is not tuple or len(state) > MAX_STATE:
-        raise Refused("it sets a state of a kind that no weight file needs")
-    match target, state:
-        case DType(), (int(), ("<" | ">" | "|" | "=") as order, None, None, None, *_):
-            if target.byte_order is not None:
-                raise Refused("it sets the byte order of a dtype twice")
-            # `=` is the writer's own order: that of every machine Paddle runs on.
-            target.byte_order = "<" if order == "=" else order
-        case Array(), (int(), shape, dtype, int() as is_fortran, data):
-            target.fill(shape, dtype, "F" if is_fortran else "C", data)
-        case _:
-            raise Refused("it sets the state of something that is not a NumPy array")
 
-
-def quoted(text: str) -> str:
+def quoted(text: object) -> str:
     """A name from a file on one line, cut to a bearable length."""
-    return ascii(text if len(text) <= 80 else text[:77] + "...")
+    name = str(text)
+    return ascii(name if len(name) <= 80 else name[:77] + "...")

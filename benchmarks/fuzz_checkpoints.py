@@ -1,16 +1,18 @@
-"""Damages valid `.pdparams` files at random and checks that reading them stays harmless.
+"""Damages valid `.pdparams` and `.pth` files at random and checks that reading stays harmless.
 
-    python benchmarks/fuzz_pdparams.py --cases 100000 --seed 0
+    python benchmarks/fuzz_checkpoints.py --format paddle --cases 100000 --seed 0
+    python benchmarks/fuzz_checkpoints.py --format torch --cases 100000 --seed 0
 
 Every case must end in a dictionary of plain values or in a `UserError` of one line: no other
 exception, no event that Python's audit hooks report (import, exec, a process, a socket, another
 file), at most a few seconds, and no growth of memory beyond a bound. The first case that does not
-is kept in a file and named. Prints one line of JSON. Needs Linux.
+is kept in a file and named. Prints one line of JSON. Needs Linux, and PyTorch for its files.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pickle
 import pickletools
@@ -20,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -30,13 +33,15 @@ import numpy as np
 from tsm_jax.errors import UserError
 from tsm_jax.weights.paddle_names import from_paddle
 from tsm_jax.weights.paddle_pickle import SLICE_TABLE, read_paddle
+from tsm_jax.weights.pickle_values import Opaque
+from tsm_jax.weights.torch_file import OLD_FORMAT, read_torch
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "weights" / "goldens"
 SECONDS_PER_CASE = 5
 MAX_GROWTH = 200e6
 HARMLESS_EVENTS = ("builtins.id",)
 
-PLAIN = (str, int, float, bool, type(None), bytes, np.generic)
+PLAIN = (str, int, float, bool, type(None), bytes, np.generic, Opaque)
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
 # Pieces of attacks and of limits, put between the instructions of a valid file.
 SNIPPETS = [
@@ -48,6 +53,10 @@ SNIPPETS = [
     b"cbuiltins\ntuple\n",
     b"c__builtin__\nbytes\n",
     b"ccollections\nOrderedDict\n",
+    b"ctorch._utils\n_rebuild_tensor_v2\n",
+    b"ctorch\nFloatStorage\n",
+    b"cargparse\nNamespace\n",
+    b"Q",
     b"cnumpy.core.multiarray\nscalar\n",
     b"cnumpy.core.numeric\n_frombuffer\n",
     b"(S'touch /tmp/fuzz'\nios\nsystem\n",
@@ -102,7 +111,7 @@ class Watch:
         raise AssertionError("the audit hook sees nothing")
 
 
-def seeds() -> list[bytes]:
+def paddle_files() -> list[bytes]:
     """Small valid files: real ones by Paddle, and one of every protocol and kind of array."""
     arrays = {
         "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -115,6 +124,48 @@ def seeds() -> list[bytes]:
     made = [pickle.dumps(arrays, protocol) for protocol in (2, 3, 4, 5)]
     real = [path.read_bytes() for path in sorted(GOLDENS.glob("*.pd*"))]
     return made + real
+
+
+def torch_files() -> list[bytes]:
+    """Small checkpoints in both formats, and the zip archive compressed."""
+    import torch
+
+    base = torch.arange(24.0)
+    layer = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
+    layer(torch.randn(2, 3)).sum().backward()
+    optimizer.step()
+    checkpoints: list[dict[str, Any]] = [
+        {"epoch": 3, "state_dict": layer.state_dict(), "optimizer": optimizer.state_dict()},
+        {
+            "views": [base[2:8].view(2, 3), base[::2], torch.ones(3, 1).expand(3, 4)],
+            "bfloat16": torch.ones(3).bfloat16(),
+            "uint16": torch.arange(3).to(torch.uint16),
+            "bool": torch.tensor([True]),
+            "parameter": torch.nn.Parameter(torch.ones(2)),
+            "meta": {"args": argparse.Namespace(lr=0.1), "top1": np.float64(5), "n": np.ones(3)},
+        },
+    ]
+    files = []
+    for checkpoint in checkpoints:
+        for is_zip in (True, False):
+            file = io.BytesIO()
+            torch.save(checkpoint, file, _use_new_zipfile_serialization=is_zip)
+            files.append(file.getvalue())
+    return [*files, zipped(members(files[0]), zipfile.ZIP_DEFLATED)]
+
+
+def members(archive: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        return {name: opened.read(name) for name in opened.namelist()}
+
+
+def zipped(contents: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    return file.getvalue()
 
 
 def flip_bits(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
@@ -181,7 +232,26 @@ def boundaries(data: bytes) -> list[int]:
 
 
 def mutated(rng: random.Random, files: list[bytes]) -> bytes:
-    data = bytearray(rng.choice(files))
+    """A damaged file; of a zip archive the whole, or the pickle in it, with a right checksum."""
+    whole = rng.choice(files)
+    if not whole.startswith(b"PK") or rng.random() < 0.3:
+        return damaged(whole, rng, files)
+    contents = members(whole)
+    name = next(name for name in contents if name.endswith("data.pkl"))
+    pickles = [contents[name], *(file for file in files if not file.startswith(b"PK"))]
+    contents[name] = damaged(contents[name], rng, pickles)
+    return zipped(contents)
+
+
+def damaged(whole: bytes, rng: random.Random, files: list[bytes]) -> bytes:
+    if whole.startswith(OLD_FORMAT):  # mostly behind what is the same in all
+        start = rng.choice((0, 150, 150, 150))
+        return whole[:start] + changed(whole[start:], rng, files)
+    return changed(whole, rng, files)
+
+
+def changed(whole: bytes, rng: random.Random, files: list[bytes]) -> bytes:
+    data = bytearray(whole)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if data:
             rng.choice(MUTATIONS)(data, rng, files)
@@ -198,19 +268,30 @@ def check_plain(value: Any) -> None:
         assert isinstance(value, PLAIN), type(value)
 
 
-def run_case(path: Path) -> str:
-    """What became of the file: `read`, or the kind of refusal."""
-    try:
-        content, names = read_paddle(path)
-    except UserError as error:
-        reason = one_line(error).removeprefix(f"{path}: not a usable Paddle weight file: ")
-        return re.split(r"['\d(]", reason)[0][:60]
+def read_paddle_file(path: Path) -> None:
+    content, names = read_paddle(path)
     assert all(isinstance(name, str) for name in names.values())
     check_plain(content)
     try:
         from_paddle(content)
     except UserError as error:
         one_line(error)
+
+
+def read_torch_file(path: Path) -> None:
+    check_plain(read_torch(path))
+
+
+FORMATS = {"paddle": (paddle_files, read_paddle_file), "torch": (torch_files, read_torch_file)}
+
+
+def run_case(path: Path, read: Callable[[Path], None]) -> str:
+    """What became of the file: `read`, or the kind of refusal."""
+    try:
+        read(path)
+    except UserError as error:
+        reason = one_line(error).rpartition(" weight file: ")[2]
+        return re.split(r"['\"\d(]", reason)[0][:60]
     return "read"
 
 
@@ -229,13 +310,14 @@ def on_alarm(signum: int, frame: Any) -> None:
     raise Hang(f"a case took more than {SECONDS_PER_CASE} s")
 
 
-def fuzz(cases: int, seed: int, folder: Path) -> dict[str, Any]:
-    files = seeds()
+def fuzz(name: str, cases: int, seed: int, folder: Path) -> dict[str, Any]:
+    make, read = FORMATS[name]
+    files = make()
     _BOUNDARIES.update({data: boundaries(data) for data in files})
-    path, rng = folder / "case.pdparams", random.Random(seed)
+    path, rng = folder / "case", random.Random(seed)
     for data in files:  # before anything is watched: this imports what is imported late
         path.write_bytes(data)
-        assert run_case(path) == "read"
+        assert run_case(path, read) == "read"
     watch = Watch(path)
     watch.check_itself()
     outcomes: Counter[str] = Counter()
@@ -246,9 +328,9 @@ def fuzz(cases: int, seed: int, folder: Path) -> dict[str, Any]:
         began = time.perf_counter()
         try:
             with watch:
-                outcome = run_case(path)
+                outcome = run_case(path, read)
         except BaseException:
-            kept = Path(tempfile.gettempdir()) / f"fuzz_seed{seed}_case{case}.pdparams"
+            kept = Path(tempfile.gettempdir()) / f"fuzz_{name}_seed{seed}_case{case}"
             kept.write_bytes(data)
             print(f"case {case} of seed {seed} failed; it is kept as {kept}", file=sys.stderr)
             raise
@@ -257,6 +339,7 @@ def fuzz(cases: int, seed: int, folder: Path) -> dict[str, Any]:
     growth = peak_memory() - memory
     assert growth < MAX_GROWTH, growth
     return {
+        "format": name,
         "cases": cases,
         "seed": seed,
         "read": outcomes.pop("read"),
@@ -273,12 +356,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--format", choices=FORMATS, required=True)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     signal.signal(signal.SIGALRM, on_alarm)
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(fuzz(arguments.cases, arguments.seed, Path(folder))))
+        print(json.dumps(fuzz(arguments.format, arguments.cases, arguments.seed, Path(folder))))
 
 
 if __name__ == "__main__":

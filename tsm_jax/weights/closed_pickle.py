@@ -1,0 +1,253 @@
+"""An unpickler that cannot run anything.
+
+A pickle is a program. Python's usual unpickler can be limited to a few names (`find_class`), but a
+hostile file could still make it take gigabytes (a high index of its memo) or hang (tuples of
+tuples as a dictionary key), and it copies tensors before the last instruction is checked. So this
+is the standard library's other one, `pickle._Unpickler`, which is written in Python: it has a
+table of instructions, and here the table is closed. Nothing named in a file is imported or
+called, every limit is checked before memory is taken, and the bytes of tensors are stepped over,
+so refusing a file of any size takes a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from tsm_jax.weights.pickle_values import (
+    Array,
+    Blob,
+    DType,
+    Function,
+    Opaque,
+    Refused,
+    quoted,
+)
+
+MAX_READS = 300_000  # an instruction takes one to three; ResNet-152 with its optimizer has 43,000
+MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
+MAX_INLINE_TOTAL = 4 * 2**20
+# Numbers that collide as keys can be chosen, and cost the square of their number. Text cannot.
+MAX_NUMBER_KEYS = 3_000  # an optimizer has one for each tensor
+PROTOCOLS = range(2, 6)
+
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+# As inherited. Whatever is not here or below is refused: objects (INST, OBJ, NEWOBJ_EX, EXT*),
+# out-of-band buffers, sets, and the text instructions of protocols 0 and 1.
+# fmt: off
+_INHERITED = [
+    "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
+    "BININT2", "LONG1", "BINFLOAT", "EMPTY_TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "TUPLE",
+    "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "BINPUT", "BINGET", "LONG_BINGET", "MEMOIZE",
+    "GLOBAL", "STACK_GLOBAL", "BINPERSID",
+]
+# fmt: on
+_TEXT, _LATIN1, _BYTES = (True, True), (True, False), (False, False)  # is_text, utf8
+_RUNS = {  # instructions with a length
+    "SHORT_BINUNICODE": ("<B", _TEXT),
+    "BINUNICODE": ("<I", _TEXT),
+    "BINUNICODE8": ("<Q", _TEXT),
+    "SHORT_BINSTRING": ("<B", _LATIN1),  # Python 2's `str`
+    "BINSTRING": ("<i", _LATIN1),
+    "SHORT_BINBYTES": ("<B", _BYTES),
+    "BINBYTES": ("<I", _BYTES),
+    "BINBYTES8": ("<Q", _BYTES),
+    "BYTEARRAY8": ("<Q", _BYTES),
+}
+_OF_DAMAGE = (IndexError, AttributeError, pickle.UnpicklingError, UnicodeDecodeError)
+
+
+class _Meter:
+    """The file as the unpickler sees it: a bounded number of reads, none beyond the end."""
+
+    def __init__(self, file: BinaryIO, end: int):
+        self.file = file
+        self._end = end
+        self._reads_left = MAX_READS
+
+    def check(self, length: int) -> None:
+        if length > self._end - self.file.tell():
+            raise Refused("it is cut off in the middle; download it again")
+
+    def check_end(self) -> None:
+        if self.file.tell() != self._end:
+            raise Refused(f"{self._end - self.file.tell():,} bytes follow its end")
+
+    def read(self, length: int) -> bytes:
+        self._reads_left -= 1
+        if self._reads_left < 0:
+            raise Refused(f"it has more than {MAX_READS:,} pickle instructions")
+        self.check(length)
+        data = self.file.read(length)
+        if len(data) != length:
+            raise Refused("it became shorter while it was read")
+        return data
+
+    def readline(self) -> bytes:
+        line = self.file.readline(256)
+        if not line.endswith(b"\n"):
+            raise Refused("it names a global without an end")
+        return line
+
+
+class _Instructions(dict):
+    def __missing__(self, code: int) -> Any:
+        if code in _NAMES:
+            raise Refused(
+                f"it uses the pickle instruction {_NAMES[code]}, which no weight file needs"
+            )
+        raise Refused(f"it has the byte {code}, which is not a pickle instruction")
+
+
+class ClosedUnpickler(pickle._Unpickler):
+    """Interprets one pickle of protocol 2 to 5.
+
+    Args:
+        file: positioned at the pickle's first byte, seekable; afterwards after its last byte.
+        end: position of the end of the file.
+        globals_: what stands for each (module, name) that the file may ask for: a `Function`, which
+            is called with what the file says, or any other value, which is not.
+    """
+
+    dispatch = _Instructions()
+    stack: list[Any]
+    metastack: list[list[Any]]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: BinaryIO, end: int, globals_: Mapping[tuple[str, str], Any]):
+        self._meter = _Meter(file, end)
+        super().__init__(self._meter)
+        self._globals = globals_
+        self._inline_left = MAX_INLINE_TOTAL
+        self._number_keys_left = MAX_NUMBER_KEYS
+
+    def load(self) -> Any:
+        """The value that the pickle describes, made of the stand-ins of `pickle_values`.
+
+        Raises:
+            Refused: for everything that a weight file does not need, and for damage.
+        """
+        if self._meter.read(1) != pickle.PROTO:
+            raise Refused("it is not a pickle of protocol 2 to 5")
+        version = self._meter.read(1)[0]
+        if version not in PROTOCOLS:
+            raise Refused(f"it is a pickle of protocol {version}; 2 to 5 are read")
+        try:
+            value = super().load()
+        except _OF_DAMAGE:
+            raise Refused("it is damaged; download it again") from None
+        if self.stack or self.metastack:
+            raise Refused("it ends in the middle of a container")
+        return value
+
+    def load_whole(self) -> Any:
+        """As `load`, for a file that has nothing after the pickle."""
+        value = self.load()
+        self._meter.check_end()
+        return value
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._globals:
+            is_torch = module.partition(".")[0] == "torch"
+            why = "only plain tensors are read" if is_torch else "do not trust it"
+            raise Refused(f"it asks for {quoted(f'{module}.{name}')}, which no weights need: {why}")
+        return self._globals[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise Refused("it refers to data beside it, which no weight file needs")
+
+    def load_reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, Opaque):
+            self.append(function)
+        elif isinstance(function, Function) and type(arguments) is tuple:
+            self.append(function.apply(arguments))
+        else:
+            raise Refused("it calls something that is not a function")
+
+    def load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, (Array, DType)):
+            target.set_state(state)
+        # An attribute of a dictionary (PyTorch's `_metadata`) is dropped.
+        elif not isinstance(target, Opaque) and not (type(target) is type(state) is dict):
+            raise Refused("it sets the state of something that is not a NumPy array")
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._set_item(key, value)
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()
+        if len(items) % 2:
+            raise Refused("it has a dictionary key without a value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            self._set_item(key, value)
+
+    def _set_item(self, key: Any, value: Any) -> None:
+        target = self.stack[-1]
+        if isinstance(target, Opaque):
+            return
+        if type(target) is not dict:
+            raise Refused("it sets an item of something that is not a dictionary")
+        if type(key) is int:
+            self._number_keys_left -= 1
+            if self._number_keys_left < 0:
+                raise Refused(f"it has more than {MAX_NUMBER_KEYS:,} numbers as dictionary keys")
+        elif type(key) is not str:
+            raise Refused("it has a dictionary key that is not a short text or a number")
+        if key in target:
+            raise Refused(f"it has the name {quoted(key)} twice")
+        target[key] = value
+
+    def load_long_binput(self) -> None:
+        (index,) = struct.unpack("<I", self._meter.read(4))
+        if index > MAX_READS:  # these are keys, too
+            raise Refused("it numbers its values beyond the number of its instructions")
+        self.memo[index] = self.stack[-1]
+
+    def load_frame(self) -> None:
+        """Only checks the length: a frame is a hint for reading ahead."""
+        self._meter.check(struct.unpack("<Q", self._meter.read(8))[0])
+
+    def load_run(self, layout: str, is_text: bool, utf8: bool) -> None:
+        (length,) = struct.unpack(layout, self._meter.read(struct.calcsize(layout)))
+        if length < 0:
+            raise Refused("it has a text of negative length")
+        self._meter.check(length)
+        if length > MAX_INLINE_BYTES:
+            file, offset = self._meter.file, self._meter.file.tell()
+            file.seek(length, io.SEEK_CUR)
+            self.append(Blob(lambda: file, offset, length, is_text, utf8))
+            return
+        self._inline_left -= length
+        if self._inline_left < 0:
+            raise Refused(f"its names take more than {MAX_INLINE_TOTAL >> 20} MiB")
+        data = self._meter.read(length)
+        self.append(data.decode("utf-8" if utf8 else "latin-1") if is_text else data)
+
+
+def _instructions() -> dict[int, Any]:
+    codes = {name: code for code, name in _NAMES.items()}
+    steps: dict[str, Any] = {name: pickle._Unpickler.dispatch[codes[name]] for name in _INHERITED}
+    for name, (layout, kind) in _RUNS.items():
+        steps[name] = lambda unpickler, run=(layout, *kind): unpickler.load_run(*run)
+    steps |= {
+        "FRAME": ClosedUnpickler.load_frame,
+        "LONG_BINPUT": ClosedUnpickler.load_long_binput,
+        "SETITEM": ClosedUnpickler.load_setitem,
+        "SETITEMS": ClosedUnpickler.load_setitems,
+        "REDUCE": ClosedUnpickler.load_reduce,
+        "NEWOBJ": ClosedUnpickler.load_reduce,
+        "BUILD": ClosedUnpickler.load_build,
+    }
+    return {codes[name]: step for name, step in steps.items()}
+
+
+ClosedUnpickler.dispatch.update(_instructions())
