@@ -12,7 +12,7 @@ import tsm_jax
 from tsm_jax import export
 from tsm_jax.deploy import exporter
 from tsm_jax.deploy.exporter import export_model
-from tsm_jax.deploy.folding import Folds
+from tsm_jax.deploy.program import make_program
 from tsm_jax.errors import UserError
 from tsm_jax.files import sha256
 from tsm_jax.models.normalize import normalize
@@ -68,22 +68,14 @@ def test_the_readme_tells_how_to_run_it(exported, formats):
 @pytest.mark.parametrize("wrong", ["shift the other way", "a stem of another scale"])
 @pytest.mark.usefixtures("exported")  # which skips where nothing can be exported
 def test_a_graph_that_answers_otherwise_is_not_exported(model, tmp_path, monkeypatch, wrong):
-    def fold(model):
-        network = exporter_fold(model)
-        if wrong == "a stem of another scale":
-            stem = replace(network.stem, kernel=network.stem.kernel * 1.001)
-            return replace(network, stem=stem)
-        reverse = [
-            replace(block, folds=Folds(*vars_of(block.folds), not block.folds.past_first))
-            for block in network.blocks
-        ]
-        return replace(network, blocks=tuple(reverse))
-
-    def vars_of(folds):
-        return folds.first_end, folds.second_end
-
-    exporter_fold = exporter.fold
-    monkeypatch.setattr(exporter, "fold", fold)
+    if wrong == "a stem of another scale":
+        stem = "backbone.stem.conv.kernel"
+        other = replace(model, tensors={**model.tensors, stem: model.tensors[stem] * 1.001})
+    else:
+        reverse = replace(model.architecture, shift="future_first")
+        other = replace(model, architecture=reverse)
+    program = make_program(other)
+    monkeypatch.setattr(exporter, "make_program", lambda model: program)
     with pytest.raises(UserError, match=r"model.stablehlo is wrong: in jax its logits on"):
         export_model(model, str(tmp_path / "out" / "TSM"), formats=("stablehlo",))
     assert list((tmp_path / "out").iterdir()) == []

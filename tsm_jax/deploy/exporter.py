@@ -18,7 +18,6 @@ from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact
 from tsm_jax.deploy.engine import missing
-from tsm_jax.deploy.folding import FoldedNetwork, fold
 from tsm_jax.deploy.names import (
     BFLOAT16_STABLEHLO_FILE,
     EXAMPLE_FILE,
@@ -29,6 +28,7 @@ from tsm_jax.deploy.names import (
     STABLEHLO_FILE,
     VIDEO,
 )
+from tsm_jax.deploy.program import make_program
 from tsm_jax.deploy.readme import write_readme
 from tsm_jax.deploy.self_check import Check, as_json, check_export
 from tsm_jax.deploy.stablehlo import PLATFORMS, export_stablehlo
@@ -83,7 +83,7 @@ def export_model(
     with new_folder(output) as folder:
         clips = _clips(model, videos)
         fill_model_directory(model, folder)
-        _write_graphs(fold(model), folder, formats, precisions)
+        _write_graphs(model, folder, formats, precisions)
         int8 = _quantize(folder, clips) if "int8" in precisions else None
         _describe(model, folder, checks=[], int8=int8)  # the engines read the description
         checks = check_export(
@@ -129,16 +129,18 @@ def _read(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
 
 
 def _write_graphs(
-    network: FoldedNetwork, folder: str, formats: Sequence[str], precisions: Sequence[str]
+    model: Model, folder: str, formats: Sequence[str], precisions: Sequence[str]
 ) -> None:
+    program = make_program(model)
     if "stablehlo" in formats:
-        _write(folder, STABLEHLO_FILE, export_stablehlo(network))
+        _write(folder, STABLEHLO_FILE, export_stablehlo(program))
         if "bfloat16" in precisions:
-            _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(network, "bfloat16"))
+            coarse = make_program(model, "bfloat16")
+            _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(coarse))
     if "onnx" in formats:
         from tsm_jax.deploy.onnx_graph import build_onnx
 
-        _write(folder, ONNX_FILE, build_onnx(network).SerializeToString())
+        _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
 
 
 def _quantize(folder: str, clips: np.ndarray) -> dict[str, Any]:

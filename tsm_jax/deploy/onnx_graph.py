@@ -1,179 +1,308 @@
-"""The folded network as an ONNX graph, written node by node.
+"""A program as an ONNX graph.
 
-    video  uint8 [N, T, S, S, 3]          RGB frames after resize and crop; N is free
-    logits float32 [N, K]
-    features float32 [N, T, C, h, w]      in front of the average pool, for activation maps
+    video     uint8 [N, T, S, S, 3]        as of the program; N is free
+    logits    float32 [N, K]
+    features  float32 [N, T, C, h, w]      images are NCHW in the graph
 
-Images are NCHW inside. Paddings are explicit. The shift is Slice, Pad and Concat over
-`[N, T, C, H, W]`, which every runtime knows (Paddle's own operator was what Paddle2ONNX and
-TensorRT failed on).
+Each primitive of the traced program becomes the nodes that compute the same. The primitives are a
+closed set, at the end of this file; another one is refused by name.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import jax
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
-from onnx import TensorProto, helper, numpy_helper  # pyright: ignore[reportMissingImports]
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from onnx import helper  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.folding import PIXEL_MEAN, FoldedBlock, FoldedConv, FoldedNetwork, Folds
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
-
-# Old enough for runtimes of 2022, new enough for all that is used here.
-OPSET, IR_VERSION = 17, 8
-
-
-def build_onnx(network: FoldedNetwork) -> onnx.ModelProto:
-    """The checked graph of a network."""
-    writer = _Writer(network.num_segments, network.crop_size)
-    x = writer.pixels()
-    x = writer.relu(writer.conv(x, network.stem))
-    x = writer.max_pool(x)
-    for block in network.blocks:
-        x = writer.block(x, block)
-    writer.head(x, network.fc_kernel, network.fc_bias)
-    model = helper.make_model(
-        writer.graph(num_classes=network.fc_bias.size),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        producer_name="tsm_jax",
-        ir_version=IR_VERSION,
-    )
-    onnx.checker.check_model(model, full_check=True)
-    return model
+from tsm_jax.deploy.onnx_writer import Operand, Size, Tensor, Writer, refuse
+from tsm_jax.deploy.program import Program
 
 
-class _Writer:
-    """Collects nodes; every method returns the name of its result.
+def build_onnx(program: Program) -> onnx.ModelProto:
+    """The checked graph of a program.
 
-    `channels` and `size` are those of the image tensor written last in the trunk.
+    Raises:
+        UserError: it computes something for which there is no rule here.
     """
+    writer = Writer()
+    shape = _sizes(program.video)
+    video = helper.make_tensor_value_info(VIDEO, onnx.TensorProto.UINT8, shape)
+    pixels = writer.lay(Tensor(VIDEO, shape), channels_first=True)  # while a value is one byte
+    jaxpr = jax.make_jaxpr(program)(program.video)
+    results = zip(_run(writer, jaxpr, [pixels]), jaxpr.out_avals, strict=True)
+    logits, features = (writer.expand(result, _sizes(aval)) for result, aval in results)
+    features = writer.lay(features, channels_first=True)
+    return writer.model([video], {LOGITS: logits, FEATURES: features})
 
-    def __init__(self, num_segments: int, crop_size: int):
-        self._num_segments = num_segments
-        self._crop_size = crop_size
-        self._nodes: list[onnx.NodeProto] = []
-        self._initializers: list[onnx.TensorProto] = []
-        self._shapes: dict[str, tuple[int, int]] = {}  # result to (channels, side)
 
-    def pixels(self) -> str:
-        """uint8 frames to float32 `[N*T, 3, S, S]` less their mean."""
-        size = self._crop_size
-        x = self._reshape(VIDEO, (-1, size, size, 3))
-        x = self._node("Transpose", x, perm=(0, 3, 1, 2))  # while a value is one byte
-        x = self._node("Cast", x, to=TensorProto.FLOAT)
-        x = self._node("Sub", x, self._constant(PIXEL_MEAN.reshape(1, 3, 1, 1)))
-        self._shapes[x] = (3, size)
+def _sizes(aval: Any) -> tuple[Size, ...]:
+    return tuple(size if isinstance(size, int) else str(size) for size in aval.shape)
+
+
+def _run(writer: Writer, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[Any]:
+    values: dict[Any, Operand] = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
+    values.update(zip(jaxpr.jaxpr.constvars, map(np.asarray, jaxpr.consts), strict=True))
+
+    def read(atom: Any) -> Operand:
+        return np.asarray(atom.val, _dtype(atom)) if isinstance(atom, Literal) else values[atom]
+
+    for equation in jaxpr.jaxpr.eqns:
+        results = _equation(writer, equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.jaxpr.outvars]
+
+
+def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequence[Operand]:
+    name = equation.primitive.name
+    if name in _CALLS:
+        return _run(writer, equation.params[_CALLS[name]], operands)
+    if name not in _BROADCASTING:
+        shapes = [_sizes(atom.aval) for atom in equation.invars]
+        operands = [writer.expand(x, shape) for x, shape in zip(operands, shapes, strict=True)]
+    if name != "broadcast_in_dim" and all(isinstance(x, np.ndarray) for x in operands):
+        if name in _BROADCASTING:
+            operands = list(np.broadcast_arrays(*operands))
+        results = jax.tree.map(np.asarray, equation.primitive.bind(*operands, **equation.params))
+    elif name in _RULES:
+        results = _RULES[name](writer, equation, *operands)
+    else:
+        raise refuse(f"there is no rule for {name!r}")
+    return results if equation.primitive.multiple_results else [results]
+
+
+def _require(equation: JaxprEqn, *conditions: bool) -> None:
+    if not all(conditions):
+        shapes = [_sizes(atom.aval) for atom in equation.invars]
+        raise refuse(f"the rule for {equation.primitive.name!r} does not cover {shapes}")
+
+
+def _dtype(atom: Any) -> np.dtype:
+    return atom.aval.dtype
+
+
+def _is_float32(equation: JaxprEqn) -> bool:
+    return _dtype(equation.outvars[0]) == np.float32
+
+
+# A constant operand is a NumPy array.
+
+
+def _elementwise(writer: Writer, equation: JaxprEqn, *operands: Any) -> Tensor:
+    return writer.elementwise(_ELEMENTWISE[equation.primitive.name], *operands)
+
+
+def _arithmetic(writer: Writer, equation: JaxprEqn, *operands: Any) -> Tensor:
+    name = equation.primitive.name
+    if isinstance(operands[0], np.ndarray) and name not in ("sub", "div"):
+        operands = operands[::-1]
+    x, y = operands
+    if isinstance(y, np.ndarray) and _is_float32(equation):
+        exact = y.astype(np.float64)
+        match name:
+            case "mul":
+                return writer.scale(x, exact)
+            case "div" if y.all():
+                return writer.scale(x, 1 / exact)
+            case "add" | "sub":
+                return writer.offset(x, exact, _ELEMENTWISE[name])
+            case "max" if y.size == 1:
+                return writer.at_least(x, y.reshape(()))
+            case "min" if y.size == 1:
+                return writer.at_most(x, y.reshape(()))
+    return writer.elementwise(_ELEMENTWISE[name], x, y)
+
+
+def _clamp(writer: Writer, equation: JaxprEqn, low: Any, x: Any, high: Any) -> Tensor:
+    return writer.elementwise("Min", writer.elementwise("Max", x, low), high)
+
+
+def _select(writer: Writer, equation: JaxprEqn, condition: Any, *cases: Any) -> Tensor:
+    _require(equation, len(cases) == 2, _dtype(equation.invars[0]) == np.bool_)
+    return writer.elementwise("Where", condition, *reversed(cases))
+
+
+def _rsqrt(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    return writer.elementwise("Reciprocal", writer.elementwise("Sqrt", x))
+
+
+def _square(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    return writer.elementwise("Mul", x, x)
+
+
+def _convert(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    dtype = np.dtype(equation.params["new_dtype"])
+    if dtype == _dtype(equation.invars[0]):  # only its promotion differs
         return x
+    _require(equation, dtype == np.float32 or dtype.kind in "biu")
+    to = helper.np_dtype_to_tensor_dtype(dtype)
+    return writer.node("Cast", [x], x.shape, x.channels_first, to=to)
 
-    def conv(self, x: str, conv: FoldedConv) -> str:
-        size, channels = conv.kernel.shape[0], conv.kernel.shape[3]
-        kernel = self._constant(conv.kernel.transpose(3, 2, 0, 1))  # OIHW
-        result = self._node(
-            "Conv",
-            x,
-            kernel,
-            self._constant(conv.bias),
-            kernel_shape=(size, size),
-            strides=(conv.stride,) * 2,
-            pads=(conv.padding,) * 4,
-        )
-        side = (self._shapes[x][1] + 2 * conv.padding - size) // conv.stride + 1
-        self._shapes[result] = (channels, side)
-        return result
 
-    def relu(self, x: str) -> str:
-        return self._like(x, self._node("Relu", x))
+def _broadcast(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
+    """Only the rank: axes of length 1 are broadcast where something needs it."""
+    shape: list[Size] = [1] * len(equation.params["shape"])
+    for axis, size in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
+        shape[axis] = size
+    return writer.reshape(x, shape)
 
-    def max_pool(self, x: str) -> str:
-        """3x3, stride 2; ONNX pads a max pool with minus infinity."""
-        result = self._node("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1,) * 4)
-        channels, side = self._shapes[x]
-        self._shapes[result] = (channels, (side - 1) // 2 + 1)
-        return result
 
-    def block(self, x: str, block: FoldedBlock) -> str:
-        y = x if block.folds is None else self._shift(x, block.folds)
-        for conv in block.convs[:-1]:
-            y = self.relu(self.conv(y, conv))
-        y = self.conv(y, block.convs[-1])
-        shortcut = x if block.shortcut is None else self.conv(x, block.shortcut)
-        return self.relu(self._like(y, self._node("Add", y, shortcut)))
+def _reshape(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
+    _require(
+        equation, equation.params.get("new_sizes") is None or not equation.params["dimensions"]
+    )
+    return writer.reshape(x, _sizes(equation.outvars[0].aval))
 
-    def head(self, x: str, kernel: np.ndarray, bias: np.ndarray) -> None:
-        """Mean over pixels, then frames, then the classifier: it is affine, so the order is free
-        (the model classifies frames first)."""
-        channels, side = self._shapes[x]
-        self._reshape(x, (-1, self._num_segments, channels, side, side), FEATURES)
-        pooled = self._node("GlobalAveragePool", x)
-        pooled = self._reshape(pooled, (-1, self._num_segments, channels))
-        pooled = self._node("ReduceMean", pooled, axes=(1,), keepdims=0)
-        weights = (self._constant(kernel), self._constant(bias))
-        self._node("Gemm", pooled, *weights, result=LOGITS)
-        self._shapes[FEATURES] = (channels, side)
 
-    def graph(self, num_classes: int) -> onnx.GraphProto:
-        size, frames = self._crop_size, self._num_segments
-        channels, side = self._shapes[FEATURES]
-        features = ("N", frames, channels, side, side)
-        return helper.make_graph(
-            self._nodes,
-            "tsm",
-            [helper.make_tensor_value_info(VIDEO, TensorProto.UINT8, ("N", frames, size, size, 3))],
-            [
-                helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ("N", num_classes)),
-                helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, features),
-            ],
-            self._initializers,
-        )
+def _transpose(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
+    return _transposed(writer, x, equation.params["permutation"])
 
-    def _shift(self, x: str, folds: Folds) -> str:
-        channels, side = self._shapes[x]
-        clips = self._reshape(x, (-1, self._num_segments, channels, side, side))
-        past, future = (0, folds.first_end), (folds.first_end, folds.second_end)
-        if not folds.past_first:
-            past, future = future, past
-        moved = [self._from_past(clips, *past), self._from_future(clips, *future)]
-        if not folds.past_first:
-            moved.reverse()
-        rest = self._slice(clips, (2,), (folds.second_end,), (channels,))
-        parts = [part for part in moved if part is not None]
-        if folds.second_end < channels:
-            parts.append(rest)
-        joined = self._node("Concat", *parts, axis=2)
-        return self._like(x, self._reshape(joined, (-1, channels, side, side)))
 
-    def _from_past(self, clips: str, start: int, end: int) -> str | None:
-        """Channels of the previous frame; the first frame gets zeros."""
-        if start == end:
-            return None
-        kept = self._slice(clips, (1, 2), (0, start), (self._num_segments - 1, end))
-        return self._node("Pad", kept, self._constant(np.array([0, 1, *[0] * 8], np.int64)))
+def _transposed(writer: Writer, x: Operand, axes: Sequence[int]) -> Operand:
+    x = writer.lay(x, False)
+    if isinstance(x, np.ndarray):
+        return x.transpose(axes)
+    if list(axes) == sorted(axes):
+        return x
+    return writer.node("Transpose", [x], [x.shape[axis] for axis in axes], perm=axes)
 
-    def _from_future(self, clips: str, start: int, end: int) -> str | None:
-        """Channels of the next frame; the last frame gets zeros."""
-        if start == end:
-            return None
-        kept = self._slice(clips, (1, 2), (1, start), (self._num_segments, end))
-        return self._node("Pad", kept, self._constant(np.array([*[0] * 6, 1, *[0] * 3], np.int64)))
 
-    def _slice(self, x: str, axes: tuple, starts: tuple, ends: tuple) -> str:
-        bounds = [self._constant(np.array(values, np.int64)) for values in (starts, ends, axes)]
-        return self._node("Slice", x, *bounds)
+def _slice(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    starts, stops = equation.params["start_indices"], equation.params["limit_indices"]
+    steps = equation.params["strides"] or [1] * len(stops)
+    parts = []
+    for size, start, stop, step in zip(x.shape, starts, stops, steps, strict=True):
+        whole = (start, str(stop), step) == (0, str(size), 1)
+        _require(equation, whole or isinstance(size, int))
+        parts.append(None if whole else range(start, stop, step))
+    return writer.slice(x, parts)
 
-    def _reshape(self, x: str, shape: tuple[int, ...], result: str = "") -> str:
-        target = self._constant(np.array(shape, np.int64))
-        return self._node("Reshape", x, target, result=result)
 
-    def _like(self, x: str, result: str) -> str:
-        self._shapes[result] = self._shapes[x]
-        return result
+def _split(writer: Writer, equation: JaxprEqn, x: Any) -> list[Tensor]:
+    axis, ends = equation.params["axis"], np.cumsum([0, *equation.params["sizes"]]).tolist()
+    before, after = [None] * axis, [None] * (len(x.shape) - axis - 1)
+    return [writer.slice(x, [*before, range(*part), *after]) for part in pairwise(ends)]
 
-    def _constant(self, value: np.ndarray) -> str:
-        name = f"constant_{len(self._initializers)}"
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
-        self._initializers.append(tensor)
-        return name
 
-    def _node(self, kind: str, *inputs: str, result: str = "", **attributes) -> str:
-        result = result or f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [result], result, **attributes))
-        return result
+def _pad(writer: Writer, equation: JaxprEqn, x: Any, value: Any) -> Tensor:
+    config = equation.params["padding_config"]
+    sizes = zip(x.shape, config, strict=True)
+    fixed = [isinstance(size, int) or ends == (0, 0, 0) for size, ends in sizes]
+    _require(equation, isinstance(value, np.ndarray), all(fixed))
+    _require(equation, not any(inside for _, _, inside in config))
+    return writer.pad(x, [(low, high) for low, high, _ in config], value)
+
+
+def _concatenate(writer: Writer, equation: JaxprEqn, *parts: Any) -> Operand:
+    shape = _sizes(equation.outvars[0].aval)
+    return writer.concatenate(parts, equation.params["dimension"], shape)
+
+
+def _reduce_max(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    return writer.reduce("ReduceMax", x, equation.params["axes"])
+
+
+def _reduce_sum(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    """A mean times a number: a division may follow that makes it a mean again."""
+    axes = equation.params["axes"]
+    sizes = [x.shape[axis] for axis in axes]
+    _require(equation, _is_float32(equation), all(isinstance(size, int) for size in sizes))
+    return writer.scale(writer.reduce("ReduceMean", x, axes), np.array(math.prod(sizes)))
+
+
+def _pool(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
+    """Windows of rows and columns; a sum as in `_reduce_sum`."""
+    of, shape = equation.params, _sizes(equation.outvars[0].aval)
+    window, steps, padding = of["window_dimensions"], of["window_strides"], of["padding"]
+    rest = {(window[i], steps[i], *padding[i]) for i in range(len(shape)) if i not in (1, 2)}
+    _require(equation, _is_float32(equation), len(shape) == 4, rest == {(1, 1, 0, 0)})
+    _require(equation, {*of["base_dilation"], *of["window_dilation"]} == {1})
+    where = {"kernel_shape": window[1:3], "strides": steps[1:3]}
+    where["pads"] = _pads(equation, padding[1:3])
+    x = writer.lay(x, True)
+    if equation.primitive.name == "reduce_window_max":
+        return writer.node("MaxPool", [x], shape, True, **where)
+    mean = writer.node("AveragePool", [x], shape, True, count_include_pad=1, **where)
+    return writer.scale(mean, np.array(math.prod(window)))
+
+
+def _pads(equation: JaxprEqn, padding: Sequence[tuple[int, int]]) -> list[int]:
+    """As ONNX has them: all starts, then all ends."""
+    pads = [low for low, _ in padding] + [high for _, high in padding]
+    _require(equation, min(pads) >= 0)
+    return pads
+
+
+def _conv(writer: Writer, equation: JaxprEqn, x: Any, kernel: Any) -> Tensor:
+    of, layout = equation.params, equation.params["dimension_numbers"]
+    _require(equation, _is_float32(equation), isinstance(kernel, np.ndarray))
+    _require(equation, layout.lhs_spec == layout.out_spec == (0, 3, 1, 2))
+    _require(equation, of["batch_group_count"] == 1, set(of["lhs_dilation"]) == {1})
+    kernel = kernel.transpose(layout.rhs_spec)  # OIHW
+    return writer.conv(
+        x,
+        kernel,
+        _sizes(equation.outvars[0].aval),
+        kernel_shape=kernel.shape[2:],
+        strides=of["window_strides"],
+        pads=_pads(equation, of["padding"]),
+        dilations=of["rhs_dilation"],
+        group=of["feature_group_count"],
+    )
+
+
+def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
+    (over_x, over_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
+    shape = _sizes(equation.outvars[0].aval)
+    _require(equation, _is_float32(equation), len(over_x) == 1)
+    if isinstance(y, np.ndarray) and y.ndim == 2 and over_x[0] == len(x.shape) - 1:
+        return writer.matrix(x, y if over_y[0] == 0 else y.T, shape)
+    free_x = [axis for axis in range(len(x.shape)) if axis not in (*over_x, *batch_x)]
+    free_y = [axis for axis in range(len(y.shape)) if axis not in (*over_y, *batch_y)]
+    _require(equation, len(free_x) == len(free_y) == 1)
+    x = _transposed(writer, x, (*batch_x, *free_x, *over_x))
+    y = _transposed(writer, y, (*batch_y, *over_y, *free_y))
+    return writer.node("MatMul", [x, y], shape)
+
+
+# Primitives that hold their program in a parameter.
+_CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
+_ELEMENTWISE = {
+    **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min"},
+    **{"exp": "Exp", "logistic": "Sigmoid", "tanh": "Tanh", "sqrt": "Sqrt", "neg": "Neg"},
+    **{"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
+}
+# Rules whose operands may still have to be broadcast.
+_BROADCASTING: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(("add", "sub", "mul", "div", "max", "min"), _arithmetic),
+    "clamp": _clamp,
+    "select_n": _select,
+    "rsqrt": _rsqrt,
+    "square": _square,
+    "convert_element_type": _convert,
+    "stop_gradient": lambda writer, equation, x: x,
+    "broadcast_in_dim": _broadcast,
+}
+_RULES: dict[str, Callable[..., Any]] = _BROADCASTING | {
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "transpose": _transpose,
+    "slice": _slice,
+    "split": _split,
+    "pad": _pad,
+    "concatenate": _concatenate,
+    "reduce_max": _reduce_max,
+    "reduce_sum": _reduce_sum,
+    "reduce_window_max": _pool,
+    "reduce_window_sum": _pool,
+    "conv_general_dilated": _conv,
+    "dot_general": _dot,
+}

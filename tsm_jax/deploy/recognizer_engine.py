@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from tsm_jax.deploy.engine import ClipShape, check_video
-from tsm_jax.deploy.folding import fold
-from tsm_jax.deploy.stablehlo import forward
+from tsm_jax.deploy.program import make_program
 from tsm_jax.models.normalize import normalize
 from tsm_jax.recognizer import Recognizer
 
@@ -31,6 +30,6 @@ class RecognizerEngine:
 
     def features(self, video: np.ndarray) -> np.ndarray:
         if self._forward is None:
-            network = fold(self._recognizer.model)
-            self._forward = jax.jit(lambda video: forward(network, video)[1])
+            program = make_program(self._recognizer.model)
+            self._forward = jax.jit(lambda video: program(video)[1])
         return np.asarray(self._forward(video))

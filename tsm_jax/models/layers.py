@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -49,7 +50,8 @@ _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
 class Conv(nnx.Module):
     """2-D convolution without bias, explicit symmetric padding `(k - 1) // 2`.
 
-    The padding is explicit because 'SAME' pads one side only where the stride is 2.
+    The padding is explicit because 'SAME' pads one side only where the stride is 2. With as many
+    `feature_groups` as features it is a depthwise convolution.
     """
 
     def __init__(
@@ -59,26 +61,31 @@ class Conv(nnx.Module):
         kernel_size: int,
         *,
         stride: int = 1,
+        feature_groups: int = 1,
         dtype: jnp.dtype | None = None,
     ):
-        shape = (kernel_size, kernel_size, in_features, out_features)
+        shape = (kernel_size, kernel_size, in_features // feature_groups, out_features)
         self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32))
         self.stride = stride
         self.padding = (kernel_size - 1) // 2
+        self.feature_groups = feature_groups
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = self.dtype or x.dtype
         x, kernel = x.astype(dtype), self.kernel[...]
-        if kernel.shape[:2] == (1, 1):
+        if kernel.shape[:2] == (1, 1) and self.feature_groups == 1:
             # A matrix product, whose gradients need no transposed copies.
-            return _pointwise(x[:, :: self.stride, :: self.stride], kernel[0, 0])
+            # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
+            x = lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1))
+            return _pointwise(x, kernel[0, 0])
         return lax.conv_general_dilated(
             x,
             kernel.astype(dtype),
             window_strides=(self.stride, self.stride),
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_groups,
         )
 
 
@@ -132,12 +139,40 @@ class BatchNorm(nnx.Module):
             running.set_value(self.momentum * running[...] + (1 - self.momentum) * new)
 
 
+class Bias(nnx.Module):
+    """What remains of a `BatchNorm` when its scale is in the kernel of a convolution."""
+
+    def __init__(self, bias: np.ndarray):
+        self.bias = nnx.Param(bias)
+
+    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
+        assert groups is None
+        y = x + self.bias[...]
+        return jnp.maximum(y, 0) if relu else y
+
+
 class ConvNorm(nnx.Module):
     """Convolution, batch normalisation, and ReLU if wanted. Arguments as of `Conv`."""
 
     def __init__(self, in_features: int, out_features: int, kernel_size: int, **conv: Any):
         self.conv = Conv(in_features, out_features, kernel_size, **conv)
-        self.norm = BatchNorm(out_features)
+        self.norm: BatchNorm | Bias = BatchNorm(out_features)
+
+    def fold(self) -> None:
+        """Makes it a convolution with a bias, of the dtype it computes in; it cannot train then.
+
+        In float64, so that folding costs one rounding. The tensors must not be traced.
+        """
+        norm, dtype = self.norm, self.conv.dtype or jnp.float32
+        assert isinstance(norm, BatchNorm)
+        scale, bias, mean, var = (
+            np.asarray(tensor.get_value(), np.float64)
+            for tensor in (norm.scale, norm.bias, norm.mean, norm.var)
+        )
+        multiplier = scale / np.sqrt(var + norm.epsilon)
+        kernel: Any = np.asarray(self.conv.kernel.get_value(), np.float64) * multiplier
+        self.conv.kernel = nnx.Param(kernel.astype(dtype))
+        self.norm = Bias((bias - mean * multiplier).astype(dtype))
 
     def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
         return self.norm(self.conv(x), groups=groups, relu=relu)

@@ -66,15 +66,23 @@ class Network:
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, Tensors]:
         """Logits of normalised clips (see `TSM.__call__`) and the statistics afterwards."""
-        model = nnx.merge(
+        model = self.module(params, batch_stats)
+        logits = model(video, train=train, dropout_keys=dropout_keys)
+        return logits, _flatten(nnx.state(model, nnx.BatchStat))
+
+    def module(
+        self,
+        params: Mapping[str, jax.Array | np.ndarray],
+        batch_stats: Mapping[str, jax.Array | np.ndarray],
+    ) -> TSM:
+        """The module tree with these tensors in it."""
+        return nnx.merge(
             self._graph,
             _unflatten(params, nnx.Param),
             _unflatten(batch_stats, nnx.BatchStat),
             self._rest,
             copy=True,
         )
-        logits = model(video, train=train, dropout_keys=dropout_keys)
-        return logits, _flatten(nnx.state(model, nnx.BatchStat))
 
 
 def _flatten(state: nnx.State) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
@@ -69,6 +70,7 @@ def temporal_shift(
 
 
 def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
-    """Frame t of the result is frame `t - step`; the frame that wrapped around becomes zero."""
-    wrapped = 0 if step == 1 else clips.shape[1] - 1
-    return jnp.roll(clips, step, axis=1).at[:, wrapped].set(0)
+    """Frame t of the result is frame `t - step`, or zeros where there is none."""
+    padding = [(0, 0, 0)] * clips.ndim
+    padding[1] = (step, -step, 0)
+    return lax.pad(clips, jnp.zeros((), clips.dtype), padding)

@@ -110,12 +110,16 @@ class TSM(nnx.Module):
         Returns:
             Logits, float32 `[N, K]`.
         """
+        features = self.features(video, train=train)
+        return self.head(features, self.num_segments, dropout_keys=dropout_keys)
+
+    def features(self, video: jax.Array, *, train: bool = False) -> jax.Array:
+        """What the head pools, `[N*T, h, w, C]` in `dtype`; arguments as of `__call__`."""
         if self.data_format == "NCHW":
             video = jnp.moveaxis(video, 2, -1)
         images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
         groups = self._batch_norm_groups(video.shape[0]) if train else None
-        features = self.backbone(images, groups=groups)
-        return self.head(features, self.num_segments, dropout_keys=dropout_keys)
+        return self.backbone(images, groups=groups)
 
     def _batch_norm_groups(self, clips: int) -> int:
         if self.batch_norm_group == 0 or clips <= self.batch_norm_group:
