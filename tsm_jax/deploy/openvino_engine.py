@@ -14,7 +14,7 @@ import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
 from openvino.frontend import FrontEndManager  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from tsm_jax.deploy.artifact import Ports  # noqa: E402
-from tsm_jax.deploy.engine import check_video, fixed_dims  # noqa: E402
+from tsm_jax.deploy.engine import check_video  # noqa: E402
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO  # noqa: E402
 from tsm_jax.errors import UserError  # noqa: E402
 from tsm_jax.files import reason  # noqa: E402
@@ -44,8 +44,7 @@ class OpenVinoEngine:
             self._model = onnx.convert(onnx.load(path))
         except Exception as error:  # its exceptions have no common base
             raise UserError(f"OpenVINO cannot load {path}: {reason(error)}") from error
-        shape = self._model.input(VIDEO).get_partial_shape()
-        self.clip_shape = fixed_dims([d.get_length() if d.is_static else None for d in shape])
+        self.clip_shape = tuple(self.ports().get(VIDEO, ("", ()))[1][1:])
         self.precision = precision
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
 

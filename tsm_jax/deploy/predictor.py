@@ -165,7 +165,7 @@ class Predictor:
             )
         chosen = _protocol(artifact.preprocessing, protocol)
         opened = open_engine(artifact, engine, precision)
-        _check_graph(opened.clip_shape, artifact, chosen)
+        _check_size(opened.clip_shape, artifact, chosen)
         return cls(
             opened,
             artifact.labels,
@@ -347,14 +347,9 @@ def _result(path: str, future: Future[np.ndarray]) -> _Read:
         return _Read(path, error)
 
 
-def _check_graph(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtocol) -> None:
+def _check_size(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtocol) -> None:
     """Raises a UserError unless a graph takes clips of the protocol's size."""
-    segments, size = clip_shape[:2]
-    if segments not in (None, artifact.num_segments):
-        raise UserError(
-            f"the graph in {artifact.folder} takes {segments} frames, its description says"
-            f" {artifact.num_segments}: export the model again"
-        )
+    size = clip_shape[1]
     if size in (None, protocol.crop_size):
         return
     described = [_protocol(artifact.preprocessing, name) for name in PROTOCOLS]
