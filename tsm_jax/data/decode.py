@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError
 from av.packet import Packet
 from av.video.frame import VideoFrame
@@ -152,8 +153,10 @@ def _open(path: str) -> Iterator[VideoStream]:
 
 def _packets(stream: VideoStream) -> Iterator[Packet]:
     """All packets with data; a file cut in the middle ends where it does for FFmpeg's programs."""
+    container = stream.container
+    assert isinstance(container, InputContainer)
     try:
-        for packet in stream.container.demux(stream):
+        for packet in container.demux(stream):
             if packet.size:
                 yield packet
     except FFmpegError as error:
