@@ -98,7 +98,10 @@ class PacketIndex:
 
     def _check(self, packet: Packet) -> _Kind:
         """Raises a ValueError or IndexError if it is not shown what the packet gives."""
-        if packet.is_corrupt or packet.has_sidedata("new_extradata"):
+        # `has_sidedata` takes as long as all the rest here.
+        if packet.is_corrupt or any(
+            data.data_type == "new_extradata" for data in packet.iter_sidedata()
+        ):
             raise ValueError("broken, or decoded by other parameters from here on")
         if packet.pos is not None:
             if packet.pos < self._position:
