@@ -246,9 +246,7 @@ def test_what_is_given_away_names_no_folder(trained, data, tmp_path, tmp_path_fa
     given = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert len(given) > 15
     for path in given:
-        if True:
-            content = path.read_bytes()
-            assert str(tmp_path_factory.getbasetemp()).encode() not in content, path
+        assert str(tmp_path_factory.getbasetemp()).encode() not in path.read_bytes(), path
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["provenance"]["trained_in"] == "work"
     assert config["provenance"]["recipe"]["data"]["train_list"] == "train.list"

@@ -1,55 +1,51 @@
-"""Decoding a few frames of a video file: decord first, PyAV where that fails.
+"""Decoding a few frames of a video file.
 
-Both are built on FFmpeg and return the same pixels; decord jumps to the wanted frames, PyAV walks
-there but reads more kinds of files. Any number of threads may decode at once.
+Frame i is the i-th that FFmpeg gives when it decodes the file from its start, whatever the
+container says of times, lengths and key frames. All packets are read first; only where their data
+shows which frames they hold (`packet_index`) are any left undecoded. A container is never searched
+by time. Any number of threads may decode at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Generator
-from contextlib import closing
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from tsm_jax.errors import UnreadableClipError
-
-decord: ModuleType | None
-_DECORD_ERRORS: tuple[type[Exception], ...]
-try:
-    import decord
-
-    # What it was seen to raise for broken files, besides the error of its own.
-    _DECORD_ERRORS = (decord.DECORDError, RuntimeError, AssertionError, LookupError, ValueError)
-except (ImportError, OSError):  # Not every platform has a wheel; PyAV then does it alone.
-    decord, _DECORD_ERRORS = None, ()
-
-# FFmpeg would print its complaints on stderr between the lines of whoever called (PyAV's copy of it
-# is quiet by itself); the reason for a failure is in the exception.
-if decord is not None:
-    decord.logging.set_level(decord.logging.QUIET)
+from tsm_jax.data.packet_index import PacketIndex
+from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.files import check_regular
 
 # PyAV raises ValueError for pixel formats that it cannot convert.
-_PYAV_ERRORS = (FFmpegError, OSError, ValueError)
+_ERRORS = (FFmpegError, OSError, ValueError)
 
 Choose = Callable[[int], np.ndarray]
 
-# Frames that `every_frame` holds at a time.
-_CHUNK = 16
+# Formats that open other files or addresses, and one that renders text as a film of a terminal.
+_REFUSED_FORMATS = (
+    *("concat", "dash", "hls", "image2", "imf", "mlv", "rtp", "rtsp", "sap", "sdp", "tty"),
+    *("vobsub", "webm_dash_manifest"),
+)
+_OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(sorted(av.formats_available.difference(_REFUSED_FORMATS))),
+}
 
-
-class _Everything:
-    """Contains every frame."""
-
-    def __contains__(self, item: object) -> bool:
-        return True
+# Bytes of a file whose packets are kept in memory; those of a larger one are read twice.
+_KEPT_PACKETS = 64 << 20
+# Bytes of frames that are kept before it is known which are wanted.
+_KEPT_FRAMES = 64 << 20
 
 
 def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
@@ -60,9 +56,9 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     Args:
         path: A video file with any codec and container that FFmpeg reads.
         choose: Maps the number of frames to zero-based indices (1-D, at least one, in any order,
-            may repeat). It may be called more than once, with another number each time a decoder
-            finds that the file holds other than it claims; equal numbers must give equal indices,
-            so draw from a generator that is seeded inside it.
+            may repeat). It may be called more than once, with another number if decoding finds
+            that the packets promised another; equal numbers must give equal indices, so draw from
+            a generator that is seeded inside it.
 
     Returns:
         T arrays uint8[H, W, 3], RGB, all of one size, in the order of the indices.
@@ -70,12 +66,32 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     Raises:
         UnreadableClipError: The file is missing, empty, not a video or broken, in one line.
     """
-    path = os.path.abspath(path)  # So that FFmpeg never takes "a:b.mp4" for a protocol.
-    check_is_video(path)
-    frames = _decode_with_decord(path, choose)
-    if frames is None:
-        frames = _decode_with_pyav(path, choose)
-    return frames
+    path = os.path.abspath(path)
+    with ExitStack() as opened:
+
+        def reopen() -> tuple[VideoStream, Iterable[Packet]]:
+            stream = opened.enter_context(_open(path))
+            return stream, _packets(stream)
+
+        stream, packets = reopen()
+        index, packets = _index_packets(path, stream, packets)
+        if packets is None:
+            stream, packets = reopen()
+        num_frames = index.num_frames
+        indices = _indices(choose, num_frames)
+        if index.frames_are_known:
+            frames = _decode_from_starts(stream, packets, index, indices)
+            if frames is not None:
+                return _chosen(path, frames, indices)
+            stream, packets = reopen()
+        while True:
+            frames, num_decoded = _decode_in_sequence(path, stream, packets, indices)
+            if num_decoded not in (None, num_frames):
+                num_frames = num_decoded
+                indices = _indices(choose, num_frames)
+            if frames.keys() >= set(indices.tolist()):
+                return _chosen(path, frames, indices)
+            stream, packets = reopen()
 
 
 def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
@@ -88,125 +104,185 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
         UnreadableClipError: As `decode_frames`, at the first frame that cannot be decoded.
     """
     path = os.path.abspath(path)
-    check_is_video(path)
-    done, is_complete = yield from _every_frame_with_decord(path)
-    if is_complete:
-        return
-    for frame in islice(_walk(path, _Everything()), done, None):  # PyAV goes on from there
-        assert frame is not None, "everything is wanted"
-        yield frame
-        done += 1
-    if done == 0:
-        raise UnreadableClipError(f"{path} has a video stream without frames; fetch it again")
-
-
-def _every_frame_with_decord(path: str) -> Generator[np.ndarray, None, tuple[int, bool]]:
-    """The frames as far as decord can decode; returns their number and whether it is all."""
-    if decord is None:
-        return 0, False
-    try:
-        reader = decord.VideoReader(path, num_threads=1)
-        length = len(reader)
-    except _DECORD_ERRORS:
-        return 0, False
-    for start in range(0, length, _CHUNK):
+    to_rgb, number = None, 0
+    with _open(path) as stream:
         try:
-            chunk = reader.get_batch(np.arange(start, min(start + _CHUNK, length))).asnumpy()
-        except _DECORD_ERRORS:
-            return start, False
-        yield from chunk
-    return length, length > 0
+            for frame in _decode(stream, _packets(stream)):
+                to_rgb = to_rgb or _Rgb(frame)
+                yield to_rgb(frame)
+                number += 1
+        except _ERRORS as error:
+            raise _unreadable(path, error, after=number) from error
+    if number == 0:
+        raise _without_frames(path)
 
 
 def check_is_video(path: str) -> None:
-    """Opens the file with PyAV: half a millisecond, against decord's report on stderr."""
-    if not os.path.exists(path):
-        raise UnreadableClipError(f"the video {path} does not exist")
-    if not os.path.isfile(path):
-        raise UnreadableClipError(f"the video {path} is not a file")
+    """Raises an UnreadableClipError unless FFmpeg finds a video stream in the file."""
+    with _open(os.path.abspath(path)):
+        pass
+
+
+@contextmanager
+def _open(path: str) -> Iterator[VideoStream]:
+    """The best video stream of a file that is absolute, lest "a:b.mp4" be taken for a protocol."""
+    try:
+        check_regular(path, "the video")
+    except UserError as error:
+        raise UnreadableClipError(str(error)) from error
     if os.path.getsize(path) == 0:
         raise UnreadableClipError(f"the video {path} is empty (0 bytes); fetch it again")
     try:
-        with av.open(path) as container:
-            format_name = container.format.name
-            has_video = container.streams.best("video") is not None
-    except _PYAV_ERRORS as error:
+        container = av.open(path, container_options=_OPEN_OPTIONS)
+    except ArgumentError as error:
+        raise UnreadableClipError(
+            f"{path} is text or a list of other files, not a video"
+        ) from error
+    except _ERRORS as error:
         raise _unreadable(path, error) from error
-    if format_name == "tty":  # FFmpeg renders any .txt as a film of a terminal.
-        raise UnreadableClipError(f"{path} is a text file, not a video")
-    if not has_video:
-        raise UnreadableClipError(f"{path} has no video stream ({format_name})")
+    with container:
+        stream = container.streams.best("video")
+        if stream is None:
+            raise UnreadableClipError(f"{path} has no video stream ({container.format.name})")
+        assert isinstance(stream, VideoStream)
+        if stream.codec_context is None:
+            raise UnreadableClipError(f"{path} has a video stream of an unknown codec")
+        stream.codec_context.thread_count = 1
+        yield stream
 
 
-def _decode_with_decord(path: str, choose: Choose) -> list[np.ndarray] | None:
-    """The chosen frames, or None where decord cannot."""
-    if decord is None:
-        return None
+def _packets(stream: VideoStream) -> Iterator[Packet]:
+    """All packets with data; a file cut in the middle ends where it does for FFmpeg's programs."""
+    container = stream.container
+    assert isinstance(container, InputContainer)
     try:
-        reader = decord.VideoReader(path, num_threads=1)
-        num_frames = len(reader)
-    except _DECORD_ERRORS:
-        return None
-    indices = _indices(choose, num_frames)
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+    except FFmpegError as error:
+        if isinstance(error, OSError):  # Of the disk or network, not of the file.
+            raise
+
+
+def _index_packets(
+    path: str, stream: VideoStream, packets: Iterable[Packet]
+) -> tuple[PacketIndex, list[Packet] | None]:
+    """The index, and the packets if they are few enough to keep."""
+    index = PacketIndex(stream)
+    kept = [] if os.path.getsize(path) <= _KEPT_PACKETS else None
     try:
-        return list(reader.get_batch(indices).asnumpy())
-    except _DECORD_ERRORS:
-        return None
-    finally:
-        del reader  # It holds the file and a decoding thread.
-
-
-def _decode_with_pyav(path: str, choose: Choose) -> list[np.ndarray]:
-    """The chosen frames; decodes from the start, keeps the wanted ones and stops at the last."""
-    num_frames = _claimed_length(path) or sum(1 for _ in _walk(path, ()))
-    while num_frames > 0:
-        indices = _indices(choose, num_frames).tolist()
-        kept: dict[int, np.ndarray] = {}
-        num_decoded = 0
-        with closing(_walk(path, set(indices))) as frames:
-            for frame in frames:
-                if frame is not None:
-                    kept[num_decoded] = frame
-                num_decoded += 1
-                if num_decoded > max(indices):
-                    return [kept[i] for i in indices]
-        num_frames = num_decoded  # The container claimed more: choose from what there is.
-    raise UnreadableClipError(f"{path} has a video stream without frames; fetch it again")
-
-
-def _claimed_length(path: str) -> int:
-    """The number of frames that the container states, 0 where it states none."""
-    try:
-        with av.open(path) as container:
-            return _video_stream(container).frames
-    except _PYAV_ERRORS as error:
+        for packet in packets:
+            index.add(packet)
+            if kept is not None:
+                kept.append(packet)
+    except _ERRORS as error:
         raise _unreadable(path, error) from error
+    if index.num_frames == 0:
+        raise _without_frames(path)
+    return index, kept
 
 
-def _walk(path: str, wanted: Container[int]) -> Generator[np.ndarray | None, None, None]:
-    """Decodes every frame in order; uint8[H, W, 3] of those in `wanted`, None for the others."""
-    width = height = None
-    i = 0
+def _decode_from_starts(
+    stream: VideoStream, packets: Iterable[Packet], index: PacketIndex, indices: np.ndarray
+) -> dict[int, VideoFrame] | None:
+    """The frames, each decoded from the last start before it; None if that gives doubts."""
+    frames: dict[int, VideoFrame] = {}
+    wanted = sorted(set(indices.tolist()))
+    times = index.times()
     try:
-        with av.open(path) as container:
-            stream = _video_stream(container)
-            stream.codec_context.thread_count = 1
-            for i, frame in enumerate(container.decode(stream)):
-                if i in wanted:
-                    # A stream may change its size midway; the clip keeps the first one.
-                    width, height = width or frame.width, height or frame.height
-                    image = frame.to_ndarray(format="rgb24", width=width, height=height)
-                    yield np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-                else:
-                    yield None
-    except _PYAV_ERRORS as error:
-        raise _unreadable(path, error, after=i) from error
+        for number, frame in _from_starts(stream, packets, index, deque(wanted)):
+            # Frames that were patched up take their content from others, as far as there are any.
+            if frame.is_corrupt or (times is not None and frame.pts != times[number]):
+                return None
+            if number in wanted:
+                frames[number] = frame
+    except (*_ERRORS, IndexError):
+        return None
+    return frames if len(frames) == len(wanted) else None
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    stream = container.streams.best("video")
-    assert isinstance(stream, VideoStream), "checked before any decoding"
-    return stream
+def _from_starts(
+    stream: VideoStream, packets: Iterable[Packet], index: PacketIndex, wanted: deque[int]
+) -> Iterator[tuple[int, VideoFrame]]:
+    """Numbers and frames: at least those wanted, which ascend, and few others."""
+    start, number = index.starts[0], 0  # What its data says of the encoder applies to all.
+    for i, packet in enumerate(packets):
+        if i < start.packet:
+            continue
+        if i == start.packet and number != start.frame:
+            stream.codec_context.flush_buffers()
+            number = start.frame
+        for frame in stream.decode(packet):
+            yield number, frame
+            number += 1
+        while wanted and wanted[0] < number:
+            wanted.popleft()
+        if not wanted:
+            return
+        start = max(start, index.start_before(wanted[0]))
+    yield from enumerate(stream.decode(None), number)
+
+
+def _decode_in_sequence(
+    path: str, stream: VideoStream, packets: Iterable[Packet], indices: np.ndarray
+) -> tuple[dict[int, VideoFrame], int | None]:
+    """The frames, and others while there is room; and the number of all if none is broken."""
+    frames: dict[int, VideoFrame] = {}
+    wanted = set(indices.tolist())
+    number, size = 0, 0
+    try:
+        for frame in _decode(stream, packets):
+            size += 3 * frame.width * frame.height
+            if number in wanted or size < _KEPT_FRAMES:
+                frames[number] = frame
+            number += 1
+    except _ERRORS as error:
+        if frames.keys() >= wanted:
+            return frames, None
+        raise _unreadable(path, error, after=number) from error
+    if number == 0:
+        raise _without_frames(path)
+    return frames, number
+
+
+def _decode(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+    """All frames in order. The last packet of a file that was cut may be broken: it gives none."""
+    error, has_frames = None, False
+    for packet in packets:
+        if error is not None:
+            raise error
+        try:
+            frames = stream.decode(packet)
+        except _ERRORS as caught:
+            error = caught
+        else:
+            has_frames = has_frames or bool(frames)
+            yield from frames
+    frames = stream.decode(None)
+    if error is not None and not (has_frames or frames):
+        raise error
+    yield from frames
+
+
+class _Rgb:
+    """Turns frames into uint8[H, W, 3], RGB, upright, all of the first one's size."""
+
+    def __init__(self, first: VideoFrame):
+        self._size = first.width, first.height
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+def _chosen(path: str, frames: dict[int, VideoFrame], indices: np.ndarray) -> list[np.ndarray]:
+    to_rgb = _Rgb(frames[int(indices.min())])
+    try:
+        images = {i: to_rgb(frames[i]) for i in set(indices.tolist())}
+    except _ERRORS as error:
+        raise _unreadable(path, error) from error
+    return [images[i] for i in indices.tolist()]
 
 
 def _indices(choose: Choose, num_frames: int) -> np.ndarray:
@@ -217,6 +293,10 @@ def _indices(choose: Choose, num_frames: int) -> np.ndarray:
     if indices.min() < 0 or indices.max() >= num_frames:
         raise ValueError(f"choose({num_frames}) returned {indices.tolist()}, outside the video")
     return indices
+
+
+def _without_frames(path: str) -> UnreadableClipError:
+    return UnreadableClipError(f"{path} has a video stream without frames; fetch it again")
 
 
 def _unreadable(path: str, error: Exception, after: int = 0) -> UnreadableClipError:
