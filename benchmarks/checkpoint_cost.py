@@ -21,12 +21,13 @@ import time
 import jax
 from ml_collections import ConfigDict
 
-from tsm_jax import build, cli
+from tsm_jax import cli
+from tsm_jax.assemble.network import build_steps
 from tsm_jax.config import make_plan
+from tsm_jax.measure.step import random_batch
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.state import TrainState, init_state
-from tsm_jax.training.step_benchmark import random_batch
 from tsm_jax.training.steps import Batch, TrainStep
 
 
@@ -80,7 +81,7 @@ def main() -> None:
 def prepare(config: ConfigDict) -> tuple[TrainStep, TrainState, Batch]:
     """The recipe's step and state, and a batch on the device."""
     mesh = make_mesh()
-    built = build.build_steps(config, make_plan(config, 1000 * config.batch_size), mesh)
+    built = build_steps(config, make_plan(config, 1000 * config.batch_size), mesh)
     state = init_state(built.network, built.optimizer, config.seed, mesh)
     return built.train_step, state, put_batch(random_batch(config), mesh)
 

@@ -121,11 +121,12 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
     import jax
     from jax.experimental import topologies
 
-    from tsm_jax import build, cli
+    from tsm_jax import cli
+    from tsm_jax.assemble.network import build_steps
     from tsm_jax.config import make_plan
+    from tsm_jax.measure.step import random_batch
     from tsm_jax.training.mesh import check_batch, make_mesh, split_by_clips
     from tsm_jax.training.state import abstract_state
-    from tsm_jax.training.step_benchmark import random_batch
 
     if options.platform == "cuda":
         topology = topologies.get_topology_desc(
@@ -138,7 +139,7 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
         config.dtype = "bfloat16"  # what it is there
     mesh = make_mesh(topology.devices)
     check_batch(config.batch_size, config.model.batch_norm_group, mesh)
-    steps = build.build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
+    steps = build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
     state = abstract_state(steps.network, steps.optimizer, mesh)
     batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split_by_clips(mesh))

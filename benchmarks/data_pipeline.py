@@ -33,7 +33,7 @@ from tsm_jax.data.pipeline import Reading
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.data.sources import FrameSource, Source, VideoSource
 from tsm_jax.data.transforms import draw_multi_scale_crop
-from tsm_jax.data_benchmark import clip_reader, one_core, pipeline
+from tsm_jax.measure.data import clip_reader, one_core, pipeline
 
 WIDTH, HEIGHT, FRAMES = 340, 256, 300
 TEMPLATE = "img_{:05}.jpg"

@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from tsm_jax import build_data, cli
+from tsm_jax import cli
+from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
 from tsm_jax.training.evaluation import ON_DEVICE
@@ -53,8 +54,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
-    source = build_data.build_source(config.data, "train", config.model.num_classes)
-    clips = build_data.build_train_clips(config, source)
+    source = build_source(config.data, "train", config.model.num_classes)
+    clips = build_train_clips(config, source)
     order = TrainOrder(len(source), config.batch_size, config.seed)
     mesh = make_mesh()
 
@@ -64,7 +65,7 @@ def main() -> None:
             order,
             batch_size=config.batch_size,
             steps=range(options.steps + 1),
-            reading=build_data.build_reading(config),
+            reading=build_reading(config),
         )
 
     def tell(measure: str, seconds: float, cpu_seconds: float) -> None:

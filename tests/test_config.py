@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tsm_jax import build, build_data, cli, evaluation_run, render_data, training_run
+from tsm_jax import cli, render_data
+from tsm_jax.assemble import data as build_data
+from tsm_jax.assemble import evaluate as evaluation_run
+from tsm_jax.assemble import network as build
+from tsm_jax.assemble import train as training_run
 from tsm_jax.config import (
     ADDED_LATER,
     CHANGEABLE_ON_RESUME,

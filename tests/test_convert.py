@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import tsm_jax
-from tsm_jax import build, cli, convert
+from tsm_jax import cli, convert
+from tsm_jax.assemble.network import build_network
+from tsm_jax.assemble.train import train_recipe
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.errors import UserError
-from tsm_jax.loading import load_model
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.training_run import train_recipe
 from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_model import read_paddle_tensors
 from tsm_jax.weights.paddle_writer import write_paddle
@@ -115,7 +116,7 @@ def test_an_imagenet_file_is_to_start_from_only(tmp_path):
         load_model(path)
     tensors, found = read_paddle_tensors(path)
     assert found.num_classes is None
-    network = build.build_network(Architecture(50, 400, 8, width=WIDTH), "float32")
+    network = build_network(Architecture(50, 400, 8, width=WIDTH), "float32")
     backbone = {name for name in network.param_shapes if not name.startswith("head.")}
     assert tensors.keys() == backbone | network.batch_stat_shapes.keys()
 
@@ -146,7 +147,7 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
         seen.append(state)
         raise StartedError
 
-    monkeypatch.setattr("tsm_jax.training_run.train", train)
+    monkeypatch.setattr("tsm_jax.assemble.train.train", train)
     with pytest.raises(StartedError):
         train_recipe(recipe, make_mesh(jax.devices()[:1]))
     tensors = read_paddle_tensors(path)[0]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsm_jax import build, build_data, evaluation_run
+from tsm_jax.assemble import evaluate as evaluation_run
+from tsm_jax.assemble.data import preprocessing_of
+from tsm_jax.assemble.network import architecture_of, build_network
 from tsm_jax.config import default
 from tsm_jax.errors import UserError
 from tsm_jax.weights.model_directory import Model
@@ -15,11 +17,11 @@ def test_scores_that_are_not_finite_are_an_error(monkeypatch):
     config = default()
     config.data.source = "synthetic"
     config.model.depth, config.model.width, config.model.num_classes = 18, 8, 2
-    architecture = build.architecture_of(config.model)
-    params, batch_stats = build.build_network(architecture, "float32").init(0)
+    architecture = architecture_of(config.model)
+    params, batch_stats = build_network(architecture, "float32").init(0)
     model = Model(
         architecture=architecture,
-        preprocessing=build_data.preprocessing_of(config.data),
+        preprocessing=preprocessing_of(config.data),
         labels=["left", "right"],
         tensors={**params, **batch_stats},
         provenance={},

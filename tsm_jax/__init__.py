@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from tsm_jax.errors import UnreadableClipError, UserError
 
 if TYPE_CHECKING:
+    from tsm_jax.deploy.prediction import Prediction
     from tsm_jax.deploy.predictor import Predictor
-    from tsm_jax.prediction import Prediction
     from tsm_jax.recognizer import Recognizer, load
 
 __all__ = [
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> Any:
     # Late, so that reading workers and --help need no jax.
     match name:
         case "Prediction":
-            from tsm_jax.prediction import Prediction as value
+            from tsm_jax.deploy.prediction import Prediction as value
         case "Predictor":
             from tsm_jax.deploy.predictor import Predictor as value
         case "Recognizer":

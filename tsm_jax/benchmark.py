@@ -50,11 +50,11 @@ def train(arguments: Sequence[str]) -> None:
     assert config is not None
     if options.steps < 1:
         parser.error("--steps must be at least 1")
-    from tsm_jax.training.step_benchmark import run_step_benchmark
+    from tsm_jax.measure.step import run_step_benchmark
 
     batches = None
     if options.input == "recipe":
-        from tsm_jax.data_benchmark import training_batches
+        from tsm_jax.measure.data import training_batches
 
         batches = training_batches(config, options.steps)
     run_step_benchmark(config, steps=options.steps, batches=batches, profile=options.profile)
@@ -83,7 +83,7 @@ def data(arguments: Sequence[str]) -> None:
     assert config is not None
     if options.clips < 1:
         parser.error("--clips must be at least 1")
-    from tsm_jax.data_benchmark import run_data_benchmark
+    from tsm_jax.measure.data import run_data_benchmark
 
     run_data_benchmark(config, options.clips, threads=options.threads, workers=options.workers)
 
@@ -116,9 +116,9 @@ def predict(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if min(options.repeats, *options.batch_sizes) < 1:
         raise UserError("--repeats and --batch_sizes must be at least 1")
-    from tsm_jax.deploy.benchmark import benchmark_prediction
     from tsm_jax.deploy.engine import check_names
     from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.measure.predict import benchmark_prediction
 
     for name in options.engines or ():
         check_names(name, "float32")

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
             f"--output is {options.output} and --to is {to}: the name of a .pdparams ends so, and"
             " that of a model directory does not"
         )
-    from tsm_jax.loading import load_model
+    from tsm_jax.assemble.weights import load_model
     from tsm_jax.weights.model_directory import write_model_directory
     from tsm_jax.weights.paddle_model import write_paddle_model
 

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("nothing to evaluate: give --config, --weights, or both")
     import jax
 
-    from tsm_jax.evaluation_run import evaluate_weights
+    from tsm_jax.assemble.evaluate import evaluate_weights
     from tsm_jax.report.writer import check_target, write_report
     from tsm_jax.training.processes import joined
 

@@ -18,9 +18,9 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.num_segments is not None and options.num_segments < 2:
         raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
-    from tsm_jax.deploy.exporter import export_model
+    from tsm_jax.assemble.weights import load_model
     from tsm_jax.deploy.inputs import find_videos
-    from tsm_jax.loading import load_model
+    from tsm_jax.exporting.writer import export_model
 
     model = load_model(options.weights, num_segments=options.num_segments, labels=options.labels)
     exported = export_model(

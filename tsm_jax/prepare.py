@@ -47,7 +47,7 @@ def download(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", metavar="DIR", help="by default data/ucf101 or data/k400")
     parser.add_argument("--keep_archives", action="store_true", help="do not delete them after")
     options = parser.parse_args(arguments)
-    from tsm_jax.dataset_download import download_dataset
+    from tsm_jax.data.prepare.dataset_download import download_dataset
 
     download_dataset(options.dataset, options.output, keep_archives=options.keep_archives)
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsm_jax import build, build_data
+from tsm_jax.assemble.data import build_protocol
+from tsm_jax.assemble.network import build_network
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.loading import load_model
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
 from tsm_jax.models.normalize import normalize
-from tsm_jax.prediction import Prediction, average_views, best_classes
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 
@@ -30,8 +31,8 @@ class Recognizer:
         self.model = model
         self.labels = list(model.labels)
         self._source = source
-        self._network = build.build_network(model.architecture, dtype)
-        self._protocol = build_data.build_protocol(model.preprocessing)
+        self._network = build_network(model.architecture, dtype)
+        self._protocol = build_protocol(model.preprocessing)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
         self.params = {name: jnp.asarray(model.tensors[name]) for name in params}

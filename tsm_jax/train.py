@@ -23,8 +23,8 @@ def main(arguments: Sequence[str]) -> None:
     assert config is not None
     with Preemption() as preemption:
         # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+        from tsm_jax.assemble.train import train_recipe
         from tsm_jax.training.processes import joined
-        from tsm_jax.training_run import train_recipe
 
         with joined():
             try:

@@ -14,8 +14,8 @@ from tsm_jax.data.prepare import entries
 from tsm_jax.deploy.inputs import find_videos
 from tsm_jax.deploy.outputs import picture_paths
 from tsm_jax.deploy.picture import compose
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
 from tsm_jax.errors import UserError
-from tsm_jax.prediction import Prediction, average_views, best_classes
 
 
 def lines_of(path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tsm_jax.deploy.engine import open_engine
-from tsm_jax.deploy.self_check import relative_difference
+from tsm_jax.exporting.self_check import relative_difference
 
 # What jax installs, and flatbuffers, with which it reads exported programs.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers")

@@ -14,11 +14,11 @@ from PIL import Image
 
 from tsm_jax import predict
 from tsm_jax.data.protocols import eval_protocol
+from tsm_jax.deploy.prediction import best_classes
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.deploy.timeline_plot import plot_timeline
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.prediction import best_classes
 
 
 class GreyLevels:

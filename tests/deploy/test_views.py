@@ -16,10 +16,10 @@ from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, eval_protocol
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.engine import installed
-from tsm_jax.deploy.exporter import export_model
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.timeline import timeline
 from tsm_jax.errors import UserError
+from tsm_jax.exporting.writer import export_model
 from tsm_jax.models.normalize import normalize
 from tsm_jax.recognizer import Recognizer
 from tsm_jax.training.mesh import make_mesh, put_batch

@@ -10,7 +10,8 @@ import paddle_recipe
 import pytest
 
 import tsm_jax
-from tsm_jax import build, convert
+from tsm_jax import convert
+from tsm_jax.assemble.network import build_network
 from tsm_jax.recognizer import Recognizer
 from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_writer import write_paddle
@@ -43,7 +44,7 @@ def test_logits_from_the_file(case):
 def test_logits_in_nchw(case):
     path, segments, video, expected = case
     model = read_paddle_model(path, num_segments=segments)
-    network = build.build_network(model.architecture, "float32", data_format="NCHW")
+    network = build_network(model.architecture, "float32", data_format="NCHW")
     params, stats = (
         {name: model.tensors[name] for name in shapes}
         for shapes in (network.param_shapes, network.batch_stat_shapes)

@@ -7,7 +7,7 @@ import numpy as np
 import paddle_recipe
 import pytest
 
-from tsm_jax import build
+from tsm_jax.assemble.network import build_network
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.training.metrics import cross_entropy
 from tsm_jax.training.optimizer import global_norm, make_optimizer, make_schedule
@@ -28,7 +28,7 @@ OPTIMIZER = {
 def gradient():
     """The jitted (params, batch_stats, video, labels) -> (loss, batch_stats), gradients."""
     architecture = Architecture(50, 10, 8, shift_fraction="1/num_segments")
-    network = build.build_network(architecture, "float32")
+    network = build_network(architecture, "float32")
 
     def loss(params, batch_stats, video, labels):
         logits, batch_stats = network.apply(params, batch_stats, video, train=True)

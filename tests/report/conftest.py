@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from tsm_jax.assemble.evaluate import Evaluation
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.data.sources import SyntheticSource
-from tsm_jax.evaluation_run import Evaluation
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.model_directory import Model, Preprocessing
 

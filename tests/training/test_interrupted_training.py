@@ -19,12 +19,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from tsm_jax import build, cli, training_run
+from tsm_jax import cli
+from tsm_jax.assemble import network as build
+from tsm_jax.assemble import train as training_run
+from tsm_jax.assemble.train import train_recipe
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.pipeline import TrainOrder
 from tsm_jax.errors import UserError
-from tsm_jax.loading import load_model
 from tsm_jax.training import metrics as metrics_lib
 from tsm_jax.training import steps
 from tsm_jax.training.bad_steps import Diverged
@@ -32,7 +35,6 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.checkpoint_files import read_validations
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import Preempted, Preemption
-from tsm_jax.training_run import train_recipe
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
@@ -116,7 +118,7 @@ jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 from tsm_jax import cli
 from tsm_jax.training import checkpoint_files
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.training_run import train_recipe
+from tsm_jax.assemble.train import train_recipe
 
 write_checksums = checkpoint_files.write_checksums
 

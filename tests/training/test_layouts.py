@@ -13,13 +13,14 @@ import jax
 import numpy as np
 import pytest
 
-from tsm_jax import build, cli
+from tsm_jax import cli
+from tsm_jax.assemble.network import build_optimizer, build_training_network
+from tsm_jax.assemble.train import train_recipe
 from tsm_jax.data import moving_shapes
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import EXIT_CODE
 from tsm_jax.training.state import abstract_state
-from tsm_jax.training_run import train_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "configs" / "quickstart.py")
@@ -109,8 +110,8 @@ def state(workdir, step):
     """Parameters, statistics and velocities of a checkpoint, on any layout."""
     checkpoints = Checkpoints(str(workdir), read_only=True)
     config = checkpoints.recipe(step)
-    network = build.build_training_network(config)
-    optimizer = build.build_optimizer(config, lambda _: 0.0)
+    network = build_training_network(config)
+    optimizer = build_optimizer(config, lambda _: 0.0)
     like = abstract_state(network, optimizer, make_mesh(jax.devices()[:1]))
     restored, _ = checkpoints.restore(step, like)
     checkpoints.close()

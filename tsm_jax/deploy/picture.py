@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tsm_jax.deploy.drawing import FAINT, GREY, INK, PALETTE, PAPER, heat, smooth, text
+from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.prediction import Prediction
 
 _MARGIN, _GAP = 28, 6
 _STRIP_WIDTH = 1360  # of all frames of a row

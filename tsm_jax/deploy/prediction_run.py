@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from tsm_jax.deploy.outputs import Results, picture_paths, request_of, save_picture
+from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.prediction import Prediction
 from tsm_jax.terminal import printable
 
 

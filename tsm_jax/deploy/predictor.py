@@ -24,9 +24,9 @@ from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, eval_protocol
 from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, ClipShape, Engine, check_names, open_engine
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
-from tsm_jax.prediction import Prediction, average_views, best_classes
 from tsm_jax.weights.model_directory import Model, Preprocessing
 
 _READ_AHEAD = 1 << 30  # bytes of pixels
@@ -191,7 +191,7 @@ class Predictor:
                 " runs what python -m tsm_jax.export writes"
             )
         try:
-            from tsm_jax.deploy.recognizer_engine import RecognizerEngine
+            from tsm_jax.assemble.recognizer_engine import RecognizerEngine
             from tsm_jax.recognizer import load
         except ImportError as error:
             raise UserError(

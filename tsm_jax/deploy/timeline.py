@@ -22,10 +22,10 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 
 from tsm_jax.data.decode import check_is_video
+from tsm_jax.deploy.prediction import Prediction, softmax
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.files import reason
-from tsm_jax.prediction import Prediction, softmax
 
 _SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
 _FASTEST = 1000  # frames a second; more are a broken header

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from tsm_jax.assemble.evaluate import Evaluation
 from tsm_jax.deploy.drawing import PALETTE
-from tsm_jax.evaluation_run import Evaluation
 from tsm_jax.report.confusion import confusion_matrix, per_class
 from tsm_jax.report.html import data_uri, render
 from tsm_jax.report.page import ShownClip

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tsm_jax.assemble.evaluate import Evaluation
+from tsm_jax.deploy.prediction import softmax
 from tsm_jax.errors import UserError
-from tsm_jax.evaluation_run import Evaluation
-from tsm_jax.prediction import softmax
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import tsm_jax
+from tsm_jax.assemble.evaluate import Evaluation
 from tsm_jax.errors import UserError
-from tsm_jax.evaluation_run import Evaluation
 from tsm_jax.report.calibration import BINS, Calibration, calibrate
 from tsm_jax.report.calibration_picture import draw_calibration
 from tsm_jax.report.clips import confident_mistakes, draw_strip, read_frames

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from tsm_jax.build import build_network
+from tsm_jax.assemble.network import build_network
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.normalize import normalize
 from tsm_jax.models.tsm import TSM

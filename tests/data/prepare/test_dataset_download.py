@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import dataset_download
+from tsm_jax.data.prepare import dataset_download
+from tsm_jax.data.prepare.dataset_download import DATASETS, DataSet, fetch_dataset
 from tsm_jax.data.prepare.entries import find_videos
 from tsm_jax.data.prepare.unpack import UNRAR, find_unrar, unpack
-from tsm_jax.dataset_download import DATASETS, DataSet, fetch_dataset
 from tsm_jax.errors import UserError
 
 

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax import build_data
-from tsm_jax.class_names import with_num_classes
+from tsm_jax.assemble.class_names import with_num_classes
+from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
+from tsm_jax.assemble.rendering import ensure_rendered
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.pipeline import Batch, Reading, TrainOrder, train_batches
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.errors import UserError
-from tsm_jax.render_data import ensure_rendered
-from tsm_jax.training.step_benchmark import WARM_UP_STEPS
+from tsm_jax.measure.step import WARM_UP_STEPS
 
 _WARM_UP = 4  # clips: imports, page cache, first allocations
 _BATCH = 16  # clips per batch of the pipeline; what a host reads for one device
@@ -50,12 +50,12 @@ def run_data_benchmark(
     with redirect_stdout(sys.stderr):  # standard output is for the lines of JSON
         ensure_rendered(config)
     config = with_num_classes(config)
-    source = build_data.build_source(config.data, "train", config.model.num_classes)
+    source = build_source(config.data, "train", config.model.num_classes)
     if len(source) < _BATCH:
         raise UserError(
             f"{config.data.train_list} has {len(source)} clips: measure on at least {_BATCH}"
         )
-    train_clips = build_data.build_train_clips(config, source)
+    train_clips = build_train_clips(config, source)
     about = {"source": config.data.source, "num_segments": config.model.num_segments}
     results = []
 
@@ -85,14 +85,14 @@ def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
     """
     ensure_rendered(config)
     config = with_num_classes(config)
-    source = build_data.build_source(config.data, "train", config.model.num_classes)
+    source = build_source(config.data, "train", config.model.num_classes)
     make_plan(config, len(source))
     return train_batches(
-        build_data.build_train_clips(config, source),
+        build_train_clips(config, source),
         TrainOrder(len(source), config.batch_size, config.seed),
         batch_size=config.batch_size,
         steps=range(steps + WARM_UP_STEPS),
-        reading=build_data.build_reading(config),
+        reading=build_reading(config),
     )
 
 

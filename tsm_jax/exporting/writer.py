@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import tsm_jax
-from tsm_jax.build_data import build_protocol
+from tsm_jax.assemble.data import build_protocol
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol
@@ -28,11 +28,11 @@ from tsm_jax.deploy.names import (
     STABLEHLO_FILE,
     VIDEO,
 )
-from tsm_jax.deploy.program import make_program
-from tsm_jax.deploy.readme import write_readme
-from tsm_jax.deploy.self_check import Check, as_json, check_export
-from tsm_jax.deploy.stablehlo import PLATFORMS, export_stablehlo
 from tsm_jax.errors import UserError
+from tsm_jax.exporting.program import make_program
+from tsm_jax.exporting.readme import write_readme
+from tsm_jax.exporting.self_check import Check, as_json, check_export
+from tsm_jax.exporting.stablehlo import PLATFORMS, export_stablehlo
 from tsm_jax.files import new_folder, read_json, sha256, write_json
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import (
@@ -138,13 +138,13 @@ def _write_graphs(
             coarse = make_program(model, "bfloat16")
             _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(coarse))
     if "onnx" in formats:
-        from tsm_jax.deploy.onnx_graph import build_onnx
+        from tsm_jax.exporting.onnx_graph import build_onnx
 
         _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
 
 
 def _quantize(folder: str, clips: np.ndarray) -> dict[str, Any]:
-    from tsm_jax.deploy.quantization import quantize
+    from tsm_jax.exporting.quantization import quantize
 
     return quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), clips)
 

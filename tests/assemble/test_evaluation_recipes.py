@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import evaluation_data
-from tsm_jax.build_data import build_source
+from tsm_jax.assemble import evaluation_recipes as evaluation_data
+from tsm_jax.assemble.data import build_source
 from tsm_jax.config import validate
 from tsm_jax.errors import UserError
 from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing

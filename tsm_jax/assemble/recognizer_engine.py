@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from tsm_jax.deploy.engine import ClipShape, check_video
-from tsm_jax.deploy.program import make_program
+from tsm_jax.exporting.program import make_program
 from tsm_jax.models.normalize import normalize
 from tsm_jax.recognizer import Recognizer
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tsm_jax import benchmark, build, cli
+from tsm_jax import benchmark, cli
+from tsm_jax.assemble.network import build_training_network
 from tsm_jax.config import default
 from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
-from tsm_jax.training.operations import Cost, count
+from tsm_jax.measure.operations import Cost, count
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
@@ -58,7 +59,7 @@ def test_a_convolution_and_its_gradients_take_three_times_the_operations(stride)
 
 
 def test_counts_the_published_operations_of_the_network():
-    network = build.build_training_network(default())
+    network = build_training_network(default())
     params, batch_stats = (
         {name: jax.ShapeDtypeStruct(shape, "float32") for name, shape in shapes.items()}
         for shapes in (network.param_shapes, network.batch_stat_shapes)

@@ -14,16 +14,16 @@ import pytest
 
 import tsm_jax
 from tsm_jax import cli, convert, evaluate, predict, train
+from tsm_jax.assemble.evaluate import evaluate_weights
+from tsm_jax.assemble.train import train_recipe
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.config import flatten
 from tsm_jax.data import moving_shapes
-from tsm_jax.deploy.exporter import export_model
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
-from tsm_jax.evaluation_run import evaluate_weights
-from tsm_jax.loading import load_model
+from tsm_jax.exporting.writer import export_model
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.training_run import train_recipe
 from tsm_jax.weights.model_directory import write_model_directory
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "quickstart.py")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import jax
 from jax import export
 
-from tsm_jax.deploy.program import Program
+from tsm_jax.exporting.program import Program
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

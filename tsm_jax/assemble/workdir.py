@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax import build, build_data
+from tsm_jax.assemble.data import preprocessing_of
+from tsm_jax.assemble.network import architecture_of, build_network
 from tsm_jax.errors import UserError
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
@@ -39,12 +40,12 @@ def read_workdir(workdir: str) -> Model:
         step = _best_step(checkpoints, workdir)
         config = checkpoints.recipe(step)
         try:
-            architecture = build.architecture_of(config.model)
-            preprocessing = build_data.preprocessing_of(config.data)
+            architecture = architecture_of(config.model)
+            preprocessing = preprocessing_of(config.data)
         except UserError as error:
             raise UserError(f"{checkpoints.path(step)}: {error}") from error
         labels = read_labels(os.path.join(workdir, LABELS_FILE), architecture.num_classes)
-        network = build.build_network(architecture, "float32")
+        network = build_network(architecture, "float32")
         mesh = make_mesh(jax.local_devices()[:1])
         params, batch_stats = checkpoints.restore_model(step, network, mesh)
         tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}

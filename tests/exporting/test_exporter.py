@@ -10,10 +10,10 @@ import pytest
 
 import tsm_jax
 from tsm_jax import export
-from tsm_jax.deploy import exporter
-from tsm_jax.deploy.exporter import export_model
-from tsm_jax.deploy.program import make_program
 from tsm_jax.errors import UserError
+from tsm_jax.exporting import writer as exporter
+from tsm_jax.exporting.program import make_program
+from tsm_jax.exporting.writer import export_model
 from tsm_jax.files import sha256
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import read_model_directory, write_model_directory

@@ -9,7 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from tsm_jax import evaluate, evaluation_run, prepare, train, training_run
+from tsm_jax import evaluate, prepare, train
+from tsm_jax.assemble import evaluate as evaluation_run
+from tsm_jax.assemble import train as training_run
 from tsm_jax.data import moving_shapes
 from tsm_jax.training.mesh import make_mesh
 

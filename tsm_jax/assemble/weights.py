@@ -85,6 +85,6 @@ def _read_directory(path: str) -> Model:
     if not is_workdir(path):
         return read_model_directory(path)
     # Late: everything else here is NumPy, and converting a file should not wait for jax and orbax.
-    from tsm_jax.workdir import read_workdir
+    from tsm_jax.assemble.workdir import read_workdir
 
     return read_workdir(path)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax import build
 from tsm_jax import config as config_lib
+from tsm_jax.assemble.network import build_steps, resolve_dtype
 from tsm_jax.config import make_plan, part_size
-from tsm_jax.training import operations
+from tsm_jax.measure import operations
 from tsm_jax.training.mesh import check_batch, make_mesh, put_batch
 from tsm_jax.training.state import TrainState, init_state
 
@@ -63,7 +63,7 @@ def run_step_benchmark(
         results.append({"measure": measure, **values})
         print(json.dumps(results[-1]), flush=True)
 
-    built = build.build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
+    built = build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
     state = init_state(built.network, built.optimizer, config.seed, mesh)
     batch = put_batch(random_batch(config), mesh)
     tell("about", **_about(config, mesh))
@@ -93,7 +93,7 @@ def run_step_benchmark(
         clips_per_second=round(config.batch_size / median, 2),
     )
     cost = operations.count(built.train_step, *_shapes((state, batch)))
-    tell("roofline", **_roofline(cost, median, mesh.size, build.resolve_dtype(config.dtype)))
+    tell("roofline", **_roofline(cost, median, mesh.size, resolve_dtype(config.dtype)))
     peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
         per_device = config.batch_size / mesh.size
@@ -121,7 +121,7 @@ def _about(config: ConfigDict, mesh: Any) -> dict[str, Any]:
     device, model = mesh.devices.flat[0], config.model
     return {
         "model": f"ResNet-{model.depth}, shift {model.shift}, {model.data_format}",
-        "dtype": str(build.resolve_dtype(config.dtype)),
+        "dtype": str(resolve_dtype(config.dtype)),
         "devices": f"{mesh.size} x {device.device_kind}",
         "batch": f"{config.batch_size} clips of {model.num_segments} x {config.data.crop_size} px",
         "accumulation_steps": config.accumulation_steps,

@@ -13,7 +13,7 @@ import pytest
 
 from tsm_jax.data import moving_shapes
 from tsm_jax.deploy.artifact import read_artifact
-from tsm_jax.deploy.exporter import export_model
+from tsm_jax.exporting.writer import export_model
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM

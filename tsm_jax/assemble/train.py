@@ -10,16 +10,25 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsm_jax import build, build_data
-from tsm_jax.class_names import class_names, with_num_classes
+from tsm_jax.assemble.class_names import class_names, with_num_classes
+from tsm_jax.assemble.data import (
+    build_eval_clips,
+    build_reading,
+    build_source,
+    build_train_clips,
+    host_share,
+    preprocessing_of,
+)
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps, resolve_dtype
+from tsm_jax.assemble.rendering import ensure_rendered
+from tsm_jax.assemble.weights import load_tensors
+from tsm_jax.assemble.workdir import provenance_of
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_text
-from tsm_jax.loading import load_tensors
-from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train
@@ -33,7 +42,6 @@ from tsm_jax.training.steps import EvalStep
 from tsm_jax.weights.model_card import CARD_FILE, model_card
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
-from tsm_jax.workdir import provenance_of
 
 
 def train_recipe(
@@ -59,17 +67,17 @@ def train_recipe(
     check_shared(config.workdir)
     ensure_rendered(config)
     config = with_num_classes(config)
-    train_source = build_data.build_source(config.data, "train", config.model.num_classes)
-    val_source = build_data.build_source(config.data, "val", config.model.num_classes)
+    train_source = build_source(config.data, "train", config.model.num_classes)
+    val_source = build_source(config.data, "val", config.model.num_classes)
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
 
-    steps = build.build_steps(config, plan, mesh)
+    steps = build_steps(config, plan, mesh)
     train_step = compiled_together(steps.train_step, "training step")
     eval_step = compiled_together(steps.eval_step, "evaluation step")
-    eval_clips = build_data.build_eval_clips(
-        val_source, build_data.preprocessing_of(config.data), config.model.num_segments
+    eval_clips = build_eval_clips(
+        val_source, preprocessing_of(config.data), config.model.num_segments
     )
 
     checkpoints = Checkpoints(config.workdir)
@@ -95,12 +103,12 @@ def train_recipe(
             log.say(f"{origin}; compiling the first step")
             validate = _validation(config, mesh, eval_step, eval_clips, log)
             batches = train_batches(
-                build_data.build_train_clips(config, train_source),
+                build_train_clips(config, train_source),
                 order,
                 batch_size=config.batch_size,
                 steps=range(first_step, plan.total_steps),
-                reading=build_data.build_reading(config),
-                host=build_data.host_share(),
+                reading=build_reading(config),
+                host=host_share(),
             )
             run = Run(
                 config=config,
@@ -126,7 +134,7 @@ def train_recipe(
 
 
 def _start(
-    checkpoints: Checkpoints, config: ConfigDict, steps: build.Steps, mesh: Mesh
+    checkpoints: Checkpoints, config: ConfigDict, steps: Steps, mesh: Mesh
 ) -> tuple[TrainState, int, dict[str, Any] | None, str]:
     """The state to train from, its step and progress, and where they come from in words.
 
@@ -164,8 +172,8 @@ def _validation(
         batches = eval_batches(
             clips,
             batch_size=batch_size,
-            reading=build_data.build_reading(config),
-            host=build_data.host_share(),
+            reading=build_reading(config),
+            host=host_share(),
         )
         with log.validation(-(-len(clips.source) // batch_size)) as advance:
 
@@ -193,8 +201,8 @@ def _write_card(
         return
     provenance = provenance_of(checkpoints, step, config, config.workdir)
     model = Model(
-        architecture=build.architecture_of(config.model),
-        preprocessing=build_data.preprocessing_of(config.data),
+        architecture=architecture_of(config.model),
+        preprocessing=preprocessing_of(config.data),
         labels=labels,
         tensors=jax.device_get(state.params),  # for their number
         provenance={**provenance, "train_clips": train_clips},
@@ -217,7 +225,7 @@ def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) 
     device = mesh.devices.flat[0]
     return (
         f"TSM-ResNet-{model.depth} (shift {model.shift}), {model.num_segments} segments of"
-        f" {config.data.crop_size} px, {build.resolve_dtype(config.dtype)}, on {mesh.size} x"
+        f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
         f" {device.device_kind}; {train_clips} training and {val_clips} validation clips"
     )
 

@@ -22,8 +22,8 @@ from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
-from tsm_jax.deploy.onnx_writer import Operand, Size, Tensor, Writer, refuse
-from tsm_jax.deploy.program import Program
+from tsm_jax.exporting.onnx_writer import Operand, Size, Tensor, Writer, refuse
+from tsm_jax.exporting.program import Program
 
 
 def build_onnx(program: Program) -> onnx.ModelProto:

@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from tsm_jax import build, cli
+from tsm_jax import cli
+from tsm_jax.assemble.network import build_steps
 from tsm_jax.config import flatten, make_plan
+from tsm_jax.measure.step import random_batch
 from tsm_jax.training.mesh import make_mesh, split_by_clips
 from tsm_jax.training.state import abstract_state
-from tsm_jax.training.step_benchmark import random_batch
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 PLATFORMS = ("cuda", "tpu")
@@ -37,7 +38,7 @@ def _programs():
 )
 def test_training_and_evaluation_steps_lower_for_gpu_and_tpu(config):
     mesh = make_mesh(jax.devices()[:2])
-    steps = build.build_steps(config, make_plan(config, 1000), mesh)
+    steps = build_steps(config, make_plan(config, 1000), mesh)
     state = abstract_state(steps.network, steps.optimizer, mesh)
     batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split_by_clips(mesh))

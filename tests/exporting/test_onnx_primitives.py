@@ -17,7 +17,7 @@ from tsm_jax.errors import UserError
 pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from tsm_jax.deploy.onnx_graph import build_onnx  # noqa: E402
+from tsm_jax.exporting.onnx_graph import build_onnx  # noqa: E402
 
 
 @dataclass(eq=False)

@@ -12,11 +12,11 @@ import pytest
 from flax import nnx
 
 import tsm_jax
-from tsm_jax.build import build_network
-from tsm_jax.deploy.program import Program, make_program
-from tsm_jax.deploy.self_check import relative_difference
-from tsm_jax.deploy.stablehlo import export_stablehlo
+from tsm_jax.assemble.network import build_network
 from tsm_jax.errors import UserError
+from tsm_jax.exporting.program import Program, make_program
+from tsm_jax.exporting.self_check import relative_difference
+from tsm_jax.exporting.stablehlo import export_stablehlo
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.normalize import normalize
 from tsm_jax.models.shift import temporal_shift
@@ -78,7 +78,7 @@ def test_the_program_answers_as_the_model(variant):
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
     pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.deploy.onnx_graph import build_onnx
+    from tsm_jax.exporting.onnx_graph import build_onnx
 
     model, clips, expected = variant
     logits, features = run_onnx(build_onnx(make_program(model)), clips[:count])
@@ -90,7 +90,7 @@ def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
 def test_the_onnx_graph_is_plain(make_model):
     """Nothing in it that a runtime may lack or read in its own way, and nothing to no purpose."""
     pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.deploy.onnx_graph import build_onnx
+    from tsm_jax.exporting.onnx_graph import build_onnx
 
     graph = build_onnx(make_program(make_model())).graph
     kinds = [node.op_type for node in graph.node]
@@ -167,7 +167,7 @@ def toy():
 
 def test_a_new_backbone_is_exported_without_a_word_about_it(clips):
     pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.deploy.onnx_graph import build_onnx
+    from tsm_jax.exporting.onnx_graph import build_onnx
 
     expected = np.asarray(toy()(normalize(clips, "NHWC")))
     program = Program(toy(), 32)

@@ -11,20 +11,22 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from tsm_jax import accuracy, build, build_data
+from tsm_jax import accuracy
+from tsm_jax.assemble.data import build_eval_clips, build_reading, build_source, host_share
+from tsm_jax.assemble.network import build_network, resolve_dtype
+from tsm_jax.assemble.rendering import ensure_rendered
+from tsm_jax.assemble.weights import is_workdir, load_model
+from tsm_jax.assemble.workdir import read_recipe
 from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
-from tsm_jax.loading import is_workdir, load_model
-from tsm_jax.render_data import ensure_rendered
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.processes import compiled_together
 from tsm_jax.training.steps import make_eval_step
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, check_tensors
-from tsm_jax.workdir import read_recipe
 
 AVERAGES = ("logits", "probabilities")
 
@@ -126,8 +128,8 @@ def evaluate_model(
         class_names = read_labels(config.data.labels, architecture.num_classes)
     mesh = make_mesh()
     ensure_rendered(config)
-    source = build_data.build_source(config.data, "val", architecture.num_classes)
-    clips = build_data.build_eval_clips(
+    source = build_source(config.data, "val", architecture.num_classes)
+    clips = build_eval_clips(
         source, model.preprocessing, architecture.num_segments, config.data.protocol
     )
     if average is None:
@@ -141,7 +143,7 @@ def evaluate_model(
         list_path=config.data.val_list,
         clips=clips,
         average=average,
-        dtype=str(build.resolve_dtype(config.dtype)),
+        dtype=str(resolve_dtype(config.dtype)),
         class_names=class_names,
         labels=labels,
         logits=logits,
@@ -156,7 +158,7 @@ def _run(
     wanted = min(config.eval_batch_size or part_size(config), len(clips.source))
     batch_size = eval_batch_size(wanted, mesh)
     data_format = config.model.data_format
-    network = build.build_network(model.architecture, config.dtype, data_format=data_format)
+    network = build_network(model.architecture, config.dtype, data_format=data_format)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
     sharding = replicated(mesh)
     params, batch_stats = (
@@ -175,8 +177,8 @@ def _run(
         eval_batches(
             clips,
             batch_size=batch_size,
-            reading=build_data.build_reading(config),
-            host=build_data.host_share(),
+            reading=build_reading(config),
+            host=host_share(),
         ),
         "evaluate",
         total=-(-len(clips.source) // batch_size),
