@@ -37,12 +37,11 @@ def _png(width: float, height: float, draw: Callable[[Figure], None]) -> bytes:
     """The picture of a figure of this size in inches, whatever the settings of the user are."""
     known = set(font_manager.get_font_names())
     fonts = [name for name in _FONTS if name in known]
-    with warnings.catch_warnings(), style.context("default"):
+    settings = ["default", {"font.family": fonts, "text.parse_math": False}]
+    with warnings.catch_warnings(), style.context(settings):
         warnings.simplefilter("ignore")  # a letter that no font has is drawn as a box
         figure = Figure((width, height), dpi=_DPI, layout="constrained")
         draw(figure)
-        for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-            text.set(parse_math=False, fontfamily=fonts)
         file = io.BytesIO()
         figure.savefig(file, format="png")
     return file.getvalue()
@@ -110,7 +109,7 @@ def draw_calibration(calibration: Calibration) -> bytes:
         upper.plot([0, 1], [0, 1], color="black", label="perfect calibration")
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         upper.set_title(f"Expected calibration error {error:.3f}")
-        upper.legend(loc="upper left")
+        figure.legend(loc="outside upper center", ncols=3)
         lower.bar(left, counts, width, align="edge", color=_GREY)
         lower.set(xlabel="confidence: score of the predicted class", ylabel="clips")
         _grid(upper, lower)
@@ -128,6 +127,7 @@ def draw_curves(curves: Curves) -> bytes:
             for name, points in lines.items():
                 axes.plot(*points, marker=".", label=name)
             axes.set(title=title, xlabel="epoch")
+            axes.set_xlim(left=0)
             axes.legend()
             _grid(axes)
 
