@@ -35,6 +35,7 @@ setup(
         "opencv-python-headless>=5.0",
         "pillow>=11",
         "jinja2>=3.1",
+        "matplotlib>=3.9",
         "safetensors>=0.5",
         "flatbuffers>=24.3",  # for jax.export
         "tensorflow-datasets>=4.9.9",

@@ -76,6 +76,29 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path):
         pass
 
 
+def test_a_folder_is_replaced_once_the_new_one_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "report"
+    path.mkdir()
+    (path / "old").write_text("old")
+    rename = os.rename
+
+    def fail(source, target):
+        if ".partial-" in str(source):
+            raise OSError(16, "Device or resource busy")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match="busy"), files.new_folder(path, replace=True):
+        pass
+    assert os.listdir(tmp_path) == ["report"]
+    assert os.listdir(path) == ["old"]
+    monkeypatch.undo()
+    with files.new_folder(path, replace=True) as folder:
+        (tmp_path / folder / "new").write_text("new")
+    assert os.listdir(tmp_path) == ["report"]
+    assert os.listdir(path) == ["new"]
+
+
 def test_a_full_disk_is_one_line():
     with pytest.raises(UserError, match="cannot write"):
         files.write_text("/proc/nowhere/list", "text")

@@ -116,30 +116,40 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 @contextmanager
-def new_folder(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Gives the name of a folder to fill; on success it becomes `path`, which must not exist.
+def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[str]:
+    """Gives the name of a folder to fill; on success it becomes `path`.
 
-    After an error nothing is left.
+    After an error `path` is as it was and nothing is left beside it.
+
+    Args:
+        path: of the folder; must not exist.
+        replace: `path` may be a folder, which is then deleted: the caller has checked what is in
+            it.
 
     Raises:
         UserError: `path` exists already, or the system refuses.
     """
     path = os.fspath(path)
-    if os.path.lexists(path):
+    if os.path.lexists(path) and not replace:
         raise UserError(f"{path} exists already: delete it or choose another one")
     parent = os.path.dirname(os.path.abspath(path))
-    staging = ""
+    staging = earlier = ""
     try:
         os.makedirs(parent, exist_ok=True)
         staging = tempfile.mkdtemp(prefix=".partial-", dir=parent)
         os.chmod(staging, 0o777 & ~_umask())
         yield staging
+        if os.path.isdir(path) and replace:
+            earlier = tempfile.mkdtemp(prefix=".earlier-", dir=parent)
+            os.rename(path, earlier)
         os.rename(staging, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        if staging:
-            shutil.rmtree(staging, ignore_errors=True)
+        if earlier and not os.path.lexists(path):
+            os.rename(earlier, path)
+        for folder in filter(os.path.isdir, (staging, earlier)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tsm_jax.assemble.evaluate import Evaluation
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.data.sources import SyntheticSource
 from tsm_jax.models.architecture import Architecture
+from tsm_jax.report.results import Evaluation
 from tsm_jax.weights.model_directory import Model, Preprocessing
 
 
@@ -34,7 +34,9 @@ class NamedSource(SyntheticSource):
         return [np.full(shape, 20 * i, np.uint8) for i in choose(self.num_frames)]
 
 
-def make_evaluation(logits, labels, *, names=None, class_names=None) -> Evaluation:
+def make_evaluation(
+    logits, labels, *, names=None, class_names=None, weights="output/model", list_path="val.list"
+) -> Evaluation:
     """What `evaluate_model` would return if a network gave these logits."""
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.int32)
     count, num_classes = logits.shape
@@ -63,8 +65,8 @@ def make_evaluation(logits, labels, *, names=None, class_names=None) -> Evaluati
     return Evaluation(
         metrics=metrics,
         model=Model(Architecture(18, num_classes, 4), Preprocessing(32, 32), class_names, {}),
-        weights="output/model",
-        list_path="val.list",
+        weights=weights,
+        list_path=list_path,
         clips=EvalClips(source, 4, eval_protocol("test", short_side=32, crop_size=32)),
         average="logits",
         dtype="float32",

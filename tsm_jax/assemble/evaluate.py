@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -11,7 +9,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from tsm_jax import accuracy
 from tsm_jax.assemble.data import build_eval_clips, build_reading, build_source, host_share
 from tsm_jax.assemble.network import build_network, resolve_dtype
 from tsm_jax.assemble.rendering import ensure_rendered
@@ -21,6 +18,7 @@ from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
+from tsm_jax.report.results import Evaluation
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.processes import compiled_together
@@ -29,53 +27,6 @@ from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 AVERAGES = ("logits", "probabilities")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found, clip by clip.
-
-    Attributes:
-        metrics: of `training.evaluation.evaluate`.
-        model: that was evaluated.
-        weights: where it was read from.
-        list_path: the list of clips.
-        clips: the N clips in the order of the list, to read them again.
-        average: what was averaged over the views of a clip: `logits` or `probabilities`.
-        dtype: of convolutions.
-        class_names: K names.
-        labels: right classes, int32 `[N]`.
-        logits: averaged over views, float32 `[N, K]`; their softmax is the score.
-        ranks: number of other classes that score at least as high as the right one, int32 `[N]`:
-            0 is a right answer.
-    """
-
-    metrics: dict[str, float]
-    model: Model
-    weights: str
-    list_path: str
-    clips: EvalClips
-    average: str
-    dtype: str
-    class_names: list[str]
-    labels: np.ndarray
-    logits: np.ndarray
-    ranks: np.ndarray
-
-    def summary(self) -> str:
-        """One line with the figures and what they are of."""
-        metrics, protocol = self.metrics, self.clips.protocol
-        averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
-        return (
-            f"{self.weights}: {accuracy.in_words(metrics)}"
-            f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {self.list_path}"
-            f" ({protocol.name}: views {protocol.num_views}{averaged})"
-        )
-
-    @property
-    def warning(self) -> str:
-        """Why its top-1 is less than it seems, on one line; empty if nothing is known."""
-        return accuracy.warning(self.metrics, self.class_names)
 
 
 def evaluate_weights(

@@ -1,42 +1,95 @@
-"""What every part of a report starts from: names, answers and scores of the clips."""
+"""What an evaluation found, clip by clip."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from tsm_jax.assemble.evaluate import Evaluation
-from tsm_jax.deploy.prediction import softmax
+from tsm_jax import accuracy
+from tsm_jax.data.clips import EvalClips
 from tsm_jax.errors import UserError
+from tsm_jax.prediction import softmax
+from tsm_jax.weights.model_directory import Model
 
 
 @dataclass(frozen=True)
-class Results:
-    """The answers to N clips, in the order of the list.
+class Evaluation:
+    """The answers of a model to N clips, in the order of the list.
 
     Attributes:
-        names: of the clips, as the list has them; absolute paths from their common folder on,
-            because a report is given to others.
+        metrics: of `training.evaluation.evaluate`.
+        model: that was evaluated.
+        weights: where it was read from.
+        list_path: the list of clips.
+        clips: the N clips, to read them again.
+        average: what was averaged over the views of a clip: `logits` or `probabilities`.
+        dtype: of convolutions.
         class_names: K names.
-        labels: right classes, int `[N]`.
-        ranks: number of other classes that score at least as high as the right one, `[N]`.
-        scores: softmax probabilities, float32 `[N, K]`.
-        predicted: the best class, int `[N]`; where the right one shares the first place with
-            another, the other one, as in the counting of top-1.
+        labels: true classes, int32 `[N]`.
+        logits: averaged over views, float32 `[N, K]`.
+        ranks: number of other classes that score at least as high as the true one, int32 `[N]`:
+            0 is a correct answer.
     """
 
-    names: list[str]
+    metrics: dict[str, float]
+    model: Model
+    weights: str
+    list_path: str
+    clips: EvalClips
+    average: str
+    dtype: str
     class_names: list[str]
     labels: np.ndarray
+    logits: np.ndarray
     ranks: np.ndarray
-    scores: np.ndarray
-    predicted: np.ndarray
+
+    def summary(self) -> str:
+        """One line with the figures and what they are of."""
+        metrics, protocol = self.metrics, self.clips.protocol
+        averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
+        return (
+            f"{self.weights}: {accuracy.in_words(metrics)}"
+            f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {self.list_path}"
+            f" ({protocol.name}: views {protocol.num_views}{averaged})"
+        )
+
+    @property
+    def warning(self) -> str:
+        """Why its top-1 is less than it seems, on one line; empty if nothing is known."""
+        return accuracy.warning(self.metrics, self.class_names)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The paths of the clips."""
+        return [self.clips.source.name(i) for i in range(len(self.labels))]
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """Softmax probabilities, float32 `[N, K]`.
+
+        Raises:
+            UserError: the logits of a clip are not finite.
+        """
+        finite = np.isfinite(self.logits).all(1)
+        if not finite.all():
+            raise UserError(
+                f"{self.weights}: the scores of {self.names[int(np.argmin(finite))]} are not finite"
+                " numbers: the weights are damaged or config.dtype is too coarse for them"
+            )
+        return softmax(self.logits)
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """The best class, int `[N]`; of a tie with the true one, the other, as top-1 counts it."""
+        others = self.logits.copy()
+        others[np.arange(len(self.labels)), self.labels] = -np.inf
+        return np.where(self.correct, self.labels, others.argmax(1))
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether the best class is the right one, bool `[N]`."""
+        """Whether the best class is the true one, bool `[N]`."""
         return self.ranks == 0
 
     @property
@@ -50,39 +103,12 @@ class Results:
         first = self.predicted[clip]
         return [int(k) for k in [first, *order[order != first]][:count]]
 
+    def confident_mistakes(self, most: int) -> list[int]:
+        """Clips with a wrong answer, the most confident first."""
+        wrong = np.flatnonzero(~self.correct)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
 
-def collect(evaluation: Evaluation) -> Results:
-    """The results of an evaluation.
-
-    Raises:
-        UserError: the scores of a clip are not finite.
-    """
-    names = [evaluation.clips.source.name(i) for i in range(len(evaluation.labels))]
-    finite = np.isfinite(evaluation.logits).all(1)
-    if not finite.all():
-        raise UserError(
-            f"{evaluation.weights}: the scores of {names[int(np.argmin(finite))]} are not finite"
-            " numbers: the weights are damaged or config.dtype is too coarse for them"
-        )
-    return Results(
-        names=_below_common_folder(names),
-        class_names=evaluation.class_names,
-        labels=evaluation.labels,
-        ranks=evaluation.ranks,
-        scores=softmax(evaluation.logits),
-        predicted=_predicted(evaluation),
-    )
-
-
-def _below_common_folder(names: list[str]) -> list[str]:
-    if not names or not all(map(os.path.isabs, names)):
-        return names
-    folder = os.path.commonpath([os.path.dirname(name) for name in names])
-    return [os.path.relpath(name, folder) for name in names]
-
-
-def _predicted(evaluation: Evaluation) -> np.ndarray:
-    labels, ranks = evaluation.labels, evaluation.ranks
-    others = evaluation.logits.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    return np.where(ranks == 0, labels, others.argmax(1)).astype(np.int32)
+    def hardest(self, most: int) -> list[int]:
+        """Clips whose true class scores lowest, the lowest first, whether it won or not."""
+        own = self.scores[np.arange(len(self.labels)), self.labels]
+        return np.argsort(own, kind="stable")[:most].tolist()

@@ -1,57 +1,48 @@
-"""Writes a report: everything into a folder that appears complete or not at all."""
+"""Writes a report: a folder of tables and pictures, and one page of all of them."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-import shutil
-import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 import tsm_jax
-from tsm_jax.assemble.evaluate import Evaluation
 from tsm_jax.errors import UserError
-from tsm_jax.report.calibration import BINS, Calibration, calibrate
-from tsm_jax.report.calibration_picture import draw_calibration
-from tsm_jax.report.clips import confident_mistakes, draw_strip, read_frames
-from tsm_jax.report.confusion import (
+from tsm_jax.files import new_folder, reason, write_json, write_text
+from tsm_jax.report.curves import read_curves
+from tsm_jax.report.page import clip_answers, data_uri, render
+from tsm_jax.report.pictures import draw_calibration, draw_confusion, draw_curves, draw_strip
+from tsm_jax.report.results import Evaluation
+from tsm_jax.report.statistics import (
+    BINS,
+    ClassResult,
+    calibrate,
     confusion_matrix,
     most_confused,
     per_class,
 )
-from tsm_jax.report.confusion_picture import draw_confusion
-from tsm_jax.report.page import PAGE_FILE, Page, ShownClip, write_page
-from tsm_jax.report.results import Results, collect
-from tsm_jax.report.tables import (
-    CLASSES_FILE,
-    CONFUSION_FILE,
-    METRICS_FILE,
-    PREDICTIONS_FILE,
-    SCORES_FILE,
-    TOP,
-    write_classes,
-    write_confusion,
-    write_metrics,
-    write_predictions,
-)
-from tsm_jax.weights.model_directory import without_folders
+from tsm_jax.terminal import printable
 
-CONFUSION_PICTURE = "confusion.png"
-CALIBRATION_PICTURE = "calibration.png"
-MISTAKES_FOLDER = "mistakes"
-
-_FILES = (
-    (METRICS_FILE, "the figures, and what they are of"),
-    (PREDICTIONS_FILE, "a line a clip: right class, the best five with their scores"),
-    (SCORES_FILE, "all scores, float32 [clips, classes], in the order of predictions.csv"),
-    (CLASSES_FILE, "a line a class"),
-    (CONFUSION_FILE, "clips by right class (lines) and predicted class (columns)"),
-    (CONFUSION_PICTURE, "the same as a picture"),
-    (CALIBRATION_PICTURE, "accuracy by confidence"),
-    (MISTAKES_FOLDER, "the frames of the most confident mistakes"),
-)
-_MOST_MISTAKES, _MOST_CONFUSED = 12, 40
+PAGE_FILE = "report.html"
+_FILES = {
+    "metrics.json": "the metrics, and what was evaluated and how",
+    "predictions.csv": "one row per clip: its class and the best five, with their scores",
+    "scores.npy": "all scores, float32 [clips, classes], in the order of predictions.csv",
+    "per_class.csv": "one row per class",
+    "confusion.csv": "number of clips by true class (rows) and predicted class (columns)",
+    "confusion.png": "the same as a picture",
+    "calibration.png": "accuracy by confidence",
+    "curves.png": "loss and accuracy over the epochs of the training",
+    "mistakes": "the frames of the most confident mistakes",
+}
+_MISTAKES = [f"mistakes/{place:02}.png" for place in range(1, 13)]
+_MOST_CONFUSED, _TOP = 40, 5
 
 
 def check_target(folder: str) -> None:
@@ -66,88 +57,93 @@ def check_target(folder: str) -> None:
         return
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder: give another one for the report")
-    present = set(os.listdir(folder))
-    others = sorted(present - {PAGE_FILE, *(name for name, _ in _FILES)})
-    if others or (present and PAGE_FILE not in present):
-        name = others[0] if others else sorted(present)[0]
+    try:
+        present = set(os.listdir(folder))
+        if "mistakes" in present:
+            present |= {f"mistakes/{name}" for name in os.listdir(os.path.join(folder, "mistakes"))}
+    except OSError as error:
+        raise UserError(f"cannot read the folder {folder}: {reason(error)}") from error
+    others = present - ({PAGE_FILE, *_FILES, *_MISTAKES} if PAGE_FILE in present else set())
+    if others:
         raise UserError(
-            f"{folder} has files that are of no report ({name}): give a folder of its own"
+            f"{folder} has files that are not of a report ({printable(min(others))}): give the"
+            " report a folder of its own"
         )
 
 
 def write_report(evaluation: Evaluation, folder: str) -> str:
-    """Writes the report of an evaluation.
+    """Writes the report of an evaluation, and returns the path of its page.
 
-    Args:
-        evaluation: what was found.
-        folder: of the report; an earlier one there is replaced when the new one is complete.
-
-    Returns:
-        The path of `report.html`.
+    An earlier report in the folder is replaced when the new one is complete.
 
     Raises:
         UserError: as `check_target`; or the folder cannot be written, a clip cannot be read again,
             or scores are not finite.
     """
     check_target(folder)
-    results = collect(evaluation)
-    target = os.path.abspath(folder)
-    try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        staging = tempfile.mkdtemp(prefix=".partial-", dir=os.path.dirname(target))
-    except OSError as error:
-        raise UserError(f"cannot write the report {folder}: {error.strerror}") from error
-    try:
-        fresh = os.path.join(staging, "new")
-        os.mkdir(fresh)
-        _fill(fresh, evaluation, results)
-        if os.path.isdir(target):
-            os.rename(target, os.path.join(staging, "old"))
-        os.rename(fresh, target)
-    except OSError as error:
-        raise UserError(f"cannot write the report {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with new_folder(os.path.realpath(folder), replace=True) as fresh:
+        _fill(fresh, evaluation)
+        check_target(folder)  # again: writing took its time
     return os.path.join(folder, PAGE_FILE)
 
 
-def _fill(folder: str, evaluation: Evaluation, results: Results) -> None:
-    matrix = confusion_matrix(results)
-    classes = per_class(results, matrix)
-    calibration = calibrate(results)
-    metrics = _metrics(evaluation, calibration)
-    write_metrics(folder, metrics)
-    write_predictions(folder, results)
-    write_classes(folder, classes, results.class_names)
-    write_confusion(folder, matrix, results.class_names)
-    draw_confusion(matrix, results.class_names).save(os.path.join(folder, CONFUSION_PICTURE))
-    draw_calibration(calibration).save(os.path.join(folder, CALIBRATION_PICTURE))
-    page = Page(
-        title=f"Evaluation of {without_folders(evaluation.weights)}",
-        metrics=metrics,
-        warning=evaluation.warning,
-        about=_about(evaluation),
-        class_names=results.class_names,
-        classes=sorted(classes, key=lambda row: (row.top1 is None, row.top1, row.label)),
-        confused=most_confused(matrix, _MOST_CONFUSED),
-        calibration=calibration,
-        mistakes=_mistakes(folder, evaluation, results),
-        num_mistakes=int((~results.correct).sum()),
-        pictures={"confusion": CONFUSION_PICTURE, "calibration": CALIBRATION_PICTURE},
-        files=_FILES,
-    )
-    write_page(folder, page)
-
-
-def _metrics(evaluation: Evaluation, calibration: Calibration) -> dict[str, Any]:
-    protocol = evaluation.clips.protocol
-    return {
+def _fill(folder: str, evaluation: Evaluation) -> None:
+    matrix = confusion_matrix(evaluation)
+    classes = per_class(evaluation, matrix)
+    calibration = calibrate(evaluation)
+    metrics = {
         **evaluation.metrics,
         "expected_calibration_error": calibration.expected_error,
         "calibration_bins": BINS,
-        "mean_confidence": calibration.confidence,
-        "weights": without_folders(evaluation.weights),
-        "list": without_folders(evaluation.list_path),
+        "mean_confidence": float(evaluation.confidence.mean(dtype=np.float64)),
+        **_conditions(evaluation),
+    }
+    names = _without_directory(evaluation.names)
+    write_json(os.path.join(folder, "metrics.json"), metrics)
+    np.save(os.path.join(folder, "scores.npy"), evaluation.scores)
+    _write_predictions(folder, evaluation, names)
+    head = ["label", "class", *ClassResult._fields[2:]]
+    _write_table(folder, "per_class.csv", head, classes)
+    lines = ([name, *row] for name, row in zip(evaluation.class_names, matrix, strict=True))
+    _write_table(folder, "confusion.csv", ["class", *evaluation.class_names], lines)
+    pictures = {
+        "confusion.png": draw_confusion(matrix, evaluation.class_names),
+        "calibration.png": draw_calibration(calibration),
+    }
+    if curves := read_curves(evaluation.weights):
+        pictures["curves.png"] = draw_curves(curves)
+    mistakes = []
+    for path, clip in zip(_MISTAKES, evaluation.confident_mistakes(len(_MISTAKES)), strict=False):
+        video = evaluation.clips.read(clip)["video"]  # [V, T, S, S, 3]
+        pictures[path] = draw_strip(video[len(video) // 2])
+        answers = clip_answers(evaluation, clip, _TOP)
+        mistakes.append({"name": names[clip], "picture": path, **answers})
+    for path, content in pictures.items():
+        os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+        with open(os.path.join(folder, path), "wb") as file:
+            file.write(content)
+    page = render(
+        "report.html.jinja",
+        metrics=metrics,
+        warning=evaluation.warning,
+        protocol=evaluation.clips.protocol,
+        class_names=evaluation.class_names,
+        classes=sorted(classes, key=lambda row: (row.top1 is None, row.top1, row.label)),
+        confused=most_confused(matrix, _MOST_CONFUSED),
+        mistakes=mistakes,
+        num_mistakes=int((~evaluation.correct).sum()),
+        pictures={path: data_uri(content, "image/png") for path, content in pictures.items()},
+        files={name: _FILES[name] for name in _FILES if name in os.listdir(folder)},
+    )
+    write_text(os.path.join(folder, PAGE_FILE), page)
+
+
+def _conditions(evaluation: Evaluation) -> dict[str, Any]:
+    """What was evaluated and how; absolute paths without their directories."""
+    protocol = evaluation.clips.protocol
+    return {
+        "weights": _without_directory([evaluation.weights])[0],
+        "list": _without_directory([evaluation.list_path])[0],
         "protocol": protocol.name,
         "views": protocol.num_views,
         "average": evaluation.average,
@@ -160,53 +156,34 @@ def _metrics(evaluation: Evaluation, calibration: Calibration) -> dict[str, Any]
     }
 
 
-def _about(evaluation: Evaluation) -> list[tuple[str, str]]:
-    network, protocol = evaluation.model.architecture, evaluation.clips.protocol
-    views = "1"
-    if protocol.num_views > 1:
-        views = (
-            f"{protocol.num_views} ({protocol.num_clips} in time x {protocol.num_crops} in space),"
-            f" mean of {evaluation.average}"
-        )
-    shift = network.shift
-    if shift != "none":
-        shift += f", {network.shift_fraction} of the channels each way"
-    return [
-        ("weights", without_folders(evaluation.weights)),
-        ("list", without_folders(evaluation.list_path)),
-        ("network", f"TSM-ResNet-{network.depth}, {network.num_classes} classes"),
-        ("shift", shift),
-        ("segments", f"{network.num_segments} frames a clip"),
-        (
-            "pixels",
-            f"{protocol.crop_size} x {protocol.crop_size}, short side {protocol.short_side}",
-        ),
-        ("protocol", protocol.name),
-        ("views of a clip", views),
-        ("precision", evaluation.dtype),
-        ("made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by tsm_jax {tsm_jax.__version__}"),
-    ]
+def _without_directory(paths: Sequence[str]) -> list[str]:
+    """Absolute paths relative to the directory common to them: a report is for others to read."""
+    absolute = [os.path.normpath(path) for path in paths if os.path.isabs(path)]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute] or ["/"])
+    return [os.path.relpath(path, common) if os.path.isabs(path) else path for path in paths]
 
 
-def _mistakes(folder: str, evaluation: Evaluation, results: Results) -> list[ShownClip]:
-    chosen = confident_mistakes(results, _MOST_MISTAKES)
-    if chosen:
-        os.mkdir(os.path.join(folder, MISTAKES_FOLDER))
-    shown = []
-    for place, clip in enumerate(chosen, start=1):
-        picture = f"{MISTAKES_FOLDER}/{place:02}.png"
-        draw_strip(read_frames(evaluation.clips, clip)).save(os.path.join(folder, picture))
-        scores, label = results.scores[clip], int(results.labels[clip])
-        best = [
-            (results.class_names[k], float(scores[k]), k == label) for k in results.best(clip, TOP)
-        ]
-        shown.append(
-            ShownClip(
-                name=results.names[clip],
-                class_name=results.class_names[label],
-                picture=picture,
-                best=best,
-                score=float(scores[label]),
-            )
-        )
-    return shown
+def _write_predictions(folder: str, evaluation: Evaluation, names: Sequence[str]) -> None:
+    top = min(_TOP, len(evaluation.class_names))
+    head = ["clip", "label", "class", "correct", "score_of_class"]
+    head += [f"top{n}_{part}" for n in range(1, top + 1) for part in ("label", "class", "score")]
+
+    def answer(clip: int, k: int) -> list[Any]:
+        return [k, evaluation.class_names[k], evaluation.scores[clip, k]]
+
+    def line(clip: int) -> list[Any]:
+        label, name, score = answer(clip, int(evaluation.labels[clip]))
+        best = [value for k in evaluation.best(clip, top) for value in answer(clip, k)]
+        return [names[clip], label, name, int(evaluation.correct[clip]), score, *best]
+
+    _write_table(folder, "predictions.csv", head, map(line, range(len(names))))
+
+
+def _write_table(
+    folder: str, name: str, head: Sequence[str], lines: Iterable[Sequence[Any]]
+) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head)
+    writer.writerows(lines)
+    write_text(os.path.join(folder, name), text.getvalue())

@@ -1,4 +1,4 @@
-"""What a notebook shows."""
+"""What a notebook shows, and what names can do to a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 
 from PIL import Image
 
-from tsm_jax.report.inline import class_accuracies, playing_clips
+from tsm_jax.report.page import class_accuracies, playing_clips
 
 EVIL = "<script>alert(1)</script>"
 

@@ -1,0 +1,155 @@
+"""Pictures of a report, as PNG files in memory."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from tsm_jax.report.curves import Curves
+from tsm_jax.report.statistics import Calibration
+from tsm_jax.terminal import printable
+
+# Distinguishable with any colour vision (Okabe and Ito).
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_CORRECT, _WRONG = COLORS[:2]
+_OVERCONFIDENT, _GREY = "#f2b48a", "#7b8794"
+_DPI = 120
+_LABELLED = 120  # classes; with more, the axes have their numbers instead of their names
+_COUNTED = 40  # classes; with more, the cells are too small for their counts
+_NAME_LENGTH = 28  # letters
+# Fonts of other writing systems on Linux, macOS and Windows, after matplotlib's own.
+_FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC"),
+    *("Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji"),
+)
+_SIDE, _GAP, _IN_ROW = 128, 4, 8  # of a frame and between frames, pixels; frames
+
+
+def _png(width: float, height: float, draw: Callable[[Figure], None]) -> bytes:
+    """The picture of a figure of this size in inches, whatever the settings of the user are."""
+    known = set(font_manager.get_font_names())
+    fonts = [name for name in _FONTS if name in known]
+    settings = ["default", {"font.family": fonts, "text.parse_math": False}]
+    with warnings.catch_warnings(), style.context(settings):
+        warnings.simplefilter("ignore")  # a letter that no font has is drawn as a box
+        figure = Figure((width, height), dpi=_DPI, layout="constrained")
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """A confusion matrix, int `[K, K]`: rows are the true classes, columns the predicted ones.
+
+    Correct answers (the diagonal) are blue and wrong ones orange, by their share of the row and
+    never too pale to see a single clip among many.
+    """
+    count = len(matrix)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.imshow(_colors(matrix), interpolation="nearest")
+        axes.set_title(f"{np.trace(matrix)} of {matrix.sum()} clips correct")
+        axes.set(xlabel="predicted class", ylabel="true class")
+        if count <= _LABELLED:
+            names = [_tick(k, name) for k, name in enumerate(class_names)]
+            size = 9 if count <= _COUNTED else 6
+            axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+            axes.set_yticks(range(count), names, fontsize=size)
+        else:
+            axes.set(xlabel="number of the predicted class", ylabel="number of the true class")
+        if count <= _COUNTED:
+            for i, j in zip(*np.nonzero(matrix), strict=True):
+                color = "white" if matrix[i, j] > 0.45 * matrix[i].sum() else "black"
+                place = {"ha": "center", "va": "center", "in_layout": False}
+                axes.text(j, i, str(matrix[i, j]), color=color, fontsize=8, **place)
+
+    cell = 0.34 if count <= _COUNTED else 0.12 if count <= _LABELLED else 0.034  # inches
+    side = 2.6 + max(count, 8) * cell
+    return _png(side, side, draw)
+
+
+def _tick(label: int, name: str) -> str:
+    name = printable(name)
+    if not name.isascii():  # no font of this machine may have its letters
+        name = f"{label} {name}"
+    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+
+
+def _colors(matrix: np.ndarray) -> np.ndarray:
+    """RGB of 0 to 1, `[K, K, 3]`; rows without clips are grey."""
+    rows = matrix.sum(1, keepdims=True)
+    strength = np.where(matrix > 0, 0.25 + 0.75 * np.sqrt(matrix / np.maximum(rows, 1)), 0)
+    diagonal = np.eye(len(matrix), dtype=bool)[..., None]
+    full = np.where(diagonal, to_rgb(_CORRECT), to_rgb(_WRONG))
+    empty = np.where(rows[..., None] > 0, 1, 0.95)
+    return empty + strength[..., None] * (full - empty)
+
+
+def draw_calibration(calibration: Calibration) -> bytes:
+    """The reliability diagram, and the number of clips by confidence below it."""
+
+    def draw(figure: Figure) -> None:
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+        counts, confidences, accuracies, error = calibration
+        left, width = np.arange(len(counts)) / len(counts), 0.95 / len(counts)
+        gaps = np.maximum(confidences - accuracies, 0)
+        upper.bar(left, accuracies, width, align="edge", color=_CORRECT, label="accuracy")
+        over = {"color": _OVERCONFIDENT, "label": "overconfident by"}
+        upper.bar(left, gaps, width, accuracies, align="edge", **over)
+        upper.plot([0, 1], [0, 1], color="black", label="perfect calibration")
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        upper.set_title(f"Expected calibration error {error:.3f}")
+        figure.legend(loc="outside upper center", ncols=3)
+        lower.bar(left, counts, width, align="edge", color=_GREY)
+        lower.set(xlabel="confidence: score of the predicted class", ylabel="clips")
+        _grid(upper, lower)
+
+    return _png(6, 6, draw)
+
+
+def draw_curves(curves: Curves) -> bytes:
+    """Learning curves of `read_curves`, side by side."""
+
+    def draw(figure: Figure) -> None:
+        for axes, (title, lines) in zip(
+            figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+        ):
+            for name, points in lines.items():
+                axes.plot(*points, marker=".", label=name)
+            axes.set(title=title, xlabel="epoch")
+            axes.set_xlim(left=0)
+            axes.legend()
+            _grid(axes)
+
+    return _png(4.6 * len(curves), 3.6, draw)
+
+
+def _grid(*several: Axes) -> None:
+    for axes in several:
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_strip(frames: np.ndarray) -> bytes:
+    """Frames uint8 `[T, S, S, 3]` side by side, eight in a row."""
+    columns = min(len(frames), _IN_ROW)
+    step = _SIDE + _GAP
+    size = (columns * step - _GAP, -(-len(frames) // columns) * step - _GAP)
+    strip = Image.new("RGB", size, "white")
+    for i, frame in enumerate(frames):
+        image = Image.fromarray(frame).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        strip.paste(image, (i % columns * step, i // columns * step))
+    file = io.BytesIO()
+    strip.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,110 @@
+"""Statistics of an evaluation: confusion between classes, results by class, calibration."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tsm_jax.report.results import Evaluation
+
+BINS = 15
+
+
+def confusion_matrix(evaluation: Evaluation) -> np.ndarray:
+    """Number of clips of class i (row) that are predicted as class j (column), int64 `[K, K]`."""
+    num_classes = len(evaluation.class_names)
+    cells = evaluation.labels.astype(np.int64) * num_classes + evaluation.predicted
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+class Confusion(NamedTuple):
+    """`count` clips of class `label`, a `share` of that class, are predicted as `predicted`."""
+
+    label: int
+    predicted: int
+    count: int
+    share: float
+
+
+def most_confused(matrix: np.ndarray, most: int) -> list[Confusion]:
+    """The largest cells off the diagonal, by count and then by share; empty ones are left out."""
+    labels, predicted = np.nonzero(matrix - np.diag(matrix.diagonal()))
+    counts = matrix[labels, predicted]
+    shares = counts / matrix.sum(1)[labels]
+    order = np.lexsort((predicted, labels, -shares, -counts))[:most]
+    columns = (column[order].tolist() for column in (labels, predicted, counts, shares))
+    return [Confusion(*row) for row in zip(*columns, strict=True)]
+
+
+class ClassResult(NamedTuple):
+    """One class, a row of `per_class.csv`.
+
+    `top1` (recall) and `top5` are shares of its clips, `precision` is a share of the clips that are
+    predicted as it; None where there are no such clips. With five classes or fewer `top5`, which
+    would be 1 whatever the answers are, is None as well.
+    """
+
+    label: int
+    name: str
+    clips: int
+    top1: float | None
+    top5: float | None
+    predictions: int
+    precision: float | None
+    most_confused_with: str | None
+    confused_clips: int | None
+
+
+def per_class(evaluation: Evaluation, matrix: np.ndarray) -> list[ClassResult]:
+    """All K classes, in the order of the labels."""
+    names = evaluation.class_names
+    clips, predictions, correct = matrix.sum(1), matrix.sum(0), matrix.diagonal()
+    in_five = np.bincount(evaluation.labels[evaluation.ranks < 5], minlength=len(names))
+    wrong = matrix - np.diag(correct)
+    columns = (
+        clips.tolist(),
+        _shares(correct, clips),
+        _shares(in_five, clips * (len(names) > 5)),
+        predictions.tolist(),
+        _shares(correct, predictions),
+        [names[k] if row[k] else None for k, row in zip(wrong.argmax(1), wrong, strict=True)],
+        [count or None for count in wrong.max(1).tolist()],
+    )
+    return [ClassResult(k, *row) for k, row in enumerate(zip(names, *columns, strict=True))]
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
+    pairs = zip(parts.tolist(), wholes.tolist(), strict=True)
+    return [part / whole if whole else None for part, whole in pairs]
+
+
+class Calibration(NamedTuple):
+    """Confidence against accuracy, in B bins of equal width, `(low, high]`, from 0 to 1.
+
+    Attributes:
+        counts: clips whose best score lies in the bin, int `[B]`.
+        confidences: means of those scores, `[B]`; 0 without clips.
+        accuracies: shares of those clips that are correct, `[B]`; 0 without clips.
+        expected_error: mean over clips of |accuracy - confidence| of their bin (ECE).
+
+    Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3.
+    """
+
+    counts: np.ndarray
+    confidences: np.ndarray
+    accuracies: np.ndarray
+    expected_error: float
+
+
+def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:
+    """The calibration of the best scores."""
+    scores = evaluation.confidence.astype(np.float64)
+    place = np.clip(np.ceil(scores * num_bins).astype(int) - 1, 0, num_bins - 1)
+    counts = np.bincount(place, minlength=num_bins)
+    confidences, accuracies = (
+        np.bincount(place, weights, num_bins) / np.maximum(counts, 1)
+        for weights in (scores, evaluation.correct)
+    )
+    error = counts @ np.abs(accuracies - confidences) / len(scores)
+    return Calibration(counts, confidences, accuracies, float(error))
