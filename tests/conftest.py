@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# XLA logs a page for each step that it loads from the cache, see tsm_jax/compilation_cache.py.
+# XLA logs a page for each step that it loads from the cache, see tsm_jax/host.py.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import jax

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from tsm_jax.data import moving_shapes
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy.artifact import read_artifact
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
-from tsm_jax.weights.model_directory import Model, Preprocessing
+from tsm_jax.weights.model_directory import Model
 
 
 def _tensors(architecture: Architecture) -> dict[str, np.ndarray]:

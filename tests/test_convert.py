@@ -10,11 +10,11 @@ import pytest
 
 import tsm_jax
 from tsm_jax import cli, convert
-from tsm_jax.assemble.network import build_network
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.network import build_network
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_model import read_paddle_tensors

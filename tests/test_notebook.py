@@ -13,10 +13,11 @@ import pytest
 from nbclient import NotebookClient
 
 from tsm_jax.data import moving_shapes
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
-from tsm_jax.weights.model_directory import Model, Preprocessing, write_model_directory
+from tsm_jax.weights.model_directory import Model, write_model_directory
 
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOK = REPOSITORY / "notebooks" / "evaluate.ipynb"

@@ -7,9 +7,10 @@ import pytest
 
 from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble.data import preprocessing_of
-from tsm_jax.assemble.network import architecture_of, build_network
+from tsm_jax.assemble.network import architecture_of
 from tsm_jax.config import default
 from tsm_jax.errors import UserError
+from tsm_jax.models.network import build_network
 from tsm_jax.weights.model_directory import Model
 
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from tsm_jax.errors import UnreadableClipError, UserError
 
 if TYPE_CHECKING:
+    from tsm_jax.assemble.predict import load_predictor
+    from tsm_jax.assemble.recognizer import Recognizer, load
     from tsm_jax.deploy.prediction import Prediction
     from tsm_jax.deploy.predictor import Predictor
-    from tsm_jax.recognizer import Recognizer, load
 
 __all__ = [
     "Prediction",
@@ -23,6 +24,7 @@ __all__ = [
     "UnreadableClipError",
     "UserError",
     "load",
+    "load_predictor",
 ]
 __version__ = "0.1.0"
 
@@ -35,9 +37,11 @@ def __getattr__(name: str) -> Any:
         case "Predictor":
             from tsm_jax.deploy.predictor import Predictor as value
         case "Recognizer":
-            from tsm_jax.recognizer import Recognizer as value
+            from tsm_jax.assemble.recognizer import Recognizer as value
         case "load":
-            from tsm_jax.recognizer import load as value
+            from tsm_jax.assemble.recognizer import load as value
+        case "load_predictor":
+            from tsm_jax.assemble.predict import load_predictor as value
         case _:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return value

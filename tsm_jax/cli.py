@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from tsm_jax import compilation_cache
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, reason
+from tsm_jax.host import enable_compilation_cache
 from tsm_jax.terminal import printable
 
 OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
@@ -142,7 +142,7 @@ def run(
         command: a verb's `main`.
         arguments: of it; None for those of the process.
     """
-    compilation_cache.enable()
+    enable_compilation_cache()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Orbax and jax talk to their developers; what fails there is raised as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)

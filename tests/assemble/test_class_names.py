@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsm_jax import cli
-from tsm_jax.assemble.class_names import class_names, with_num_classes
+from tsm_jax.assemble.data import class_names, with_num_classes
 from tsm_jax.errors import UserError
 
 RECIPE = str(Path(__file__).parents[1] / "configs" / "own_videos.py")

@@ -9,8 +9,9 @@ import pytest
 from tsm_jax.assemble import evaluation_recipes as evaluation_data
 from tsm_jax.assemble.data import build_source
 from tsm_jax.config import validate
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
-from tsm_jax.weights.model_directory import Architecture, Model, Preprocessing
+from tsm_jax.weights.model_directory import Architecture, Model
 
 NAMES = ["ApplyEyeMakeup", "BenchPress", "clean and jerk"]
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.assemble.recognizer_engine import RecognizerEngine
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy import engine as engine_lib
 from tsm_jax.deploy.artifact import is_artifact, read_artifact
 from tsm_jax.deploy.engine import choose_engine, installed, open_engine
@@ -20,8 +22,6 @@ from tsm_jax.errors import UserError
 from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.files import sha256
 from tsm_jax.models.normalize import normalize
-from tsm_jax.recognizer import Recognizer
-from tsm_jax.weights.model_directory import Preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tsm_jax
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.exporting.writer import export_model
-from tsm_jax.recognizer import Recognizer
 from tsm_jax.weights.model_directory import write_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model, write_paddle_model
 

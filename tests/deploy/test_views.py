@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.pipeline import Reading, eval_batches
-from tsm_jax.data.protocols import PROTOCOLS, eval_protocol
+from tsm_jax.data.protocols import PROTOCOLS, Preprocessing, eval_protocol
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.engine import installed
 from tsm_jax.deploy.predictor import Predictor
@@ -21,10 +22,8 @@ from tsm_jax.deploy.timeline import timeline
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.models.normalize import normalize
-from tsm_jax.recognizer import Recognizer
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.steps import make_eval_step
-from tsm_jax.weights.model_directory import Preprocessing
 
 # A crop of these is as large as the short side.
 FULL_SIZE = {name for name in PROTOCOLS if "three_crop" in name}

@@ -11,8 +11,8 @@ import pytest
 
 import tsm_jax
 from tsm_jax import convert
-from tsm_jax.assemble.network import build_network
-from tsm_jax.recognizer import Recognizer
+from tsm_jax.assemble.recognizer import Recognizer
+from tsm_jax.models.network import build_network
 from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_writer import write_paddle
 

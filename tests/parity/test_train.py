@@ -7,8 +7,8 @@ import numpy as np
 import paddle_recipe
 import pytest
 
-from tsm_jax.assemble.network import build_network
 from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.network import build_network
 from tsm_jax.training.metrics import cross_entropy
 from tsm_jax.training.optimizer import global_norm, make_optimizer, make_schedule
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle

@@ -10,12 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights import model_directory
 from tsm_jax.weights.model_directory import (
     Model,
-    Preprocessing,
     check_tensors,
     read_model_directory,
     write_model_directory,

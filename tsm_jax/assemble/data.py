@@ -1,21 +1,28 @@
-"""Where a recipe's strings and numbers become what reads its clips."""
+"""From the data part of a recipe to clips: sources, readers, class names, rendered videos."""
 
 from __future__ import annotations
 
+import copy
 import os
 
 import jax
 from ml_collections import ConfigDict
 
+from tsm_jax.data import moving_shapes
 from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.packed import open_packed
 from tsm_jax.data.pipeline import HostShare, Reading
-from tsm_jax.data.protocols import EvalProtocol, eval_protocol
+from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.data.sources import FrameSource, Source, SyntheticSource, VideoSource
-from tsm_jax.weights.model_directory import Preprocessing
+from tsm_jax.errors import UserError
+from tsm_jax.terminal import progress_bar
+from tsm_jax.training.processes import wait_for_all
+from tsm_jax.weights.labels import labels_or_numbers, read_labels
+from tsm_jax.weights.model_directory import LABELS_FILE
 
 SYNTHETIC_CLIPS = 1024
+RENDER_SEED = 0
 
 
 def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
@@ -56,17 +63,8 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
 def build_eval_clips(
     source: Source, preprocessing: Preprocessing, num_segments: int, protocol: str = ""
 ) -> EvalClips:
-    """The reader of clips that are evaluated, as `build_protocol` says."""
-    return EvalClips(source, num_segments, build_protocol(preprocessing, protocol))
-
-
-def build_protocol(preprocessing: Preprocessing, protocol: str = "") -> EvalProtocol:
-    """The frames and pixels that a network is shown: its own protocol, or the one of that name."""
-    return eval_protocol(
-        protocol or preprocessing.protocol,
-        short_side=preprocessing.short_side,
-        crop_size=preprocessing.crop_size,
-    )
+    """The reader of clips that are evaluated, as `protocol_of` says."""
+    return EvalClips(source, num_segments, protocol_of(preprocessing, protocol))
 
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
@@ -82,3 +80,92 @@ def build_reading(config: ConfigDict) -> Reading:
 def host_share() -> HostShare:
     """This process's part of every batch."""
     return HostShare(jax.process_index(), jax.process_count())
+
+
+def class_names(config: ConfigDict) -> list[str]:
+    """The names of `config.model.num_classes` classes, in the order of the labels.
+
+    From `config.data.labels`; else from a labels.txt beside the training list; else, by their
+    number, those of Kinetics-400 or UCF-101; else `class 0`, `class 1` and so on.
+
+    Raises:
+        UserError: the file cannot be read or has another number of lines.
+    """
+    num_classes = config.model.num_classes
+    path = _labels_file(config)
+    if path is None:
+        return labels_or_numbers(num_classes)
+    names = read_labels(path)
+    if len(names) != num_classes:
+        raise UserError(
+            f"{path} has {len(names)} class names, config.model.num_classes is {num_classes}: set"
+            f" --config.model.num_classes={len(names)}, or --config.data.labels to another file"
+        )
+    return names
+
+
+def with_num_classes(config: ConfigDict) -> ConfigDict:
+    """The recipe with its number of classes: where that is 0, as many as there are class names.
+
+    Raises:
+        UserError: there are no class names to count, or they cannot be read.
+    """
+    if config.model.num_classes:
+        return config
+    path = _labels_file(config)
+    if path is None:
+        raise UserError(_no_names(config))
+    counted = copy.deepcopy(config)
+    counted.model.num_classes = len(read_labels(path))
+    return counted
+
+
+def _labels_file(config: ConfigDict) -> str | None:
+    beside = os.path.join(os.path.dirname(config.data.train_list), LABELS_FILE)
+    return config.data.labels or (beside if os.path.isfile(beside) else None)
+
+
+def _no_names(config: ConfigDict) -> str:
+    train_list = config.data.train_list
+    if not os.path.exists(train_list):
+        return (
+            f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"
+            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
+            " --config.data.train_list"
+        )
+    return (
+        f"how many classes has {train_list}? There is no {LABELS_FILE} beside it: set"
+        " --config.data.labels to a file of class names, or --config.model.num_classes"
+    )
+
+
+def ensure_rendered(config: ConfigDict) -> None:
+    """Renders the recipe's data set beside its training list unless it is there already.
+
+    Raises:
+        UserError: another data set lies there.
+    """
+    if config.data.render != "moving_shapes":
+        return
+    if jax.process_index() == 0:
+        _render(config)
+    wait_for_all("rendered")
+
+
+def _render(config: ConfigDict) -> None:
+    directory = os.path.dirname(config.data.train_list)
+    train_videos, val_videos = config.data.rendered_clips
+    with progress_bar("render") as update:
+
+        def show(done: int, total: int) -> None:
+            if done == 1:
+                print(f"rendering {total} videos into {directory}", flush=True)
+            update(done, total)
+
+        moving_shapes.ensure(
+            directory,
+            train_videos=train_videos,
+            val_videos=val_videos,
+            seed=RENDER_SEED,
+            on_progress=show,
+        )

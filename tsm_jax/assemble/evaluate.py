@@ -9,15 +9,20 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from tsm_jax.assemble.data import build_eval_clips, build_reading, build_source, host_share
-from tsm_jax.assemble.network import build_network, resolve_dtype
-from tsm_jax.assemble.rendering import ensure_rendered
+from tsm_jax.assemble.data import (
+    build_eval_clips,
+    build_reading,
+    build_source,
+    ensure_rendered,
+    host_share,
+)
 from tsm_jax.assemble.weights import is_workdir, load_model
 from tsm_jax.assemble.workdir import read_recipe
 from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
+from tsm_jax.models.network import build_network, resolve_dtype
 from tsm_jax.report.results import Evaluation
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
@@ -42,15 +47,18 @@ def evaluate_weights(
     Raises:
         UserError: the weights, the list or a clip cannot be read.
     """
-    if config is None:
-        assert weights is not None
-        if not is_workdir(weights):
-            load_model(weights)  # tells what is wrong with the path, if anything is
-            raise UserError(f"{weights} has no recipe: give --config with the list to evaluate on")
-        config = read_recipe(weights)
-    weights = weights or config.workdir
-    model = load_model(weights, num_segments=config.model.num_segments)
-    return evaluate_model(config, model, weights=weights, average=average)
+    recipe = config if config is not None else _recipe_of(weights or "")
+    weights = weights or recipe.workdir
+    model = load_model(weights, num_segments=recipe.model.num_segments)
+    return evaluate_model(recipe, model, weights=weights, average=average)
+
+
+def _recipe_of(weights: str) -> ConfigDict:
+    """The recipe of the run in a workdir."""
+    if not is_workdir(weights):
+        load_model(weights)  # says what is wrong with the path, if anything is
+        raise UserError(f"{weights} has no recipe: give --config with the list to evaluate on")
+    return read_recipe(weights)
 
 
 def evaluate_model(

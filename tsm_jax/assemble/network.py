@@ -5,20 +5,16 @@ Besides `build_data.py` the only such place. It needs jax, flax and optax, nothi
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.models.network import Network
-from tsm_jax.models.tsm import TSM
+from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import make_optimizer, make_schedule
 from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
@@ -27,28 +23,6 @@ def architecture_of(model: ConfigDict) -> Architecture:
     """The part of `config.model` that is stored with weights."""
     values: dict[str, Any] = {field.name: model[field.name] for field in fields(Architecture)}
     return Architecture(**values)
-
-
-def build_network(
-    architecture: Architecture,
-    dtype: str,
-    *,
-    data_format: str = "NHWC",
-    dropout: float = 0.0,
-    batch_norm_group: int = 0,
-    remat: bool = False,
-) -> Network:
-    """The network of an architecture, computing in `config.dtype`."""
-    model = partial(
-        TSM,
-        **asdict(architecture),
-        data_format=data_format,
-        dropout=dropout,
-        batch_norm_group=batch_norm_group,
-        remat=remat,
-        dtype=resolve_dtype(dtype),
-    )
-    return Network(model)
 
 
 def build_training_network(config: ConfigDict) -> Network:
@@ -61,13 +35,6 @@ def build_training_network(config: ConfigDict) -> Network:
         batch_norm_group=config.model.batch_norm_group,
         remat=config.remat,
     )
-
-
-def resolve_dtype(dtype: str) -> jnp.dtype:
-    """`auto` is bfloat16 where the hardware has it (GPU, TPU) and float32 on CPU."""
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(dtype)
 
 
 def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:

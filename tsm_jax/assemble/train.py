@@ -10,17 +10,18 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsm_jax.assemble.class_names import class_names, with_num_classes
 from tsm_jax.assemble.data import (
     build_eval_clips,
     build_reading,
     build_source,
     build_train_clips,
+    class_names,
+    ensure_rendered,
     host_share,
     preprocessing_of,
+    with_num_classes,
 )
-from tsm_jax.assemble.network import Steps, architecture_of, build_steps, resolve_dtype
-from tsm_jax.assemble.rendering import ensure_rendered
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps
 from tsm_jax.assemble.weights import load_tensors
 from tsm_jax.assemble.workdir import provenance_of
 from tsm_jax.config import make_plan, part_size
@@ -29,6 +30,7 @@ from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_text
+from tsm_jax.models.network import resolve_dtype
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.loop import train

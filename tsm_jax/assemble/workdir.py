@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import preprocessing_of
-from tsm_jax.assemble.network import architecture_of, build_network
+from tsm_jax.assemble.network import architecture_of
 from tsm_jax.errors import UserError
+from tsm_jax.models.network import build_network
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import read_labels

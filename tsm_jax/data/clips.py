@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tsm_jax.data.memory import keep_freed_memory
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.data.sampling import random_frame_of_each_segment
 from tsm_jax.data.sources import Source
 from tsm_jax.data.transforms import crop_resize_flip, draw_multi_scale_crop
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.host import keep_freed_memory
 
 Element = dict[str, np.ndarray]
 

@@ -7,7 +7,7 @@ clip are averaged over them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,10 +28,14 @@ from tsm_jax.data.transforms import (
     three_crops_of_long_side,
 )
 from tsm_jax.errors import UserError
+from tsm_jax.stored import between, check_fields, one_of
 
 ChooseFrames = Callable[[int, int], np.ndarray]
 Resize = Callable[[Sequence[np.ndarray], int], Sequence[np.ndarray]]
 Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
+
+MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
+MAX_SHORT_SIDE = 4096
 
 
 @dataclass(frozen=True)
@@ -167,4 +171,34 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
         views.crops,
         views.num_crops,
         views.average_probabilities,
+    )
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Pixels, as in `config.data`, and the protocol the network was validated with.
+
+    Raises:
+        UserError: a value is of another type, not one of its choices or out of range.
+    """
+
+    crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
+    short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
+    protocol: str = field(default="test", metadata=one_of(*PROTOCOLS))
+
+    def __post_init__(self):
+        check_fields(self)
+        if self.short_side < self.crop_size:
+            raise UserError(
+                f"preprocessing.short_side is {self.short_side}: it must be at least"
+                f" preprocessing.crop_size ({self.crop_size})"
+            )
+
+
+def protocol_of(preprocessing: Preprocessing, name: str | None = None) -> EvalProtocol:
+    """The views that a network is shown: its own protocol, or the one of that name."""
+    return eval_protocol(
+        name or preprocessing.protocol,
+        short_side=preprocessing.short_side,
+        crop_size=preprocessing.crop_size,
     )

@@ -21,18 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, sha256
 from tsm_jax.stored import shown
 from tsm_jax.weights.labels import check_labels, read_labels
-from tsm_jax.weights.model_directory import (
-    CONFIG_FILE,
-    LABELS_FILE,
-    WEIGHTS_FILE,
-    Preprocessing,
-    read_description,
-)
+from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
 from tsm_jax.weights.tensor_file import read_tensors
 
 EXPORT_VERSION = 1

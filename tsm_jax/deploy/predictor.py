@@ -10,7 +10,6 @@ An exported folder needs neither flax nor anything else of training.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,13 +20,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, eval_protocol
-from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
+from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
+from tsm_jax.deploy.artifact import Artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, ClipShape, Engine, check_names, open_engine
 from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
-from tsm_jax.weights.model_directory import Model, Preprocessing
 
 _READ_AHEAD = 1 << 30  # bytes of pixels
 
@@ -122,48 +120,34 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        model: str,
+        folder: str,
         *,
         engine: str = "auto",
         precision: str = "float32",
         num_segments: int | None = None,
         protocol: str | None = None,
     ) -> Predictor:
-        """Opens a model.
+        """Opens an exported folder (`tsm_jax.load_predictor` opens any weights).
 
         Args:
-            model: an exported folder; or, with the whole package installed, anything that
-                `tsm_jax.load` takes, which then runs in jax.
+            folder: what `export` wrote.
             engine: `auto`, `jax`, `onnxruntime` or `openvino`.
             precision: `float32`, `bfloat16` or `int8`.
-            num_segments: T of a `.pdparams`, which does not tell it.
+            num_segments: T, to be checked.
             protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None
                 for the one stored with the weights.
 
         Raises:
-            UserError: nothing usable is there, or it cannot run this way.
+            UserError: the folder is damaged, or it cannot run this way.
         """
         check_names(engine, precision)
-        if is_artifact(model):
-            artifact = read_artifact(model)
-            return cls._of_artifact(artifact, engine, precision, num_segments, protocol)
-        return cls._of_weights(model, engine, precision, num_segments, protocol)
-
-    @classmethod
-    def _of_artifact(
-        cls,
-        artifact: Artifact,
-        engine: str,
-        precision: str,
-        num_segments: int | None,
-        protocol: str | None,
-    ) -> Predictor:
+        artifact = read_artifact(folder)
         if num_segments not in (None, artifact.num_segments):
             raise UserError(
                 f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
                 f" {num_segments}"
             )
-        chosen = _protocol(artifact.preprocessing, protocol)
+        chosen = protocol_of(artifact.preprocessing, protocol)
         opened = open_engine(artifact, engine, precision)
         _check_size(opened.clip_shape, artifact, chosen)
         return cls(
@@ -174,39 +158,6 @@ class Predictor:
             artifact.classifier,
             source=artifact.folder,
             fingerprint=lambda: artifact.hashes[FILES[opened.name, precision]],
-        )
-
-    @classmethod
-    def _of_weights(
-        cls,
-        model: str,
-        engine: str,
-        precision: str,
-        num_segments: int | None,
-        protocol: str | None,
-    ) -> Predictor:
-        if engine not in ("auto", "jax") or precision == "int8":
-            raise UserError(
-                f"{model} is no exported folder: {engine if precision != 'int8' else precision}"
-                " runs what python -m tsm_jax.export writes"
-            )
-        try:
-            from tsm_jax.assemble.recognizer_engine import RecognizerEngine
-            from tsm_jax.recognizer import load
-        except ImportError as error:
-            raise UserError(
-                f"{model} is no exported folder, and other weights need the whole of tsm_jax"
-                f" ({error.name} is missing): export them first, python -m tsm_jax.export"
-            ) from error
-        recognizer = load(model, num_segments=num_segments, dtype=precision)
-        return cls(
-            RecognizerEngine(recognizer, precision),
-            recognizer.labels,
-            recognizer.num_segments,
-            _protocol(recognizer.model.preprocessing, protocol),
-            lambda: np.asarray(recognizer.params["head.fc.kernel"]),
-            source=model,
-            fingerprint=lambda: _fingerprint(recognizer.model),
         )
 
     def read(self, path: str) -> np.ndarray:
@@ -352,26 +303,10 @@ def _check_size(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtoco
     size = clip_shape[1]
     if size in (None, protocol.crop_size):
         return
-    described = [_protocol(artifact.preprocessing, name) for name in PROTOCOLS]
+    described = [protocol_of(artifact.preprocessing, name) for name in PROTOCOLS]
     fitting = [other.name for other in described if other.crop_size == size]
     raise UserError(
         f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"
         f" graph takes {size} px: choose --protocol {', '.join(fitting)}; or give --model the"
         " weights that were exported, which take any size"
     )
-
-
-def _protocol(preprocessing: Preprocessing, name: str | None = None) -> EvalProtocol:
-    return eval_protocol(
-        name or preprocessing.protocol,
-        short_side=preprocessing.short_side,
-        crop_size=preprocessing.crop_size,
-    )
-
-
-def _fingerprint(model: Model) -> str:
-    digest = hashlib.sha256(repr(model.architecture).encode())
-    for name, tensor in sorted(model.tensors.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor).data)
-    return digest.hexdigest()

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
-from tsm_jax.assemble.network import build_network
 from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.models.tsm import TSM
 from tsm_jax.weights.model_directory import Model, check_tensors

@@ -12,8 +12,8 @@ import numpy as np
 from tsm_jax.deploy.artifact import Artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine
 from tsm_jax.errors import UserError
+from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
-from tsm_jax.recognizer import Recognizer
 from tsm_jax.weights.model_directory import Model
 
 # Largest difference of a logit over the largest logit. int8 is reported, and has to be a number.
@@ -88,11 +88,16 @@ def as_json(checks: Sequence[Check]) -> list[dict]:
 def _logits_of_model(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """In float32 on CPU, where it means float32."""
     with jax.default_device(jax.devices("cpu")[0]):
-        recognizer = Recognizer(model)
+        network = build_network(model.architecture, "float32")
+        params, batch_stats = (
+            {name: model.tensors[name] for name in shapes}
+            for shapes in (network.param_shapes, network.batch_stat_shapes)
+        )
+        forward = jax.jit(
+            lambda clip: network.apply(params, batch_stats, normalize(clip, "NHWC"))[0]
+        )
         return {
-            kind: np.concatenate(
-                [recognizer.forward(np.asarray(normalize(clip[None], "NHWC"))) for clip in video]
-            )
+            kind: np.concatenate([np.asarray(forward(clip[None])) for clip in video])
             for kind, video in inputs.items()
         }
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 import tsm_jax
-from tsm_jax.assemble.data import build_protocol
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.data.protocols import EvalProtocol, protocol_of
 from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact
 from tsm_jax.deploy.engine import missing
 from tsm_jax.deploy.names import (
@@ -113,7 +112,7 @@ def _check_request(
 
 def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
     """uint8 `[N, T, S, S, 3]` of the videos, or of a drawn one."""
-    protocol = build_protocol(model.preprocessing)
+    protocol = protocol_of(model.preprocessing)
     frames = model.architecture.num_segments
     if videos:
         return np.concatenate([_read(path, protocol, frames) for path in videos])

@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax.assemble.class_names import with_num_classes
-from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
-from tsm_jax.assemble.rendering import ensure_rendered
+from tsm_jax.assemble.data import (
+    build_reading,
+    build_source,
+    build_train_clips,
+    ensure_rendered,
+    with_num_classes,
+)
 from tsm_jax.config import make_plan
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.pipeline import Batch, Reading, TrainOrder, train_batches

@@ -20,9 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax import config as config_lib
-from tsm_jax.assemble.network import build_steps, resolve_dtype
+from tsm_jax.assemble.network import build_steps
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.measure import operations
+from tsm_jax.models.network import resolve_dtype
 from tsm_jax.training.mesh import check_batch, make_mesh, put_batch
 from tsm_jax.training.state import TrainState, init_state
 

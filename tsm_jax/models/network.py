@@ -7,12 +7,16 @@ Training, evaluation, checkpoints and converters all speak of the same flat dict
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.initialization import initial_tensor
 from tsm_jax.models.tsm import TSM
 
@@ -83,6 +87,35 @@ class Network:
             self._rest,
             copy=True,
         )
+
+
+def build_network(
+    architecture: Architecture,
+    dtype: str,
+    *,
+    data_format: str = "NHWC",
+    dropout: float = 0.0,
+    batch_norm_group: int = 0,
+    remat: bool = False,
+) -> Network:
+    """The network of an architecture, computing in `config.dtype`."""
+    model = partial(
+        TSM,
+        **asdict(architecture),
+        data_format=data_format,
+        dropout=dropout,
+        batch_norm_group=batch_norm_group,
+        remat=remat,
+        dtype=resolve_dtype(dtype),
+    )
+    return Network(model)
+
+
+def resolve_dtype(dtype: str) -> jnp.dtype:
+    """`auto` is bfloat16 where the hardware has it (GPU, TPU) and float32 on CPU."""
+    if dtype == "auto":
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(dtype)
 
 
 def _flatten(state: nnx.State) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 
 import tsm_jax
 from tsm_jax import accuracy
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.weights.model_directory import Model, Preprocessing, without_folders
+from tsm_jax.weights.model_directory import Model, without_folders
 
 CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.data.protocols import PROTOCOLS
+from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.files import new_folder, read_json, write_json, write_text
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.stored import between, check_fields, from_json, one_of, shown
+from tsm_jax.stored import from_json, shown
 from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.tensor_file import read_tensors, write_tensors
@@ -29,30 +29,6 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.txt"
 FORMAT_VERSION = 1
-
-MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
-MAX_SHORT_SIDE = 4096
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """Pixels, as in `config.data`, and the protocol the network was validated with.
-
-    Raises:
-        UserError: a value is of another type, not one of its choices or out of range.
-    """
-
-    crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
-    short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
-    protocol: str = field(default="test", metadata=one_of(*PROTOCOLS))
-
-    def __post_init__(self):
-        check_fields(self)
-        if self.short_side < self.crop_size:
-            raise UserError(
-                f"preprocessing.short_side is {self.short_side}: it must be at least"
-                f" preprocessing.crop_size ({self.crop_size})"
-            )
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsm_jax.assemble.data import build_protocol
-from tsm_jax.assemble.network import build_network
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.data.decode import decode_frames
+from tsm_jax.data.protocols import protocol_of
+from tsm_jax.deploy.engine import ClipShape, check_video
 from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.exporting.program import make_program
+from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
 
@@ -32,7 +34,7 @@ class Recognizer:
         self.labels = list(model.labels)
         self._source = source
         self._network = build_network(model.architecture, dtype)
-        self._protocol = build_protocol(model.preprocessing)
+        self._protocol = protocol_of(model.preprocessing)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
         self.params = {name: jnp.asarray(model.tensors[name]) for name in params}
@@ -91,6 +93,30 @@ class Recognizer:
         video: jax.Array,
     ) -> jax.Array:
         return self._network.apply(params, batch_stats, video)[0]
+
+
+class RecognizerEngine:
+    """A recognizer behind the interface of an engine."""
+
+    name = "jax"
+
+    def __init__(self, recognizer: Recognizer, precision: str):
+        self._recognizer = recognizer
+        self.precision = precision
+        self.device = jax.default_backend()
+        self.batch_size = 1 if self.device == "cpu" else 16
+        self.clip_shape: ClipShape = (recognizer.num_segments, None, None, 3)
+        self._forward = None
+
+    def logits(self, video: np.ndarray) -> np.ndarray:
+        video = check_video(video, self.clip_shape)
+        return self._recognizer.forward(np.asarray(normalize(video, "NHWC")))
+
+    def features(self, video: np.ndarray) -> np.ndarray:
+        if self._forward is None:
+            program = make_program(self._recognizer.model)
+            self._forward = jax.jit(lambda video: program(video)[1])
+        return np.asarray(self._forward(video))
 
 
 def load(
