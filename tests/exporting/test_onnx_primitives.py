@@ -93,6 +93,10 @@ def slice_of_slice(x):
     return lax.slice(part, (0, 1, 0, 1), (x.shape[0], 5, 5, 2), (1, 2, 3, 1))
 
 
+def broadcast_part(x):
+    return jnp.split(jnp.broadcast_to(conv(x, 1), x.shape), 3, -1)[2]
+
+
 def in_time(x):
     clips = conv(x, 4).reshape(-1, 2, 6, 8, 4)
     return lax.index_in_dim(clips, 1, 1, keepdims=False) - clips.mean(1) + clips.max(1)
@@ -131,6 +135,9 @@ COMPUTATIONS = {
     "average pool, ceil mode": unequal_average,
     "sum": lambda x: conv(x, 4).sum((1, 2)),
     "mean of channels": lambda x: conv(x, 4).mean(-1),
+    "mean of rows": lambda x: conv(x, 4).mean(1),
+    "sum of what is broadcast": lambda x: (conv(x, 1) + jnp.zeros((1, 1, 1, 4))).sum(-1),
+    "a part of what is broadcast": lambda x: broadcast_part(x) + x,
     "squeeze and excite": squeeze_and_excite,
     "attention": attention,
     "layer norm": layer_norm,
@@ -177,3 +184,8 @@ REFUSED = {
 def test_refuses_by_name_what_it_cannot_write(name):
     with pytest.raises(UserError, match=f"cannot be written as ONNX: .*'{name}'"):
         build_onnx(Computation(REFUSED[name]))
+
+
+def test_refuses_a_constant_for_every_clip():
+    with pytest.raises(UserError, match="it repeats a tensor for every clip"):
+        build_onnx(Computation(lambda x: jnp.concatenate([x, jnp.zeros(x.shape)], 1)))

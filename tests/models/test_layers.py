@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tsm_jax.models.batch_norm import batch_norm
-from tsm_jax.models.layers import BatchNorm, Conv
+from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
 
 
 def images(shape=(4, 6, 5, 3)):
@@ -36,6 +36,32 @@ def test_conv_pads_symmetrically(kernel_size, stride):
     x = images()
     expected = conv_by_definition(x, np.asarray(conv.kernel[...]), stride, kernel_size // 2)
     np.testing.assert_allclose(conv(jnp.asarray(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_a_depthwise_conv_keeps_channels_apart(kernel_size):
+    conv = Conv(3, 3, kernel_size, stride=2, feature_groups=3)
+    conv.kernel[...] = images((kernel_size, kernel_size, 1, 3))
+    x, kernel = images(), np.asarray(conv.kernel[...])
+    expected = [
+        conv_by_definition(x[..., [c]], kernel[..., [c]], 2, kernel_size // 2) for c in range(3)
+    ]
+    out = conv(jnp.asarray(x))
+    np.testing.assert_allclose(out, np.concatenate(expected, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("conv", [{"kernel_size": 1}, {"kernel_size": 3, "feature_groups": 4}])
+def test_a_folded_layer_answers_as_before(conv):
+    layer = ConvNorm(4, 4, **conv)
+    layer.conv.kernel[...] = images(layer.conv.kernel[...].shape)
+    rng = np.random.default_rng(1)
+    for tensor in (layer.norm.scale, layer.norm.bias, layer.norm.mean, layer.norm.var):
+        tensor[...] = rng.uniform(0.1, 2, 4).astype(np.float32)
+    x = jnp.asarray(images((2, 6, 5, 4)))
+    expected = layer(x, groups=None, relu=True)
+    layer.fold()
+    np.testing.assert_allclose(layer(x, groups=None, relu=True), expected, rtol=1e-5, atol=1e-5)
+    assert 0.1 < float((expected == 0).mean()) < 0.9
 
 
 def test_batch_norm_trains_on_the_statistics_of_each_group():
