@@ -1,4 +1,4 @@
-"""Counts what a reader has to open: the modules of this package that a command loads, and their lines.
+"""Counts what a reader has to open: modules of this package that a command loads, and lines.
 
 python benchmarks/loaded_modules.py -m tsm_jax.train --config configs/quickstart.py
 
