@@ -27,7 +27,7 @@ from tsm_jax.data.transforms import (
     three_crops,
     three_crops_of_long_side,
 )
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.stored import between, check_fields, one_of
 
 ChooseFrames = Callable[[int, int], np.ndarray]
@@ -36,6 +36,8 @@ Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
 MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
 MAX_SHORT_SIDE = 4096
+# Of a resized frame: a narrow strip would become a picture of gigabytes.
+_MAX_PIXELS = 64e6
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,6 @@ class _Views:
     """A protocol without the sizes.
 
     Attributes:
-        clips: in time.
-        resize: frames to the short side.
-        crops: of every clip.
-        num_crops: how many that are.
         full_size: a crop is as large as the short side, not as in training.
         average_probabilities: scores are averaged after the softmax, not before.
     """
@@ -101,15 +99,9 @@ class EvalProtocol:
     """The deterministic views of a clip.
 
     Attributes:
-        name: one of `PROTOCOLS`.
         choose_frames: (number of frames, T) to the zero-based indices of all its clips in time,
             one after the other: [num_clips * T].
-        resize: frames to `short_side`.
-        short_side: pixels.
-        crop_size: of a view, pixels.
-        num_clips: in time.
-        crops: of a clip.
-        num_crops: how many that are.
+        short_side, crop_size: pixels.
         average_probabilities: scores are averaged after the softmax, not before.
     """
 
@@ -128,8 +120,18 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
-    def views(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`."""
+    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
+        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`.
+
+        Raises:
+            UnreadableClipError: the frames of the clip `name` are too narrow.
+        """
+        short, long = sorted(frames[0].shape[:2])
+        if self.short_side**2 * long > _MAX_PIXELS * short:
+            raise UnreadableClipError(
+                f"{name}: frames of {long}x{short} are too narrow to be resized to a short side of"
+                f" {self.short_side} px: leave it out"
+            )
         crops = self.crops(self.resize(frames, self.short_side), self.crop_size)
         if self.num_views == 1:
             return crops[0][None]  # without a copy
@@ -142,13 +144,10 @@ class EvalProtocol:
 def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol:
     """The protocol of that name.
 
-    Args:
-        name: `test`: the middle frame of each segment, the short side scaled with the picture's
-            ratio kept (PaddleVideo's `--test` and validation, MIT's). `paddle_predict`: what
-            PaddleVideo's `tools/predict.py` does instead, another frame rule and a picture of
-            4:3 whatever its shape was. The others show several views, as their names say.
-        short_side: pixels.
-        crop_size: pixels; some protocols take the short side in its place.
+    `test`: the middle frame of each segment, the short side scaled with the picture's ratio kept
+    (PaddleVideo's `--test` and validation, MIT's). `paddle_predict`: what PaddleVideo's
+    `tools/predict.py` does instead, another frame rule and a picture of 4:3 whatever its shape was.
+    The others show several views, as their names say; some take the short side as crop size.
 
     Raises:
         UserError: there is no such protocol, or the crop is larger than the short side.
@@ -163,13 +162,10 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
     views = _PROTOCOLS[name]
     return EvalProtocol(
         name,
-        views.clips.choose,
-        views.resize,
+        *(views.clips.choose, views.resize),
         short_side,
         short_side if views.full_size else crop_size,
-        views.clips.count,
-        views.crops,
-        views.num_crops,
+        *(views.clips.count, views.crops, views.num_crops),
         views.average_probabilities,
     )
 

@@ -10,9 +10,10 @@ from functools import partial
 
 import numpy as np
 
+from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
-from tsm_jax.data.sources import FrameSource, Source, VideoSource
+from tsm_jax.data.sources import Source, VideoSource
 from tsm_jax.terminal import progress
 
 OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
