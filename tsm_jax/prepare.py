@@ -135,8 +135,7 @@ def _check_split_options(parser: cli.Parser, options) -> None:
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, with_videos
-    from tsm_jax.data.prepare.layout import understand
+    from tsm_jax.data.prepare.entries import survey, understand, with_videos
 
     found = with_videos(options.videos, survey(options.videos))
     layout = understand(options.videos, found, options.layout or "auto")

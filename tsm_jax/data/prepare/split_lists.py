@@ -9,8 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsm_jax.data.prepare.entries import list_line, survey, with_videos
-from tsm_jax.data.prepare.layout import SPLITS, understand
+from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand, with_videos
 from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList, check_class_names
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
