@@ -273,7 +273,7 @@ def frames(arguments: Sequence[str]) -> None:
     entries, names, videos = _videos_to_extract(options)
     folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
     _check_distinct(folders, names)
-    extracted = extract(
+    num_frames, failures = extract(
         videos,
         folders,
         options.output,
@@ -282,12 +282,12 @@ def frames(arguments: Sequence[str]) -> None:
         seconds=options.seconds,
     )
     if options.write_list:
-        _write_frame_list(options.write_list, entries, folders, extracted.num_frames)
-    done = len(videos) - len(extracted.failures)
+        _write_frame_list(options.write_list, entries, folders, num_frames)
+    done = len(videos) - len(failures)
     if not done:
-        raise UserError(f"no video could be extracted, the first: {extracted.failures[0][1]}")
+        raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
     print(f"{options.output}: {done} of {len(videos)} videos extracted")
-    _tell_failures(extracted.failures, os.path.join(options.output, FAILED_FILE))
+    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
 
 
 def _videos_to_extract(options):
@@ -416,7 +416,7 @@ def pack(arguments: Sequence[str]) -> None:
     _check_range("frames_per_clip", options.frames_per_clip, 0)
     _check_range("clips_per_shard", options.clips_per_shard, 1)
     from tsm_jax.data.prepare import pack as packing
-    from tsm_jax.data.prepare.shards import FAILED_FILE
+    from tsm_jax.data.prepare.extract import FAILED_FILE
 
     shards = _shards(options)
     if options.beam is not None:
@@ -424,14 +424,13 @@ def pack(arguments: Sequence[str]) -> None:
     else:
         failures = packing.pack(shards, processes=options.processes, seconds=options.seconds)
     print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
-    _tell_failures(failures, os.path.join(options.output, FAILED_FILE))
+    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
 
 
 def _shards(options):
     from tsm_jax.data.prepare.entries import read_entries, short_names
     from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
-    from tsm_jax.data.prepare.record import RecordOptions
-    from tsm_jax.data.prepare.shards import Shards
+    from tsm_jax.data.prepare.pack import RecordOptions, Shards
 
     entries = read_entries(
         options.source, options.list, prefix=options.prefix, suffix=options.suffix
@@ -493,7 +492,7 @@ def _check_range(name: str, value: float, low: float) -> None:
         raise UserError(f"--{name} is {value}: it must be at least {low}")
 
 
-def _tell_failures(failures, report: str) -> None:
+def _print_failures(failures, report: str) -> None:
     if failures:
         first = printable(failures[0][1])
         print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")

@@ -31,8 +31,7 @@ class DataSet:
 
     Attributes:
         name: of the folder in data/.
-        download_bytes: of all archives, roughly.
-        unpacked_bytes: of what is in them, roughly.
+        download_bytes, unpacked_bytes: of all archives and of what is in them, roughly.
         files: addresses of files that stay as they are.
         archives: (address, folder for its content); its own top folder is left out.
         link_lists: addresses of lists of further archives, whose content goes to `videos`.
@@ -74,17 +73,17 @@ DATASETS = {
 
 
 def download_dataset(name: str, output: str | None = None, *, keep_archives: bool = False) -> None:
-    """Downloads and unpacks one of `DATASETS`; tells first how much space it takes.
-
-    Raises:
-        UserError: there is not enough space, no program to unpack with, or a download fails.
-    """
+    """`fetch_dataset` of one of `DATASETS`, by default into data/."""
     dataset = DATASETS[name]
     fetch_dataset(dataset, output or os.path.join("data", dataset.name), keep_archives)
 
 
 def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
-    """`download_dataset` of any `DataSet`."""
+    """Downloads and unpacks a data set; prints first how much space it takes.
+
+    Raises:
+        UserError: there is not enough space, no program to unpack with, or a download fails.
+    """
     try:
         os.makedirs(output, exist_ok=True)
         _check_space(dataset, output)

@@ -21,6 +21,7 @@ import numpy as np
 
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
+from tsm_jax.data.prepare.make_lists import count_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
@@ -33,28 +34,10 @@ _PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class FrameOptions:
-    """How frames are stored.
-
-    Attributes:
-        short_side: pixels; larger frames are scaled down to it, smaller ones stay. 0 keeps all.
-        quality: of the JPEG files, 1 to 100.
-    """
+    """How frames are stored; larger ones are scaled down to `short_side` pixels, unless it is 0."""
 
     short_side: int = 256
     quality: int = 95
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What came of it.
-
-    Attributes:
-        num_frames: of each video, in the order given; None of those that failed.
-        failures: (video, reason).
-    """
-
-    num_frames: list[int | None]
-    failures: list[tuple[str, str]]
 
 
 def extract(
@@ -65,7 +48,7 @@ def extract(
     *,
     processes: int = 0,
     seconds: float = 300.0,
-) -> Extracted:
+) -> tuple[list[int | None], list[tuple[str, str]]]:
     """Extracts every video that has no folder yet.
 
     Args:
@@ -76,15 +59,18 @@ def extract(
         processes: 0 for one per core.
         seconds: limit for one video.
 
+    Returns:
+        The numbers of frames of the videos, None where it failed; and (video, reason) of those.
+
     Raises:
         UserError: `output` was made with other options, or cannot be written.
     """
     _check_options(output, options)
-    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # of a killed run
-    jobs = ((video, os.path.join(output, folder)) for video, folder in _pairs(videos, folders))
-    extract_one = partial(
-        _extract_video, partial_root=os.path.join(output, _PARTIAL), **asdict(options)
-    )
+    partial_root = os.path.join(output, _PARTIAL)
+    shutil.rmtree(partial_root, ignore_errors=True)  # of a killed run
+    paths = [os.path.join(output, folder) for folder in folders]
+    jobs = zip(videos, paths, strict=True)
+    extract_one = partial(_extract_video, partial_root=partial_root, **asdict(options))
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
     with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
@@ -94,17 +80,13 @@ def extract(
                 num_frames.append(None)
             else:
                 num_frames.append(result)
-    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)
+    shutil.rmtree(partial_root, ignore_errors=True)
     failed = Path(output, FAILED_FILE)
     if failures:
         write_lines(failed, [f"{name}\t{why}" for name, why in failures])
     else:
         failed.unlink(missing_ok=True)
-    return Extracted(num_frames, failures)
-
-
-def _pairs(videos: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return zip(videos, folders, strict=True)
+    return num_frames, failures
 
 
 def _check_options(output: str, options: FrameOptions) -> None:
@@ -127,7 +109,7 @@ def _extract_video(
     """Extracts one video to its folder, and gives the number of frames there."""
     video, folder = job
     if os.path.isdir(folder):
-        return sum(name.startswith("img_") for name in os.listdir(folder))
+        return count_frames(folder)
     partial_folder = os.path.join(partial_root, str(os.getpid()))
     shutil.rmtree(partial_folder, ignore_errors=True)
     count = 0

@@ -1,7 +1,7 @@
 """Archives to folders: all of one, with its checksums verified, or an error.
 
-Only files and folders are taken, and only those below the target. What an archive may grow to is
-bounded before it is written.
+Only files and folders below the target are taken. What an archive may grow to is bounded before it
+is written.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_RATIO = 100
 SMALL = 100 * 10**6  # bytes that are fine whatever the ratio
 MAX_MEMBERS = 10**6
 
-# Programs that unpack rar, and how they are told what and where to. First the one that certainly
-# notices a wrong checksum: `unrar` may be the free one, which like bsdtar lets some pass.
+# Programs that unpack rar, and their arguments. First the one that certainly notices a wrong
+# checksum: `unrar` may be the free one, which like bsdtar lets some pass.
 UNRAR = {
     "unar": ["-quiet", "-force-overwrite", "-no-directory", "-o", "{folder}", "{archive}"],
     "unrar": ["x", "-idq", "-y", "-p-", "{archive}", "{folder}/"],
