@@ -20,16 +20,10 @@ FRAME_TEMPLATE = "img_{:05}.jpg"
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {
-        "download": download,
-        "lists": lists,
-        "frames": frames,
-        "check": check,
-        "pack": pack,
-    }
+    commands = {f.__name__: f for f in (download, lists, frames, check, pack)}
     parser = cli.Parser(
         "prepare",
-        description="Prepares data sets; `prepare COMMAND --help` tells more (see docs/data.md).",
+        description="Prepares data sets; see `prepare COMMAND --help` and docs/data.md.",
         example="python -m tsm_jax.prepare frames --help",
     )
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
@@ -113,23 +107,16 @@ def lists(arguments: Sequence[str]) -> None:
             parser.error("one list at a time: give --videos or --frames")
         written = [_one_list(parser, options)]
     for made in written:
-        missing = (
-            f", {len(made.missing)} missing, such as {printable(made.missing[0])}"
-            if made.missing
-            else ""
-        )
-        print(f"{made.path}: {made.num_clips} clips{missing}")
+        missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
+        print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
 
 
 def _check_split_options(parser: cli.Parser, options) -> None:
-    strangers = [
-        f"--{name}"
-        for name in ("frames", "splits", "annotations", "labels")
-        if getattr(options, name) is not None
-    ]
-    if options.dataset != "folders" or options.videos is None or strangers:
-        what = strangers[0] if strangers else "anything but folders --videos"
-        parser.error(f"--val_share does not go with {what}")
+    for name in ("frames", "splits", "annotations", "labels"):
+        if getattr(options, name) is not None:
+            parser.error(f"--val_share does not go with --{name}")
+    if options.dataset != "folders" or options.videos is None:
+        parser.error("--val_share does not go with anything but folders --videos")
     if not 0 < options.val_share < 1:
         raise UserError(f"--val_share is {options.val_share}: it must be between 0 and 1")
 
@@ -208,7 +195,7 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
 
 
 def _list_overrides(lists) -> str:
-    """What the recipes for one's own videos have to be told, if anything."""
+    """What has to be set in the recipes for one's own videos, if anything."""
     train, val = (shlex.quote(lists[name].path) for name in ("train", "val"))
     if train == "data/own/train.list":
         return ""
@@ -268,6 +255,7 @@ def frames(arguments: Sequence[str]) -> None:
         parser.error("give either --videos or --list")
     if options.write_list and not options.list:
         parser.error("--write_list needs --list, which has the labels")
+    from tsm_jax.data.prepare.entries import list_line
     from tsm_jax.data.prepare.extract import FAILED_FILE, FrameOptions, extract
 
     entries, names, videos = _videos_to_extract(options)
@@ -282,7 +270,13 @@ def frames(arguments: Sequence[str]) -> None:
         seconds=options.seconds,
     )
     if options.write_list:
-        _write_frame_list(options.write_list, entries, folders, num_frames)
+        lines = [
+            list_line(folder, entry.label, count)
+            for entry, folder, count in zip(entries, folders, num_frames, strict=True)
+            if count
+        ]
+        write_lines(options.write_list, lines)
+        print(f"{options.write_list}: {len(lines)} clips")
     done = len(videos) - len(failures)
     if not done:
         raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
@@ -317,24 +311,12 @@ def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def _write_frame_list(path: str, entries, folders, num_frames) -> None:
-    from tsm_jax.data.prepare.entries import list_line
-
-    lines = [
-        list_line(folder, entry.label, count)
-        for entry, folder, count in zip(entries, folders, num_frames, strict=True)
-        if count
-    ]
-    write_lines(path, lines)
-    print(f"{path}: {len(lines)} clips")
-
-
 def check(arguments: Sequence[str]) -> None:
     """Reads every clip of a list."""
     parser = cli.Parser(
         "prepare check",
         description=(
-            "Reads every clip of a list as training would and tells which are broken, missing or"
+            "Reads every clip of a list as training would and reports which are broken, missing or"
             " short. Exits with 1 if any cannot be read and --write_clean is not given."
         ),
         example=(
@@ -413,8 +395,9 @@ def pack(arguments: Sequence[str]) -> None:
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
     options = parser.parse_args(arguments)
-    _check_range("frames_per_clip", options.frames_per_clip, 0)
-    _check_range("clips_per_shard", options.clips_per_shard, 1)
+    for name, low in (("frames_per_clip", 0), ("clips_per_shard", 1)):
+        if getattr(options, name) < low:
+            raise UserError(f"--{name} is {getattr(options, name)}: it must be at least {low}")
     from tsm_jax.data.prepare import pack as packing
     from tsm_jax.data.prepare.extract import FAILED_FILE
 
@@ -485,11 +468,6 @@ def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
         default=seconds,
         help=f"limit for one clip (default {seconds:g})",
     )
-
-
-def _check_range(name: str, value: float, low: float) -> None:
-    if value < low:
-        raise UserError(f"--{name} is {value}: it must be at least {low}")
 
 
 def _print_failures(failures, report: str) -> None:
