@@ -256,7 +256,7 @@ def frames(arguments: Sequence[str]) -> None:
     if options.write_list and not options.list:
         parser.error("--write_list needs --list, which has the labels")
     from tsm_jax.data.prepare.entries import list_line
-    from tsm_jax.data.prepare.extract import FAILED_FILE, FrameOptions, extract
+    from tsm_jax.data.prepare.extract import FAILED_FILE, extract
 
     entries, names, videos = _videos_to_extract(options)
     folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
@@ -265,7 +265,8 @@ def frames(arguments: Sequence[str]) -> None:
         videos,
         folders,
         options.output,
-        FrameOptions(options.short_side, options.quality),
+        short_side=options.short_side,
+        quality=options.quality,
         processes=options.processes,
         seconds=options.seconds,
     )

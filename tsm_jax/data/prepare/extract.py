@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,20 +31,13 @@ FAILED_FILE = "failed.txt"
 _PARTIAL = ".partial"
 
 
-@dataclass(frozen=True)
-class FrameOptions:
-    """How frames are stored; larger ones are scaled down to `short_side` pixels, unless it is 0."""
-
-    short_side: int = 256
-    quality: int = 95
-
-
 def extract(
     videos: Sequence[str],
     folders: Sequence[str],
     output: str,
-    options: FrameOptions,
     *,
+    short_side: int = 256,
+    quality: int = 95,
     processes: int = 0,
     seconds: float = 300.0,
 ) -> tuple[list[int | None], list[tuple[str, str]]]:
@@ -55,7 +47,8 @@ def extract(
         videos: paths of the files.
         folders: for each, the folder under `output` that its frames go to.
         output: made if need be. It gets `failed.txt` with the videos that failed.
-        options: must be those of the earlier runs into `output`.
+        short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
+            `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
         processes: 0 for one per core.
         seconds: limit for one video.
 
@@ -65,12 +58,13 @@ def extract(
     Raises:
         UserError: `output` was made with other options, or cannot be written.
     """
+    options = {"short_side": short_side, "quality": quality}
     _check_options(output, options)
     partial_root = os.path.join(output, _PARTIAL)
     shutil.rmtree(partial_root, ignore_errors=True)  # of a killed run
     paths = [os.path.join(output, folder) for folder in folders]
     jobs = zip(videos, paths, strict=True)
-    extract_one = partial(_extract_video, partial_root=partial_root, **asdict(options))
+    extract_one = partial(_extract_video, partial_root=partial_root, **options)
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
     with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
@@ -89,9 +83,9 @@ def extract(
     return num_frames, failures
 
 
-def _check_options(output: str, options: FrameOptions) -> None:
+def _check_options(output: str, options: dict[str, int]) -> None:
     path = Path(output, OPTIONS_FILE)
-    wanted = json.dumps(asdict(options), sort_keys=True)
+    wanted = json.dumps(options, sort_keys=True)
     if not path.exists():
         write_lines(path, [wanted])
         return

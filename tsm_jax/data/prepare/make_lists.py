@@ -7,10 +7,10 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tsm_jax.data.prepare.entries import find_videos, list_line
 from tsm_jax.errors import UserError
@@ -61,12 +61,14 @@ def ucf101_lists(
                 continue
             clips = _ucf101_clips(split_file, labels)
             start = os.path.join(output, f"ucf101_{part}_split_{split}_")
-            for kind, root, finder in (
-                ("videos", videos, _video_finder),
-                ("rawframes", frames, _frames_finder),
-            ):
+            for kind, root in (("videos", videos), ("rawframes", frames)):
                 if root is not None:
-                    written.append(_write_list(f"{start}{kind}.txt", clips, finder(root), root))
+                    path, is_frames = f"{start}{kind}.txt", kind == "rawframes"
+                    written.append(
+                        _write_list(
+                            path, clips, root, frames=is_frames, suffix=".avi", absolute=True
+                        )
+                    )
     write_lines(os.path.join(output, LABELS_FILE), names)
     return written
 
@@ -99,45 +101,37 @@ def _read_lines(path: str, advice: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-# From a clip's name to the line's path and number of frames (None for a video); None if missing.
-_Find = Callable[[str], tuple[str, int | None] | None]
-
-
-def _video_finder(root: str) -> _Find:
-    def find(clip: str) -> tuple[str, None] | None:
-        path = os.path.abspath(os.path.join(root, clip))
-        return (path, None) if os.path.exists(f"{path}.avi") else None
-
-    return find
-
-
-def _frames_finder(root: str, *, absolute: bool = True) -> _Find:
-    """Frames in `<clip>` with or without the video's extension in the folder's name."""
-
-    def find(clip: str) -> tuple[str, int] | None:
-        for name in (clip, os.path.splitext(clip)[0]):
-            folder = os.path.join(root, name)
-            with suppress(FileNotFoundError, NotADirectoryError):
-                if count := count_frames(folder):
-                    return (os.path.abspath(folder) if absolute else name), count
-        return None
-
-    return find
-
-
 def count_frames(folder: str) -> int:
-    """Files `img_00001.jpg` and so on in a folder."""
-    return sum(name.startswith("img_") for name in os.listdir(folder))
+    """Files `img_00001.jpg` and so on in a folder; 0 without a folder."""
+    try:
+        return sum(name.startswith("img_") for name in os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
-def _write_list(path: str, clips: Sequence[tuple[str, int]], find: _Find, root: str) -> WrittenList:
+def _write_list(
+    path: str,
+    clips: Sequence[tuple[str, int]],
+    root: str,
+    *,
+    frames: bool,
+    suffix: str = "",
+    absolute: bool = False,
+    known: Container[str] = (),
+) -> WrittenList:
+    """The list of (path below `root`, label); those are missing that are neither known nor found.
+
+    Args:
+        suffix: of the files of videos, which the list leaves out.
+    """
     lines, missing = [], []
     for clip, label in clips:
-        found = find(clip)
-        if found is None:
-            missing.append(clip)
+        place = os.path.join(root, clip)
+        count = count_frames(place) if frames else None
+        if count or (not frames and (clip in known or os.path.isfile(place + suffix))):
+            lines.append(list_line(os.path.abspath(place) if absolute else clip, label, count))
         else:
-            lines.append(list_line(found[0], label, found[1]))
+            missing.append(clip)
     if not lines:
         raise UserError(f"{root} has none of the {len(clips)} clips of {path}: check the folder")
     write_lines(path, lines)
@@ -170,8 +164,7 @@ def folder_list(
     find_label = _label_finder(names)
     label_of = {name: find_label(name, os.path.join(root, name)) for name in classes}
     labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
-    find = _frames_finder(root, absolute=False) if frames else lambda clip: (clip, None)
-    return _write_with_labels(list_path, labelled, find, root, names)
+    return _write_with_labels(list_path, labelled, root, names, frames=frames, known=set(clips))
 
 
 def annotated_list(
@@ -192,19 +185,13 @@ def annotated_list(
         (by_stem.get(stem, stem), label_of(name, f"{annotations}: {name!r}"))
         for stem, name in _annotations(annotations)
     ]
-    present = set(clips)
-    exact = _frames_finder(root, absolute=False)
-
-    def find(clip: str) -> tuple[str, int | None] | None:
-        if clip not in present:
-            return None
-        return exact(clip) if frames else (clip, None)
-
-    return _write_with_labels(list_path, labelled, find, root, list(labels))
+    return _write_with_labels(
+        list_path, labelled, root, list(labels), frames=frames, known=set(clips)
+    )
 
 
 def _write_with_labels(
-    list_path: str, clips: list[tuple[str, int]], find: _Find, root: str, names: list[str]
+    list_path: str, clips: list[tuple[str, int]], root: str, names: list[str], **how: Any
 ) -> WrittenList:
     check_class_names(names)
     path = Path(list_path).with_name(LABELS_FILE)
@@ -212,7 +199,7 @@ def _write_with_labels(
         raise UserError(
             f"{path} has other classes than {root}: give it as --labels, or write to another folder"
         )
-    written = _write_list(list_path, clips, find, root)
+    written = _write_list(list_path, clips, root, **how)
     write_lines(path, names)
     return written
 
