@@ -21,7 +21,6 @@ from tsm_jax.download import download
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar
 
-_MAX_BYTES = 2**40
 _GB = 10**9
 
 
@@ -151,15 +150,9 @@ def _distinct_names(archives: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _fetch(url: str, path: Path) -> Path:
+    options = {"what": "the data set", "setting": "--output", "max_bytes": 2**40}
     with progress_bar(path.name, in_bytes=True) as update:
-        return download(
-            url,
-            path,
-            what="the data set",
-            setting="--output",
-            max_bytes=_MAX_BYTES,
-            on_progress=update,
-        )
+        return download(url, path, **options, on_progress=update)
 
 
 def _fetch_and_unpack(
