@@ -18,6 +18,17 @@ from tsm_jax.terminal import printable
 
 FRAME_TEMPLATE = "img_{:05}.jpg"
 
+# Of options, the ends included.
+_RANGES = {
+    "clips_per_shard": (1, 10**6),
+    "frames_per_clip": (0, 10**6),
+    "num_segments": (1, 1024),
+    "processes": (0, 1024),
+    "quality": (1, 100),
+    "seconds": (0.1, 10**6),
+    "short_side": (0, 2**14),
+}
+
 
 def main(arguments: Sequence[str]) -> None:
     commands = {f.__name__: f for f in (download, lists, frames, check, pack)}
@@ -250,7 +261,7 @@ def frames(arguments: Sequence[str]) -> None:
     )
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     if (options.videos is None) == (options.list is None):
         parser.error("give either --videos or --list")
     if options.write_list and not options.list:
@@ -331,7 +342,7 @@ def check(arguments: Sequence[str]) -> None:
     parser.add_argument("--report", metavar="FILE", help="by default LIST.check.txt")
     parser.add_argument("--write_clean", metavar="FILE", help="the list without unreadable clips")
     _add_job_arguments(parser, seconds=60.0)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
     from tsm_jax.data.prepare.entries import clean_lines, read_entries
 
@@ -395,10 +406,7 @@ def pack(arguments: Sequence[str]) -> None:
     parser.add_argument("--beam", nargs="*", metavar="ARG", help="use Apache Beam, ARG: key=value")
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
-    options = parser.parse_args(arguments)
-    for name, low in (("frames_per_clip", 0), ("clips_per_shard", 1)):
-        if getattr(options, name) < low:
-            raise UserError(f"--{name} is {getattr(options, name)}: it must be at least {low}")
+    options = _parse(parser, arguments)
     from tsm_jax.data.prepare import pack as packing
     from tsm_jax.data.prepare.extract import FAILED_FILE
 
@@ -436,6 +444,15 @@ def _shards(options):
         options.clips_per_shard,
         read_names(labels) if labels else (),
     )
+
+
+def _parse(parser: cli.Parser, arguments: Sequence[str]):
+    options = parser.parse_args(arguments)
+    for name, (low, high) in _RANGES.items():
+        value = getattr(options, name, low)
+        if not low <= value <= high:
+            raise UserError(f"--{name} is {value}: it must be at least {low} and at most {high}")
+    return options
 
 
 def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:

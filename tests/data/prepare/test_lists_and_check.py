@@ -271,6 +271,13 @@ def test_help_has_an_example(command, capsys):
             ["pack", "--source", "videos", "--list", "x", "--output", "y", "--clips_per_shard", 0],
             "--clips_per_shard is 0: it must be at least 1",
         ),
+        (["check", "--source", "videos", "--list", "x", "--num_segments", 0], "must be at least 1"),
+        (
+            ["check", "--source", "videos", "--list", "x", "--seconds", "nan"],
+            "must be at least 0.1",
+        ),
+        (["frames", "--list", "x", "--output", "y", "--quality", 101], "at most 100"),
+        (["frames", "--list", "x", "--output", "y", "--processes", -1], "must be at least 0"),
     ],
 )
 def test_tells_what_is_wrong(arguments, message):
