@@ -128,7 +128,8 @@ class _Workers(Generic[Item, Result]):
         return result
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:  # none that is being started is forgotten
+            self._closed = True
         for process in list(self._all):
             self._end(process)
 
