@@ -29,6 +29,7 @@ from tsm_jax.config import (
     peak_learning_rate,
     validate,
 )
+from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
 
@@ -102,7 +103,7 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
     monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])
-    monkeypatch.setattr(build_data.moving_shapes, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(moving_shapes, "ensure", lambda *_, **__: None)
     config.data.source, config.data.render = "frames", "moving_shapes"
     build_data.ensure_rendered(config)
     build_data.build_source(config.data, "train", 8)
