@@ -18,7 +18,6 @@ from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble import network as build
 from tsm_jax.assemble import train as training_run
 from tsm_jax.config import (
-    ADDED_LATER,
     CHANGEABLE_ON_RESUME,
     CHOICES,
     RANGES,
@@ -128,7 +127,6 @@ def test_lists_of_keys_name_real_keys():
     keys = dict(flatten(default())).keys()
     assert set(CHOICES) <= keys
     assert set(CHANGEABLE_ON_RESUME) <= keys
-    assert set(ADDED_LATER) <= keys
 
 
 def test_epochs_become_steps_after_overrides():
@@ -163,7 +161,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
     ("key", "value", "message"),
     [
         ("model.shift", "left", "config.model.shift is 'left'.*'past_first'"),
-        ("model.depth", 20, "config.model.depth is 20.*18, 34, 50"),
+        ("model.backbone", "vgg", "config.model.backbone is 'vgg'.*'resnet18', 'resnet34'"),
         ("epochs", 0, "config.epochs is 0: it must be at least 1"),
         ("batch_size", 10**9, "config.batch_size is 1000000000.*at most 1000000"),
         ("batch_size", True, "config.batch_size is True: it must be of type int"),

@@ -52,7 +52,7 @@ def test_records_what_the_file_does_not_tell(k400, tmp_path, capsys):
     assert "TSM-ResNet-50, 400 classes, 16 segments" in capsys.readouterr().out
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["architecture"] == {
-        "depth": 50,
+        "backbone": "resnet50",
         "num_classes": 400,
         "num_segments": 16,
         "width": WIDTH,
@@ -134,7 +134,7 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
         [
             f"--config.init_from={path}",
             f"--config.init_head={init_head}",
-            "--config.model.depth=50",
+            "--config.model.backbone=resnet50",
             f"--config.model.width={WIDTH}",
             "--config.data.source=synthetic",
             "--config.data.render=",

@@ -53,7 +53,7 @@ def test_every_graph_was_checked_on_random_and_real_input(exported, formats):
 def test_it_is_a_model_directory_too(exported, model, clips):
     again = read_model_directory(str(exported))
     assert (again.architecture, again.labels) == (model.architecture, model.labels)
-    video = np.asarray(normalize(clips, "NHWC"))
+    video = np.asarray(normalize(clips))
     expected = tsm_jax.assemble.recognizer.Recognizer(model).forward(video)
     np.testing.assert_array_equal(tsm_jax.load(str(exported)).forward(video), expected)
 

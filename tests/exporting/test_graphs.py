@@ -25,7 +25,7 @@ from tsm_jax.models.tsm import TSM, Head
 VARIANTS = {
     "basic blocks": {},
     "bottlenecks, future first, every second block": {
-        "depth": 50,
+        "backbone": "resnet50",
         "shift": "future_first",
         "shift_every": 2,
     },
@@ -47,7 +47,7 @@ def variant(request, make_model):
         for shapes in (network.param_shapes, network.batch_stat_shapes)
     )
     apply = jax.jit(network.apply)
-    return model, clips, np.asarray(apply(params, stats, normalize(clips, "NHWC"))[0])
+    return model, clips, np.asarray(apply(params, stats, normalize(clips))[0])
 
 
 def classified(model, features):
@@ -128,7 +128,7 @@ def test_the_stablehlo_does_not_tell_where_it_was_written(model):
 
 def test_tensors_of_another_network_are_refused(model, make_model):
     with pytest.raises(UserError, match="does not fit the network"):
-        make_program(replace(model, architecture=make_model(depth=34).architecture))
+        make_program(replace(model, architecture=make_model(backbone="resnet34").architecture))
 
 
 class ToyBackbone(nnx.Module):
@@ -152,7 +152,7 @@ class ToyBackbone(nnx.Module):
 
 
 def toy():
-    model = TSM(18, num_classes=5, num_segments=4, width=1, dropout=0.0)
+    model = TSM("resnet18", num_classes=5, num_segments=4, width=1, dropout=0.0)
     model.backbone = ToyBackbone()
     model.head = Head(24, 5, dropout=0.0)
     rng = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def test_a_new_backbone_is_exported_without_a_word_about_it(clips):
     pytest.importorskip("onnx", reason="onnx is not installed")
     from tsm_jax.exporting.onnx_graph import build_onnx
 
-    expected = np.asarray(toy()(normalize(clips, "NHWC")))
+    expected = np.asarray(toy()(normalize(clips)))
     program = Program(toy(), 32)
     assert relative_difference(run_stablehlo(export_stablehlo(program), clips)[0], expected) < 1e-5
     graph = build_onnx(program)

@@ -56,7 +56,7 @@ def test_a_name_is_shown_as_it_is_and_means_nothing(name):
 def model():
     recipe = cli.load_recipe(RECIPE, ["--config.model.num_classes=17", "--config.seed=7"])
     return Model(
-        architecture=Architecture(depth=18, num_classes=17, num_segments=8, width=32),
+        architecture=Architecture(backbone="resnet18", num_classes=17, num_segments=8, width=32),
         preprocessing=Preprocessing(crop_size=112, short_side=128),
         labels=NASTY,
         tensors={"a.kernel": np.zeros((1000, 3000)), "a.norm.mean": np.zeros(10**6)},

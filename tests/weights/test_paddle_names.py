@@ -18,25 +18,28 @@ from tsm_jax.weights.paddle_names import (
 from tsm_jax.weights.paddle_pickle import read_paddle
 
 
-def listing(depth: int) -> str:
-    tensors = paddle_tensors(depth, 64, 400)
+def listing(backbone: str) -> str:
+    tensors = paddle_tensors(backbone, 64, 400)
     return "".join(f"{tensor.paddle} {tensor.shape} {tensor.parameter}\n" for tensor in tensors)
 
 
 def test_names_shapes_and_parameters_of_resnet_50(goldens):
-    assert listing(50).splitlines() == (goldens / "resnet50_names.txt").read_text().splitlines()
+    assert (
+        listing("resnet50").splitlines()
+        == (goldens / "resnet50_names.txt").read_text().splitlines()
+    )
 
 
 @pytest.mark.parametrize(
-    "depth, digest",
+    "backbone, digest",
     [
-        (101, "d8910b9db1952830d7cfa7fe2c4bba6c7c4704c147f8905c5bdcddb841a30aab"),
-        (152, "307e71928fe7162a4cd1c638931d62a10c137bd3ac2ebc5a14d5662f4fe076b7"),
+        ("resnet101", "d8910b9db1952830d7cfa7fe2c4bba6c7c4704c147f8905c5bdcddb841a30aab"),
+        ("resnet152", "307e71928fe7162a4cd1c638931d62a10c137bd3ac2ebc5a14d5662f4fe076b7"),
     ],
 )
-def test_names_shapes_and_parameters_of_deeper_ones(depth, digest):
+def test_names_shapes_and_parameters_of_deeper_ones(backbone, digest):
     """The same listing of PaddleVideo's own networks, made as `goldens/resnet50_names.txt`."""
-    assert hashlib.sha256(listing(depth).encode()).hexdigest() == digest
+    assert hashlib.sha256(listing(backbone).encode()).hexdigest() == digest
 
 
 @pytest.mark.parametrize(
@@ -68,18 +71,20 @@ def test_fully_connected_layer_is_not_transposed(make_tensors):
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors["head.fc.bias"])
 
 
-@pytest.mark.parametrize("depth, count", [(50, 267), (101, 522), (152, 777)])
+@pytest.mark.parametrize(
+    "backbone, count", [("resnet50", 267), ("resnet101", 522), ("resnet152", 777)]
+)
 @pytest.mark.parametrize("width, num_classes", [(2, 5), (8, None)])
-def test_architecture_is_inferred(make_tensors, depth, count, width, num_classes):
-    tensors = make_tensors(depth, width, num_classes)
+def test_architecture_is_inferred(make_tensors, backbone, count, width, num_classes):
+    tensors = make_tensors(backbone, width, num_classes)
     weights, architecture = from_paddle(tensors)
-    assert architecture == PaddleArchitecture(depth, width, num_classes)
+    assert architecture == PaddleArchitecture(backbone, width, num_classes)
     assert len(weights) == (count if num_classes else count - 2)
-    back = to_paddle(weights, depth)
+    back = to_paddle(weights, backbone)
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor, strict=True)
-    assert list(parameter_names(weights, depth)) == list(tensors)
+    assert list(parameter_names(weights, backbone)) == list(tensors)
 
 
 def test_imagenet_file(make_tensors):
@@ -117,7 +122,7 @@ def test_the_student_is_taken(make_tensors):
     tensors = {f"Student.{name}": value for name, value in student.items()}
     tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors(101).items()}
     weights, architecture = from_paddle(tensors)
-    assert architecture.depth == 50
+    assert architecture.backbone == "resnet50"
     np.testing.assert_array_equal(weights["head.fc.bias"], student["head.fc.bias"])
     assert len(architecture.provenance.ignored) == 522
 

@@ -226,7 +226,7 @@ def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) 
     model = config.model
     device = mesh.devices.flat[0]
     return (
-        f"TSM-ResNet-{model.depth} (shift {model.shift}), {model.num_segments} segments of"
+        f"{architecture_of(model)} (shift {model.shift}), {model.num_segments} segments of"
         f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
         f" {device.device_kind}; {train_clips} training and {val_clips} validation clips"
     )

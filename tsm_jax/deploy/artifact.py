@@ -25,12 +25,14 @@ from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, sha256
-from tsm_jax.stored import shown
+from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
 from tsm_jax.weights.tensor_file import read_tensors
 
-EXPORT_VERSION = 1
+# What `export` of config.json of older versions means, see `stored.upgraded`.
+UPGRADES = ()
+EXPORT_VERSION = len(UPGRADES) + 1
 
 _CLASSIFIER = "head.fc.kernel"
 
@@ -154,12 +156,7 @@ def read_artifact(folder: str) -> Artifact:
     exported = description.get("export")
     if not isinstance(exported, dict):
         raise UserError(f"{path}: export is {shown(exported)}: export the model again")
-    version = exported.get("version")
-    if type(version) is not int or version != EXPORT_VERSION:
-        raise UserError(
-            f"{folder} was exported as version {shown(version)}, this is version"
-            f" {EXPORT_VERSION}: export the model again"
-        )
+    exported = upgraded(exported, exported.get("version"), UPGRADES, f"the export in {folder}")
     labels = exported.get("labels")
     if not isinstance(labels, list):
         raise UserError(f"{path}: export.labels is {shown(labels)}: it must be a list")

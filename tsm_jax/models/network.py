@@ -93,7 +93,6 @@ def build_network(
     architecture: Architecture,
     dtype: str,
     *,
-    data_format: str = "NHWC",
     dropout: float = 0.0,
     batch_norm_group: int = 0,
     remat: bool = False,
@@ -102,7 +101,6 @@ def build_network(
     model = partial(
         TSM,
         **asdict(architecture),
-        data_format=data_format,
         dropout=dropout,
         batch_norm_group=batch_norm_group,
         remat=remat,

@@ -54,14 +54,14 @@ tags:
 
 # {title}
 
-TSM-ResNet-{depth} for action recognition in videos: {classes} classes, {frames} frames per video.
+{architecture} for action recognition in videos: {classes} classes, {frames} frames per video.
 Made with `tsm_jax` {version}.
 
 ## What it is
 
 | | |
 |---|---|
-| network | TSM-ResNet-{depth}, width {width}{parameters} |
+| network | {architecture}, width {width}{parameters} |
 | temporal shift | {shift} |
 | input | {frames} RGB frames of {size}x{size} pixels |
 | output | {classes} logits, in the order of the class names |
@@ -103,7 +103,7 @@ def model_card(model: Model, *, title: str, path: str) -> str:
         version=tsm_jax.__version__,
         title=escape(title),
         path=shlex.quote(without_folders(path)),
-        depth=architecture.depth,
+        architecture=architecture,
         width=architecture.width,
         parameters=_parameters(model),
         classes=architecture.num_classes,

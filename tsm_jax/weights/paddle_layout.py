@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 _EXPANSION = 4
 _NORM = {"scale": "weight", "bias": "bias", "mean": "_mean", "var": "_variance"}
 
@@ -38,9 +38,9 @@ class _ConvNorm(NamedTuple):
     norm_parameter: str
 
 
-def paddle_tensors(depth: int, width: int, num_classes: int | None) -> Iterator[PaddleTensor]:
+def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterator[PaddleTensor]:
     """Every tensor in the order of PaddleVideo's state dict."""
-    for number, layer in enumerate(_conv_norms(depth, width)):
+    for number, layer in enumerate(_conv_norms(backbone, width)):
         yield PaddleTensor(
             f"{layer.paddle}._conv.weight",
             f"{layer.ours}.conv.kernel",
@@ -66,19 +66,20 @@ def paddle_tensors(depth: int, width: int, num_classes: int | None) -> Iterator[
         yield PaddleTensor("head.fc.bias", "head.fc.bias", (num_classes,), "fc_0.b_0")
 
 
-def _conv_norms(depth: int, width: int) -> Iterator[_ConvNorm]:
+def _conv_norms(backbone: str, width: int) -> Iterator[_ConvNorm]:
     stem_shape = (width, 3, 7, 7)
     yield _ConvNorm("backbone.conv", "backbone.stem", stem_shape, "conv1_weights", "bn_conv1")
     features_in = width
-    for stage, num_blocks in enumerate(BLOCKS[depth]):
+    for stage, num_blocks in enumerate(BLOCKS[backbone]):
         for index in range(num_blocks):
             inner = width * 2**stage
-            yield from _block(stage, index, depth, features_in, inner)
+            yield from _block(
+                _block_name(stage, index, num_blocks), stage, index, features_in, inner
+            )
             features_in = _EXPANSION * inner
 
 
-def _block(stage: int, index: int, depth: int, features_in: int, inner: int) -> Iterator[_ConvNorm]:
-    name = _block_name(stage, index, depth)
+def _block(name: str, stage: int, index: int, features_in: int, inner: int) -> Iterator[_ConvNorm]:
     features = _EXPANSION * inner
     layers = [
         ("conv0", "conv1", "branch2a", (inner, features_in, 1, 1)),
@@ -97,8 +98,8 @@ def _block(stage: int, index: int, depth: int, features_in: int, inner: int) -> 
         )
 
 
-def _block_name(stage: int, index: int, depth: int) -> str:
+def _block_name(stage: int, index: int, num_blocks: int) -> str:
     """`2a`, `2b`, ...; the long third stage of ResNet-101 and -152 is `4a`, `4b1`, `4b2`, ..."""
-    if stage == 2 and depth > 50 and index > 0:
+    if stage == 2 and num_blocks > 6 and index > 0:
         return f"4b{index}"
     return f"{stage + 2}{chr(ord('a') + index)}"

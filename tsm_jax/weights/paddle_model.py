@@ -45,7 +45,7 @@ def read_paddle_model(
             " evaluated"
         )
     architecture = Architecture(
-        depth=found.depth,
+        backbone=found.backbone,
         num_classes=found.num_classes,
         num_segments=num_segments,
         width=found.width,
@@ -90,5 +90,5 @@ def write_paddle_model(model: Model, path: str) -> None:
             f" shift_every={architecture.shift_every}: its weights would answer something else"
             " there"
         )
-    tensors = to_paddle(model.tensors, architecture.depth)
-    write_paddle(path, tensors, parameter_names(model.tensors, architecture.depth))
+    tensors = to_paddle(model.tensors, architecture.backbone)
+    write_paddle(path, tensors, parameter_names(model.tensors, architecture.backbone))

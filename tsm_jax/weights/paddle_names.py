@@ -44,13 +44,13 @@ class PaddleArchitecture:
     """The network that a file's tensors belong to.
 
     Attributes:
-        depth: 50, 101 or 152.
+        backbone: resnet50, resnet101 or resnet152.
         width: channels of the stem, 64 in every published file.
         num_classes: None for a file without a head, as the ImageNet one.
         provenance: not part of the architecture, and not compared.
     """
 
-    depth: int
+    backbone: str
     width: int
     num_classes: int | None
     provenance: PaddleProvenance = field(
@@ -85,37 +85,38 @@ def from_paddle(
         raise UserError(f"{source}: {reason}") from None
 
 
-def to_paddle(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:
+def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
     """The inverse of `from_paddle`: float32 tensors by PaddleVideo name, in its order.
 
     Raises:
-        UserError: the weights are not those of a ResNet of this depth, or PaddleVideo has none.
+        UserError: the weights are not those of this backbone, or PaddleVideo has none.
     """
-    expected = list(paddle_tensors(*_dimensions(weights, depth)))
+    expected = list(paddle_tensors(*_dimensions(weights, backbone)))
     shapes = {tensor.ours: _our_shape(tensor.shape) for tensor in expected}
     try:
         _check(shapes, weights)
     except _Unfit as reason:
-        raise UserError(f"weights of a ResNet-{depth}: {reason}") from None
+        raise UserError(f"weights of a {backbone}: {reason}") from None
     return {tensor.paddle: _to_theirs(weights[tensor.ours]) for tensor in expected}
 
 
-def parameter_names(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, str]:
+def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, str]:
     """Paddle's parameter name of each tensor: the `StructuredToParameterName@@` of PaddleVideo.
 
     As PaddleVideo's ResNetTSM and TSMHead give them; moving averages get a running number.
     """
     return {
-        tensor.paddle: tensor.parameter for tensor in paddle_tensors(*_dimensions(weights, depth))
+        tensor.paddle: tensor.parameter
+        for tensor in paddle_tensors(*_dimensions(weights, backbone))
     }
 
 
-def _dimensions(weights: Mapping[str, np.ndarray], depth: int) -> tuple[int, int, int | None]:
-    if depth not in BLOCKS:
-        raise UserError(f"PaddleVideo has no TSM ResNet-{depth}; it has 50, 101 and 152")
+def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> tuple[str, int, int | None]:
+    if backbone not in BLOCKS:
+        raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {', '.join(BLOCKS)}")
     stem = _shape(weights.get("backbone.stem.conv.kernel"))
     fc = _shape(weights.get("head.fc.kernel"))
-    return depth, stem[-1] if stem else 64, fc[-1] if fc else None
+    return backbone, stem[-1] if stem else 64, fc[-1] if fc else None
 
 
 def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
@@ -176,17 +177,17 @@ def _full_name(name: str) -> str:
     return f"backbone.{name}" if re.match(r"(conv|res\d\w+)\.", name) else name
 
 
-def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Depth, width and number of classes: from the blocks present, the stem and the head."""
-    depth = 50
+def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
+    """Backbone, width and number of classes: from the blocks present, the stem and the head."""
+    backbone = "resnet50"
     if "backbone.res4b1.conv0._conv.weight" in found:
         is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
-        depth = 152 if is_152 else 101
+        backbone = "resnet152" if is_152 else "resnet101"
     stem, fc = _shape(found.get(_STEM)), _shape(found.get("head.fc.weight"))
     bias = _shape(found.get("head.fc.bias"))
     width = stem[0] if stem and stem[0] > 0 else 64
     num_classes = fc[-1] if fc else bias[-1] if bias else None
-    return depth, width, num_classes or None
+    return backbone, width, num_classes or None
 
 
 def _shape(value: Any) -> tuple[int, ...]:
