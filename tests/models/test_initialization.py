@@ -29,7 +29,7 @@ def test_a_draw_depends_on_seed_and_name_alone():
 
 
 def test_a_network_starts_as_the_references_do():
-    params, batch_stats = Network(lambda: TSM(18, num_classes=400, width=8)).init(0)
+    params, batch_stats = Network(lambda: TSM("resnet18", num_classes=400, width=8)).init(0)
     assert params["head.fc.kernel"].std() == pytest.approx(0.001, rel=0.02)
     for name, tensor in {**params, **batch_stats}.items():
         if not name.endswith(".kernel"):

@@ -13,7 +13,7 @@ def state_dict(num_classes: int, seed: int) -> dict[str, np.ndarray]:
     """Every tensor of PaddleVideo's TSM-ResNet-50, by its name there; each seeds its own draw."""
     return {
         tensor.paddle: _draw(tensor.paddle, tensor.shape, seed)
-        for tensor in paddle_tensors(50, 64, num_classes)
+        for tensor in paddle_tensors("resnet50", 64, num_classes)
     }
 
 

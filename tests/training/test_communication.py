@@ -33,7 +33,7 @@ def collectives(batch_norm_group, accumulation_steps=1):
     mesh = make_mesh(jax.devices()[:DEVICES])
     network = Network(
         lambda: TSM(
-            18,
+            "resnet18",
             num_classes=4,
             num_segments=4,
             width=8,

@@ -40,7 +40,7 @@ class Training:
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = Network(
             lambda: TSM(
-                18,
+                "resnet18",
                 num_classes=CLASSES,
                 num_segments=4,
                 width=8,

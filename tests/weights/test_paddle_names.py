@@ -113,14 +113,14 @@ def renamed(name: str, backbone: str, head: str) -> str:
 def test_prefixes_of_distillation(make_tensors, backbone, head):
     tensors = {renamed(name, backbone, head): value for name, value in make_tensors().items()}
     weights, architecture = from_paddle(tensors)
-    assert architecture == PaddleArchitecture(50, 8, 10)
+    assert architecture == PaddleArchitecture("resnet50", 8, 10)
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors[f"{head}fc.bias"])
 
 
 def test_the_student_is_taken(make_tensors):
     student = make_tensors()
     tensors = {f"Student.{name}": value for name, value in student.items()}
-    tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors(101).items()}
+    tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors("resnet101").items()}
     weights, architecture = from_paddle(tensors)
     assert architecture.backbone == "resnet50"
     np.testing.assert_array_equal(weights["head.fc.bias"], student["head.fc.bias"])
@@ -272,10 +272,10 @@ def test_odd_heads(make_tensors, shape):
 
 def test_to_paddle_checks_its_weights(make_tensors):
     weights, _ = from_paddle(make_tensors())
-    with pytest.raises(UserError, match="PaddleVideo has no TSM ResNet-18"):
-        to_paddle(weights, 18)
+    with pytest.raises(UserError, match="PaddleVideo has no TSM of resnet18; it has resnet50"):
+        to_paddle(weights, "resnet18")
     with pytest.raises(UserError, match="weights of a ResNet-101: not a TSM ResNet: 255 missing"):
         to_paddle(weights, 101)
     weights["backbone.stem.norm.bias"] = np.ones(3, np.float32)
     with pytest.raises(UserError, match=r"backbone.stem.norm.bias is float32 \(3,\), not \(8,\)"):
-        to_paddle(weights, 50)
+        to_paddle(weights, "resnet50")

@@ -29,6 +29,7 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
+from tsm_jax.exporting.model_card import CARD_FILE, model_card
 from tsm_jax.files import write_text
 from tsm_jax.models.network import resolve_dtype
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -41,7 +42,6 @@ from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, abstract_state, init_state
 from tsm_jax.training.steps import EvalStep
-from tsm_jax.weights.model_card import CARD_FILE, model_card
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
 

@@ -11,8 +11,8 @@ from markdown_it import MarkdownIt
 
 from tsm_jax import cli
 from tsm_jax.data.protocols import Preprocessing
+from tsm_jax.exporting.model_card import escape, model_card
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.weights.model_card import escape, model_card
 from tsm_jax.weights.model_directory import Model
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
