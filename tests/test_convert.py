@@ -28,7 +28,7 @@ def paddle_file(path, num_classes, seed=0):
     rng = np.random.default_rng(seed)
     tensors = {
         tensor.paddle: (rng.uniform(0.5, 1.0, tensor.shape) / 10).astype(np.float32)
-        for tensor in paddle_tensors(50, WIDTH, num_classes)
+        for tensor in paddle_tensors("resnet50", WIDTH, num_classes)
     }
     if num_classes is None:
         tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
@@ -116,7 +116,7 @@ def test_an_imagenet_file_is_to_start_from_only(tmp_path):
         load_model(path)
     tensors, found = read_paddle_tensors(path)
     assert found.num_classes is None
-    network = build_network(Architecture(50, 400, 8, width=WIDTH), "float32")
+    network = build_network(Architecture("resnet50", 400, 8, width=WIDTH), "float32")
     backbone = {name for name in network.param_shapes if not name.startswith("head.")}
     assert tensors.keys() == backbone | network.batch_stat_shapes.keys()
 

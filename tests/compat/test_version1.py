@@ -42,6 +42,14 @@ def stored(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_for_a_user():
+    """Batch norm over the few pixels of a tiny network makes much of another rounding."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture
 def answers(stored, monkeypatch):
     """What 0.1.0 answered; the current folder is the one that it has written."""

@@ -274,8 +274,8 @@ def test_to_paddle_checks_its_weights(make_tensors):
     weights, _ = from_paddle(make_tensors())
     with pytest.raises(UserError, match="PaddleVideo has no TSM of resnet18; it has resnet50"):
         to_paddle(weights, "resnet18")
-    with pytest.raises(UserError, match="weights of a ResNet-101: not a TSM ResNet: 255 missing"):
-        to_paddle(weights, 101)
+    with pytest.raises(UserError, match="weights of a resnet101: not a TSM ResNet: 255 missing"):
+        to_paddle(weights, "resnet101")
     weights["backbone.stem.norm.bias"] = np.ones(3, np.float32)
     with pytest.raises(UserError, match=r"backbone.stem.norm.bias is float32 \(3,\), not \(8,\)"):
         to_paddle(weights, "resnet50")
