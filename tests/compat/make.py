@@ -78,6 +78,8 @@ def coarse(path, value):
         scale = np.float32(2.0) ** np.round(np.log2(np.std(value) + 1e-9))
         if value.ndim == 2:  # the classifier: scores that are clearly different
             scale = np.float32(0.125)
+        if "opt_state" in jax.tree_util.keystr(path):  # momentum that counts in the next step
+            scale = np.float32(4)
         rounded = np.sign(np.asarray(value)) * scale
     else:
         rounded = np.round(np.asarray(value) * 256) / 256
