@@ -97,8 +97,8 @@ def test_a_run_is_continued_as_it_was(answers, tmp_path):
     train_recipe(config, make_mesh(jax.devices()[:1]))
     lines = map(json.loads, (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines())
     (line,) = [line for line in lines if line["kind"] == "train" and line["epoch"] == 2]
-    # Batch norm over the few pixels of a tiny network makes much of other rounding: 4e-4 of the loss.
-    # Without the momentum it is off by 2e-2.
+    # Batch norm over the few pixels of a tiny network makes 4e-4 of the loss of other rounding;
+    # without the momentum it is off by 2e-2.
     for name in ("step", "loss", "learning_rate"):
         assert line[name] == pytest.approx(answers["continued"][name], rel=2e-3), name
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsm_jax.models.initialization import initial_tensor
-from tsm_jax.models.network import Network
+from tsm_jax.models.network import Network, initial_tensor
 from tsm_jax.models.tsm import TSM
 
 KERNEL, SHAPE = "backbone.stages.1.0.conv2.conv.kernel", (3, 3, 64, 256)

@@ -25,6 +25,7 @@ from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, sha256
+from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
@@ -33,8 +34,6 @@ from tsm_jax.weights.tensor_file import read_tensors
 # What `export` of config.json of older versions means, see `stored.upgraded`.
 UPGRADES = ()
 EXPORT_VERSION = len(UPGRADES) + 1
-
-_CLASSIFIER = "head.fc.kernel"
 
 # Of a graph's inputs and outputs: dtype and shape by name, None for a size that is left open.
 Ports = Mapping[str, tuple[str, Sequence[int | None]]]
@@ -120,10 +119,10 @@ class Artifact:
             UserError: the tensors cannot be read, or are of another number of classes.
         """
         path = self.path(WEIGHTS_FILE)
-        kernel = read_tensors(path, [_CLASSIFIER])[_CLASSIFIER]
+        kernel = read_tensors(path, [CLASSIFIER])[CLASSIFIER]
         if kernel.ndim != 2 or kernel.shape[1] != len(self.labels):
             raise UserError(
-                f"{path}: {_CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
+                f"{path}: {CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
             )
         return kernel
 

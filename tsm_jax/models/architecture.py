@@ -8,6 +8,11 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.stored import between, check_fields, one_of
 
+# Names of the classifier's tensors, the same for every backbone.
+HEAD = "head."
+CLASSIFIER = "head.fc.kernel"
+CLASSIFIER_BIAS = "head.fc.bias"
+
 SHIFTS = ("past_first", "future_first", "none")
 SHIFT_FRACTIONS = ("1/8", "1/num_segments")
 SHIFT_EVERY = (1, 2)

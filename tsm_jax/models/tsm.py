@@ -56,7 +56,7 @@ class TSM(nnx.Module):
             again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.
 
-    Its kernels are zero: weights are loaded, or drawn by `initialization.py` (see `Network`).
+    Its kernels are zero: weights are loaded, or drawn by `Network.init`.
     """
 
     def __init__(

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
+
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
 _EXPANSION = 4
 _NORM = {"scale": "weight", "bias": "bias", "mean": "_mean", "var": "_variance"}
 
@@ -62,8 +65,8 @@ def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterat
             )
     if num_classes is not None:
         features = 8 * _EXPANSION * width
-        yield PaddleTensor("head.fc.weight", "head.fc.kernel", (features, num_classes), "fc_0.w_0")
-        yield PaddleTensor("head.fc.bias", "head.fc.bias", (num_classes,), "fc_0.b_0")
+        yield PaddleTensor(FC_WEIGHT, CLASSIFIER, (features, num_classes), "fc_0.w_0")
+        yield PaddleTensor(FC_BIAS, CLASSIFIER_BIAS, (num_classes,), "fc_0.b_0")
 
 
 def _conv_norms(backbone: str, width: int) -> Iterator[_ConvNorm]:

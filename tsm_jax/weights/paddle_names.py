@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.paddle_layout import BLOCKS, paddle_tensors
+from tsm_jax.models.architecture import CLASSIFIER
+from tsm_jax.weights.paddle_layout import BLOCKS, FC_BIAS, FC_WEIGHT, paddle_tensors
 
 _IMAGENET_HEAD = ("out.weight", "out.bias")
 _STEM = "backbone.conv._conv.weight"
@@ -115,7 +116,7 @@ def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> tuple[str, 
     if backbone not in BLOCKS:
         raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {', '.join(BLOCKS)}")
     stem = _shape(weights.get("backbone.stem.conv.kernel"))
-    fc = _shape(weights.get("head.fc.kernel"))
+    fc = _shape(weights.get(CLASSIFIER))
     return backbone, stem[-1] if stem else 64, fc[-1] if fc else None
 
 
@@ -183,8 +184,8 @@ def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None
     if "backbone.res4b1.conv0._conv.weight" in found:
         is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
         backbone = "resnet152" if is_152 else "resnet101"
-    stem, fc = _shape(found.get(_STEM)), _shape(found.get("head.fc.weight"))
-    bias = _shape(found.get("head.fc.bias"))
+    stem, fc = _shape(found.get(_STEM)), _shape(found.get(FC_WEIGHT))
+    bias = _shape(found.get(FC_BIAS))
     width = stem[0] if stem and stem[0] > 0 else 64
     num_classes = fc[-1] if fc else bias[-1] if bias else None
     return backbone, width, num_classes or None

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsm_jax.errors import UserError
-
-HEAD = "head."
+from tsm_jax.models.architecture import HEAD
 
 
 @dataclass(frozen=True)
