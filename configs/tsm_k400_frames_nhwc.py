@@ -1,4 +1,4 @@
-r"""TSM-ResNet-50 on Kinetics-400 from extracted frames: PaddleVideo's run in NHWC, which is the same here.
+r"""TSM-ResNet-50 on Kinetics-400 from extracted frames; here the same as `tsm_k400_frames`.
 
 Values: PaddleVideo's configs/recognition/tsm/tsm_k400_frames_nhwc.yaml (ed245e9).
 Expected: top-1 71.06 %, row "TSM on Kinetics-400"

@@ -1,4 +1,4 @@
-r"""TSM-ResNet-50 on UCF-101 from extracted frames: PaddleVideo's run in NHWC, which is the same here.
+r"""TSM-ResNet-50 on UCF-101 from extracted frames; as `tsm_ucf101_frames`, for its namesake.
 
 Values: PaddleVideo's configs/recognition/tsm/tsm_ucf101_frames_nhwc.yaml (ed245e9).
 Expected: top-1 94.55 % on split 1, row "TSM on UCF-101, NHWC with mixed precision"

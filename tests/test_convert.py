@@ -16,8 +16,8 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_model import read_paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 from tsm_jax.weights.paddle_writer import write_paddle
 
 WIDTH = 8

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-from tsm_jax.weights.paddle_layout import paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 
 
 def state_dict(num_classes: int, seed: int) -> dict[str, np.ndarray]:

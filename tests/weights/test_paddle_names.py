@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_names import (
     PaddleArchitecture,
     from_paddle,
+    paddle_tensors,
     parameter_names,
     to_paddle,
 )
@@ -93,7 +93,7 @@ def test_imagenet_file(make_tensors):
     tensors |= {"out.weight": np.ones((256, 1000), np.float32), "out.bias": np.ones(1000)}
     weights, architecture = from_paddle(tensors)
     assert architecture.num_classes is None
-    assert architecture.provenance.ignored == ("out.weight", "out.bias")
+    assert architecture.ignored == ("out.weight", "out.bias")
     assert "head.fc.kernel" not in weights and len(weights) == 265
 
 
@@ -124,7 +124,7 @@ def test_the_student_is_taken(make_tensors):
     weights, architecture = from_paddle(tensors)
     assert architecture.backbone == "resnet50"
     np.testing.assert_array_equal(weights["head.fc.bias"], student["head.fc.bias"])
-    assert len(architecture.provenance.ignored) == 522
+    assert len(architecture.ignored) == 522
 
 
 def test_float16(make_tensors):
@@ -134,7 +134,7 @@ def test_float16(make_tensors):
             tensors[name] = tensors[name].astype(np.float16)
     weights, architecture = from_paddle(tensors)
     assert all(value.dtype == np.float32 for value in weights.values())
-    assert architecture.provenance.dtypes == {"float16": 55, "float32": 212}
+    assert architecture.dtypes == {"float16": 55, "float32": 212}
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors["head.fc.bias"])
 
 
@@ -147,7 +147,7 @@ def test_bfloat16(make_tensors):
     expected = (bits << 16).view(np.float32).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(weights["backbone.stem.conv.kernel"], expected)
     assert weights["backbone.stem.conv.kernel"].flags.c_contiguous
-    assert architecture.provenance.dtypes == {"bfloat16": 1, "float32": 266}
+    assert architecture.dtypes == {"bfloat16": 1, "float32": 266}
 
 
 def test_bfloat16_of_real_paddle(goldens, make_tensors):

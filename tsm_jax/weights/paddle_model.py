@@ -56,8 +56,8 @@ def read_paddle_model(
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
-        "source_dtypes": found.provenance.dtypes,
-        "source_ignored": list(found.provenance.ignored),
+        "source_dtypes": found.dtypes,
+        "source_ignored": list(found.ignored),
     }
     names = labels if labels is not None else labels_or_numbers(found.num_classes)
     return Model(architecture, Preprocessing(), names, tensors, provenance)

@@ -1,22 +1,27 @@
 """From the tensors of a PaddleVideo file to our weights, and back.
 
 Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
+PaddleVideo's names come from paddlevideo/modeling/backbones/resnet_tsm.py and heads/tsm_head.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tsm_jax.errors import UserError
-from tsm_jax.models.architecture import CLASSIFIER
-from tsm_jax.weights.paddle_layout import BLOCKS, FC_BIAS, FC_WEIGHT, paddle_tensors
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 
+# Blocks per stage of the networks that PaddleVideo has.
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
+_EXPANSION = 4
+_NORM = {"scale": "weight", "bias": "bias", "mean": "_mean", "var": "_variance"}
 _IMAGENET_HEAD = ("out.weight", "out.bias")
 _STEM = "backbone.conv._conv.weight"
 _FLOATS = ("float16", "uint16", "float32", "float64")
@@ -27,36 +32,24 @@ class _Unfit(Exception):
     """Why tensors are not taken, as half a line."""
 
 
-class PaddleProvenance(NamedTuple):
-    """What a file was like before it became our weights.
-
-    Attributes:
-        dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
-        ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
-            (`out.weight`, `out.bias`), the teacher of a distillation.
-    """
-
-    dtypes: dict[str, int]
-    ignored: tuple[str, ...]
-
-
 @dataclass(frozen=True)
 class PaddleArchitecture:
-    """The network that a file's tensors belong to.
+    """The network that a file's tensors belong to, and what the file was like.
 
     Attributes:
         backbone: resnet50, resnet101 or resnet152.
         width: channels of the stem, 64 in every published file.
         num_classes: None for a file without a head, as the ImageNet one.
-        provenance: not part of the architecture, and not compared.
+        dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
+        ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
+            (`out.weight`, `out.bias`), the teacher of a distillation.
     """
 
     backbone: str
     width: int
     num_classes: int | None
-    provenance: PaddleProvenance = field(
-        default=PaddleProvenance({}, ()), compare=False, repr=False
-    )
+    dtypes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
 
 def from_paddle(
@@ -129,8 +122,7 @@ def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Pad
     dtypes = Counter(_dtype_name(found[tensor.paddle]) for tensor in expected)
     weights = {tensor.ours: _to_ours(found[tensor.paddle]) for tensor in expected}
     _check_values(weights, {tensor.ours: tensor.paddle for tensor in expected})
-    provenance = PaddleProvenance(dict(dtypes), tuple(ignored))
-    return weights, PaddleArchitecture(*dimensions, provenance)
+    return weights, PaddleArchitecture(*dimensions, dict(dtypes), tuple(ignored))
 
 
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
@@ -265,3 +257,97 @@ def _our_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
     out, features_in, height, width = shape
     return height, width, features_in, out
+
+
+# Every tensor of PaddleVideo's TSM: its names there and here.
+
+
+class PaddleTensor(NamedTuple):
+    """One tensor.
+
+    Attributes:
+        paddle: its structured name in PaddleVideo, as `backbone.res2a.conv0._conv.weight`.
+        ours: its name here, as `backbone.stages.0.0.conv1.conv.kernel`.
+        shape: in a Paddle file; kernels are OIHW.
+        parameter: Paddle's own name of the parameter, as `res2a_branch2a_weights`.
+    """
+
+    paddle: str
+    ours: str
+    shape: tuple[int, ...]
+    parameter: str
+
+
+class _ConvNorm(NamedTuple):
+    paddle: str
+    ours: str
+    shape: tuple[int, int, int, int]  # OIHW
+    kernel_parameter: str
+    norm_parameter: str
+
+
+def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterator[PaddleTensor]:
+    """Every tensor in the order of PaddleVideo's state dict."""
+    for number, layer in enumerate(_conv_norms(backbone, width)):
+        yield PaddleTensor(
+            f"{layer.paddle}._conv.weight",
+            f"{layer.ours}.conv.kernel",
+            layer.shape,
+            layer.kernel_parameter,
+        )
+        parameters = {
+            "scale": f"{layer.norm_parameter}_scale",
+            "bias": f"{layer.norm_parameter}_offset",
+            "mean": f"batch_norm2d_{number}.w_0",
+            "var": f"batch_norm2d_{number}.w_1",
+        }
+        for ours, paddle in _NORM.items():
+            yield PaddleTensor(
+                f"{layer.paddle}._batch_norm.{paddle}",
+                f"{layer.ours}.norm.{ours}",
+                layer.shape[:1],
+                parameters[ours],
+            )
+    if num_classes is not None:
+        features = 8 * _EXPANSION * width
+        yield PaddleTensor(FC_WEIGHT, CLASSIFIER, (features, num_classes), "fc_0.w_0")
+        yield PaddleTensor(FC_BIAS, CLASSIFIER_BIAS, (num_classes,), "fc_0.b_0")
+
+
+def _conv_norms(backbone: str, width: int) -> Iterator[_ConvNorm]:
+    stem_shape = (width, 3, 7, 7)
+    yield _ConvNorm("backbone.conv", "backbone.stem", stem_shape, "conv1_weights", "bn_conv1")
+    features_in = width
+    for stage, num_blocks in enumerate(BLOCKS[backbone]):
+        for index in range(num_blocks):
+            inner = width * 2**stage
+            yield from _block(
+                _block_name(stage, index, num_blocks), stage, index, features_in, inner
+            )
+            features_in = _EXPANSION * inner
+
+
+def _block(name: str, stage: int, index: int, features_in: int, inner: int) -> Iterator[_ConvNorm]:
+    features = _EXPANSION * inner
+    layers = [
+        ("conv0", "conv1", "branch2a", (inner, features_in, 1, 1)),
+        ("conv1", "conv2", "branch2b", (inner, inner, 3, 3)),
+        ("conv2", "conv3", "branch2c", (features, inner, 1, 1)),
+    ]
+    if index == 0:
+        layers.append(("short", "shortcut", "branch1", (features, features_in, 1, 1)))
+    for paddle, ours, branch, shape in layers:
+        yield _ConvNorm(
+            f"backbone.res{name}.{paddle}",
+            f"backbone.stages.{stage}.{index}.{ours}",
+            shape,
+            f"res{name}_{branch}_weights",
+            f"bn{name}_{branch}",
+        )
+
+
+def _block_name(stage: int, index: int, num_blocks: int) -> str:
+    """`2a`, `2b`, ...; the long third stage of ResNet-101 and -152 is `4a`, `4b1`, `4b2`, ..."""
+    if stage == 2 and num_blocks > 6 and index > 0:
+        return f"4b{index}"
+    return f"{stage + 2}{chr(ord('a') + index)}"
