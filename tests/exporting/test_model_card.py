@@ -10,6 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tsm_jax import cli
+from tsm_jax.config import to_dict
 from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.exporting.model_card import escape, model_card
 from tsm_jax.models.architecture import Architecture
@@ -64,7 +65,7 @@ def model():
             "trained_in": "output/own_videos",
             "step": 600,
             "metrics": {"top1": 0.45, "top5": 0.9, "loss": 1.5, "count": 60, "step": 600},
-            "recipe": recipe.to_dict(),
+            "recipe": to_dict(recipe),
             "train_clips": 160,
         },
     )

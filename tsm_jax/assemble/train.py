@@ -29,7 +29,6 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
-from tsm_jax.exporting.model_card import CARD_FILE, model_card
 from tsm_jax.files import write_text
 from tsm_jax.models.network import resolve_dtype
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
@@ -198,6 +197,9 @@ def _write_card(
     train_clips: int,
 ) -> None:
     """The card of the best checkpoint, beside the checkpoints."""
+    # Late: jinja2 would take every start 0.05 s.
+    from tsm_jax.exporting.model_card import CARD_FILE, model_card
+
     step = checkpoints.best_step()
     if step is None:
         return
