@@ -175,13 +175,7 @@ def _check_provenance(provenance: Any) -> None:
 def check_tensors(
     tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
-    """Raises a UserError unless exactly the expected tensors are there, of those shapes.
-
-    Args:
-        tensors: what was read.
-        expected: name to shape.
-        source: where it was read from, for the message.
-    """
+    """Raises a UserError unless exactly the expected tensors are there, of those shapes."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{printable(name)} is unexpected" for name in tensors if name not in expected]
     problems += [

@@ -48,7 +48,6 @@ def choose_start(
         expected: name to shape of what the network needs.
         with_head: take the classifier too.
         ignore: names, or beginnings of names, that may differ and then start fresh.
-        source: where the weights are from, for the message.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape and is not ignored.

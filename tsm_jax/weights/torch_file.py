@@ -201,11 +201,8 @@ class _Storage:
 class TorchUnpickler(ClosedUnpickler):
     """Interprets a pickle by `torch.save`.
 
-    Args:
-        file: as for `ClosedUnpickler`.
-        end: as for `ClosedUnpickler`.
-        find: gives the bytes of a storage by its key and its length in bytes.
-        is_big_endian: byte order of the storages.
+    `find` gives the bytes of a storage by its key and its length in bytes; `is_big_endian` is the
+    byte order of the storages.
     """
 
     def __init__(

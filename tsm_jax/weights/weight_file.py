@@ -20,10 +20,6 @@ TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 def open_weights(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[BufferedReader, int]]:
     """Gives the file and its size; within, `Refused` and errors of reading become UserErrors.
 
-    Args:
-        path: of the file.
-        kind: what it should be, for messages: "Paddle weight file".
-
     Raises:
         UserError: it is missing, not a regular file, unreadable, refused, or too large.
     """
