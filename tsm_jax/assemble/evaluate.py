@@ -67,7 +67,7 @@ def evaluate_model(
     """Evaluates a model that was read, every clip of `config.data.val_list` once.
 
     Args:
-        config: a recipe; its data, batch size, dtype and data format count, not its model.
+        config: a recipe; its data, batch size and dtype count, not its model.
         model: the network with its weights.
         weights: its name, for messages.
         average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
@@ -116,8 +116,7 @@ def _run(
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
     wanted = min(config.eval_batch_size or part_size(config), len(clips.source))
     batch_size = eval_batch_size(wanted, mesh)
-    data_format = config.model.data_format
-    network = build_network(model.architecture, config.dtype, data_format=data_format)
+    network = build_network(model.architecture, config.dtype)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
     sharding = replicated(mesh)
     params, batch_stats = (
@@ -127,7 +126,6 @@ def _run(
     eval_step = make_eval_step(
         network,
         mesh=mesh,
-        data_format=data_format,
         average_probabilities=average == "probabilities",
         deterministic=config.deterministic,
     )

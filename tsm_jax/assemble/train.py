@@ -41,7 +41,6 @@ from tsm_jax.training.run import Run, Validate
 from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState, abstract_state, init_state
 from tsm_jax.training.steps import EvalStep
-from tsm_jax.weights.model_card import CARD_FILE, model_card
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.start import choose_start
 
@@ -198,6 +197,9 @@ def _write_card(
     train_clips: int,
 ) -> None:
     """The card of the best checkpoint, beside the checkpoints."""
+    # Late: jinja2 would take every start 0.05 s.
+    from tsm_jax.exporting.model_card import CARD_FILE, model_card
+
     step = checkpoints.best_step()
     if step is None:
         return
@@ -226,7 +228,7 @@ def _headline(config: ConfigDict, mesh: Mesh, train_clips: int, val_clips: int) 
     model = config.model
     device = mesh.devices.flat[0]
     return (
-        f"TSM-ResNet-{model.depth} (shift {model.shift}), {model.num_segments} segments of"
+        f"{architecture_of(model)} (shift {model.shift}), {model.num_segments} segments of"
         f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
         f" {device.device_kind}; {train_clips} training and {val_clips} validation clips"
     )

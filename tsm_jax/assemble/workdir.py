@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import preprocessing_of
 from tsm_jax.assemble.network import architecture_of
+from tsm_jax.config import to_dict
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
 from tsm_jax.training.checkpoint import Checkpoints
@@ -67,7 +68,7 @@ def provenance_of(
         "step": step,
         "metrics": checkpoints.metrics(step),
         "best_metric": checkpoints.best_metric,
-        "recipe": {**config.to_dict(), "workdir": name},
+        "recipe": {**to_dict(config), "workdir": name},
     }
 
 

@@ -93,7 +93,7 @@ class Checkpoints:
                         {"params": state.params, "batch_stats": state.batch_stats}
                     ),
                     optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-                    recipe=ocp.args.JsonSave(config.to_dict()),
+                    recipe=ocp.args.JsonSave(config_lib.to_dict(config)),
                     progress=ocp.args.JsonSave(progress),
                 ),
             )

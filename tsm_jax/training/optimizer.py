@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-FC_WEIGHT = "head.fc.kernel"
-FC_BIAS = "head.fc.bias"
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 
 
 def make_schedule(
@@ -71,13 +70,13 @@ def make_optimizer(
         fc_weight_multiplier: learning-rate multiplier of the classifier's weight.
         fc_bias_multiplier: and of its bias.
     """
-    decayed = _is_weight if decay == "weights" else _is(FC_WEIGHT)
+    decayed = _is_weight if decay == "weights" else _is(CLASSIFIER)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask=_mask(decayed)),
         optax.trace(decay=momentum),
-        optax.masked(optax.scale(fc_weight_multiplier), _mask(_is(FC_WEIGHT))),
-        optax.masked(optax.scale(fc_bias_multiplier), _mask(_is(FC_BIAS))),
+        optax.masked(optax.scale(fc_weight_multiplier), _mask(_is(CLASSIFIER))),
+        optax.masked(optax.scale(fc_bias_multiplier), _mask(_is(CLASSIFIER_BIAS))),
         optax.scale_by_learning_rate(learning_rate),
     )
 

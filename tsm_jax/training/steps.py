@@ -32,7 +32,6 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     mesh: Mesh,
-    data_format: str,
     seed: int,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
@@ -46,7 +45,6 @@ def make_train_step(
         optimizer: of its parameters.
         schedule: learning rate by step, for the metrics.
         mesh: the devices.
-        data_format: of the network.
         seed: of dropout.
         label_smoothing: share of the target that is spread over all classes.
         accumulation_steps: parts that a batch is computed in, see `accumulation.py`.
@@ -62,7 +60,7 @@ def make_train_step(
         logits, new_batch_stats = network.apply(
             params,
             batch_stats,
-            normalize(batch["video"][:, 0], data_format),  # [B, T, H, W, 3]: one view
+            normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
             train=True,
             dropout_keys=batch["dropout_key"],
         )
@@ -105,7 +103,6 @@ def make_eval_step(
     network: Network,
     *,
     mesh: Mesh,
-    data_format: str,
     average_probabilities: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
@@ -121,7 +118,7 @@ def make_eval_step(
     def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
         clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
-        logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
+        logits, _ = network.apply(params, batch_stats, normalize(clips))
         logits = logits.reshape(*video.shape[:2], -1)  # [B, V, K]
         if average_probabilities:  # its logarithm, whose softmax it is
             logits = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
