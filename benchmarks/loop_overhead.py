@@ -26,13 +26,12 @@ from tsm_jax import cli
 from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
-from tsm_jax.training.evaluation import ON_DEVICE
-from tsm_jax.training.loop import train
+from tsm_jax.training.log import Progress, RunLog
+from tsm_jax.training.loop import TrainingRun, train
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preemption
-from tsm_jax.training.run import Run
-from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState
+from tsm_jax.training.steps import ON_DEVICE
 
 
 class NoCheckpoints:
@@ -50,7 +49,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=20, help="behind the first (default 20)")
+    parser.add_argument("--steps", type=int, default=20, help="after the first (default 20)")
     parser.add_argument("--repeats", type=int, default=3)
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
@@ -68,7 +67,7 @@ def main() -> None:
             reading=build_reading(config),
         )
 
-    def tell(measure: str, seconds: float, cpu_seconds: float) -> None:
+    def report(measure: str, seconds: float, cpu_seconds: float) -> None:
         clips = options.steps * config.batch_size
         values = {
             "measure": measure,
@@ -90,32 +89,32 @@ def main() -> None:
     # Compiled before anything is timed.
     step(fresh_state(), device_batch(next(batches()), mesh))
     for _ in range(options.repeats):
-        tell("pipeline", *seconds_behind_first(batches()))
+        report("pipeline", *seconds_after_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
         timed = Timed(batches())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            log = RunLog(folder, first_step=0, total_steps=plan.total_steps)
-            with log:
+            with RunLog(folder, first_step=0) as log:
                 checkpoints: Any = NoCheckpoints()
-                run = Run(
+                run = TrainingRun(
                     config=config,
                     plan=plan,
                     mesh=mesh,
-                    order=order,
-                    clip_name=source.name,
                     class_names=(),
                     first_step=0,
                     train_step=step,
                     validate=lambda *_: {},
                     checkpoints=checkpoints,
                     log=log,
+                    progress=Progress(
+                        log, config, plan, order=order, clip_name=source.name, first_step=0
+                    ),
                     preemption=Preemption(),
                 )
                 train(run, fresh_state(), timed)
             seconds = time.perf_counter() - timed.first
             cpu_seconds = time.process_time() - timed.first_cpu
-        tell("training loop", seconds, cpu_seconds)
+        report("training loop", seconds, cpu_seconds)
 
 
 def fresh_state() -> TrainState:
@@ -127,7 +126,7 @@ def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     return put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
 
 
-def seconds_behind_first(batches: Iterator[Batch]) -> tuple[float, float]:
+def seconds_after_first(batches: Iterator[Batch]) -> tuple[float, float]:
     """Reading all but the first batch: wall-clock and CPU time."""
     next(batches)
     started, cpu = time.perf_counter(), time.process_time()

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.bad_steps import last_finite, name_some, skip_bad_step
-from tsm_jax.training.state import TrainState
+from tsm_jax.training.log import name_some
+from tsm_jax.training.state import TrainState, last_finite, skip_bad_step
 
 
 def state(value, step=0, bad_steps=0):

@@ -30,11 +30,11 @@ from tsm_jax.data.pipeline import TrainOrder
 from tsm_jax.errors import UserError
 from tsm_jax.training import metrics as metrics_lib
 from tsm_jax.training import steps
-from tsm_jax.training.bad_steps import Diverged
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.checkpoint_files import read_validations
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import Preempted, Preemption
+from tsm_jax.training.state import Diverged
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")

@@ -52,4 +52,5 @@ def test_batches_that_do_not(batch_size, group, num_devices, message):
 
 def test_any_batch_evaluates():
     mesh = make_mesh(jax.devices()[:8])
-    assert [eval_batch_size(wanted, mesh) for wanted in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert [eval_batch_size(wanted, 20, mesh) for wanted in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert [eval_batch_size(64, num_clips, mesh) for num_clips in (1, 9, 64, 99)] == [8, 16, 64, 64]

@@ -9,11 +9,10 @@ import pytest
 from tsm_jax.accuracy import warning
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
-from tsm_jax.training.evaluation import evaluate
 from tsm_jax.training.mesh import make_mesh, put_batch, replicated
 from tsm_jax.training.optimizer import make_optimizer, make_schedule
 from tsm_jax.training.state import init_state
-from tsm_jax.training.steps import make_eval_step, make_train_step
+from tsm_jax.training.steps import evaluate, make_eval_step, make_train_step
 
 CLASSES, STEPS, BATCH = 4, 4, 16
 

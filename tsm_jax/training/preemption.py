@@ -1,4 +1,4 @@
-"""Being told to stop by a scheduler: the step under way is finished and saved, exit code 75.
+"""A scheduler asks a run to stop: the step under way is finished and saved, exit code 75.
 
 SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill (SLURM sends
 another signal, by custom SIGUSR1, with `--signal`).
@@ -19,7 +19,7 @@ _SAME_SIGNAL = 1.0  # seconds
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved everything; the same command continues it."""
+    """A signal asked the run to stop and everything is saved; the same command continues it."""
 
 
 class Preemption:
