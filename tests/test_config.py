@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tsm_jax import cli, render_data
+from tsm_jax import cli
 from tsm_jax.assemble import data as build_data
 from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble import network as build
@@ -102,9 +102,9 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
     monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])
-    monkeypatch.setattr(render_data.moving_shapes, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(build_data.moving_shapes, "ensure", lambda *_, **__: None)
     config.data.source, config.data.render = "frames", "moving_shapes"
-    render_data.ensure_rendered(config)
+    build_data.ensure_rendered(config)
     build_data.build_source(config.data, "train", 8)
     assert dict(flatten(default())).keys() - read_keys == set()
 

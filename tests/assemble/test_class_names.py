@@ -10,7 +10,7 @@ from tsm_jax import cli
 from tsm_jax.assemble.data import class_names, with_num_classes
 from tsm_jax.errors import UserError
 
-RECIPE = str(Path(__file__).parents[1] / "configs" / "own_videos.py")
+RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
 
 
 @pytest.fixture

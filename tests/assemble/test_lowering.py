@@ -14,7 +14,7 @@ from tsm_jax.measure.step import random_batch
 from tsm_jax.training.mesh import make_mesh, split_by_clips
 from tsm_jax.training.state import abstract_state
 
-RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.py"))
 PLATFORMS = ("cuda", "tpu")
 
 

@@ -15,7 +15,7 @@ from tsm_jax.assemble import train as training_run
 from tsm_jax.data import moving_shapes
 from tsm_jax.training.mesh import make_mesh
 
-RECIPE = str(Path(__file__).parents[1] / "configs" / "own_videos.py")
+RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
 
 # Smaller than the recipe, so that this takes seconds; nothing that a user would have to give.
 SMALLER = {

@@ -26,7 +26,7 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.model_directory import write_model_directory
 
-RECIPE = str(Path(__file__).parents[1] / "configs" / "quickstart.py")
+RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tsm_jax.assemble.recognizer import Recognizer
-from tsm_jax.assemble.recognizer_engine import RecognizerEngine
+from tsm_jax.assemble.recognizer import Recognizer, RecognizerEngine
 from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy import engine as engine_lib
 from tsm_jax.deploy.artifact import is_artifact, read_artifact

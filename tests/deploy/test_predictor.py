@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tsm_jax
+from tsm_jax.assemble.predict import load_predictor
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
@@ -38,7 +39,7 @@ def test_an_exported_folder_answers_as_the_recognizer(exported, predictor, video
 
 def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     write_model_directory(model, str(tmp_path / "model"))
-    other = Predictor.load(str(tmp_path / "model"))
+    other = load_predictor(str(tmp_path / "model"))
     assert other.engine.name == "jax"
     path = str(videos / "3.mp4")
     expected = [p.score for p in predictor.predict(path)]
@@ -47,8 +48,8 @@ def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     maps = other.activation_maps(clip, 2)
     np.testing.assert_allclose(maps, predictor.activation_maps(clip, 2), atol=1e-4)
     for engine, precision in (("onnxruntime", "float32"), ("auto", "int8")):
-        with pytest.raises(UserError, match=r"is no exported folder: \w+ runs what python -m"):
-            Predictor.load(str(tmp_path / "model"), engine=engine, precision=precision)
+        with pytest.raises(UserError, match=r"is not an exported folder: \w+ runs what python -m"):
+            load_predictor(str(tmp_path / "model"), engine=engine, precision=precision)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 16])

@@ -15,7 +15,7 @@ from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
 
 

@@ -28,7 +28,7 @@ def test_a_line_per_combination(exported, videos, capsys):
         ([], "required: COMMAND"),
         (["dance"], "invalid choice: 'dance'"),
         (["predict"], "required: --model"),
-        (["predict", "--model", "/nowhere"], "/nowhere is no exported folder"),
+        (["predict", "--model", "/nowhere"], "/nowhere is not an exported folder"),
         (["predict", "--model", "x", "--engines", "tf"], "there is no engine 'tf'"),
         (["predict", "--model", "x", "--precisions", "fp8"], "there is no precision 'fp8'"),
         (["predict", "--model", "x", "--repeats", "0"], "must be at least 1"),

@@ -16,7 +16,7 @@ from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.measure.operations import Cost, count
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
 SMALL = ["--config.model.width=8", "--config.data.crop_size=32", "--config.data.short_side=32"]
 OF_A_BARE_MACHINE = (

@@ -149,9 +149,11 @@ def read_artifact(folder: str) -> Artifact:
     Raises:
         UserError: it is not an exported folder, or of another version, or its config is broken.
     """
+    if not is_artifact(folder):
+        raise UserError(f"{folder} is not an exported folder: write one with tsm export")
     architecture, preprocessing, description = read_description(folder)
     path = os.path.join(folder, CONFIG_FILE)
-    exported = description.get("export")
+    exported = description["export"]
     if not isinstance(exported, dict):
         raise UserError(f"{path}: export is {shown(exported)}: export the model again")
     version = exported.get("version")
