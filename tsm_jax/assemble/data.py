@@ -8,10 +8,8 @@ import os
 import jax
 from ml_collections import ConfigDict
 
-from tsm_jax.data import moving_shapes
 from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
-from tsm_jax.data.packed import open_packed
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.data.sources import FrameSource, Source, SyntheticSource, VideoSource
@@ -38,6 +36,8 @@ def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
     if data.source == "synthetic":
         return SyntheticSource(SYNTHETIC_CLIPS, num_classes)
     if data.source == "packed":
+        from tsm_jax.data.packed import open_packed  # late: other recipes need none of it
+
         return open_packed(list_path, num_classes)
     if data.source == "frames":
         entries = read_frame_list(
@@ -153,6 +153,8 @@ def ensure_rendered(config: ConfigDict) -> None:
 
 
 def _render(config: ConfigDict) -> None:
+    from tsm_jax.data import moving_shapes
+
     directory = os.path.dirname(config.data.train_list)
     train_videos, val_videos = config.data.rendered_clips
     with progress_bar("render") as update:
