@@ -353,7 +353,7 @@ def test_a_broken_video_is_skipped_and_counted(with_a_broken_video, tmp_path, on
     assert f"{video.name}" in caplog.text
 
 
-def test_train_command_tells_what_it_does(data, tmp_path, capsys):
+def test_train_command_prints_what_it_does(data, tmp_path, capsys):
     workdir = tmp_path / "work"
     train.main(["--config", RECIPE, *overrides(data, workdir, epochs=1)])
     out = capsys.readouterr().out

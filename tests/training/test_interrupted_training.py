@@ -273,8 +273,8 @@ def test_steps_that_are_not_finite_are_skipped_until_one_stops_the_run(
     assert "step 2 is not finite" in out
     assert "skipped (1 of 1)" in out
     assert "the state before, of step 4: val loss" in out
-    told = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
-    assert told == {
+    reported = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
+    assert reported == {
         "bad_step": {"kind": "bad_step", "step": 2, "bad_steps": 1, "clips": bad_batches[0]},
         "diverged": {"kind": "diverged", "step": 4, "bad_step": 5, "clips": bad_batches[1]},
     }

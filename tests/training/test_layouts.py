@@ -153,7 +153,7 @@ def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, la
     assert process.returncode == 0, output
     assert "on 4 x cpu" in output
     assert f"continuing {second} at step 1" in output
-    assert "[1] epoch" not in output  # the first process alone tells what happens
+    assert "[1] epoch" not in output  # only the first process logs
     assert_same_step(second, on_one_device[2], 2)
 
     third = tmp_path / "third"
@@ -166,7 +166,7 @@ def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, la
 
 
 @pytest.mark.slow
-def test_two_processes_told_to_stop_save_one_step_and_continue(launch, tmp_path):
+def test_two_processes_that_are_preempted_save_one_step_and_continue(launch, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     process = launch(undisturbed, epochs=9)
     output, _ = process.communicate()

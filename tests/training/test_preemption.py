@@ -1,4 +1,4 @@
-"""What a process does when it is told to stop, in processes of its own."""
+"""What a process does at a scheduler's signal, in processes of its own."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from tsm_jax.assemble.data import (
     with_num_classes,
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps
-from tsm_jax.assemble.workdir import provenance_of
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
@@ -233,7 +232,7 @@ def _write_card(
     step = checkpoints.best_step()
     if step is None:
         return
-    provenance = provenance_of(checkpoints, step, config, config.workdir)
+    provenance = checkpoints.provenance(step, config)
     model = Model(
         architecture=architecture_of(config.model),
         preprocessing=preprocessing_of(config.data),

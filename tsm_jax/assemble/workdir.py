@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import jax
 import numpy as np
@@ -51,24 +50,10 @@ def read_workdir(workdir: str) -> Model:
         params, batch_stats = checkpoints.restore_model(step, network, mesh)
         tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
         check_values(tensors, checkpoints.path(step))
-        provenance = provenance_of(checkpoints, step, config, workdir)
+        provenance = checkpoints.provenance(step, config)
     finally:
         checkpoints.close()
     return Model(architecture, preprocessing, labels, tensors, provenance)
-
-
-def provenance_of(
-    checkpoints: Checkpoints, step: int, config: ConfigDict, workdir: str
-) -> dict[str, Any]:
-    """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
-    name = os.path.basename(os.path.abspath(workdir))
-    return {
-        "trained_in": name,
-        "step": step,
-        "metrics": checkpoints.metrics(step),
-        "best_metric": checkpoints.best_metric,
-        "recipe": {**config.to_dict(), "workdir": name},
-    }
 
 
 def _best_step(checkpoints: Checkpoints, workdir: str) -> int:

@@ -169,6 +169,17 @@ class Checkpoints:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    def provenance(self, step: int, config: ConfigDict) -> dict[str, Any]:
+        """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
+        name = os.path.basename(os.path.dirname(os.path.abspath(self._directory)))
+        return {
+            "trained_in": name,
+            "step": step,
+            "metrics": self.metrics(step),
+            "best_metric": self.best_metric,
+            "recipe": {**config.to_dict(), "workdir": name},
+        }
+
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """The train state of a step, of shapes and devices as in `abstract_state`; its progress."""
         restored = self._restore(

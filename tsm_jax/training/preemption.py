@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 EXIT_CODE = 75  # EX_TEMPFAIL: try again
@@ -47,12 +46,7 @@ class Preemption:
         threading.Thread(target=self._watch, name="preemption", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)

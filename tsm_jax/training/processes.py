@@ -84,7 +84,7 @@ def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
     """
     if jax.process_count() == 1:
         return step
-    compiled: Callable[..., _T] | None = None
+    compiled: Any = None
 
     def call(*arguments: Any) -> _T:
         nonlocal compiled
@@ -92,7 +92,6 @@ def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
             jitted: Any = step
             compiled = jitted.lower(*arguments).compile()
             wait_for_all(f"compiled the {what}")
-        assert compiled is not None
         return compiled(*arguments)
 
     return call
@@ -103,13 +102,6 @@ def from_first(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
-
-
-def everywhere(flag: bool) -> bool:
-    """Whether `flag` is True on every process. All have to call it."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.int32(flag)).all())
 
 
 def stop_vote(preemption: Preemption, mesh: Mesh) -> Callable[[], bool]:
@@ -147,10 +139,10 @@ def check_shared(directory: str) -> None:
         with open(path, "w", encoding="utf-8"):
             pass
     wait_for_all("looked for a shared directory")
-    shared = everywhere(_appears(path))
+    seen = multihost_utils.process_allgather(np.int32(_appears(path)))
     if jax.process_index() == 0:
         os.remove(path)
-    if not shared:
+    if not seen.all():
         raise UserError(
             f"{os.path.abspath(directory)} is not the same directory for all"
             f" {jax.process_count()} processes: set --config.workdir to a file system that all"
