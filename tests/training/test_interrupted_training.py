@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from tsm_jax import cli
@@ -34,7 +33,7 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.checkpoint_files import read_validations
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import Preempted, Preemption
-from tsm_jax.training.state import Diverged
+from tsm_jax.training.state import Diverged, abstract_state
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
@@ -350,8 +349,11 @@ def number_of_lines(workdir):
 def newest_state(workdir):
     checkpoints = Checkpoints(str(workdir), read_only=True)
     step = checkpoints.latest_step()
-    arrays, numbers = ocp.args.StandardRestore(), ocp.args.JsonRestore()
-    items = checkpoints._restore(step, model=arrays, optimizer=arrays, progress=numbers)
-    checkpoints.close()
     assert step == 60
-    return {name: items[name] for name in ("model", "optimizer", "progress")}
+    config = checkpoints.recipe(step)
+    network = build.build_training_network(config)
+    optimizer = build.build_optimizer(config, lambda _: 0.0)
+    like = abstract_state(network, optimizer, make_mesh(jax.devices()[:1]))
+    restored = checkpoints.restore(step, like)
+    checkpoints.close()
+    return restored

@@ -96,14 +96,12 @@ def curve(workdir, kind="train"):
 
 @pytest.fixture(scope="module")
 def on_one_device(run_here, tmp_path_factory):
-    """The workdir of one device after each of three epochs."""
+    """The workdirs of one device after one and after two epochs."""
     folder = tmp_path_factory.mktemp("one")
-    workdirs = [folder / str(epochs) for epochs in range(4)]
-    for epochs in range(1, 4):
-        if epochs > 1:
-            shutil.copytree(workdirs[epochs - 1], workdirs[epochs])
-        run_here(workdirs[epochs], devices=1, epochs=epochs)
-    return workdirs
+    run_here(folder / "1", devices=1, epochs=1)
+    shutil.copytree(folder / "1", folder / "2")
+    run_here(folder / "2", devices=1, epochs=2)
+    return folder / "1", folder / "2"
 
 
 def state(workdir, step):
@@ -142,27 +140,25 @@ def assert_same_step(workdir, expected, step):
 
 
 def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, launch, tmp_path):
-    first = tmp_path / "first"
-    run_here(first, devices=4, epochs=1)
-    assert_same_step(first, on_one_device[1], 1)
+    after_one, after_two = on_one_device
 
-    second = tmp_path / "second"
-    shutil.copytree(on_one_device[1], second)
-    process = launch(second, epochs=2)
+    four = tmp_path / "four"
+    shutil.copytree(after_one, four)
+    run_here(four, devices=4, epochs=2)
+    assert_same_step(four, after_two, 2)
+
+    two_by_two = tmp_path / "two_by_two"
+    shutil.copytree(after_one, two_by_two)
+    process = launch(two_by_two, epochs=2)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "on 4 x cpu" in output
-    assert f"continuing {second} at step 1" in output
+    assert f"continuing {two_by_two} at step 1" in output
     assert "[1] epoch" not in output  # only the first process logs
-    assert_same_step(second, on_one_device[2], 2)
+    assert_same_step(two_by_two, after_two, 2)
 
-    third = tmp_path / "third"
-    shutil.copytree(on_one_device[2], third)
-    run_here(third, devices=4, epochs=3)
-    assert_same_step(third, on_one_device[3], 3)
-
-    run_here(second, devices=1, epochs=3)  # what two processes have saved
-    assert curve(second).keys() == {1, 2, 3}
+    run_here(two_by_two, devices=1, epochs=3)  # what two processes have saved
+    assert curve(two_by_two).keys() == {1, 2, 3}
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def environment(monkeypatch):
     def use(*values, **others):
         for name, value in [*zip(VARIABLES, values, strict=False), *others.items()]:
             monkeypatch.setenv(name, value)
-        return processes._environment()
+        return processes.distributed_arguments()
 
     return use
 

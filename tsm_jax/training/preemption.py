@@ -14,7 +14,6 @@ from typing import Any
 
 EXIT_CODE = 75  # EX_TEMPFAIL: try again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_SAME_SIGNAL = 1.0  # seconds
 
 
 class Preempted(Exception):
@@ -26,12 +25,13 @@ class Preemption:
 
     The first signal sets `noted`. Before there is anything to save (`steps_taken` has not been
     called) it ends the process at once with exit code 75, even in the middle of a compilation. A
-    second SIGTERM, at least a second after the first (a scheduler and a launcher may both pass on
-    the same one), ends it at once with 143.
+    second SIGTERM, `same_signal_seconds` after the first (a scheduler and a launcher may both pass
+    on the same one), ends it at once with 143.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same_signal_seconds: float = 1.0) -> None:
         self.noted = False
+        self._same_signal_seconds = same_signal_seconds
         self._nothing_to_save = True
         self._before: dict[int, Any] = {}
 
@@ -67,6 +67,6 @@ class Preemption:
             self.noted = True
             if number[0] == signal.SIGTERM:
                 first_term = first_term or time.monotonic()
-                if time.monotonic() - first_term > _SAME_SIGNAL:
+                if time.monotonic() - first_term > self._same_signal_seconds:
                     os._exit(128 + signal.SIGTERM)
         os.close(self._reader)

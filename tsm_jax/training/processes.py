@@ -44,7 +44,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     Raises:
         UserError: the environment is contradictory.
     """
-    arguments = _environment()
+    arguments = distributed_arguments()
     if arguments is None:
         yield
         return
@@ -160,7 +160,7 @@ def _appears(path: str, seconds: float = 5.0) -> bool:
     return True
 
 
-def _environment() -> dict[str, Any] | None:
+def distributed_arguments() -> dict[str, Any] | None:
     """What to give to `jax.distributed.initialize`; None for a process on its own."""
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
     if given:
