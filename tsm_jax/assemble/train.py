@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import jax
@@ -69,8 +70,7 @@ def train_recipe(
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
     steps = build_steps(config, plan, mesh)
-    checkpoints = Checkpoints(config.workdir)
-    try:
+    with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, steps, mesh)
         checkpoints.choose_best_by(config.best_metric)
         writes = jax.process_index() == 0
@@ -119,8 +119,6 @@ def train_recipe(
                 log.say(line)
             if writes:
                 _write_card(checkpoints, config, labels, state, len(train_source))
-    finally:
-        checkpoints.close()
     return state
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -21,11 +22,8 @@ from tsm_jax.weights.tensor_file import check_values
 
 def read_recipe(workdir: str) -> ConfigDict:
     """The recipe of the best checkpoint of a run."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         return checkpoints.recipe(_best_step(checkpoints, workdir))
-    finally:
-        checkpoints.close()
 
 
 def read_workdir(workdir: str) -> Model:
@@ -35,8 +33,7 @@ def read_workdir(workdir: str) -> Model:
         UserError: there is no complete checkpoint yet, or its recipe or its weights are not those
             of a network.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = _best_step(checkpoints, workdir)
         config = checkpoints.recipe(step)
         try:
@@ -51,8 +48,6 @@ def read_workdir(workdir: str) -> Model:
         tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
         check_values(tensors, checkpoints.path(step))
         provenance = checkpoints.provenance(step, config)
-    finally:
-        checkpoints.close()
     return Model(architecture, preprocessing, labels, tensors, provenance)
 
 

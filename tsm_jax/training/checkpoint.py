@@ -105,8 +105,7 @@ class Checkpoints:
             metrics = {**metrics, "loss": None}
         self._validations[step] = metrics
         if jax.process_index() == 0:
-            with self._write_errors_named():
-                write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
+            write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
 
     def path(self, step: int) -> str:
         """Folder of a step."""
@@ -125,8 +124,7 @@ class Checkpoints:
         self._best_by = metric
         if jax.process_index() > 0:
             return
-        with self._write_errors_named():
-            files.write_best_metric(self._directory, metric)
+        files.write_best_metric(self._directory, metric)
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
