@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from tsm_jax import cli
 from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
@@ -31,7 +30,6 @@ from tsm_jax.training.loop import TrainingRun, train
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.state import TrainState
-from tsm_jax.training.steps import ON_DEVICE
 
 
 class NoCheckpoints:
@@ -87,7 +85,7 @@ def main() -> None:
         return state, nothing(batch["video"])
 
     # Compiled before anything is timed.
-    step(fresh_state(), device_batch(next(batches()), mesh))
+    step(fresh_state(), put_batch(next(batches()), mesh))
     for _ in range(options.repeats):
         report("pipeline", *seconds_after_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
@@ -120,10 +118,6 @@ def main() -> None:
 def fresh_state() -> TrainState:
     none = jnp.zeros((), jnp.int32)
     return TrainState(none, {}, {}, (), none)
-
-
-def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    return put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
 
 
 def seconds_after_first(batches: Iterator[Batch]) -> tuple[float, float]:

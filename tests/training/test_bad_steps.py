@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.log import name_some
 from tsm_jax.training.state import TrainState, last_finite, skip_bad_step
 
 
@@ -66,8 +65,3 @@ def test_the_run_stands_still_from_the_step_that_stops_it():
     final = last_finite(final, 1)
     # As before the second bad step: two steps done, one of them bad.
     assert [int(final.step), int(final.bad_steps), float(final.params["kernel"])] == [2, 1, 1.0]
-
-
-def test_of_many_clips_a_few_are_named():
-    assert name_some(["a", "b"]) == "a, b"
-    assert name_some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -257,7 +257,7 @@ class Progress:
         what = (
             f"{'the update of ' if update else ''}step {done} is not finite: loss"
             f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips"
-            f" {name_some(clips)} (all in {METRICS_FILE})"
+            f" {', '.join(clips[:4])} (all {len(clips)} in {METRICS_FILE})"
         )
         if bad_steps > allowed:
             # Not recorded as a bad step: the run may be continued from the step before.
@@ -306,9 +306,3 @@ class Progress:
                 f"  {speed['clips_per_second']:.1f} clips/s  ETA {left}"
             )
         return line + (f"  replaced {replaced}" if replaced else "")
-
-
-def name_some(clips: Sequence[str], limit: int = 4) -> str:
-    """The first clips of a batch in words."""
-    rest = len(clips) - limit
-    return ", ".join(clips[:limit]) + (f" and {rest} more" if rest > 0 else "")

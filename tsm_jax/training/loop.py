@@ -20,7 +20,7 @@ from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training.processes import from_first, stop_vote
 from tsm_jax.training.state import Diverged, TrainState, last_finite
-from tsm_jax.training.steps import ON_DEVICE, TrainStep
+from tsm_jax.training.steps import TrainStep
 
 # Means over the validation clips for a state; calls the second argument after every batch.
 Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
@@ -70,8 +70,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
         batch = next(batches)
         reading = time.perf_counter() - started
 
-        device_batch = put_batch({name: batch[name] for name in ON_DEVICE}, run.mesh)
-        state, metrics = run.train_step(state, device_batch)
+        state, metrics = run.train_step(state, put_batch(batch, run.mesh))
         run.preemption.steps_taken()
         preempted = stop()
         done = step + 1

@@ -80,9 +80,13 @@ def eval_batch_size(wanted: int, num_clips: int, mesh: Mesh) -> int:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Sends this process's part of a batch to its devices, without waiting for the copy."""
+    """Sends this process's part of a batch to its devices, without waiting for the copy.
+
+    `index`, the numbers of its clips, stays here: only the host needs it.
+    """
     sharding = split_by_clips(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
+        if name != "index"
     }

@@ -19,8 +19,6 @@ from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, c
 from tsm_jax.training.optimizer import global_norm
 from tsm_jax.training.state import TrainState, skip_bad_step
 
-ON_DEVICE = ("video", "label", "mask")  # what of a host's batch the steps take
-
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 EvalResult = tuple[dict[str, jax.Array], dict[str, jax.Array]]
@@ -210,8 +208,7 @@ def evaluate(
 
     pending = None
     for batch in batches:
-        device_batch = put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
-        result = eval_step(params, batch_stats, device_batch)
+        result = eval_step(params, batch_stats, put_batch(batch, mesh))
         if pending is not None:  # one step late, so that devices never wait for the host
             finish(pending)
         pending = result
