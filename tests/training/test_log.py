@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import struct
+import sys
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -122,6 +124,25 @@ def test_a_full_disk_fails_at_the_line(tmp_path, full):
     assert str(tmp_path) in str(error.value)
     written = (tmp_path / METRICS_FILE).read_text()
     assert written == (earlier if full == "metrics" else written.splitlines()[0] + "\n")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_follow_each_other_on_stderr_and_lines_stay_on_stdout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with open_log(tmp_path) as log:
+        log.show("train", 1, 4)
+        log.say("epoch 1/2")
+        log.show("validate", 1, 3)
+        log.show("train", 2, 4)
+    assert capsys.readouterr().out == "epoch 1/2\n"
+    shown = sys.stderr.getvalue()
+    assert all(part in shown for part in ("train", "1/4", "validate", "1/3", "2/4"))
+    assert "epoch" not in shown
 
 
 def test_there_is_no_speed_before_a_step_was_timed():
