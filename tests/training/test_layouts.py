@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble.network import build_optimizer, build_training_network
@@ -23,7 +24,6 @@ from tsm_jax.training.preemption import EXIT_CODE
 from tsm_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
-RECIPE = str(ROOT / "configs" / "quickstart.py")
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +38,16 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(data):
     def for_run(workdir, epochs):
-        values = {
-            "data.render": "",
-            "data.train_list": data / "train.list",
-            "data.val_list": data / "val.list",
-            "data.prefix": data,
-            "data.crop_size": 32,
-            "data.short_side": 32,
-            "model.width": 8,
-            "model.num_segments": 4,
-            "model.dropout": 0.5,
+        changes = {
             "model.batch_norm_group": 2,
             "batch_size": 8,  # of 12 clips: each step is an epoch of its own, with other clips
             "eval_batch_size": 6,
-            "epochs": epochs,
             "log_every": 1,
             "optimizer.schedule": "step",  # does not depend on how many epochs follow
             "optimizer.learning_rate": 0.02,
             "optimizer.warmup_epochs": 0.0,
-            "workdir": workdir,
         }
-        return [f"--config.{key}={value}" for key, value in values.items()]
+        return overrides(data, workdir, epochs=epochs, **changes)
 
     return for_run
 
