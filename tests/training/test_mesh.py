@@ -24,6 +24,10 @@ def test_the_devices_of_a_process_are_neighbours():
     assert ordered == [(0, 0), (0, 1), (0, 4), (1, 2), (1, 3), (1, 5)]
 
 
+def test_a_mesh_has_all_devices_unless_some_are_given():
+    assert list(make_mesh().devices) == jax.devices()
+
+
 def test_processes_with_different_numbers_of_devices_are_refused():
     with pytest.raises(UserError, match="process 0 has 2, process 1 has 1"):
         make_mesh([Device(0, 0), Device(1, 0), Device(2, 1)])

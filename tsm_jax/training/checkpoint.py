@@ -192,18 +192,12 @@ class Checkpoints:
 
     def restore_model(self, step: int, network: Network, mesh: Mesh) -> tuple[Tensors, Tensors]:
         """Parameters and running statistics alone, replicated over a mesh."""
-        sharding = replicated(mesh)
-
-        def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-            return {
-                name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)
-                for name, shape in shapes.items()
-            }
-
-        target = {
-            "params": abstract(network.param_shapes),
-            "batch_stats": abstract(network.batch_stat_shapes),
-        }
+        shapes = {"params": network.param_shapes, "batch_stats": network.batch_stat_shapes}
+        target = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, "float32", sharding=replicated(mesh)),
+            shapes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
         restored = self._restore(step, model=ocp.args.StandardRestore(target))
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
