@@ -18,7 +18,7 @@ NAMES = ["ApplyEyeMakeup", "BenchPress", "clean and jerk"]
 
 @pytest.fixture
 def model():
-    return Model(Architecture(18, 3, 4, width=8), Preprocessing(32, 36), NAMES, {})
+    return Model(Architecture("resnet18", 3, 4, width=8), Preprocessing(32, 36), NAMES, {})
 
 
 def touch(root: Path, *paths: str):
@@ -53,7 +53,7 @@ def test_a_folder_that_is_no_class_is_named(model, tmp_path):
 def test_other_weights_may_follow_in_the_same_folder(model, tmp_path):
     videos = touch(tmp_path / "v", "BenchPress/a.mp4")
     evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
-    other = Model(Architecture(18, 2, 4), Preprocessing(), ["Surfing", "BenchPress"], {})
+    other = Model(Architecture("resnet18", 2, 4), Preprocessing(), ["Surfing", "BenchPress"], {})
     config = evaluation_data.class_folders(other, videos, str(tmp_path / "out"))
     assert clips(config) == [(f"{videos}/BenchPress/a.mp4", 1)]
 
@@ -77,7 +77,7 @@ def test_ucf101_is_its_test_list(model, ucf101, tmp_path):
 
 
 def test_ucf101_needs_a_network_of_its_classes(ucf101, tmp_path):
-    other = Model(Architecture(18, 3, 4), Preprocessing(), ["a", "b", "c"], {})
+    other = Model(Architecture("resnet18", 3, 4), Preprocessing(), ["a", "b", "c"], {})
     with pytest.raises(UserError, match=r"the model knows 3 classes \(a, ...\)"):
         evaluation_data.ucf101(other, ucf101, str(tmp_path / "out"))
 
