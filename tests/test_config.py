@@ -18,6 +18,7 @@ from tsm_jax.assemble import data as build_data
 from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble import network as build
 from tsm_jax.assemble import train as training_run
+from tsm_jax.assemble import weights
 from tsm_jax.config import (
     CHANGEABLE_ON_RESUME,
     CHOICES,
@@ -31,8 +32,10 @@ from tsm_jax.config import (
     to_dict,
     validate,
 )
+from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
+from tsm_jax.weights import start
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -95,16 +98,16 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     recipe = str(REPOSITORY / "configs" / "quickstart.py")
     config = cli.load_recipe(recipe, [f"--config.{key}={value}" for key, value in values.items()])
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
-    monkeypatch.setattr(training_run, "load_tensors", lambda _: {})
-    monkeypatch.setattr(training_run, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
+    monkeypatch.setattr(weights, "load_tensors", lambda _: {})
+    monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
     found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
-    monkeypatch.setattr(evaluation_run, "_run", lambda *_: found)
+    monkeypatch.setattr(evaluation_run, "_evaluate_clips", lambda *_: found)
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
     monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])
-    monkeypatch.setattr(build_data.moving_shapes, "ensure", lambda *_, **__: None)
+    monkeypatch.setattr(moving_shapes, "ensure", lambda *_, **__: None)
     config.data.source, config.data.render = "frames", "moving_shapes"
     build_data.ensure_rendered(config)
     build_data.build_source(config.data, "train", 8)

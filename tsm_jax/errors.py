@@ -1,4 +1,4 @@
-"""Errors that a user can mend; the commands print them as one line and exit with code 1."""
+"""Errors that a user can fix; the commands print them as one line and exit with code 1."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ SMALLER = {
     "data.crop_size": 32,
     "data.short_side": 32,
     "epochs": 1,
+    "optimizer.warmup_epochs": 0.0,
     "workdir": "output/own_videos",  # they would be in its name
 }
 

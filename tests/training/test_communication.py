@@ -1,4 +1,4 @@
-"""What the devices tell each other in a training step: gradients once, activations never.
+"""What the devices send each other in a training step: gradients once, activations never.
 
 Read from the compiled program for eight devices, so that no clock is needed.
 """

@@ -40,6 +40,12 @@ def test_what_is_loaded_is_taken_and_the_rest_is_drawn_as_ever(parts):
     assert not np.array_equal(start(parts, seed=6).params[kernel], fresh.params[kernel])
 
 
+def test_a_state_starts_the_same_on_any_mesh(parts):
+    network, optimizer, mesh = parts
+    states = [init_state(network, optimizer, 5, on) for on in (mesh, make_mesh(jax.devices()))]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
 def test_an_abstract_state_is_one_without_values(parts):
     def description(state):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)

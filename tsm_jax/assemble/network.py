@@ -1,7 +1,4 @@
-"""Where a recipe's strings and numbers become a network and its optimizer.
-
-Besides `build_data.py` the only such place. It needs jax, flax and optax, nothing that reads data.
-"""
+"""Where a recipe's strings and numbers become a network, its optimizer and its steps."""
 
 from __future__ import annotations
 
@@ -65,14 +62,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 @dataclass(frozen=True)
 class Steps:
-    """What a recipe runs on the devices.
-
-    Attributes:
-        network: in training.
-        optimizer: of its parameters.
-        train_step: one optimizer step.
-        eval_step: sums over a batch of the validation.
-    """
+    """What a recipe runs on the devices."""
 
     network: Network
     optimizer: optax.GradientTransformation

@@ -79,7 +79,7 @@ class Recognizer:
         def choose(num_frames: int) -> np.ndarray:
             return self._protocol.choose_frames(num_frames, self.num_segments)
 
-        views = self._protocol.views(decode_frames(path, choose))
+        views = self._protocol.views(decode_frames(path, choose), path)
         # One at a time: there may be a hundred.
         clips = (np.asarray(normalize(view[None])) for view in views)
         logits = np.concatenate([self.forward(clip) for clip in clips])
