@@ -143,7 +143,7 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
     )
     seen = []
 
-    def train(run, state, batches, saved):
+    def train(run, state, *_):
         seen.append(state)
         raise StartedError
 

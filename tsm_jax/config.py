@@ -149,7 +149,7 @@ def default() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    # Image network that gets the shifts: resnet18, resnet34, resnet50, resnet101, resnet152.
+    # Image network that gets the shifts: a name of tsm_jax/models/backbones.py.
     model.backbone = "resnet50"
     # Channels of its stem; 64 is the paper's.
     model.width = 64

@@ -21,7 +21,12 @@ from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
 _EXPANSION = 4
-_NORM = {"scale": "weight", "bias": "bias", "mean": "_mean", "var": "_variance"}
+_NORM = (  # ours, theirs, their parameter
+    ("scale", "weight", "{norm}_scale"),
+    ("bias", "bias", "{norm}_offset"),
+    ("mean", "_mean", "batch_norm2d_{number}.w_0"),
+    ("var", "_variance", "batch_norm2d_{number}.w_1"),
+)
 _IMAGENET_HEAD = ("out.weight", "out.bias")
 _STEM = "backbone.conv._conv.weight"
 _FLOATS = ("float16", "uint16", "float32", "float64")
@@ -295,18 +300,12 @@ def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterat
             layer.shape,
             layer.kernel_parameter,
         )
-        parameters = {
-            "scale": f"{layer.norm_parameter}_scale",
-            "bias": f"{layer.norm_parameter}_offset",
-            "mean": f"batch_norm2d_{number}.w_0",
-            "var": f"batch_norm2d_{number}.w_1",
-        }
-        for ours, paddle in _NORM.items():
+        for ours, paddle, parameter in _NORM:
             yield PaddleTensor(
                 f"{layer.paddle}._batch_norm.{paddle}",
                 f"{layer.ours}.norm.{ours}",
                 layer.shape[:1],
-                parameters[ours],
+                parameter.format(norm=layer.norm_parameter, number=number),
             )
     if num_classes is not None:
         features = 8 * _EXPANSION * width
