@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tsm_jax import files
@@ -60,7 +60,6 @@ def download(
 
     Args:
         url: https; plain http only to this machine itself.
-        path: where the file is to be; its folder is made.
         what: what is downloaded, for messages: "the weights".
         setting: what the user changes to store it elsewhere, for messages: "--output".
         max_bytes: a larger file is refused, before or during the download.
@@ -76,10 +75,7 @@ def download(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(path.name + ".lock")):
             if not path.exists():
-                transfer = _Transfer(url, path, what, max_bytes, on_progress)
-                # The hash comes first, so that the file never lacks one.
-                _record_hash(path, files.sha256(transfer.run()))
-                transfer.finish(path)
+                _Transfer(url, path, what, max_bytes, on_progress).run()
             else:
                 _check_recorded_hash(path)
     except OSError as error:
@@ -99,25 +95,21 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _hash_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
 def _record_hash(path: Path, digest: str) -> None:
-    files.write_text(_hash_file(path), f"{digest}  {path.name}\n")
+    files.write_text(f"{path}.sha256", f"{digest}  {path.name}\n")
 
 
 def _check_recorded_hash(path: Path) -> None:
     files.check_regular(path, "the downloaded file")
     digest = files.sha256(path)
-    if not _hash_file(path).exists():
+    if not os.path.exists(f"{path}.sha256"):
         _record_hash(path, digest)
-        return
-    recorded = files.read_text(_hash_file(path), "the checksum", errors="replace").split()
-    if recorded[:1] != [digest]:
+    elif files.read_text(f"{path}.sha256", "the checksum", errors="replace").split()[:1] != [
+        digest
+    ]:
         raise UserError(
             f"{path}: is not the file that was downloaded (its SHA-256 differs from the one in"
-            f" {_hash_file(path).name}); delete it and try again"
+            f" {path.name}.sha256); delete it and try again"
         )
 
 
@@ -159,11 +151,6 @@ class _CheckedRedirect(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _make_opener(url: str) -> urllib.request.OpenerDirector:
-    direct = [urllib.request.ProxyHandler({})] if _kind(url) == "local" else []
-    return urllib.request.build_opener(_CheckedRedirect(url), *direct)
-
-
 class _Version(NamedTuple):
     """What identifies one version of a file on its server."""
 
@@ -191,21 +178,19 @@ class _Transfer:
 
     def __init__(self, url: str, path: Path, what: str, max_bytes: int, on_progress: OnProgress):
         self._url = url
+        self._path = path
         self._part = path.with_name(path.name + ".part")
         self._notes = path.with_name(path.name + ".part.json")
         self._what = what
         self._max_bytes = max_bytes
         self._on_progress = on_progress
-        self._opener = _make_opener(url)
+        direct = [urllib.request.ProxyHandler({})] if _kind(url) == "local" else []
+        self._opener = urllib.request.build_opener(_CheckedRedirect(url), *direct)
         self._lock = threading.Lock()
         self._arrived = 0  # bytes, in all attempts
 
-    def run(self) -> Path:
-        """The complete file, still under its temporary name.
-
-        Raises:
-            UserError: the server refuses, keeps failing, or offers something unusable.
-        """
+    def run(self) -> None:
+        """Attempts it until the file is complete, and gives it its name."""
         attempts = failures = 0
         reason: object = None
         while failures < ATTEMPTS and attempts < MAX_ATTEMPTS:
@@ -215,8 +200,7 @@ class _Transfer:
             attempts += 1
             try:
                 self._watched_attempt()
-                self._check_content()
-                return self._part
+                return self._finish()
             except _StartOver:
                 self._forget()
                 reason = "the file on the server keeps changing"
@@ -232,10 +216,12 @@ class _Transfer:
     def _saved_bytes(self) -> int:
         return self._part.stat().st_size if self._part.exists() else 0
 
-    def finish(self, path: Path) -> None:
-        """Gives the complete file its final name."""
-        os.replace(self._part, path)
-        self._notes.unlink(missing_ok=True)
+    def _finish(self) -> None:
+        self._check_content()
+        # The hash comes first, so that the file never lacks one.
+        _record_hash(self._path, files.sha256(self._part))
+        os.replace(self._part, self._path)
+        self._forget()
 
     def _forget(self) -> None:
         self._part.unlink(missing_ok=True)
@@ -293,7 +279,13 @@ class _Transfer:
             request = urllib.request.Request(self._url, headers=headers)
             return self._opener.open(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            self._give_up_or_retry(error)
+            error.close()
+            if error.code == 416:  # the saved part is longer than the file is now
+                raise _StartOver from None
+            answer = f"the server answers {error.code} {_words(error.reason)}"
+            if error.code in _TEMPORARY_STATUS:
+                raise _CutOff(answer) from None
+            raise UserError(f"{self._url}: {answer}; check the address") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, ssl.SSLCertVerificationError):
@@ -304,15 +296,6 @@ class _Transfer:
             raise _CutOff(reason) from None
         except ValueError:
             raise UserError(f"{self._url}: the server leads to a malformed address") from None
-
-    def _give_up_or_retry(self, error: urllib.error.HTTPError) -> NoReturn:
-        error.close()
-        if error.code == 416:  # the saved part is longer than the file is now
-            raise _StartOver
-        answer = f"the server answers {error.code} {_words(error.reason)}"
-        if error.code in _TEMPORARY_STATUS:
-            raise _CutOff(answer)
-        raise UserError(f"{self._url}: {answer}; check the address")
 
     def _saved_version(self) -> _Version | None:
         try:
@@ -331,7 +314,7 @@ class _Transfer:
             offered = _continued(response, offset, version)
         else:  # the whole file, also from a server that does not know Range
             offset = 0
-            offered = _offered(response, _length(response.headers.get("Content-Length")))
+            offered = _offered(response, response.headers.get("Content-Length", ""))
             with self._turn(abandoned):
                 self._forget()
                 files.write_json(self._notes, {"url": self._url, **offered._asdict()}, indent=None)
@@ -392,19 +375,16 @@ def _read(response: Any) -> bytes:
         raise _CutOff(error) from None
 
 
-def _length(text: str | None) -> int | None:
-    return int(text) if text and re.fullmatch(r"[0-9]{1,18}", text) else None
-
-
-def _offered(response: Any, length: int | None) -> _Version:
-    return _Version(response.headers.get("ETag"), response.headers.get("Last-Modified"), length)
+def _offered(response: Any, length: str) -> _Version:
+    number = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+    return _Version(response.headers.get("ETag"), response.headers.get("Last-Modified"), number)
 
 
 def _continued(response: Any, offset: int, version: _Version | None) -> _Version:
     """The version that a partial answer belongs to, if it really continues what was saved."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     extent, _, total = rest.partition("/")
-    offered = _offered(response, _length(total))
+    offered = _offered(response, total)
     continues = unit == "bytes" and extent.partition("-")[0] == str(offset)
     if not continues or offered.length is None or version is None:
         raise _StartOver

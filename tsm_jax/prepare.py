@@ -18,18 +18,23 @@ from tsm_jax.terminal import printable
 
 FRAME_TEMPLATE = "img_{:05}.jpg"
 
+# Of options, the ends included.
+_RANGES = {
+    "clips_per_shard": (1, 10**6),
+    "frames_per_clip": (0, 10**6),
+    "num_segments": (1, 1024),
+    "processes": (0, 1024),
+    "quality": (1, 100),
+    "seconds": (0.1, 10**6),
+    "short_side": (0, 2**14),
+}
+
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {
-        "download": download,
-        "lists": lists,
-        "frames": frames,
-        "check": check,
-        "pack": pack,
-    }
+    commands = {f.__name__: f for f in (download, lists, frames, check, pack)}
     parser = cli.Parser(
         "prepare",
-        description="Prepares data sets; `prepare COMMAND --help` tells more (see docs/data.md).",
+        description="Prepares data sets; see `prepare COMMAND --help` and docs/data.md.",
         example="python -m tsm_jax.prepare frames --help",
     )
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
@@ -113,30 +118,22 @@ def lists(arguments: Sequence[str]) -> None:
             parser.error("one list at a time: give --videos or --frames")
         written = [_one_list(parser, options)]
     for made in written:
-        missing = (
-            f", {len(made.missing)} missing, such as {printable(made.missing[0])}"
-            if made.missing
-            else ""
-        )
-        print(f"{made.path}: {made.num_clips} clips{missing}")
+        missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
+        print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
 
 
 def _check_split_options(parser: cli.Parser, options) -> None:
-    strangers = [
-        f"--{name}"
-        for name in ("frames", "splits", "annotations", "labels")
-        if getattr(options, name) is not None
-    ]
-    if options.dataset != "folders" or options.videos is None or strangers:
-        what = strangers[0] if strangers else "anything but folders --videos"
-        parser.error(f"--val_share does not go with {what}")
+    for name in ("frames", "splits", "annotations", "labels"):
+        if getattr(options, name) is not None:
+            parser.error(f"--val_share does not go with --{name}")
+    if options.dataset != "folders" or options.videos is None:
+        parser.error("--val_share does not go with anything but folders --videos")
     if not 0 < options.val_share < 1:
         raise UserError(f"--val_share is {options.val_share}: it must be between 0 and 1")
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, with_videos
-    from tsm_jax.data.prepare.layout import understand
+    from tsm_jax.data.prepare.entries import survey, understand, with_videos
 
     found = with_videos(options.videos, survey(options.videos))
     layout = understand(options.videos, found, options.layout or "auto")
@@ -209,7 +206,7 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
 
 
 def _list_overrides(lists) -> str:
-    """What the recipes for one's own videos have to be told, if anything."""
+    """What has to be set in the recipes for one's own videos, if anything."""
     train, val = (shlex.quote(lists[name].path) for name in ("train", "val"))
     if train == "data/own/train.list":
         return ""
@@ -264,31 +261,39 @@ def frames(arguments: Sequence[str]) -> None:
     )
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     if (options.videos is None) == (options.list is None):
         parser.error("give either --videos or --list")
     if options.write_list and not options.list:
         parser.error("--write_list needs --list, which has the labels")
-    from tsm_jax.data.prepare.extract import FAILED_FILE, FrameOptions, extract
+    from tsm_jax.data.prepare.entries import list_line
+    from tsm_jax.data.prepare.extract import FAILED_FILE, extract
 
     entries, names, videos = _videos_to_extract(options)
     folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
     _check_distinct(folders, names)
-    extracted = extract(
+    num_frames, failures = extract(
         videos,
         folders,
         options.output,
-        FrameOptions(options.short_side, options.quality),
+        short_side=options.short_side,
+        quality=options.quality,
         processes=options.processes,
         seconds=options.seconds,
     )
     if options.write_list:
-        _write_frame_list(options.write_list, entries, folders, extracted.num_frames)
-    done = len(videos) - len(extracted.failures)
+        lines = [
+            list_line(folder, entry.label, count)
+            for entry, folder, count in zip(entries, folders, num_frames, strict=True)
+            if count
+        ]
+        write_lines(options.write_list, lines)
+        print(f"{options.write_list}: {len(lines)} clips")
+    done = len(videos) - len(failures)
     if not done:
-        raise UserError(f"no video could be extracted, the first: {extracted.failures[0][1]}")
+        raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
     print(f"{options.output}: {done} of {len(videos)} videos extracted")
-    _tell_failures(extracted.failures, os.path.join(options.output, FAILED_FILE))
+    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
 
 
 def _videos_to_extract(options):
@@ -318,24 +323,12 @@ def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
             )
 
 
-def _write_frame_list(path: str, entries, folders, num_frames) -> None:
-    from tsm_jax.data.prepare.entries import list_line
-
-    lines = [
-        list_line(folder, entry.label, count)
-        for entry, folder, count in zip(entries, folders, num_frames, strict=True)
-        if count
-    ]
-    write_lines(path, lines)
-    print(f"{path}: {len(lines)} clips")
-
-
 def check(arguments: Sequence[str]) -> None:
     """Reads every clip of a list."""
     parser = cli.Parser(
         "prepare check",
         description=(
-            "Reads every clip of a list as training would and tells which are broken, missing or"
+            "Reads every clip of a list as training would and reports which are broken, missing or"
             " short. Exits with 1 if any cannot be read and --write_clean is not given."
         ),
         example=(
@@ -349,7 +342,7 @@ def check(arguments: Sequence[str]) -> None:
     parser.add_argument("--report", metavar="FILE", help="by default LIST.check.txt")
     parser.add_argument("--write_clean", metavar="FILE", help="the list without unreadable clips")
     _add_job_arguments(parser, seconds=60.0)
-    options = parser.parse_args(arguments)
+    options = _parse(parser, arguments)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
     from tsm_jax.data.prepare.entries import clean_lines, read_entries
 
@@ -413,11 +406,9 @@ def pack(arguments: Sequence[str]) -> None:
     parser.add_argument("--beam", nargs="*", metavar="ARG", help="use Apache Beam, ARG: key=value")
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
-    options = parser.parse_args(arguments)
-    _check_range("frames_per_clip", options.frames_per_clip, 0)
-    _check_range("clips_per_shard", options.clips_per_shard, 1)
+    options = _parse(parser, arguments)
     from tsm_jax.data.prepare import pack as packing
-    from tsm_jax.data.prepare.shards import FAILED_FILE
+    from tsm_jax.data.prepare.extract import FAILED_FILE
 
     shards = _shards(options)
     if options.beam is not None:
@@ -425,14 +416,13 @@ def pack(arguments: Sequence[str]) -> None:
     else:
         failures = packing.pack(shards, processes=options.processes, seconds=options.seconds)
     print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
-    _tell_failures(failures, os.path.join(options.output, FAILED_FILE))
+    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
 
 
 def _shards(options):
     from tsm_jax.data.prepare.entries import read_entries, short_names
     from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
-    from tsm_jax.data.prepare.record import RecordOptions
-    from tsm_jax.data.prepare.shards import Shards
+    from tsm_jax.data.prepare.pack import RecordOptions, Shards
 
     entries = read_entries(
         options.source, options.list, prefix=options.prefix, suffix=options.suffix
@@ -454,6 +444,15 @@ def _shards(options):
         options.clips_per_shard,
         read_names(labels) if labels else (),
     )
+
+
+def _parse(parser: cli.Parser, arguments: Sequence[str]):
+    options = parser.parse_args(arguments)
+    for name, (low, high) in _RANGES.items():
+        value = getattr(options, name, low)
+        if not low <= value <= high:
+            raise UserError(f"--{name} is {value}: it must be at least {low} and at most {high}")
+    return options
 
 
 def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
@@ -489,12 +488,7 @@ def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
     )
 
 
-def _check_range(name: str, value: float, low: float) -> None:
-    if value < low:
-        raise UserError(f"--{name} is {value}: it must be at least {low}")
-
-
-def _tell_failures(failures, report: str) -> None:
+def _print_failures(failures, report: str) -> None:
     if failures:
         first = printable(failures[0][1])
         print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")

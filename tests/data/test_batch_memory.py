@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from tsm_jax.data.batch_memory import BatchMemory
+from tsm_jax.data.pipeline import BatchMemory
 
 SHAPE = (4, 1, 2, 8, 8, 3)
 

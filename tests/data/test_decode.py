@@ -460,6 +460,8 @@ def test_files_that_name_other_files(numbered_video: Path, tmp_path: Path, name:
     path.write_text(text.format(numbered_video))
     with pytest.raises(UnreadableClipError, match=r"not a video|cannot decode"):
         decode_frames(path, _middle)
+    with pytest.raises(UnreadableClipError), decode.open_video(path):
+        pass
 
 
 def test_pipe_is_not_opened(tmp_path: Path):

@@ -18,7 +18,7 @@ from tsm_jax.data.transforms import (
     three_crops,
     three_crops_of_long_side,
 )
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.steps import make_eval_step
@@ -158,7 +158,6 @@ def test_scores_are_averaged_over_views(average_probabilities):
     step = make_eval_step(
         BrightnessNetwork(),  # type: ignore[arg-type]
         mesh=(mesh := make_mesh(jax.devices()[:1])),
-        data_format="NHWC",
         average_probabilities=average_probabilities,
     )
     brightness = np.array([[10, 60, 250], [200, 0, 90]], np.uint8)  # [B, V]
@@ -168,7 +167,7 @@ def test_scores_are_averaged_over_views(average_probabilities):
     batch = {"video": video, "label": label, "mask": np.ones(2, bool)}
     sums, clips = jax.device_get(step(weights, {}, put_batch(batch, mesh)))
 
-    logits = np.asarray(normalize(video.reshape(6, 1, 4, 4, 3), "NHWC")).mean((1, 2, 3, 4))
+    logits = np.asarray(normalize(video.reshape(6, 1, 4, 4, 3))).mean((1, 2, 3, 4))
     logits = (logits[:, None] * weights).reshape(2, 3, 3)  # [B, V, K]
     of_views, of_mean = softmax(logits), softmax(logits.mean(1))
     means = of_views.mean(1) if average_probabilities else of_mean
@@ -180,3 +179,22 @@ def test_scores_are_averaged_over_views(average_probabilities):
 def softmax(logits):
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", ["paddle_dense", "mit_dense", "mmaction2_dense_ten_crop"])
+def test_dense_frames_never_stand_still(name):
+    """Windows of 64 frames have no 65 of them: a stride of 0 would show one frame over and over."""
+    protocol = eval_protocol(name, short_side=32, crop_size=32)
+    assert (np.diff(protocol.choose_frames(300, 64).reshape(10, 64)) == 1).all()
+    with pytest.raises(UserError, match="at most one of 64 frames per segment, not 65"):
+        protocol.choose_frames(300, 65)
+
+
+@pytest.mark.parametrize("shape", [(2, 4000, 3), (4000, 2, 3)])
+def test_narrow_frames_do_not_fill_the_memory(shape):
+    protocol = eval_protocol("test", short_side=256, crop_size=224)
+    clips = EvalClips(SyntheticSource(1, 1, *shape[:2]), 8, protocol)
+    with pytest.raises(UnreadableClipError, match="synthetic clip 0: frames of 4000x2 are too"):
+        clips.read(0)
+    wide = np.zeros((2, 1000, 3), np.uint8)
+    assert protocol.views([wide]).shape == (1, 1, 224, 224, 3)

@@ -25,7 +25,7 @@ from tsm_jax.models.normalize import normalize
 
 @pytest.fixture(scope="module")
 def expected(model, clips):
-    return Recognizer(model).forward(np.asarray(normalize(clips, "NHWC")))
+    return Recognizer(model).forward(np.asarray(normalize(clips)))
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 2e-2)])

@@ -15,7 +15,7 @@ from tsm_jax.training.state import abstract_state, init_state
 
 @pytest.fixture(scope="module")
 def parts():
-    network = Network(lambda: TSM(18, num_classes=3, num_segments=2, width=8))
+    network = Network(lambda: TSM("resnet18", num_classes=3, num_segments=2, width=8))
     return network, optax.sgd(0.1, momentum=0.9), make_mesh(jax.devices()[:2])
 
 

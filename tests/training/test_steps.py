@@ -51,7 +51,7 @@ class Training:
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = self.network = CountingNetwork(
             lambda: TSM(
-                18,
+                "resnet18",
                 num_classes=CLASSES,
                 num_segments=4,
                 width=8,
@@ -77,7 +77,7 @@ class Training:
             fc_weight_multiplier=5.0,
             fc_bias_multiplier=10.0,
         )
-        common = {"mesh": self.mesh, "data_format": "NHWC"}
+        common = {"mesh": self.mesh}
         self.train_step = make_train_step(
             network, optimizer, schedule, seed=3, accumulation_steps=accumulation_steps, **common
         )

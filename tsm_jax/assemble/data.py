@@ -12,7 +12,7 @@ from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
-from tsm_jax.data.sources import FrameSource, Source, SyntheticSource, VideoSource
+from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar
 from tsm_jax.training.processes import wait_for_all
@@ -24,27 +24,24 @@ RENDER_SEED = 0
 
 
 def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
-    """The clips of `config.data.train_list` or `.val_list`.
+    """The clips of a list of `config.data`, `train` or `val`, whose labels are below `num_classes`.
 
-    Args:
-        data: `config.data`.
-        split: `train` or `val`.
-        num_classes: labels are below it.
+    What only some sources need is imported for those.
     """
     list_path = data.train_list if split == "train" else data.val_list
     prefix = data.prefix or (os.path.dirname(list_path) if data.render else "")
     if data.source == "synthetic":
         return SyntheticSource(SYNTHETIC_CLIPS, num_classes)
     if data.source == "packed":
-        from tsm_jax.data.packed import open_packed  # late: other recipes need none of it
+        from tsm_jax.data.packed import open_packed
 
         return open_packed(list_path, num_classes)
+    read = read_frame_list if data.source == "frames" else read_video_list
+    entries = read(list_path, prefix=prefix, suffix=data.suffix, num_classes=num_classes)
     if data.source == "frames":
-        entries = read_frame_list(
-            list_path, prefix=prefix, suffix=data.suffix, num_classes=num_classes
-        )
+        from tsm_jax.data.frames import FrameSource
+
         return FrameSource(entries, data.frame_template)
-    entries = read_video_list(list_path, prefix=prefix, suffix=data.suffix, num_classes=num_classes)
     return VideoSource(entries)
 
 
@@ -114,7 +111,7 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
         return config
     path = _labels_file(config)
     if path is None:
-        raise UserError(_no_names(config))
+        raise UserError(_without_names(config.data.train_list))
     counted = copy.deepcopy(config)
     counted.model.num_classes = len(read_labels(path))
     return counted
@@ -125,8 +122,7 @@ def _labels_file(config: ConfigDict) -> str | None:
     return config.data.labels or (beside if os.path.isfile(beside) else None)
 
 
-def _no_names(config: ConfigDict) -> str:
-    train_list = config.data.train_list
+def _without_names(train_list: str) -> str:
     if not os.path.exists(train_list):
         return (
             f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"

@@ -65,7 +65,7 @@ def evaluate_model(
     """Evaluates a model that was read, every clip of `config.data.val_list` once.
 
     Args:
-        config: a recipe; its data, batch size, dtype and data format count, not its model.
+        config: a recipe; its data, batch size and dtype count, not its model.
         model: the network with its weights.
         weights: its name, for messages.
         average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
@@ -114,8 +114,7 @@ def _evaluate_clips(
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
     num_clips = len(clips.source)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
-    data_format = config.model.data_format
-    network = build_network(model.architecture, config.dtype, data_format=data_format)
+    network = build_network(model.architecture, config.dtype)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
     sharding = replicated(mesh)
     params, batch_stats = (
@@ -125,7 +124,6 @@ def _evaluate_clips(
     eval_step = make_eval_step(
         network,
         mesh=mesh,
-        data_format=data_format,
         average_probabilities=average == "probabilities",
         deterministic=config.deterministic,
     )

@@ -19,15 +19,12 @@ from tsm_jax.weights.model_directory import Model
 
 
 def class_folders(model: Model, videos: str, output: str) -> ConfigDict:
-    """A recipe for `<class>/<video>` folders, which need not be all of the model's classes.
+    """A recipe for the `<class>/<video>` of a folder, whose list goes to `output`.
 
-    Args:
-        model: whose class names the folders have, compared by letters and digits alone.
-        videos: the folder of the class folders.
-        output: folder to write the list to.
+    The folders need not be all of the model's classes; only letters and digits are compared.
 
     Raises:
-        UserError: there are no videos, or a folder is none of the model's classes.
+        UserError: there are no videos, or a folder is not one of the model's classes.
     """
     folder = Path(output, "class_folders")
     (folder / LABELS_FILE).unlink(missing_ok=True)  # of another model that was evaluated before
@@ -37,12 +34,10 @@ def class_folders(model: Model, videos: str, output: str) -> ConfigDict:
 
 
 def ucf101(model: Model, data: str, output: str) -> ConfigDict:
-    """A recipe for the test list of UCF-101's split 1.
+    """A recipe for the test list of UCF-101's split 1, whose lists go to `output`.
 
     Args:
-        model: of the classes in `classInd.txt`.
         data: folder with `videos/` and `ucfTrainTestlist/`, as `prepare download ucf101` leaves it.
-        output: folder to write the lists to.
 
     Raises:
         UserError: something is missing there, or the model has other classes.

@@ -27,7 +27,6 @@ def build_training_network(config: ConfigDict) -> Network:
     return build_network(
         architecture_of(config.model),
         config.dtype,
-        data_format=config.model.data_format,
         dropout=config.model.dropout,
         batch_norm_group=config.model.batch_norm_group,
         remat=config.remat,
@@ -81,7 +80,6 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
         optimizer,
         schedule,
         mesh=mesh,
-        data_format=config.model.data_format,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
         accumulation_steps=config.accumulation_steps,
@@ -91,7 +89,6 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
     eval_step = make_eval_step(
         network,
         mesh=mesh,
-        data_format=config.model.data_format,
         deterministic=config.deterministic,
     )
     return Steps(network, optimizer, train_step, eval_step)

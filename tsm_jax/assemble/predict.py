@@ -11,6 +11,7 @@ from tsm_jax.deploy.artifact import is_artifact
 from tsm_jax.deploy.engine import check_names
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
+from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.weights.model_directory import Model
 
 
@@ -64,7 +65,7 @@ def load_predictor(
         recognizer.labels,
         recognizer.num_segments,
         protocol_of(recognizer.model.preprocessing, protocol),
-        lambda: np.asarray(recognizer.params["head.fc.kernel"]),
+        lambda: np.asarray(recognizer.params[CLASSIFIER]),
         source=model,
         fingerprint=lambda: _fingerprint(recognizer.model),
     )

@@ -79,9 +79,9 @@ class Recognizer:
         def choose(num_frames: int) -> np.ndarray:
             return self._protocol.choose_frames(num_frames, self.num_segments)
 
-        views = self._protocol.views(decode_frames(path, choose))
+        views = self._protocol.views(decode_frames(path, choose), path)
         # One at a time: there may be a hundred.
-        clips = (np.asarray(normalize(view[None], "NHWC")) for view in views)
+        clips = (np.asarray(normalize(view[None])) for view in views)
         logits = np.concatenate([self.forward(clip) for clip in clips])
         logits = average_views(logits, self._protocol.average_probabilities)
         return best_classes(logits, self.labels, top_k, self._source)
@@ -110,7 +110,7 @@ class RecognizerEngine:
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         video = check_video(video, self.clip_shape)
-        return self._recognizer.forward(np.asarray(normalize(video, "NHWC")))
+        return self._recognizer.forward(np.asarray(normalize(video)))
 
     def features(self, video: np.ndarray) -> np.ndarray:
         if self._forward is None:

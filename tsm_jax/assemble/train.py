@@ -188,7 +188,7 @@ def _first_lines(
     """What is trained, on what, and what may be wrong with it."""
     model, device = config.model, mesh.devices.flat[0]
     yield (
-        f"TSM-ResNet-{model.depth} (shift {model.shift}), {model.num_segments} segments of"
+        f"{architecture_of(model)} (shift {model.shift}), {model.num_segments} segments of"
         f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
         f" {device.device_kind}; {len(train_source)} training and {len(val_source)} validation"
         " clips"
@@ -225,7 +225,8 @@ def _write_card(
     train_clips: int,
 ) -> None:
     """The card of the best checkpoint, beside the checkpoints."""
-    from tsm_jax.weights.model_card import CARD_FILE, model_card  # late: at the end of the run
+    # Late: jinja2 would take every start 0.05 s.
+    from tsm_jax.exporting.model_card import CARD_FILE, model_card
 
     step = checkpoints.best_step()
     if step is None:

@@ -30,14 +30,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainClips:
-    """Reads augmented training clips: a random frame a segment, multi-scale crop, flip.
+    """Reads augmented training clips: a random frame a segment, multi-scale crop, flip of half.
 
     Attributes:
-        source: the clips.
-        num_segments: T.
         crop_size: of the result, pixels.
-        flip: mirror half of the clips.
-        seed: of all draws.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
     """
@@ -55,15 +51,13 @@ class TrainClips:
         return (1, self.num_segments, self.crop_size, self.crop_size, 3)
 
     def read(self, index: int, epoch: int, out: np.ndarray | None = None) -> Element:
-        """The clip's batch element; its `index` tells which clip it really is.
+        """The clip's batch element, whose `index` is that of the clip that was read.
 
         Args:
-            index, epoch: which clip, and when.
             out: uint8 of `shape`, C-contiguous, that receives the video; a new array if None.
 
         Raises:
-            UserError: the clip cannot be read, with the option to skip it; or none of
-                `MAX_REPLACEMENTS` replacements could be read either.
+            UserError: neither the clip nor any replacement could be read.
         """
         try:
             return self._read(index, epoch, out)
@@ -137,7 +131,7 @@ class EvalClips:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
         keep_freed_memory()
-        video = self.protocol.views(self.source.read(index, choose))
+        video = self.protocol.views(self.source.read(index, choose), self.source.name(index))
         return _element(_into(video, out), self.source.label(index), index)
 
     def padding(self, out: np.ndarray | None = None) -> Element:

@@ -70,7 +70,7 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     with ExitStack() as opened:
 
         def reopen() -> tuple[VideoStream, Iterable[Packet]]:
-            stream = opened.enter_context(_open(path))
+            stream = opened.enter_context(open_video(path))
             return stream, _packets(stream)
 
         stream, packets = reopen()
@@ -105,7 +105,7 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
     """
     path = os.path.abspath(path)
     to_rgb, number = None, 0
-    with _open(path) as stream:
+    with open_video(path) as stream:
         try:
             for frame in _decode(stream, _packets(stream)):
                 to_rgb = to_rgb or _Rgb(frame)
@@ -119,13 +119,20 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
 
 def check_is_video(path: str) -> None:
     """Raises an UnreadableClipError unless FFmpeg finds a video stream in the file."""
-    with _open(os.path.abspath(path)):
+    with open_video(path):
         pass
 
 
 @contextmanager
-def _open(path: str) -> Iterator[VideoStream]:
-    """The best video stream of a file that is absolute, lest "a:b.mp4" be taken for a protocol."""
+def open_video(path: str | Path) -> Iterator[VideoStream]:
+    """The best video stream of a file, decoded by one thread; `.container` is its container.
+
+    No other file or address is opened, whatever the file says.
+
+    Raises:
+        UnreadableClipError: The file is missing, empty or not a video.
+    """
+    path = os.path.abspath(path)  # FFmpeg would take "a:b.mp4" for a protocol
     try:
         check_regular(path, "the video")
     except UserError as error:

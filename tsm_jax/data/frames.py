@@ -1,4 +1,4 @@
-"""Reading a few frames of a clip that was extracted to a folder of pictures."""
+"""Clips that were extracted to folders of pictures: reading a few of their frames."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import io
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from tsm_jax.data.lists import ListSource
 from tsm_jax.errors import UnreadableClipError
 
 # Pillow, thus the references, ignores the orientation that a camera noted.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+@dataclass(frozen=True)
+class FrameSource(ListSource):
+    """Folders of numbered pictures."""
+
+    template: str
+
+    def read(self, index: int, choose: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+        entry = self.entries[index]
+        assert entry.num_frames is not None, "a frame list gives the number of frames"
+        return load_frames(entry.path, entry.num_frames, choose, template=self.template)
 
 
 def load_frames(
@@ -27,10 +41,9 @@ def load_frames(
     """Reads the frames of a folder that `choose` picks; every file is read once.
 
     Args:
-        folder: Holds one picture per frame, numbered from 1.
         num_frames: What the list says.
         choose: Maps `num_frames` to zero-based indices [T], which may repeat.
-        template: `str.format` template of a file's name, given its number.
+        template: `str.format` template of a file's name, given its number, which starts at 1.
 
     Returns:
         T arrays uint8[H, W, 3], RGB, all of one size; a repeated frame is the same array.
@@ -60,12 +73,8 @@ def load_frames(
 def decode_picture(data: bytes | memoryview, name: str) -> np.ndarray:
     """Decodes a JPEG (grey and CMYK too), PNG, WebP, ...: uint8[H, W, 3], RGB.
 
-    Args:
-        data: The whole file.
-        name: What to call it in an error.
-
     Raises:
-        UnreadableClipError: The data is empty, cut off or not a picture.
+        UnreadableClipError: The data is empty, cut off or not a picture; `name` is what it is.
     """
     if not data:
         raise UnreadableClipError(f"{name} is empty (0 bytes); extract the frames again")
@@ -105,8 +114,8 @@ def _explain_missing(folder: str | Path, name: str, template: str, num_frames: i
     if not os.path.isdir(folder):
         if os.path.exists(folder):
             return (
-                f"{folder} is a file, not a folder of frames; for video files set "
-                f"config.data.source=videos"
+                f"{folder} is a file, not a folder of frames; for video files set"
+                " config.data.source=videos"
             )
         return f"the folder of frames {folder} does not exist; check config.data.prefix"
     present = set(os.listdir(folder))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,13 +35,29 @@ class ClipEntry(NamedTuple):
     num_frames: int | None
 
 
+@dataclass(frozen=True)
+class ListSource:
+    """What sources whose clips are the entries of a list have in common."""
+
+    entries: Sequence[ClipEntry]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def label(self, index: int) -> int:
+        return self.entries[index].label
+
+    def name(self, index: int) -> str:
+        return self.entries[index].path
+
+
 def read_video_list(
     list_path: str | Path, *, prefix: str = "", suffix: str = "", num_classes: int
 ) -> list[ClipEntry]:
     """Reads lines `path label`; `num_frames` of the entries is None.
 
     Args:
-        list_path: The list file, UTF-8. Blank lines are ignored.
+        list_path: Blank lines are ignored.
         prefix: Folder that relative paths start from.
         suffix: Appended to every path as it is, for lists that leave out ".avi" (UCF-101).
         num_classes: Labels must be in 0..num_classes-1.

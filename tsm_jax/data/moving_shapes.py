@@ -1,4 +1,4 @@
-"""A small data set of our own that only motion can solve: moving, turning and growing shapes.
+"""A small data set that only motion can solve: moving, turning and growing shapes.
 
 Eight classes in four pairs. The clips of a pair are drawn from one distribution, and those of its
 second class are then played backwards: no frame, and no set of frames without their order, tells
@@ -53,12 +53,9 @@ def ensure(
     seed: int,
     on_progress: Progress | None = None,
 ) -> None:
-    """Renders the set into `directory` unless it is there already.
+    """`render`, unless the same set is in `directory` already.
 
     Several processes may do so at once: the first one to finish wins.
-
-    Arguments and errors as for `render`; also UserError if the set there was rendered with other
-    arguments or by another version.
     """
     wanted = _description(train_videos, val_videos, seed)
     if _holds(directory, wanted):
@@ -90,22 +87,20 @@ def render(
     relative to `directory`), `labels.txt` and `dataset.json`. It appears complete or not at all.
 
     Args:
-        directory: Must not exist, or be empty.
         train_videos, val_videos: How many; classes take turns, so multiples of 8 balance them.
         seed: Video i of a split depends on (seed, split, i) alone.
         on_progress: Called with (videos done, videos in all) after each one.
 
     Raises:
-        UserError: The directory has something in it already, or cannot be written.
+        UserError: The directory has something else in it, or cannot be written.
     """
-    total = train_videos + val_videos
     _remove_if_empty(Path(directory))
+    jobs = [(_TRAIN, i, i) for i in range(train_videos)]
+    jobs += [(_VAL, i, train_videos + i) for i in range(val_videos)]
     with new_folder(directory) as staging:
         root = Path(staging)
         for label in LABELS:
             (root / "videos" / label).mkdir(parents=True)
-        jobs = [(_TRAIN, i, i) for i in range(train_videos)]
-        jobs += [(_VAL, i, train_videos + i) for i in range(val_videos)]
         with ThreadPoolExecutor(usable_cores()) as pool:
             futures = [
                 pool.submit(_render_file, root / _name(i, number), seed, split, i)
@@ -115,12 +110,15 @@ def render(
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
                     if on_progress is not None:
-                        on_progress(done, total)
+                        on_progress(done, len(jobs))
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
-        _write_list(root / "train.list", [job for job in jobs if job[0] == _TRAIN])
-        _write_list(root / "val.list", [job for job in jobs if job[0] == _VAL])
+        for name, wanted in (("train.list", _TRAIN), ("val.list", _VAL)):
+            write_lines(
+                root / name,
+                [f"{_name(i, n)} {i % len(LABELS)}" for split, i, n in jobs if split == wanted],
+            )
         write_lines(root / "labels.txt", LABELS)
         write_json(root / _COMPLETE, _description(train_videos, val_videos, seed))
 
@@ -148,7 +146,8 @@ def _draw_forward(motion: str, rng: np.random.Generator) -> np.ndarray:
     outlines = _TURNING if motion == "rotate_clockwise" else _OUTLINES
     outline = outlines[rng.integers(len(outlines))]
     for frame, center, angle, radius in zip(frames, centers, angles, radii * side, strict=True):
-        _draw(frame, outline, center, angle, radius, color)
+        cos, sin = np.cos(angle), np.sin(angle)
+        _fill(frame, center + radius * outline @ np.array([[cos, sin], [-sin, cos]]), color)
     return frames
 
 
@@ -193,17 +192,8 @@ def _bright_color(rng: np.random.Generator) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _draw(
-    frame: np.ndarray,
-    outline: np.ndarray,
-    center: np.ndarray,
-    angle: float,
-    radius: float,
-    color: tuple[int, int, int],
-) -> None:
-    """Fills an outline (float[P, 2] within the unit circle) on a frame, with smooth edges."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    points = center + radius * outline @ np.array([[cos, sin], [-sin, cos]])
+def _fill(frame: np.ndarray, points: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Fills an outline, float[P, 2] in pixels, with smooth edges."""
     bits = 4  # fractions of a pixel, so that slow motion is smooth
     fixed = np.round((points - 0.5) * (1 << bits)).astype(np.int32)
     cv2.fillPoly(frame, [fixed], color, lineType=cv2.LINE_AA, shift=bits)
@@ -258,7 +248,7 @@ def _holds(directory: str | Path, wanted: dict[str, int]) -> bool:
     if found != wanted:
         raise UserError(
             f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
-            f"delete it or choose another folder"
+            "delete it or choose another folder"
         )
     return True
 
@@ -269,16 +259,12 @@ def _remove_if_empty(directory: Path) -> None:
     if directory.exists():
         raise UserError(
             f"{directory} has something else in it than a complete data set; delete it or choose "
-            f"another folder"
+            "another folder"
         )
 
 
 def _name(i: int, number: int) -> str:
     return f"videos/{LABELS[i % len(LABELS)]}/{number:05}.mp4"
-
-
-def _write_list(path: Path, jobs: list[tuple[int, int, int]]) -> None:
-    write_lines(path, [f"{_name(i, number)} {i % len(LABELS)}" for _, i, number in jobs])
 
 
 def _description(train_videos: int, val_videos: int, seed: int) -> dict[str, int]:

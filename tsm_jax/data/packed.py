@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tsm_jax.data.example_wire import bytes_of_feature
 from tsm_jax.data.frames import decode_picture
-from tsm_jax.data.lists import ClipEntry, read_frame_list
+from tsm_jax.data.lists import ListSource, read_frame_list
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError, UserError
 
@@ -32,27 +31,19 @@ INFO_FILE = "dataset_info.json"
 
 
 @dataclass(frozen=True)
-class PackedSource:
+class PackedSource(ListSource):
     """Clips of a packed folder.
 
-    Where a clip was packed with fewer frames than it had, the nearest of them stands in for the
-    one asked for: the draws are those of the other sources.
+    Where a clip was packed with fewer frames than it had, the nearest of them replaces the one
+    asked for: the draws are those of the other sources.
 
     Attributes:
-        directory: of the packed folder.
         entries: names, labels and original numbers of frames.
         records: raw records by index, readable from several threads.
     """
 
     directory: str
-    entries: Sequence[ClipEntry]
     records: Any
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def label(self, index: int) -> int:
-        return self.entries[index].label
 
     def name(self, index: int) -> str:
         return f"{self.directory}: {self.entries[index].path}"
@@ -70,13 +61,7 @@ class PackedSource:
 
 
 def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndarray:
-    """Positions among the kept frames, `spread_frames(num_frames, num_kept)`, nearest to `indices`.
-
-    Args:
-        indices: int64[T], of frames in the original clip.
-        num_frames: of the original clip.
-        num_kept: stored ones, at most `num_frames`.
-    """
+    """int64[T]: positions among the `spread_frames(num_frames, num_kept)` nearest to `indices`."""
     kept = spread_frames(num_frames, num_kept)
     right = np.searchsorted(kept, indices).clip(0, num_kept - 1)
     left = (right - 1).clip(0)
@@ -94,11 +79,7 @@ def _pictures(record: bytes, name: str) -> Sequence[memoryview]:
 
 
 def packed_folder(directory: str) -> epath.Path:
-    """A path, or an address that TensorFlow Datasets reads, as `gs://bucket/folder`.
-
-    Raises:
-        UserError: addresses of that kind need a package that is not installed.
-    """
+    """A path, or an address such as `gs://bucket/folder`; UserError if a package is missing."""
     from etils import epath
 
     path = epath.Path(directory)
@@ -112,22 +93,17 @@ def packed_folder(directory: str) -> epath.Path:
 
 
 def open_packed(directory: str, num_classes: int) -> PackedSource:
-    """The clips of a folder, or of a `gs://` address where TensorFlow Datasets reads those.
-
-    Args:
-        directory: what `prepare pack` wrote.
-        num_classes: labels are below it.
+    """The clips that `prepare pack` wrote to a folder, or to a `gs://` address.
 
     Raises:
-        UserError: it is no packed folder, or incomplete.
+        UserError: it is not a packed folder, or incomplete.
     """
-    # Imported here: it takes a second, and the other sources need none of it.
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # takes a second
 
     path = packed_folder(directory)
     if not (path / INFO_FILE).exists():
         raise UserError(
-            f"{directory} is no packed folder, or one that is not complete: run"
+            f"{directory} is not a packed folder, or not complete: run"
             " python -m tsm_jax.prepare pack (again)"
         )
     with tempfile.TemporaryDirectory() as folder:  # a list is read from this machine's disk
@@ -138,4 +114,62 @@ def open_packed(directory: str, num_classes: int) -> PackedSource:
     records = builder.as_data_source(split=SPLIT, deserialize_method=method).data_source
     if len(records) != len(entries):
         raise UserError(f"{directory} has {len(records)} records, its list {len(entries)} lines")
-    return PackedSource(directory, entries, records)
+    return PackedSource(entries, directory, records)
+
+
+_VARINT, _LENGTH_DELIMITED = 0, 2  # wire types
+_FEATURES, _ENTRY, _KEY, _VALUE, _BYTES_LIST, _ITEM = 1, 1, 1, 2, 1, 1  # field numbers
+
+
+def bytes_of_feature(record: bytes, name: str) -> list[memoryview]:
+    """The values of a `BytesList` of a serialized `tf.train.Example`, as views; none without it.
+
+    Protocol Buffers' own parser copies a whole record, 64 pictures, while it holds Python's lock;
+    the eight that are wanted need not wait for that.
+
+    Raises:
+        ValueError: The record is broken.
+
+    Reference: https://protobuf.dev/programming-guides/encoding/, and TensorFlow's
+    core/example/example.proto and feature.proto.
+    """
+    data, wanted = memoryview(record), name.encode()
+    for features in _fields(data, _FEATURES):
+        for entry in _fields(features, _ENTRY):
+            if any(key == wanted for key in _fields(entry, _KEY)):
+                lists = (x for value in _fields(entry, _VALUE) for x in _fields(value, _BYTES_LIST))
+                return [item for found in lists for item in _fields(found, _ITEM)]
+    return []
+
+
+def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
+    """The length-delimited fields of that number."""
+    position, end = 0, len(message)
+    while position < end:
+        tag, position = _varint(message, position, end)
+        wire_type = tag & 7
+        if wire_type == _VARINT:
+            _, position = _varint(message, position, end)
+        elif wire_type == _LENGTH_DELIMITED:
+            length, start = _varint(message, position, end)
+            position = start + length
+            if position > end:
+                raise ValueError("a field is longer than its message")
+            if tag >> 3 == number:
+                yield message[start:position]
+        else:
+            raise ValueError(f"an Example has no fields of wire type {wire_type}")
+
+
+def _varint(message: memoryview, position: int, end: int) -> tuple[int, int]:
+    """The number at a position, and the position after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if position == end:
+            raise ValueError("a number is cut off")
+        byte = message[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise ValueError("a number is too long")

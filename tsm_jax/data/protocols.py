@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from tsm_jax.data.transforms import (
     three_crops,
     three_crops_of_long_side,
 )
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.stored import between, check_fields, one_of
 
 ChooseFrames = Callable[[int, int], np.ndarray]
@@ -36,64 +37,8 @@ Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
 MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
 MAX_SHORT_SIDE = 4096
-
-
-@dataclass(frozen=True)
-class _Clips:
-    """Clips in time of a video: their number and, one after the other, their frames."""
-
-    count: int
-    choose: ChooseFrames
-
-
-@dataclass(frozen=True)
-class _Views:
-    """A protocol without the sizes.
-
-    Attributes:
-        clips: in time.
-        resize: frames to the short side.
-        crops: of every clip.
-        num_crops: how many that are.
-        full_size: a crop is as large as the short side, not as in training.
-        average_probabilities: scores are averaged after the softmax, not before.
-    """
-
-    clips: _Clips
-    resize: Resize
-    crops: Crops = one_crop
-    num_crops: int = 1
-    full_size: bool = False
-    average_probabilities: bool = False
-
-
-_UNIFORM = _Clips(1, middle_frame_of_each_segment)
-_TWICE = _Clips(2, twice_frames)
-_DENSE = _Clips(DENSE_CLIPS, dense_frames)
-_MIT, _MM = resize_short_side, resize_short_side_cv2
-
-# MIT: `test_models.py` with --dense_sample, --twice_sample, --test_crops and, for three crops,
-# --full_res. mmaction2: the test pipelines of its TSM configs. PaddleVideo: PP-TSM's dense test.
-_PROTOCOLS = {
-    "test": _Views(_UNIFORM, _MIT),
-    "paddle_predict": _Views(_Clips(1, paddle_predict_frames), resize_fixed_ratio),
-    "paddle_dense": _Views(_DENSE, resize_fixed_ratio, three_crops, 3),
-    "mit_twice": _Views(_TWICE, _MIT),
-    "mit_dense": _Views(_DENSE, _MIT),
-    "mit_three_crop": _Views(_UNIFORM, _MIT, three_crops, 3, full_size=True),
-    "mit_twice_three_crop": _Views(_TWICE, _MIT, three_crops, 3, full_size=True),
-    "mit_dense_three_crop": _Views(_DENSE, _MIT, three_crops, 3, full_size=True),
-    "mit_ten_crop": _Views(_UNIFORM, _MIT, ten_crops, 10),
-    "mmaction2_ten_crop": _Views(_UNIFORM, _MM, ten_crops, 10, average_probabilities=True),
-    "mmaction2_dense_ten_crop": _Views(_DENSE, _MM, ten_crops, 10, average_probabilities=True),
-    "mmaction2_three_crop": _Views(
-        _UNIFORM, _MM, three_crops_of_long_side, 3, full_size=True, average_probabilities=True
-    ),
-    "mmaction2_twice_three_crop": _Views(
-        _TWICE, _MM, three_crops_of_long_side, 3, full_size=True, average_probabilities=True
-    ),
-}
-PROTOCOLS = tuple(_PROTOCOLS)
+# Of a resized frame: a narrow strip would become a picture of gigabytes.
+_MAX_PIXELS = 64e6
 
 
 @dataclass(frozen=True)
@@ -101,15 +46,9 @@ class EvalProtocol:
     """The deterministic views of a clip.
 
     Attributes:
-        name: one of `PROTOCOLS`.
         choose_frames: (number of frames, T) to the zero-based indices of all its clips in time,
             one after the other: [num_clips * T].
-        resize: frames to `short_side`.
-        short_side: pixels.
-        crop_size: of a view, pixels.
-        num_clips: in time.
-        crops: of a clip.
-        num_crops: how many that are.
+        short_side, crop_size: pixels.
         average_probabilities: scores are averaged after the softmax, not before.
     """
 
@@ -128,8 +67,18 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
-    def views(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`."""
+    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
+        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`.
+
+        Raises:
+            UnreadableClipError: the frames of the clip `name` are too narrow.
+        """
+        short, long = sorted(frames[0].shape[:2])
+        if self.short_side**2 * long > _MAX_PIXELS * short:
+            raise UnreadableClipError(
+                f"{name}: frames of {long}x{short} are too narrow to be resized to a short side of"
+                f" {self.short_side} px: leave it out"
+            )
         crops = self.crops(self.resize(frames, self.short_side), self.crop_size)
         if self.num_views == 1:
             return crops[0][None]  # without a copy
@@ -139,16 +88,45 @@ class EvalProtocol:
         return video.swapaxes(1, 2).reshape(self.num_views, num_segments, *video.shape[3:])
 
 
+_MIDDLE = {"choose_frames": middle_frame_of_each_segment}
+_PADDLE = {"choose_frames": paddle_predict_frames}
+_TWICE = {"choose_frames": twice_frames, "num_clips": 2}
+_DENSE = {"choose_frames": dense_frames, "num_clips": DENSE_CLIPS}
+_KEEP_RATIO = {"resize": resize_short_side}
+_FIXED_RATIO = {"resize": resize_fixed_ratio}
+_MM = {"resize": resize_short_side_cv2, "average_probabilities": True}
+_THREE = {"crops": three_crops, "num_crops": 3}
+_THREE_OF_LONG_SIDE = {"crops": three_crops_of_long_side, "num_crops": 3}
+_TEN = {"crops": ten_crops, "num_crops": 10}
+_FULL = {"full_size": True}  # a crop is as large as the short side
+
+# MIT: `test_models.py` with --dense_sample, --twice_sample, --test_crops and, for three crops,
+# --full_res. mmaction2: the test pipelines of its TSM configs. PaddleVideo: PP-TSM's dense test.
+_PROTOCOLS: dict[str, dict[str, Any]] = {
+    "test": _MIDDLE | _KEEP_RATIO,
+    "paddle_predict": _PADDLE | _FIXED_RATIO,
+    "paddle_dense": _DENSE | _FIXED_RATIO | _THREE,
+    "mit_twice": _TWICE | _KEEP_RATIO,
+    "mit_dense": _DENSE | _KEEP_RATIO,
+    "mit_three_crop": _MIDDLE | _KEEP_RATIO | _THREE | _FULL,
+    "mit_twice_three_crop": _TWICE | _KEEP_RATIO | _THREE | _FULL,
+    "mit_dense_three_crop": _DENSE | _KEEP_RATIO | _THREE | _FULL,
+    "mit_ten_crop": _MIDDLE | _KEEP_RATIO | _TEN,
+    "mmaction2_ten_crop": _MIDDLE | _MM | _TEN,
+    "mmaction2_dense_ten_crop": _DENSE | _MM | _TEN,
+    "mmaction2_three_crop": _MIDDLE | _MM | _THREE_OF_LONG_SIDE | _FULL,
+    "mmaction2_twice_three_crop": _TWICE | _MM | _THREE_OF_LONG_SIDE | _FULL,
+}
+PROTOCOLS = tuple(_PROTOCOLS)
+
+
 def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol:
     """The protocol of that name.
 
-    Args:
-        name: `test`: the middle frame of each segment, the short side scaled with the picture's
-            ratio kept (PaddleVideo's `--test` and validation, MIT's). `paddle_predict`: what
-            PaddleVideo's `tools/predict.py` does instead, another frame rule and a picture of
-            4:3 whatever its shape was. The others show several views, as their names say.
-        short_side: pixels.
-        crop_size: pixels; some protocols take the short side in its place.
+    `test`: the middle frame of each segment, the short side scaled with the picture's ratio kept
+    (PaddleVideo's `--test` and validation, MIT's). `paddle_predict`: what PaddleVideo's
+    `tools/predict.py` does instead, another frame rule and a picture of 4:3 whatever its shape was.
+    The others show several views, as their names say; some take the short side as crop size.
 
     Raises:
         UserError: there is no such protocol, or the crop is larger than the short side.
@@ -160,18 +138,10 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
             f"cannot cut {crop_size} px out of frames with a short side of {short_side} px: correct"
             " crop_size or short_side"
         )
-    views = _PROTOCOLS[name]
-    return EvalProtocol(
-        name,
-        views.clips.choose,
-        views.resize,
-        short_side,
-        short_side if views.full_size else crop_size,
-        views.clips.count,
-        views.crops,
-        views.num_crops,
-        views.average_probabilities,
-    )
+    views = dict(_PROTOCOLS[name])
+    if views.pop("full_size", False):
+        crop_size = short_side
+    return EvalProtocol(name, short_side=short_side, crop_size=crop_size, **views)
 
 
 @dataclass(frozen=True)
@@ -184,7 +154,7 @@ class Preprocessing:
 
     crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
     short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
-    protocol: str = field(default="test", metadata=one_of(*PROTOCOLS))
+    protocol: str = field(default="test", metadata=one_of(PROTOCOLS))
 
     def __post_init__(self):
         check_fields(self)

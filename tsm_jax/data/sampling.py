@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tsm_jax.errors import UserError
+
 DENSE_CLIPS = 10
 _DENSE_FRAMES = 64
 
@@ -77,6 +79,11 @@ def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
     Reference: MIT ops/dataset.py (`--dense_sample`), mmaction2 `DenseSampleFrames`.
     """
     _check(num_frames, num_segments)
+    if num_segments > _DENSE_FRAMES:
+        raise UserError(
+            f"dense sampling takes at most one of {_DENSE_FRAMES} frames per segment, not"
+            f" {num_segments}: choose another protocol"
+        )
     last_start = max(1, 1 + num_frames - _DENSE_FRAMES) - 1
     starts = np.linspace(0, last_start, DENSE_CLIPS).astype(np.int64)
     stride = _DENSE_FRAMES // num_segments
@@ -85,11 +92,7 @@ def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
 
 
 def spread_frames(num_frames: int, count: int) -> np.ndarray:
-    """`count` of `num_frames` frames, evenly spaced: the middles of as many equal parts.
-
-    Returns:
-        int64[count], rising; `count` is at most `num_frames`.
-    """
+    """The middles of `count` equal parts, at most `num_frames`, of a clip: int64[count], rising."""
     return ((2 * np.arange(count, dtype=np.int64) + 1) * num_frames) // (2 * count)
 
 

@@ -1,4 +1,7 @@
-"""Where clips come from: a source knows its labels and reads chosen frames of its i-th clip."""
+"""Where clips come from: a source knows its labels and reads chosen frames of its i-th clip.
+
+Each source but these two is in a module of its own (`frames`, `packed`), loaded where it is used.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.frames import load_frames
-from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.lists import ListSource
 
 # From the number of frames that a clip has to the zero-based indices of those to read.
 ChooseFrames = Callable[[int], np.ndarray]
@@ -19,25 +21,18 @@ ChooseFrames = Callable[[int], np.ndarray]
 class Source(Protocol):
     """Random access to clips. Reading is safe from several threads."""
 
-    def __len__(self) -> int:
-        """Number of clips."""
-        ...
+    def __len__(self) -> int: ...
 
-    def label(self, index: int) -> int:
-        """Class of clip `index`."""
-        ...
+    def label(self, index: int) -> int: ...
 
     def name(self, index: int) -> str:
         """Path of clip `index`, for messages."""
         ...
 
     def read(self, index: int, choose: ChooseFrames) -> Sequence[np.ndarray]:
-        """Frames of clip `index`.
+        """The frames of clip `index` that `choose` picks.
 
-        Args:
-            index: of the clip.
-            choose: from the number of frames to the zero-based indices of those to read; it may
-                be called more than once and must answer the same.
+        `choose` may be called more than once and must answer the same.
 
         Returns:
             T frames, uint8 `[H, W, 3]`, RGB.
@@ -48,45 +43,11 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class VideoSource:
+class VideoSource(ListSource):
     """Video files."""
-
-    entries: Sequence[ClipEntry]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def label(self, index: int) -> int:
-        return self.entries[index].label
-
-    def name(self, index: int) -> str:
-        return self.entries[index].path
 
     def read(self, index: int, choose: ChooseFrames) -> Sequence[np.ndarray]:
         return decode_frames(self.entries[index].path, choose)
-
-
-@dataclass(frozen=True)
-class FrameSource:
-    """Folders of numbered JPEG files."""
-
-    entries: Sequence[ClipEntry]
-    template: str
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def label(self, index: int) -> int:
-        return self.entries[index].label
-
-    def name(self, index: int) -> str:
-        return self.entries[index].path
-
-    def read(self, index: int, choose: ChooseFrames) -> Sequence[np.ndarray]:
-        entry = self.entries[index]
-        assert entry.num_frames is not None, "a frame list gives the number of frames"
-        return load_frames(entry.path, entry.num_frames, choose, template=self.template)
 
 
 @dataclass(frozen=True)

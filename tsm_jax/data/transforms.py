@@ -48,10 +48,6 @@ def draw_multi_scale_crop(
     The two sides are at most one scale apart; a side within 2 px of `crop_size` becomes
     `crop_size`, but never more than the picture has. Places are uniform even where they coincide.
 
-    Args:
-        height, width: Of the picture, pixels.
-        crop_size: What the crop will be resized to, pixels.
-
     Reference: PaddleVideo pipelines/augmentations.py `MultiScaleCrop(allow_duplication=True)`,
     which steps by a float quarter of the free space; Pillow's `crop` then rounds half to even. (At
     such a half its right edge can end up one pixel off; here the sides keep their length. MIT and
@@ -71,14 +67,10 @@ def crop_resize_flip(
 ) -> np.ndarray:
     """Cuts `crop` out of every frame, resizes it to a square and mirrors it if `flip`.
 
-    Args:
-        crop: Inside the frames.
-        size: Side of the result, pixels.
-        out: uint8[T, size, size, 3], C-contiguous, that receives the result.
+    Bilinear, or averaging areas where a side shrinks more than twice (bilinear would skip pixels).
 
     Returns:
-        `out`, or a new array of that shape. Bilinear, or averaging areas where a side shrinks
-        more than twice (bilinear would skip pixels there).
+        uint8[T, size, size, 3], `out` if given, which must be C-contiguous.
     """
     if out is None:
         out = np.empty((len(frames), size, size, 3), np.uint8)
@@ -98,8 +90,7 @@ def crop_resize_flip(
 def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
     """Resizes to `short_side` pixels on the short side and keeps the ratio (long side truncated).
 
-    Returns:
-        T arrays uint8[H, W, 3]; the frames themselves where the short side is right already.
+    Frames whose short side is right already are returned as they are.
 
     Reference: PaddleVideo pipelines/augmentations.py `Scale(fixed_ratio=False)`; Pillow's
     bilinear filter, which averages when it shrinks.
@@ -107,15 +98,16 @@ def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
     height, width = frames[0].shape[:2]
     if min(height, width) == short_side:
         return list(frames)
-    return _resize(frames, *_short_side_shape(height, width, short_side))
+    if width <= height:
+        return _resize(frames, int(height * short_side / width), short_side)
+    return _resize(frames, short_side, int(width * short_side / height))
 
 
 def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
     """Resizes to 4:3 whatever the ratio was, so that it may distort: 256 gives 341x256.
 
-    Returns:
-        T arrays uint8[H, W, 3], upright if the frames are upright or square; the frames themselves
-        where the short side is right already (whatever the long side).
+    The result is upright if the frames are upright or square. Frames whose short side is right
+    already are returned as they are, whatever the long side.
 
     Reference: PaddleVideo's `Scale` by default, thus its `tools/predict.py`.
     """
@@ -208,12 +200,6 @@ def _snap(side: int, crop_size: int, short_side: int) -> int:
     if abs(side - crop_size) < 3:
         side = crop_size
     return max(1, min(side, short_side))
-
-
-def _short_side_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    if width <= height:
-        return int(height * short_side / width), short_side
-    return short_side, int(width * short_side / height)
 
 
 def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:

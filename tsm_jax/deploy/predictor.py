@@ -170,7 +170,7 @@ class Predictor:
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
-        return self.protocol.views(decode_frames(path, choose))
+        return self.protocol.views(decode_frames(path, choose), path)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""

@@ -89,7 +89,7 @@ class Checkpoints:
                         {"params": state.params, "batch_stats": state.batch_stats}
                     ),
                     optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-                    recipe=ocp.args.JsonSave(config.to_dict()),
+                    recipe=ocp.args.JsonSave(config_lib.to_dict(config)),
                     progress=ocp.args.JsonSave(progress),
                 ),
             )
@@ -175,7 +175,7 @@ class Checkpoints:
             "step": step,
             "metrics": self.metrics(step),
             "best_metric": self.best_metric,
-            "recipe": {**config.to_dict(), "workdir": name},
+            "recipe": {**config_lib.to_dict(config), "workdir": name},
         }
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:

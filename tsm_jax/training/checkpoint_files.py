@@ -130,7 +130,7 @@ def read_best_metric(directory: str) -> str:
     """
     path = os.path.join(directory, BEST_METRIC_FILE)
     if not os.path.lexists(path):
-        return config_lib.ADDED_LATER["best_metric"]
+        return "top1"
     found = read_json(path, "the metric of the best checkpoint")
     metric = found.get("best_metric", "") if isinstance(found, dict) else ""
     choices = config_lib.CHOICES["best_metric"]

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-FC_WEIGHT = "head.fc.kernel"
-FC_BIAS = "head.fc.bias"
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 
 
 def make_schedule(
@@ -67,11 +66,11 @@ def make_optimizer(
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.add_decayed_weights(
-            weight_decay, mask=_ending(".kernel" if decay == "weights" else FC_WEIGHT)
+            weight_decay, mask=_ending(".kernel" if decay == "weights" else CLASSIFIER)
         ),
         optax.trace(decay=momentum),
-        optax.masked(optax.scale(fc_weight_multiplier), _ending(FC_WEIGHT)),
-        optax.masked(optax.scale(fc_bias_multiplier), _ending(FC_BIAS)),
+        optax.masked(optax.scale(fc_weight_multiplier), _ending(CLASSIFIER)),
+        optax.masked(optax.scale(fc_bias_multiplier), _ending(CLASSIFIER_BIAS)),
         optax.scale_by_learning_rate(learning_rate),
     )
 

@@ -31,7 +31,6 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     mesh: Mesh,
-    data_format: str,
     seed: int,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
@@ -57,7 +56,7 @@ def make_train_step(
         logits, new_batch_stats = network.apply(
             params,
             batch_stats,
-            normalize(batch["video"][:, 0], data_format),  # [B, T, H, W, 3]: one view
+            normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
             train=True,
             dropout_keys=batch["dropout_key"],
         )
@@ -144,7 +143,6 @@ def make_eval_step(
     network: Network,
     *,
     mesh: Mesh,
-    data_format: str,
     average_probabilities: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
@@ -160,7 +158,7 @@ def make_eval_step(
     def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
         views = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
-        logits, _ = network.apply(params, batch_stats, normalize(views, data_format))
+        logits, _ = network.apply(params, batch_stats, normalize(views))
         logits = logits.reshape(*video.shape[:2], -1)  # [B, V, K]
         if average_probabilities:  # its logarithm, whose softmax it is
             logits = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -22,6 +24,10 @@ def job(item):
             raise UserError("two\nlines")
         case "defect":
             raise KeyError("ours")
+        case "killed":
+            # While the pipe takes what follows, 64 kB at a time.
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return bytes(1 << 28)
         case "slow":
             time.sleep(0.3)
     return str(item)
@@ -53,6 +59,21 @@ def test_items_are_taken_as_they_are_needed():
     next(jobs)
     assert len(taken) < 20
     jobs.close()
+
+
+def test_no_process_survives_an_interruption():
+    jobs = run_jobs(job, ["slow", "hangs", "hangs", "hangs"], processes=2)
+    next(jobs)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.throw(KeyboardInterrupt)
+    assert multiprocessing.active_children() == []
+
+
+def test_one_that_is_killed_while_it_answers_costs_nobody_else():
+    items = [1, 2, "killed", 3, 4, 5]
+    results = [result for _, result in run_jobs(job, items, processes=2, seconds=20)]
+    assert results.pop(2) == JobFailure("the decoder crashed (exit code -9)")
+    assert results == list("12345")
 
 
 def test_nothing_to_do():

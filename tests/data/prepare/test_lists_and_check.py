@@ -87,7 +87,7 @@ def test_folders_of_classes(videos, tmp_path):
     assert (path.parent / "labels.txt").read_text() == "a\nb b\n"
     (videos.parent / "loose").mkdir()
     (videos.parent / "loose" / "x.mp4").touch()
-    with pytest.raises(UserError, match="lies in no class"):
+    with pytest.raises(UserError, match="is in no class"):
         run("lists", "folders", "--videos", videos.parent / "loose", "--output", path)
 
 
@@ -112,7 +112,7 @@ def test_classes_in_any_script_keep_their_own_labels(tmp_path):
     assert (tmp_path / "all.list").read_text().splitlines() == expected
     for path in ("twice.txt", "spelled.txt"):
         (tmp_path / path).write_text("a.b\na:b\n走る\n打篮球\n跑步\n" * (1 + (path[0] == "t")))
-        with pytest.raises(UserError, match="a name twice|is no class of"):
+        with pytest.raises(UserError, match="a name twice|is not a class of"):
             run(
                 *("lists", "folders", "--videos", tmp_path / "videos"),
                 *("--labels", tmp_path / path, "--output", tmp_path / "x" / "all.list"),
@@ -146,7 +146,7 @@ def test_kinetics_folders_have_the_published_labels(tmp_path):
     assert [labels[number] for number in numbers] == list(KINETICS)
     (tmp_path / "videos" / "nonsense").mkdir()
     (tmp_path / "videos" / "nonsense" / "a.mp4").touch()
-    with pytest.raises(UserError, match="nonsense is no class"):
+    with pytest.raises(UserError, match="nonsense is not a class"):
         run("lists", "kinetics400", "--videos", tmp_path / "videos", "--output", path)
 
 
@@ -271,6 +271,13 @@ def test_help_has_an_example(command, capsys):
             ["pack", "--source", "videos", "--list", "x", "--output", "y", "--clips_per_shard", 0],
             "--clips_per_shard is 0: it must be at least 1",
         ),
+        (["check", "--source", "videos", "--list", "x", "--num_segments", 0], "must be at least 1"),
+        (
+            ["check", "--source", "videos", "--list", "x", "--seconds", "nan"],
+            "must be at least 0.1",
+        ),
+        (["frames", "--list", "x", "--output", "y", "--quality", 101], "at most 100"),
+        (["frames", "--list", "x", "--output", "y", "--processes", -1], "must be at least 0"),
     ],
 )
 def test_tells_what_is_wrong(arguments, message):

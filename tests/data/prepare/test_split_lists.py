@@ -219,7 +219,7 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.mp4"], "1.mp4 lies in no class"),
+        (["1.mp4"], "1.mp4 is in no class"),
         (["a/1.mp4", "a/2.mp4"], "one class only, a"),
         (["a/1.mp4", "b/1.mp4"], "nothing to validate on"),
         (["a/readme.txt"], "has no video files"),

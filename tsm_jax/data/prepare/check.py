@@ -1,4 +1,4 @@
-"""Reads every clip of a list as training would, and tells what is wrong with which."""
+"""Reads every clip of a list as training would, and reports which cannot be read."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from functools import partial
 
 import numpy as np
 
+from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
-from tsm_jax.data.sources import FrameSource, Source, VideoSource
+from tsm_jax.data.sources import Source, VideoSource
 from tsm_jax.terminal import progress
 
 OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
@@ -20,13 +21,7 @@ OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
 
 @dataclass(frozen=True)
 class Verdict:
-    """About one clip.
-
-    Attributes:
-        path: of the clip.
-        kind: `ok`; `short` (readable, but with fewer frames than segments); `broken`; `missing`.
-        detail: in one line; empty if it is ok.
-    """
+    """About one clip: `short` is readable, but has fewer frames than segments; why in one line."""
 
     path: str
     kind: str
@@ -34,7 +29,6 @@ class Verdict:
 
     @property
     def is_usable(self) -> bool:
-        """Whether training can read it."""
         return self.kind in (OK, SHORT)
 
 
@@ -50,15 +44,9 @@ def check_entries(
     """Reads `num_segments` frames of every clip, the first and the last frame among them.
 
     Args:
-        entries: of the list.
         source: `videos` or `frames`.
-        num_segments: frames that training reads.
-        template: name of a frame.
         processes: that read, 0 for one per core.
         seconds: after which a clip counts as broken.
-
-    Returns:
-        A verdict on every entry, in their order.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []

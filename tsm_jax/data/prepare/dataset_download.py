@@ -21,7 +21,6 @@ from tsm_jax.download import download
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar
 
-_MAX_BYTES = 2**40
 _GB = 10**9
 
 
@@ -31,8 +30,7 @@ class DataSet:
 
     Attributes:
         name: of the folder in data/.
-        download_bytes: of all archives, roughly.
-        unpacked_bytes: of what is in them, roughly.
+        download_bytes, unpacked_bytes: of all archives and of what is in them, roughly.
         files: addresses of files that stay as they are.
         archives: (address, folder for its content); its own top folder is left out.
         link_lists: addresses of lists of further archives, whose content goes to `videos`.
@@ -74,17 +72,17 @@ DATASETS = {
 
 
 def download_dataset(name: str, output: str | None = None, *, keep_archives: bool = False) -> None:
-    """Downloads and unpacks one of `DATASETS`; tells first how much space it takes.
-
-    Raises:
-        UserError: there is not enough space, no program to unpack with, or a download fails.
-    """
+    """`fetch_dataset` of one of `DATASETS`, by default into data/."""
     dataset = DATASETS[name]
     fetch_dataset(dataset, output or os.path.join("data", dataset.name), keep_archives)
 
 
 def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
-    """`download_dataset` of any `DataSet`."""
+    """Downloads and unpacks a data set; prints first how much space it takes.
+
+    Raises:
+        UserError: there is not enough space, no program to unpack with, or a download fails.
+    """
     try:
         os.makedirs(output, exist_ok=True)
         _check_space(dataset, output)
@@ -152,15 +150,9 @@ def _distinct_names(archives: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _fetch(url: str, path: Path) -> Path:
+    options = {"what": "the data set", "setting": "--output", "max_bytes": 2**40}
     with progress_bar(path.name, in_bytes=True) as update:
-        return download(
-            url,
-            path,
-            what="the data set",
-            setting="--output",
-            max_bytes=_MAX_BYTES,
-            on_progress=update,
-        )
+        return download(url, path, **options, on_progress=update)
 
 
 def _fetch_and_unpack(

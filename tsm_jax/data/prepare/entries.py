@@ -1,4 +1,7 @@
-"""Which clips a command works on: those of a list, or the video files under a folder."""
+"""Which clips a command works on: those of a list, or the video files under a folder.
+
+The folders are the classes, or splits with the classes in them.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,18 @@ from tsm_jax.terminal import printable
 
 _ANY_LABEL = 2**31  # preparation does not know how many classes the model will have
 
+SPLITS = ("train", "val", "test")
+
+# How folders of splits are called, in any case.
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
 
 def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> list[ClipEntry]:
-    """The entries of a list for `source`, `videos` or `frames`. Raises `UserError` as they do."""
+    """The entries of a list for `source`, `videos` or `frames`."""
     read = read_frame_list if source == "frames" else read_video_list
     return read(list_path, prefix=prefix, suffix=suffix, num_classes=_ANY_LABEL)
 
@@ -34,11 +46,7 @@ def clean_lines(list_path: str, usable: Sequence[bool]) -> list[str]:
 
 
 def list_line(path: str, label: int, num_frames: int | None = None) -> str:
-    """A line of a list of videos, or of frames if their number is given.
-
-    Raises:
-        UserError: the path would be read as another one.
-    """
+    """A line of a list of videos, or of frames; a UserError if it would be read as another path."""
     if path != path.strip() or "\n" in path or "\r" in path:
         raise UserError(
             f"{printable(repr(path))}: a list cannot name a path with a line break in it or blanks"
@@ -52,8 +60,8 @@ class Found:
     """What is below a folder; all paths relative to it.
 
     Attributes:
-        videos: files whose names end as those of videos.
-        others: files that do not, hidden ones, pipes, and links that lead nowhere or in a circle.
+        others: files that are not videos, hidden ones, pipes, and links that lead nowhere or in a
+            circle.
         folders: the first two levels of folders, with or without videos.
     """
 
@@ -89,11 +97,7 @@ def survey(root: str | Path) -> Found:
 
 
 def find_videos(root: str | Path) -> list[str]:
-    """Paths of the video files under `root`, relative to it and sorted.
-
-    Raises:
-        UserError: the folder does not exist or has none.
-    """
+    """Paths of the video files under `root`, relative to it and sorted; a UserError without any."""
     return with_videos(root, survey(root)).videos
 
 
@@ -130,13 +134,14 @@ def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
     Raises:
         UserError: two entries would get one name.
     """
-    names = [_short_name(entry.path, prefix) for entry in entries]
-    seen: dict[str, str] = {}
-    for name, entry in zip(names, entries, strict=True):
-        if seen.setdefault(name, entry.path) != entry.path:
+    path_of: dict[str, str] = {}
+    names = []
+    for path, _, _ in entries:
+        names.append(_short_name(path, prefix))
+        if (other := path_of.setdefault(names[-1], path)) != path:
             raise UserError(
-                f"{seen[name]} and {entry.path} would both be called {name}: write the list with"
-                " paths relative to one folder and give that as --prefix"
+                f"{other} and {path} would both be called {names[-1]}: write the list with paths"
+                " relative to one folder and give that as --prefix"
             )
     return names
 
@@ -146,3 +151,61 @@ def _short_name(path: str, prefix: str) -> str:
     if os.path.isabs(inside) or inside.startswith(os.pardir):
         inside = os.path.join(*Path(path).parts[-2:])
     return os.path.normpath(inside)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a folder is read.
+
+    Attributes:
+        splits: from `train`, `val` and `test` to the folders that are those; empty where the
+            folders are classes.
+        left_out: folders beside those of the splits.
+    """
+
+    splits: dict[str, str]
+    left_out: list[str]
+
+
+def understand(root: str, found: Found, layout: str = "auto") -> Layout:
+    """Whether the folders are classes or splits: by their names, or as `layout` (auto, classes or
+    splits) says. Raises a UserError if they could be both, or cannot be what it says.
+    """
+    folders = [name for name in found.folders if os.sep not in name]
+    named = [name for name in folders if name.lower() in _SPLIT_OF]
+    if layout == "classes" or (layout == "auto" and not named):
+        return Layout({}, [])
+    empty = found.without_videos(1)
+    strangers = [name for name in folders if name not in named and name not in empty]
+    objection = _objection(found, named)
+    if layout == "auto" and (objection or strangers):
+        why = objection or f"{printable(strangers[0])} is not a split"
+        some = ", ".join(map(printable, folders[:5])) + ", ..." * (len(folders) > 5)
+        raise UserError(
+            f"{root}: the folders {', '.join(named)} are named as splits, but {why}: with --layout"
+            f" splits they are read as <split>/<class>/<video>, with --layout classes {some} are"
+            " the classes"
+        )
+    if objection:
+        raise UserError(f"{root}: it cannot be read as splits, since {objection}")
+    for name in named:
+        if name in empty:
+            raise UserError(f"{os.path.join(root, name)} has no videos: add some or delete it")
+    folder_of = {_SPLIT_OF[name.lower()]: name for name in named}
+    return Layout({split: folder_of[split] for split in SPLITS if split in folder_of}, strangers)
+
+
+def _objection(found: Found, named: Sequence[str]) -> str:
+    """Why these folders cannot be splits; empty if they can."""
+    splits = [_SPLIT_OF[name.lower()] for name in named]
+    if "train" not in splits:
+        return "there is no folder train"
+    if len(named) < 2:
+        return "there is no folder val or test"
+    if len(set(splits)) < len(splits):
+        return f"two of {', '.join(named)} are the same split"
+    for video in found.videos:
+        parts = video.split(os.sep)
+        if len(parts) == 1 or (len(parts) == 2 and parts[0] in named):
+            return f"{printable(video)} is in no class"
+    return ""

@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
+from tsm_jax.data.prepare.make_lists import count_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
@@ -31,60 +31,40 @@ FAILED_FILE = "failed.txt"
 _PARTIAL = ".partial"
 
 
-@dataclass(frozen=True)
-class FrameOptions:
-    """How frames are stored.
-
-    Attributes:
-        short_side: pixels; larger frames are scaled down to it, smaller ones stay. 0 keeps all.
-        quality: of the JPEG files, 1 to 100.
-    """
-
-    short_side: int = 256
-    quality: int = 95
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What came of it.
-
-    Attributes:
-        num_frames: of each video, in the order given; None of those that failed.
-        failures: (video, reason).
-    """
-
-    num_frames: list[int | None]
-    failures: list[tuple[str, str]]
-
-
 def extract(
     videos: Sequence[str],
     folders: Sequence[str],
     output: str,
-    options: FrameOptions,
     *,
+    short_side: int = 256,
+    quality: int = 95,
     processes: int = 0,
     seconds: float = 300.0,
-) -> Extracted:
+) -> tuple[list[int | None], list[tuple[str, str]]]:
     """Extracts every video that has no folder yet.
 
     Args:
         videos: paths of the files.
         folders: for each, the folder under `output` that its frames go to.
         output: made if need be. It gets `failed.txt` with the videos that failed.
-        options: must be those of the earlier runs into `output`.
+        short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
+            `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
         processes: 0 for one per core.
         seconds: limit for one video.
+
+    Returns:
+        The numbers of frames of the videos, None where it failed; and (video, reason) of those.
 
     Raises:
         UserError: `output` was made with other options, or cannot be written.
     """
+    options = {"short_side": short_side, "quality": quality}
     _check_options(output, options)
-    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # of a killed run
-    jobs = ((video, os.path.join(output, folder)) for video, folder in _pairs(videos, folders))
-    extract_one = partial(
-        _extract_video, partial_root=os.path.join(output, _PARTIAL), **asdict(options)
-    )
+    partial_root = os.path.join(output, _PARTIAL)
+    shutil.rmtree(partial_root, ignore_errors=True)  # of a killed run
+    paths = [os.path.join(output, folder) for folder in folders]
+    jobs = zip(videos, paths, strict=True)
+    extract_one = partial(_extract_video, partial_root=partial_root, **options)
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
     with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
@@ -94,22 +74,18 @@ def extract(
                 num_frames.append(None)
             else:
                 num_frames.append(result)
-    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)
+    shutil.rmtree(partial_root, ignore_errors=True)
     failed = Path(output, FAILED_FILE)
     if failures:
         write_lines(failed, [f"{name}\t{why}" for name, why in failures])
     else:
         failed.unlink(missing_ok=True)
-    return Extracted(num_frames, failures)
+    return num_frames, failures
 
 
-def _pairs(videos: Sequence[str], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
-    return zip(videos, folders, strict=True)
-
-
-def _check_options(output: str, options: FrameOptions) -> None:
+def _check_options(output: str, options: dict[str, int]) -> None:
     path = Path(output, OPTIONS_FILE)
-    wanted = json.dumps(asdict(options), sort_keys=True)
+    wanted = json.dumps(options, sort_keys=True)
     if not path.exists():
         write_lines(path, [wanted])
         return
@@ -127,7 +103,7 @@ def _extract_video(
     """Extracts one video to its folder, and gives the number of frames there."""
     video, folder = job
     if os.path.isdir(folder):
-        return sum(name.startswith("img_") for name in os.listdir(folder))
+        return count_frames(folder)
     partial_folder = os.path.join(partial_root, str(os.getpid()))
     shutil.rmtree(partial_folder, ignore_errors=True)
     count = 0

@@ -7,9 +7,10 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tsm_jax.data.prepare.entries import find_videos, list_line
 from tsm_jax.errors import UserError
@@ -25,13 +26,7 @@ _PARTS = {"train": "trainlist", "val": "testlist"}
 
 @dataclass(frozen=True)
 class WrittenList:
-    """A list that was written.
-
-    Attributes:
-        path: of the list.
-        num_clips: lines in it.
-        missing: clips that belong in it but have no video or no frames.
-    """
+    """A list that was written; `missing` are clips that belong in it but are not there."""
 
     path: str
     num_clips: int
@@ -66,12 +61,14 @@ def ucf101_lists(
                 continue
             clips = _ucf101_clips(split_file, labels)
             start = os.path.join(output, f"ucf101_{part}_split_{split}_")
-            if videos is not None:
-                find = _video_finder(videos)
-                written.append(_write_list(f"{start}videos.txt", clips, find, videos))
-            if frames is not None:
-                find = _frames_finder(frames)
-                written.append(_write_list(f"{start}rawframes.txt", clips, find, frames))
+            for kind, root in (("videos", videos), ("rawframes", frames)):
+                if root is not None:
+                    path, is_frames = f"{start}{kind}.txt", kind == "rawframes"
+                    written.append(
+                        _write_list(
+                            path, clips, root, frames=is_frames, suffix=".avi", absolute=True
+                        )
+                    )
     write_lines(os.path.join(output, LABELS_FILE), names)
     return written
 
@@ -104,31 +101,6 @@ def _read_lines(path: str, advice: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-# From a clip's name to the line's path and number of frames (None for a video); None if missing.
-_Find = Callable[[str], tuple[str, int | None] | None]
-
-
-def _video_finder(root: str) -> _Find:
-    def find(clip: str) -> tuple[str, None] | None:
-        path = os.path.abspath(os.path.join(root, clip))
-        return (path, None) if os.path.exists(f"{path}.avi") else None
-
-    return find
-
-
-def _frames_finder(root: str, *, absolute: bool = True) -> _Find:
-    """Frames in `<clip>` with or without the video's extension in the folder's name."""
-
-    def find(clip: str) -> tuple[str, int] | None:
-        for name in (clip, os.path.splitext(clip)[0]):
-            count = count_frames(os.path.join(root, name))
-            if count:
-                return (os.path.abspath(os.path.join(root, name)) if absolute else name), count
-        return None
-
-    return find
-
-
 def count_frames(folder: str) -> int:
     """Files `img_00001.jpg` and so on in a folder; 0 without a folder."""
     try:
@@ -137,14 +109,29 @@ def count_frames(folder: str) -> int:
         return 0
 
 
-def _write_list(path: str, clips: Sequence[tuple[str, int]], find: _Find, root: str) -> WrittenList:
+def _write_list(
+    path: str,
+    clips: Sequence[tuple[str, int]],
+    root: str,
+    *,
+    frames: bool,
+    suffix: str = "",
+    absolute: bool = False,
+    known: Container[str] = (),
+) -> WrittenList:
+    """The list of (path below `root`, label); those are missing that are neither known nor found.
+
+    Args:
+        suffix: of the files of videos, which the list leaves out.
+    """
     lines, missing = [], []
     for clip, label in clips:
-        found = find(clip)
-        if found is None:
-            missing.append(clip)
+        place = os.path.join(root, clip)
+        count = count_frames(place) if frames else None
+        if count or (not frames and (clip in known or os.path.isfile(place + suffix))):
+            lines.append(list_line(os.path.abspath(place) if absolute else clip, label, count))
         else:
-            lines.append(list_line(found[0], label, found[1]))
+            missing.append(clip)
     if not lines:
         raise UserError(f"{root} has none of the {len(clips)} clips of {path}: check the folder")
     write_lines(path, lines)
@@ -156,34 +143,28 @@ def folder_list(
 ) -> WrittenList:
     """The list of `<class>/<video>`, or of `<class>/<folder of frames>`, relative to `root`.
 
+    `labels.txt` goes beside it.
+
     Args:
-        root: folder of the classes.
-        list_path: to write; `labels.txt` goes beside it.
         labels: class names in the order of the labels, found as `_label_finder` does; None for
             the folders' names, sorted.
         frames: the classes hold folders of frames.
 
     Raises:
-        UserError: there are no clips, a folder is no class, or `labels.txt` there has others.
+        UserError: there are no clips, a folder is not a class, or `labels.txt` there has others.
     """
     clips = list(_frame_folders(root)) if frames else find_videos(root)
     loose = [clip for clip in clips if os.sep not in clip]
     if loose:
         raise UserError(
-            f"{printable(os.path.join(root, loose[0]))} lies in no class: expected <class>/<video>"
+            f"{printable(os.path.join(root, loose[0]))} is in no class: expected <class>/<video>"
         )
     classes = sorted({clip.split(os.sep)[0] for clip in clips})
     names = list(labels) if labels is not None else classes
     find_label = _label_finder(names)
-    label_of = {name: label for name in classes if (label := find_label(name)) is not None}
-    unknown = [name for name in classes if name not in label_of]
-    if unknown:
-        raise UserError(
-            f"{printable(os.path.join(root, unknown[0]))} is no class of {names[0]} to {names[-1]}"
-        )
+    label_of = {name: find_label(name, os.path.join(root, name)) for name in classes}
     labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
-    find = _frames_finder(root, absolute=False) if frames else lambda clip: (clip, None)
-    return _write_with_labels(list_path, labelled, find, root, names)
+    return _write_with_labels(list_path, labelled, root, names, frames=frames, known=set(clips))
 
 
 def annotated_list(
@@ -195,30 +176,22 @@ def annotated_list(
     `root`; those that are missing are counted. Other arguments as for `folder_list`.
 
     Raises:
-        UserError: the file is no such csv, has an unknown class, or no video is there.
+        UserError: the file is not such a csv, has an unknown class, or no video is there.
     """
     clips = list(_frame_folders(root)) if frames else find_videos(root)
-    by_stem = {_stem(clip): clip for clip in clips}
+    by_stem = {Path(clip).stem: clip for clip in clips}
     label_of = _label_finder(labels)
-    labelled = []
-    for stem, name in _annotations(annotations):
-        label = label_of(name)
-        if label is None:
-            raise UserError(f"{annotations}: {name!r} is no class of {labels[0]} to {labels[-1]}")
-        labelled.append((by_stem.get(stem, stem), label))
-    present = set(clips)
-    exact = _frames_finder(root, absolute=False)
-
-    def find(clip: str) -> tuple[str, int | None] | None:
-        if clip not in present:
-            return None
-        return exact(clip) if frames else (clip, None)
-
-    return _write_with_labels(list_path, labelled, find, root, list(labels))
+    labelled = [
+        (by_stem.get(stem, stem), label_of(name, f"{annotations}: {name!r}"))
+        for stem, name in _annotations(annotations)
+    ]
+    return _write_with_labels(
+        list_path, labelled, root, list(labels), frames=frames, known=set(clips)
+    )
 
 
 def _write_with_labels(
-    list_path: str, clips: list[tuple[str, int]], find: _Find, root: str, names: list[str]
+    list_path: str, clips: list[tuple[str, int]], root: str, names: list[str], **how: Any
 ) -> WrittenList:
     check_class_names(names)
     path = Path(list_path).with_name(LABELS_FILE)
@@ -226,7 +199,7 @@ def _write_with_labels(
         raise UserError(
             f"{path} has other classes than {root}: give it as --labels, or write to another folder"
         )
-    written = _write_list(list_path, clips, find, root)
+    written = _write_list(list_path, clips, root, **how)
     write_lines(path, names)
     return written
 
@@ -234,15 +207,12 @@ def _write_with_labels(
 def check_class_names(names: Sequence[str]) -> None:
     """Raises a UserError for a name that would be read from `labels.txt` as another one."""
     for name in names:
-        if name.splitlines() != [name.strip()] or not _is_utf8(name):
+        is_utf8 = not any("\ud800" <= letter <= "\udfff" for letter in name)
+        if name.splitlines() != [name.strip()] or not is_utf8:
             raise UserError(
                 f"the class {printable(repr(name))} is not a line of text in UTF-8 without blanks"
                 " around it: rename its folder"
             )
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def class_key(name: str) -> str:
@@ -250,22 +220,24 @@ def class_key(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-def _label_finder(names: Sequence[str]) -> Callable[[str], int | None]:
-    """From a class to its label: that of the same name, else of the only one with its key."""
+def _label_finder(names: Sequence[str]) -> Callable[[str, str], int]:
+    """From a class, and what it is to the user, to its label.
+
+    That of the same name, else of the only one with its key; a UserError if there is none.
+    """
     exact = {name: label for label, name in enumerate(names)}
     labels_of_key = defaultdict(list)
     for name, label in exact.items():
         labels_of_key[class_key(name)].append(label)
 
-    def find(name: str) -> int | None:
+    def find(name: str, what: str) -> int:
         of_key = labels_of_key.get(class_key(name), [])
-        return exact.get(name, of_key[0] if len(of_key) == 1 else None)
+        label = exact.get(name, of_key[0] if len(of_key) == 1 else None)
+        if label is None:
+            raise UserError(f"{printable(what)} is not a class of {names[0]} to {names[-1]}")
+        return label
 
     return find
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
 
 
 def _annotations(path: str) -> Iterator[tuple[str, str]]:
@@ -289,15 +261,14 @@ def _frame_folders(root: str) -> Iterator[str]:
         raise UserError(f"there is no folder {root}: give the folder of the frames")
     for name in sorted(os.listdir(root)):
         folder = os.path.join(root, name)
-        if name.startswith(".") or not os.path.isdir(folder):
-            continue
-        for clip in sorted(os.listdir(folder)):
-            if os.path.isdir(os.path.join(folder, clip)):
-                yield os.path.join(name, clip)
+        if not name.startswith(".") and os.path.isdir(folder):
+            for clip in sorted(os.listdir(folder)):
+                if os.path.isdir(os.path.join(folder, clip)):
+                    yield os.path.join(name, clip)
 
 
 def read_names(path: str) -> list[str]:
-    """Class names, one a line. Raises `UserError` if the file cannot be read or is empty."""
+    """Class names, one a line; a UserError if the file cannot be read, is empty or repeats one."""
     names = _read_lines(path, "write one class name a line")
     if not names:
         raise UserError(f"{path} has no names: write one class name a line")

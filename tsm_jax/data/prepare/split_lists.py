@@ -9,8 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsm_jax.data.prepare.entries import list_line, survey, with_videos
-from tsm_jax.data.prepare.layout import SPLITS, understand
+from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand, with_videos
 from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList, check_class_names
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
@@ -30,7 +29,7 @@ class SplitLists:
         counts: for each of them, the clips of each of its classes.
         labels: path of the class names.
         classes: in the order of the labels.
-        recordings: groups of clips that may not be parted; as many as clips if there are none.
+        recordings: groups of clips that stay together; as many as clips if there are none.
     """
 
     lists: dict[str, WrittenList]
@@ -41,12 +40,7 @@ class SplitLists:
 
 
 def split_folder(
-    root: str,
-    output: str,
-    *,
-    val_share: float | None,
-    seed: int = 0,
-    layout: str = "auto",
+    root: str, output: str, *, val_share: float | None, seed: int = 0, layout: str = "auto"
 ) -> SplitLists:
     """Writes `train.list`, `val.list`, `test.list` and `labels.txt`, with absolute paths.
 
@@ -58,14 +52,12 @@ def split_folder(
 
     Args:
         root: folder of `<class>/<video>` or `<split>/<class>/<video>`.
-        output: folder to write into.
         val_share: in (0, 1), of a training set without a validation set; None for no validation.
-        seed: another one, another split.
-        layout: how `root` is read, one of `layout.LAYOUTS`.
+        layout: how `root` is read, as for `understand`.
 
     Raises:
-        UserError: there are no videos, one lies in no class, there is one class only, none has
-            a second recording, or validation or test has a class that training does not have.
+        UserError: there are no videos, one is in no class, there is one class only, none has a
+            second recording, or validation or test has a class that training does not have.
     """
     found = with_videos(root, survey(root))
     splits = understand(root, found, layout).splits
@@ -120,7 +112,7 @@ def _drawn_split(
     for clip in clips:
         if os.sep not in clip:
             raise UserError(
-                f"{printable(os.path.join(root, clip))} lies in no class: put every video into a"
+                f"{printable(os.path.join(root, clip))} is in no class: put every video into a"
                 " folder named as its class"
             )
         by_class[_class_of(clip)][recording_of(clip)].append(clip)

@@ -1,7 +1,7 @@
 """Archives to folders: all of one, with its checksums verified, or an error.
 
-Only files and folders are taken, and only those below the target. What an archive may grow to is
-bounded before it is written.
+Only files and folders below the target are taken. What an archive may grow to is bounded before it
+is written.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_RATIO = 100
 SMALL = 100 * 10**6  # bytes that are fine whatever the ratio
 MAX_MEMBERS = 10**6
 
-# Programs that unpack rar, and how they are told what and where to. First the one that certainly
-# notices a wrong checksum: `unrar` may be the free one, which like bsdtar lets some pass.
+# Programs that unpack rar, and their arguments. First the one that certainly notices a wrong
+# checksum: `unrar` may be the free one, which like bsdtar lets some pass.
 UNRAR = {
     "unar": ["-quiet", "-force-overwrite", "-no-directory", "-o", "{folder}", "{archive}"],
     "unrar": ["x", "-idq", "-y", "-p-", "{archive}", "{folder}/"],
@@ -76,8 +76,10 @@ def unpack(archive: Path, folder: Path) -> None:
             _unpack_rar(archive, folder, limit)
         else:
             members = _zip_members if archive.suffix.lower() == ".zip" else _tar_members
-            for member in members(archive):
-                limit.add(member)
+            total = 0
+            for count, member in enumerate(members(archive), start=1):
+                total += member.size
+                limit.check(total, count)
                 _write(member, _inside(folder, member.name))
         if not any(folder.iterdir()):
             raise _Damaged("it is empty")
@@ -98,16 +100,9 @@ class _Limit:
         self._folder = folder
         self._free = shutil.disk_usage(folder).free
         self._ratio_bytes = MAX_RATIO * size + SMALL
-        self._bytes = self._members = 0
-
-    def add(self, member: _Member) -> None:
-        """Raises unless this member may be written, too."""
-        self._members += 1
-        self._bytes += member.size
-        self.check(self._bytes, self._members)
 
     def check_written(self) -> None:
-        """The same for what a program has written since."""
+        """Checks what a program has written since."""
         self.check(max(0, self._free - shutil.disk_usage(self._folder).free), 0)
 
     def check(self, num_bytes: int, members: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from tsm_jax.data.example_wire import bytes_of_feature
+from tsm_jax.data.packed import bytes_of_feature
 
 Example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]
 
