@@ -167,6 +167,12 @@ def test_computes_what_jax_computes(function):
     np.testing.assert_array_equal(pixels.transpose(0, 1, 3, 4, 2), video)
 
 
+@pytest.mark.parametrize("name", ["hard swish", "swish", "two readers"])
+def test_no_convolution_is_computed_twice(name):
+    kinds = [node.op_type for node in build_onnx(Computation(COMPUTATIONS[name])).graph.node]
+    assert kinds.count("Conv") == 1
+
+
 REFUSED = {
     "sort": lambda x: jnp.sort(conv(x, 4), -1),
     "cumsum": lambda x: jnp.cumsum(x, 1),

@@ -11,7 +11,8 @@ closed set, at the end of this file; another one is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -48,16 +49,30 @@ def _sizes(aval: Any) -> tuple[Size, ...]:
 
 
 def _run(writer: Writer, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[Any]:
-    values: dict[Any, Operand] = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
-    values.update(zip(jaxpr.jaxpr.constvars, map(np.asarray, jaxpr.consts), strict=True))
+    values: dict[Any, Operand] = {}
+    equations, results = jaxpr.jaxpr.eqns, jaxpr.jaxpr.outvars
+    readers = Counter(
+        atom
+        for atoms in (*(equation.invars for equation in equations), results)
+        for atom in atoms
+        if not isinstance(atom, Literal)
+    )
+
+    def write(variables: Sequence[Any], operands: Iterable[Operand]) -> None:
+        for variable, operand in zip(variables, operands, strict=True):
+            values[variable] = operand
+            if readers[variable] > 1:
+                writer.keep(operand)
 
     def read(atom: Any) -> Operand:
         return np.asarray(atom.val, _dtype(atom)) if isinstance(atom, Literal) else values[atom]
 
-    for equation in jaxpr.jaxpr.eqns:
-        results = _equation(writer, equation, [read(atom) for atom in equation.invars])
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.jaxpr.outvars]
+    write(jaxpr.jaxpr.invars, inputs)
+    write(jaxpr.jaxpr.constvars, map(np.asarray, jaxpr.consts))
+    for equation in equations:
+        operands = [read(atom) for atom in equation.invars]
+        write(equation.outvars, _equation(writer, equation, operands))
+    return [read(atom) for atom in results]
 
 
 def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequence[Operand]:
