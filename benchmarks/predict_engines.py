@@ -63,7 +63,7 @@ def main() -> None:
     runs: dict[str, Callable[[], object]] = {"torch eager float32": eager}
     differences = {"torch eager float32": 0.0}
     for (name, precision), file in FILES.items():
-        if installed(name) and artifact.has(file):
+        if installed(name) and file in artifact.hashes:
             engine = open_engine(artifact, name, precision)
             key = f"{name} {precision}"
             runs[key] = lambda engine=engine: engine.logits(video)

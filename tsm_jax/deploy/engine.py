@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 
-from tsm_jax.deploy.artifact import Artifact
-from tsm_jax.deploy.names import BFLOAT16_STABLEHLO_FILE, INT8_FILE, ONNX_FILE, STABLEHLO_FILE
+from tsm_jax.deploy.artifact import (
+    BFLOAT16_STABLEHLO_FILE,
+    FEATURES,
+    INT8_FILE,
+    LOGITS,
+    ONNX_FILE,
+    STABLEHLO_FILE,
+    Artifact,
+    Shape,
+)
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
 
@@ -36,25 +44,29 @@ PACKAGES = {
 
 _JAX_ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "libtpu")
 
-ClipShape = tuple[int | None, ...]
 
-
-class Engine(Protocol):
+@dataclass
+class Engine:
     """A network that is ready to run.
 
     Attributes:
         name: which engine.
         precision: of its convolutions.
         device: what it runs on, for the reader.
-        batch_size: how many clips it likes at once.
-        clip_shape: (T, S, S, 3), the one its input has; None where it takes any size.
+        clip_shape: (T, S, S, 3), with None where it takes any size.
+        run: (uint8 `[N, T, S, S, 3]`, `LOGITS` or `FEATURES`) to that output.
     """
 
     name: str
     precision: str
     device: str
-    batch_size: int
-    clip_shape: ClipShape
+    clip_shape: Shape
+    run: Callable[[np.ndarray, str], np.ndarray]
+
+    @property
+    def batch_size(self) -> int:
+        """How many clips it likes at once."""
+        return 1 if self.device == "cpu" else 16
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`.
@@ -62,34 +74,26 @@ class Engine(Protocol):
         Raises:
             ValueError: the video is of another shape or type.
         """
-        ...
+        return self.run(self._checked(video), LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, in front of the average pool."""
-        ...
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, before the average pool.
 
+        Raises:
+            ValueError: the video is of another shape or type.
+        """
+        return self.run(self._checked(video), FEATURES)
 
-def fixed_dims(dims: Sequence[object]) -> ClipShape:
-    """The clip shape of a graph's input `[N, T, S, S, 3]`, None where a dimension is symbolic."""
-    return tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
-
-
-def check_video(video: np.ndarray, clip_shape: ClipShape) -> np.ndarray:
-    """The video itself, C-contiguous, if it has the type and shape of a graph's input.
-
-    Engines differ in what they do with another one: OpenVINO would compute something.
-
-    Raises:
-        ValueError: it has not.
-    """
-    known = zip(video.shape[1:], clip_shape, strict=False)
-    fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
-    if not fits or video.dtype != np.uint8:
-        dims = ", ".join("any" if dim is None else str(dim) for dim in clip_shape)
-        raise ValueError(
-            f"the video is {video.dtype} {list(video.shape)}: it must be uint8 [N, {dims}]"
-        )
-    return np.ascontiguousarray(video)
+    def _checked(self, video: np.ndarray) -> np.ndarray:
+        """The video itself, C-contiguous; of another shape OpenVINO would compute something."""
+        known = zip(video.shape[1:], self.clip_shape, strict=False)
+        fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
+        if not fits or video.dtype != np.uint8:
+            dims = ", ".join("any" if dim is None else str(dim) for dim in self.clip_shape)
+            raise ValueError(
+                f"the video is {video.dtype} {list(video.shape)}: it must be uint8 [N, {dims}]"
+            )
+        return np.ascontiguousarray(video)
 
 
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
@@ -118,14 +122,14 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
     path = artifact.path(file)
     match name:
         case "jax":
-            from tsm_jax.deploy.jax_engine import JaxEngine as Opened
+            from tsm_jax.deploy.jax_engine import JaxGraph as Graph
         case "onnxruntime":
-            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeEngine as Opened
+            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeGraph as Graph
         case _:
-            from tsm_jax.deploy.openvino_engine import OpenVinoEngine as Opened
-    engine = Opened(path, precision)
-    artifact.check_graph(file, engine.ports())
-    return engine
+            from tsm_jax.deploy.openvino_engine import OpenVinoGraph as Graph
+    graph = Graph(path, precision)
+    artifact.check_graph(file, graph.ports)
+    return Engine(name, precision, graph.device, artifact.clip_shape, graph.run)
 
 
 def choose_engine(artifact: Artifact, precision: str) -> str:
@@ -141,7 +145,7 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
     usable = [
         name
         for name in _fastest_on_cpu(precision)
-        if installed(name) and artifact.has(FILES.get((name, precision), ""))
+        if installed(name) and FILES.get((name, precision)) in artifact.hashes
     ]
     if not usable:
         raise UserError(

@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
 from tsm_jax.deploy.artifact import Artifact, read_artifact
-from tsm_jax.deploy.engine import FILES, ClipShape, Engine, check_names, open_engine
-from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.engine import FILES, Engine, check_names, open_engine
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes, read_views
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
 
@@ -46,22 +45,13 @@ class Answer(NamedTuple):
     clip: np.ndarray | None
 
 
-class _Read(NamedTuple):
-    """A video that was decoded, uint8 `[V, T, S, S, 3]`, or could not be."""
-
-    path: str
-    views: np.ndarray | UnreadableClipError
+# A video's path, and its views, uint8 `[V, T, S, S, 3]`, or why they cannot be decoded.
+_Read = tuple[str, np.ndarray | UnreadableClipError]
 
 
 @dataclass
 class Usage:
-    """How busy the engine was since its first batch.
-
-    Attributes:
-        clips: that went through it.
-        engine_seconds: inside the engine.
-        wall_seconds: from the start of the first batch to the end of the last one.
-    """
+    """How busy the engine was from the start of its first batch to the end of its last one."""
 
     clips: int = 0
     engine_seconds: float = 0.0
@@ -82,11 +72,11 @@ class Usage:
 
 
 class Predictor:
-    """A network, its preprocessing and its labels.
+    """A network, its preprocessing and its K labels.
 
     Args:
         engine: runs the network.
-        labels: K class names.
+        labels: of the classes.
         num_segments: T.
         protocol: which frames and pixels the network sees.
         classifier: gives the classifier's weights `[C, K]`, for activation maps.
@@ -147,9 +137,8 @@ class Predictor:
                 f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
                 f" {num_segments}"
             )
-        chosen = protocol_of(artifact.preprocessing, protocol)
+        chosen = _fitting_protocol(artifact, protocol)
         opened = open_engine(artifact, engine, precision)
-        _check_size(opened.clip_shape, artifact, chosen)
         return cls(
             opened,
             artifact.labels,
@@ -166,11 +155,7 @@ class Predictor:
         Raises:
             UnreadableClipError: it cannot be decoded.
         """
-
-        def choose(num_frames: int) -> np.ndarray:
-            return self.protocol.choose_frames(num_frames, self.num_segments)
-
-        return self.protocol.views(decode_frames(path, choose), path)
+        return read_views(path, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
@@ -220,10 +205,10 @@ class Predictor:
         waiting: deque[_Read] = deque()
         clips: list[np.ndarray] = []
         scored: deque[np.ndarray] = deque()  # logits of the clips of `waiting`, the oldest first
-        for read in self._read_ahead(paths, threads or usable_cores(), size):
-            waiting.append(read)
-            if isinstance(read.views, np.ndarray):
-                clips.extend(read.views)
+        for path, views in self._read_ahead(paths, threads or usable_cores(), size):
+            waiting.append((path, views))
+            if isinstance(views, np.ndarray):
+                clips.extend(views)
             while len(clips) >= size:
                 scored.extend(self._run(clips[:size], size))
                 del clips[:size]
@@ -293,17 +278,21 @@ class Predictor:
 
 def _result(path: str, future: Future[np.ndarray]) -> _Read:
     try:
-        return _Read(path, future.result())
+        return path, future.result()
     except UnreadableClipError as error:
-        return _Read(path, error)
+        return path, error
 
 
-def _check_size(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtocol) -> None:
-    """Raises a UserError unless a graph takes clips of the protocol's size."""
-    size = clip_shape[1]
-    if size in (None, protocol.crop_size):
-        return
-    described = [protocol_of(artifact.preprocessing, name) for name in PROTOCOLS]
+def _fitting_protocol(artifact: Artifact, name: str | None) -> EvalProtocol:
+    """The protocol of that name, None for the stored one.
+
+    Raises:
+        UserError: there is none, or its views are not of the size that the graphs take.
+    """
+    protocol, size = protocol_of(artifact.preprocessing, name), artifact.clip_shape[1]
+    if protocol.crop_size == size:
+        return protocol
+    described = [protocol_of(artifact.preprocessing, other) for other in PROTOCOLS]
     fitting = [other.name for other in described if other.crop_size == size]
     raise UserError(
         f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"

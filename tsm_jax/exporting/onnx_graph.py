@@ -22,7 +22,7 @@ import onnx  # pyright: ignore[reportMissingImports]
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
+from tsm_jax.deploy.artifact import FEATURES, LOGITS, VIDEO
 from tsm_jax.exporting.onnx_writer import Operand, Size, Tensor, Writer, refuse
 from tsm_jax.exporting.program import Program
 

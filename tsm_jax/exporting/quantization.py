@@ -17,7 +17,7 @@ from onnxruntime.quantization import (  # pyright: ignore[reportMissingImports]
     quantize_static,
 )
 
-from tsm_jax.deploy.names import LOGITS, VIDEO
+from tsm_jax.deploy.artifact import LOGITS, VIDEO
 
 
 class _Clips(CalibrationDataReader):

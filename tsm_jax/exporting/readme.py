@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tsm_jax.deploy.names import (
+from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
     EXAMPLE_FILE,
     INT8_FILE,

@@ -61,7 +61,7 @@ def check_export(
     expected = _logits_of_model(model, inputs)
     checks = []
     for (name, precision), file in FILES.items():
-        if precision not in precisions or not artifact.has(file) or not _can(name, precision):
+        if precision not in precisions or file not in artifact.hashes or not _can(name, precision):
             continue
         engine = open_engine(artifact, name, precision)
         for kind, video in inputs.items():

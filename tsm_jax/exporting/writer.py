@@ -15,18 +15,19 @@ import tsm_jax
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol, protocol_of
-from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact
-from tsm_jax.deploy.engine import missing
-from tsm_jax.deploy.names import (
+from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
     EXAMPLE_FILE,
+    EXPORT_VERSION,
     FEATURES,
     INT8_FILE,
     LOGITS,
     ONNX_FILE,
     STABLEHLO_FILE,
     VIDEO,
+    read_artifact,
 )
+from tsm_jax.deploy.engine import missing
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import make_program
 from tsm_jax.exporting.readme import write_readme

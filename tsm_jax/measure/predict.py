@@ -75,7 +75,7 @@ def _runs(
     runs = []
     for (name, precision), file in FILES.items():
         wanted = installed(name) if engines is None else name in engines
-        if not wanted or precision not in precisions or not artifact.has(file):
+        if not wanted or precision not in precisions or file not in artifact.hashes:
             continue
         engine = open_engine(artifact, name, precision)
         about = {"engine": name, "precision": precision, "device": engine.device}

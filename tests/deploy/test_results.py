@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tsm_jax.data.protocols import eval_protocol
-from tsm_jax.deploy import outputs, prediction_run
-from tsm_jax.deploy.outputs import UNFINISHED, json_line
+from tsm_jax.deploy import prediction_run
 from tsm_jax.deploy.prediction_run import predict_videos
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.timeline_run import write_timelines
+from tsm_jax.deploy.results import UNFINISHED, Results, json_line
 from tsm_jax.errors import UnreadableClipError, UserError
 
 
@@ -214,10 +213,10 @@ def test_two_runs_do_not_write_one_file(complete, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
     show = prediction_run._print
 
-    def wait(answer):
+    def wait(line):
         entered.set()
         assert leave.wait(20)
-        show(answer)
+        show(line)
 
     monkeypatch.setattr(prediction_run, "_print", wait)
     first = threading.Thread(target=run)
@@ -298,9 +297,9 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(complete, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opened = outputs.Results._open
+    opened = Results._open
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Results, "_open", lambda self, path: Full(opened(self, path)))
+        patch.setattr(Results, "_open", lambda self, path: Full(opened(self, path)))
         with pytest.raises(UserError, match="cannot write out.jsonl: No space left on device"):
             run()
     run()
@@ -318,8 +317,8 @@ def test_a_line_that_is_taken_in_parts_is_whole(complete, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opened = outputs.Results._open
-    monkeypatch.setattr(outputs.Results, "_open", lambda self, path: Slow(opened(self, path)))
+    opened = Results._open
+    monkeypatch.setattr(Results, "_open", lambda self, path: Slow(opened(self, path)))
     run()
     assert read() == complete
 
@@ -339,7 +338,7 @@ def test_timelines_are_continued(film):
     def run(output, stop_after=10**9, step=1.0):
         predictor = Fake()
         predictor.fake.stop_after = stop_after
-        return write_timelines(predictor, videos, window=2.0, step=step, output=output)
+        return predict_videos(predictor, videos, window=2.0, step=step, output=output)
 
     assert run("complete.jsonl") == 1
     complete = read("complete.jsonl")
