@@ -19,6 +19,7 @@ from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
 
 _WIDTH = 12  # inches
 _SIDE, _GAP, _IN_ROW = 170, 6, 8  # of a frame and between frames, pixels; frames
+_EVIDENCE = 0.5  # height of the bars, frames
 _MOST_CLASSES = 20
 _MARKED = 60  # windows; with more, their points would cover the line
 _NAME_LENGTH = 44  # letters
@@ -54,31 +55,29 @@ def draw_clip(
     columns = min(len(clip), _IN_ROW)
     rows = -(-len(clip) // columns)
     side = _WIDTH / columns  # inches
-    heights = 1 + 0.3 * len(predictions), rows * (2 * side + 1.3) + 0.5
+    height = 2 + _EVIDENCE  # of a row, frames
+    heights = 1 + 0.3 * len(predictions), rows * (height * _WIDTH / columns + 0.3) + 0.3
 
     def draw(figure: Figure) -> None:
         above, below = figure.subfigures(2, 1, height_ratios=heights)
         above.suptitle(_title(path))
         _draw_scores(above.subplots(), predictions)
-        grid = below.subplots(2 * rows, 1, height_ratios=[2 * side, 0.8] * rows, squeeze=False)
-        evidence = maps.mean((1, 2))
-        limits = min(1.1 * evidence.min(), 0.0), max(1.1 * evidence.max(), 1e-6)
-        pictures = _pictures(clip, maps)
-        for row in range(rows):
-            strip, bars = grid[2 * row : 2 * row + 2, 0]
-            shown = range(row * columns, min((row + 1) * columns, len(clip)))
-            ends = row * columns - 0.5, (row + 1) * columns - 0.5
+        evidence, pictures = maps.mean((1, 2)), _pictures(clip, maps)
+        low, high = min(evidence.min(), 0.0), max(evidence.max(), 0.0)
+        unit = 0.8 * _EVIDENCE / max(high - low, 1e-6)
+        zero = -0.9 * _EVIDENCE - low * unit
+        for row, axes in enumerate(below.subplots(rows, squeeze=False)[:, 0]):
+            first, last = row * columns, min((row + 1) * columns, len(clip)) - 1
+            shown = range(first, last + 1)
             image = np.concatenate([pictures[i] for i in shown], axis=1)
-            strip.imshow(image, extent=(ends[0], shown[-1] + 0.5, 0, 2), aspect="auto")
-            strip.set(xlim=ends)
-            strip.axis("off")
+            axes.imshow(image, extent=(first - 0.5, last + 0.5, 0, 2))
             colors = [COLORS[int(evidence[i] < 0)] for i in shown]
-            bars.bar(shown, evidence[list(shown)], 0.5, color=colors)
-            bars.axhline(0, color=GREY)
+            axes.bar(shown, unit * evidence[first : last + 1], 0.5, zero, color=colors)
+            axes.axhline(zero, color=GREY)
             names = [f"frame {i + 1}: {evidence[i]:+.1f}" for i in shown]
-            bars.set_xticks(shown, names, fontsize=9)
-            bars.set(xlim=ends, ylim=limits, yticks=[])
-            bars.spines[:].set_visible(False)
+            axes.set_xticks(shown, names, fontsize=9)
+            axes.set(xlim=(first - 0.5, first + columns - 0.5), ylim=(-_EVIDENCE, 2), yticks=[])
+            axes.spines[:].set_visible(False)
         views = "" if num_views == 1 else f"the first of {num_views} views; "
         best = short(predictions[0].label, _NAME_LENGTH)
         note = f"{views}bright: what speaks for {best}; bars: each frame's evidence"
