@@ -54,7 +54,7 @@ def test_it_is_a_model_directory_too(exported, model, clips):
     again = read_model_directory(str(exported))
     assert (again.architecture, again.labels) == (model.architecture, model.labels)
     video = np.asarray(normalize(clips, "NHWC"))
-    expected = tsm_jax.assemble.recognizer.Recognizer(model).forward(video)
+    expected = tsm_jax.Recognizer(model).forward(video)
     np.testing.assert_array_equal(tsm_jax.load(str(exported)).forward(video), expected)
 
 
@@ -63,6 +63,25 @@ def test_the_readme_tells_how_to_run_it(exported, formats):
     assert "python -m tsm_jax.predict --model TSM" in text
     engine = "onnxruntime" if "onnx" in formats else "jax flatbuffers"
     assert f"pip install av numpy {engine} pillow\npython example.py VIDEO" in text
+
+
+@pytest.mark.usefixtures("exported")
+def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, videos, tmp_path):
+    """Those of a protocol of full size are larger than the crops of training, 36 px for 32."""
+    model = make_model("mmaction2_three_crop")
+    write_model_directory(model, str(tmp_path / "model"))
+    exported = tmp_path / "TSM"
+    export_model(model, str(exported), formats=formats)
+    assert description(exported)["input"]["shape"] == ["N", 4, 36, 36, 3]
+    assert "uint8 `[N, 4, 36, 36, 3]`" in (exported / "README.md").read_text()
+    path = str(videos / "3.mp4")
+    expected = tsm_jax.load_predictor(str(tmp_path / "model")).predict(path)
+    for engine in ("jax", *(["onnxruntime"] if "onnx" in formats else [])):
+        actual = tsm_jax.load_predictor(str(exported), engine=engine).predict(path)
+        assert [p.index for p in actual] == [p.index for p in expected]
+        np.testing.assert_allclose([p.score for p in actual], [p.score for p in expected], 1e-4)
+    with pytest.raises(UserError, match="shows pictures of 32 px, but the exported graph takes 36"):
+        tsm_jax.load_predictor(str(exported), protocol="test")
 
 
 @pytest.mark.parametrize("wrong", ["shift the other way", "a stem of another scale"])

@@ -13,9 +13,8 @@ from flax import nnx
 
 import tsm_jax
 from tsm_jax.errors import UserError
-from tsm_jax.exporting.program import Program, make_program
+from tsm_jax.exporting.program import Program, export_stablehlo, make_program
 from tsm_jax.exporting.self_check import relative_difference
-from tsm_jax.exporting.stablehlo import export_stablehlo
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize

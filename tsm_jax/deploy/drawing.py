@@ -54,7 +54,6 @@ def draw_clip(
     predictions = predictions[:_MOST_CLASSES]
     columns = min(len(clip), _IN_ROW)
     rows = -(-len(clip) // columns)
-    side = _WIDTH / columns  # inches
     height = 2 + _EVIDENCE  # of a row, frames
     heights = 1 + 0.3 * len(predictions), rows * (height * _WIDTH / columns + 0.3) + 0.3
 
