@@ -54,9 +54,7 @@ class Artifact:
     """An exported folder.
 
     Attributes:
-        folder: where it is.
         num_segments: T.
-        preprocessing: of the pixels.
         labels: K class names.
         hashes: file name to SHA-256 of every graph and of the tensors.
     """
@@ -68,7 +66,7 @@ class Artifact:
     hashes: Mapping[str, str]
 
     @property
-    def clip_shape(self) -> Shape:
+    def clip_shape(self) -> tuple[int, int, int, int]:
         """(T, S, S, 3): what the graphs take, the views of the stored protocol."""
         size = protocol_of(self.preprocessing).crop_size
         return self.num_segments, size, size, 3

@@ -58,7 +58,7 @@ def draw_clip(
     heights = 1 + 0.3 * len(predictions), rows * (height * _WIDTH / columns + 0.3) + 0.3
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subfigures(2, 1, height_ratios=heights)
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         above.suptitle(_title(path))
         _draw_scores(above.subplots(), predictions)
         evidence, pictures = maps.mean((1, 2)), _pictures(clip, maps)

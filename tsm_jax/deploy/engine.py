@@ -77,11 +77,8 @@ class Engine:
         return self.run(self._checked(video), LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, before the average pool.
-
-        Raises:
-            ValueError: the video is of another shape or type.
-        """
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, before the average pool; raises as
+        `logits`."""
         return self.run(self._checked(video), FEATURES)
 
     def _checked(self, video: np.ndarray) -> np.ndarray:
@@ -101,9 +98,8 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
 
     Args:
         artifact: the folder.
-        name: `jax`, `onnxruntime`, `openvino`, or `auto`: the fastest one that is installed, that
-            the folder has a graph for and that reaches the device (see `choose_engine`).
-        precision: `float32`, `bfloat16` or `int8`.
+        name: one of `ENGINES`, or `auto`, see `choose_engine`.
+        precision: one of `PRECISIONS`.
 
     Raises:
         UserError: there is no such engine, it is not installed, it cannot do the precision, or the
@@ -136,15 +132,19 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
     """What `auto` means here.
 
     With a GPU or TPU: ONNX Runtime if it has a GPU provider, else jax if it has a plugin for it.
-    On CPU the first that is installed of OpenVINO, ONNX Runtime, jax; but in float32 and with more
-    than one core ONNX Runtime comes first.
+    On CPU the fastest that is installed, as benchmarks/predict_engines.py measures them: OpenVINO,
+    ONNX Runtime, jax; but in float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores (and
+    1.3 on one).
 
     Raises:
         UserError: nothing that is installed can run this folder.
     """
+    fastest = ("openvino", "onnxruntime", "jax")
+    if precision == "float32" and usable_cores() > 1:
+        fastest = ("onnxruntime", "openvino", "jax")
     usable = [
         name
-        for name in _fastest_on_cpu(precision)
+        for name in fastest
         if installed(name) and FILES.get((name, precision)) in artifact.hashes
     ]
     if not usable:
@@ -157,16 +157,6 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
     if "jax" in usable and any(map(find_spec, _JAX_ACCELERATORS)):
         return "jax"
     return usable[0]
-
-
-def _fastest_on_cpu(precision: str) -> tuple[str, ...]:
-    """Engines, the fastest first, as benchmarks/predict_engines.py measures them.
-
-    In float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores and 1.3 on one.
-    """
-    if precision == "float32" and usable_cores() > 1:
-        return "onnxruntime", "openvino", "jax"
-    return "openvino", "onnxruntime", "jax"
 
 
 def check_names(name: str, precision: str) -> None:

@@ -33,7 +33,6 @@ class Answer(NamedTuple):
     """What became of one video.
 
     Attributes:
-        path: of the video.
         predictions: best first; empty if it could not be read.
         error: one line why it could not be read, or None.
         clip: the frames of the first view, uint8 `[T, S, S, 3]`, or None.
@@ -72,11 +71,11 @@ class Usage:
 
 
 class Predictor:
-    """A network, its preprocessing and its K labels.
+    """A network, its preprocessing and its labels.
 
     Args:
         engine: runs the network.
-        labels: of the classes.
+        labels: K class names.
         num_segments: T.
         protocol: which frames and pixels the network sees.
         classifier: gives the classifier's weights `[C, K]`, for activation maps.
@@ -117,12 +116,11 @@ class Predictor:
         num_segments: int | None = None,
         protocol: str | None = None,
     ) -> Predictor:
-        """Opens an exported folder (`tsm_jax.load_predictor` opens any weights).
+        """Opens what `export` wrote (`tsm_jax.load_predictor` opens any weights).
 
         Args:
-            folder: what `export` wrote.
-            engine: `auto`, `jax`, `onnxruntime` or `openvino`.
-            precision: `float32`, `bfloat16` or `int8`.
+            folder: exported.
+            engine, precision: as for `open_engine`.
             num_segments: T, to be checked.
             protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None
                 for the one stored with the weights.
@@ -150,25 +148,18 @@ class Predictor:
         )
 
     def read(self, path: str) -> np.ndarray:
-        """The views of a video, uint8 `[V, T, S, S, 3]`.
-
-        Raises:
-            UnreadableClipError: it cannot be decoded.
-        """
+        """The views of a video, see `read_views`."""
         return read_views(path, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
         size = self.engine.batch_size
         batches = (views[start : start + size] for start in range(0, len(views), size))
-        return self._average(np.concatenate([self.engine.logits(batch) for batch in batches]))
+        logits = np.concatenate([self.engine.logits(batch) for batch in batches])
+        return average_views(logits, self.protocol.average_probabilities)
 
     def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
-        """The most likely classes, best first.
-
-        Raises:
-            UserError: the logits are not finite.
-        """
+        """The most likely classes, see `best_classes`."""
         return best_classes(logits, self.labels, top_k, self.source)
 
     def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
@@ -193,8 +184,7 @@ class Predictor:
         Args:
             paths: videos. One that cannot be read becomes an answer with an error.
             top_k: classes in an answer.
-            batch_size: clips that the engine gets at once, each view of a video being one; None
-                for what it likes.
+            batch_size: views that the engine gets at once; None for what it likes.
             threads: that decode; None for one per core.
 
         Raises:
@@ -259,7 +249,8 @@ class Predictor:
             elif len(scored) < len(views):
                 return
             else:
-                logits = self._average(np.stack([scored.popleft() for _ in views]))
+                logits = np.stack([scored.popleft() for _ in views])
+                logits = average_views(logits, self.protocol.average_probabilities)
                 yield Answer(path, self.best(logits, top_k), None, views[0].copy())
             waiting.popleft()
 
@@ -271,9 +262,6 @@ class Predictor:
         logits = self.engine.logits(batch)
         self.usage.add(start, time.perf_counter(), len(clips))
         return logits[: len(clips)]
-
-    def _average(self, logits: np.ndarray) -> np.ndarray:
-        return average_views(logits, self.protocol.average_probabilities)
 
 
 def _result(path: str, future: Future[np.ndarray]) -> _Read:

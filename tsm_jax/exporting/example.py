@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from PIL import Image
 
 FOLDER = Path(__file__).parent
@@ -110,7 +111,7 @@ def main() -> None:
     for path in sys.argv[1:]:
         try:
             clip = np.stack([prepare(frame) for frame in decode(path)])
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (FFmpegError, OSError, ValueError) as error:
             sys.exit(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}")
         logits = network(clip[None])[0]
         scores = np.exp(logits - logits.max())
