@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -50,14 +50,6 @@ _EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
 _PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written, for the report to the user."""
-
-    checks: Sequence[Check]
-    int8: dict[str, Any] | None
-
-
 def export_model(
     model: Model,
     output: str,
@@ -65,16 +57,19 @@ def export_model(
     videos: Sequence[str] = (),
     formats: Sequence[str] = FORMATS,
     precisions: Sequence[str] = ("float32",),
-) -> Exported:
+) -> dict[str, Any]:
     """Exports a model to a folder that appears complete and checked, or not at all.
 
     Args:
-        model: to export.
+        model: of any weights.
         output: the folder, which must not exist.
         videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
         formats: of `FORMATS`.
         precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
             quantized ONNX graph.
+
+    Returns:
+        `export` of its config.json.
 
     Raises:
         UserError: the folder exists, a package is missing, a video cannot be read, or a graph does
@@ -92,7 +87,7 @@ def export_model(
         description = _describe(model, folder, checks=checks, int8=int8)
         shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
         write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
-    return Exported(checks, int8)
+    return description["export"]
 
 
 def _check_request(
