@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from tsm_jax.deploy.pictures import picture_paths, save_picture
 from tsm_jax.deploy.prediction import Prediction
-from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.deploy.predictor import Answer, Predictor
 from tsm_jax.deploy.results import Results, request_of
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.errors import UnreadableClipError
@@ -80,10 +81,11 @@ def predict_videos(
             print(done, file=sys.stderr)
         rest = videos[results.done :]
         if window is None:
-            answered = _whole(predictor, rest, top_k, batch_size, threads)
+            answers = predictor.predict_many(rest, top_k, batch_size=batch_size, threads=threads)
+            answered = _whole(predictor, answers)
         else:
-            keep = pictures is not None
-            answered = _windows(predictor, rest, top_k, window, step, keep)
+            slide = partial(timeline, predictor, window=window, step=step, top_k=top_k)
+            answered = _windows(predictor, rest, slide, keep=pictures is not None)
         for number, (lines, draw) in enumerate(answered, start=results.done):
             failed = False
             for line in lines:
@@ -103,14 +105,8 @@ def predict_videos(
     return results.failed
 
 
-def _whole(
-    predictor: Predictor,
-    videos: Sequence[str],
-    top_k: int,
-    batch_size: int | None,
-    threads: int | None,
-) -> Iterator[_Answered]:
-    for answer in predictor.predict_many(videos, top_k, batch_size=batch_size, threads=threads):
+def _whole(predictor: Predictor, answers: Iterable[Answer]) -> Iterator[_Answered]:
+    for answer in answers:
 
         def draw(answer=answer) -> bytes | None:
             from tsm_jax.deploy.drawing import draw_answer  # half a second of matplotlib
@@ -132,9 +128,8 @@ def _whole(
 def _windows(
     predictor: Predictor,
     videos: Sequence[str],
-    top_k: int,
-    window: float,
-    step: float | None,
+    slide: Callable[[str], Iterator[Moment]],
+    *,
     keep: bool,
 ) -> Iterator[_Answered]:
     """Moments are kept for the plot only: a stream has no end."""
@@ -143,7 +138,7 @@ def _windows(
 
         def lines(video=video, moments=moments) -> Iterator[_Line]:
             try:
-                for moment in timeline(predictor, video, window=window, step=step, top_k=top_k):
+                for moment in slide(video):
                     moments.extend([moment] * keep)
                     yield _moment_line(video, moment)
             except UnreadableClipError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -45,29 +44,6 @@ class Moment(NamedTuple):
     scores: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Windows of `length` frames, one every `stride`, that use the frames at `offsets`."""
-
-    length: int
-    stride: int
-    offsets: list[int]
-    _first_use: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for offset in sorted(self.offsets, reverse=True):
-            self._first_use[offset % self.stride] = offset
-
-    def use(self, frame: int) -> bool:
-        """Whether some window uses a frame."""
-        return frame >= self._first_use.get(frame % self.stride, math.inf)
-
-    def end_with(self, frame: int) -> bool:
-        """Whether a window's last frame is this one."""
-        start = frame + 1 - self.length
-        return start >= 0 and start % self.stride == 0
-
-
 def timeline(
     predictor: Predictor,
     path: str,
@@ -81,7 +57,7 @@ def timeline(
     Args:
         predictor: the network.
         path: of the video.
-        window: its length, seconds, rounded to whole frames.
+        window: seconds, rounded to whole frames.
         step: from one window to the next, seconds; None for half a window. It is rounded to whole
             T-ths of a window, at least one, so that windows share their frames.
         top_k: classes in an answer.
@@ -98,17 +74,23 @@ def timeline(
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
         rate = min(stream.average_rate or Fraction(25), Fraction(_FASTEST))
-        windows = _windows(predictor, path, window, step, rate)
-        for frame, image in _shown(path, stream, float(rate), windows.use):
-            count = frame + 1
+        length, stride, offsets = _windows(predictor, path, window, step, rate)
+        # Of the frames that some windows use, by their remainder, the first one.
+        first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
+
+        def wanted(frame: int) -> bool:
+            return frame >= first_use.get(frame % stride, math.inf)
+
+        for frame, image in _shown(path, stream, float(rate), wanted):
             if image is not None:
                 held[frame] = protocol.resize([image], protocol.short_side)[0]
-            if windows.end_with(frame):
-                start = count - windows.length
-                views = protocol.views([held[start + offset] for offset in windows.offsets])
+            count = frame + 1
+            start = count - length
+            if start >= 0 and start % stride == 0:
+                views = protocol.views([held[start + offset] for offset in offsets])
                 yield _moment(predictor, views, start / rate, count / rate, top_k)
-                held = {i: kept for i, kept in held.items() if i >= start + windows.stride}
-    if count < windows.length:
+                held = {i: kept for i, kept in held.items() if i >= start + stride}
+    if count < length:
         yield _moment(predictor, predictor.read(path), 0, max(count, 1) / rate, top_k)
 
 
@@ -129,7 +111,8 @@ def check_lengths(window: float, step: float | None) -> float:
 
 def _windows(
     predictor: Predictor, path: str, window: float, step: float, rate: Fraction
-) -> _Windows:
+) -> tuple[int, int, list[int]]:
+    """Of the windows, in frames: length, distance, and which of its frames each one uses."""
     length, segments = round(window * rate), predictor.num_segments
     if length < 1:
         raise UnreadableClipError(
@@ -137,7 +120,7 @@ def _windows(
         )
     parts = max(1, round(step / window * segments))
     offsets = predictor.protocol.choose_frames(length, segments).tolist()
-    return _Windows(length, max(1, round(parts * length / segments)), offsets)
+    return length, max(1, round(parts * length / segments)), offsets
 
 
 def _moment(

@@ -43,7 +43,6 @@ from tsm_jax.weights.model_directory import (
     fill_model_directory,
 )
 
-FORMATS = ("stablehlo", "onnx")
 _NEEDED = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 _REAL_CLIPS_IN_CHECK = 2
 _EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
@@ -55,7 +54,7 @@ def export_model(
     output: str,
     *,
     videos: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = ("stablehlo", "onnx"),
     precisions: Sequence[str] = ("float32",),
 ) -> dict[str, Any]:
     """Exports a model to a folder that appears complete and checked, or not at all.
@@ -64,7 +63,7 @@ def export_model(
         model: of any weights.
         output: the folder, which must not exist.
         videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
-        formats: of `FORMATS`.
+        formats: both, or one of them.
         precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
             quantized ONNX graph.
 
