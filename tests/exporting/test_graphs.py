@@ -87,7 +87,7 @@ def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
 
 
 def test_the_onnx_graph_is_plain(make_model):
-    """Nothing in it that a runtime may lack or read in its own way, and nothing to no purpose."""
+    """Nothing in it that a runtime may lack or read in its own way, and nothing without effect."""
     pytest.importorskip("onnx", reason="onnx is not installed")
     from tsm_jax.exporting.onnx_graph import build_onnx
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from tsm_jax.deploy.pictures import picture_paths, save_picture
+from tsm_jax.deploy.json_lines import Results, request_of
+from tsm_jax.deploy.picture_files import picture_paths, save_picture
 from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.deploy.results import Results, request_of
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.errors import UnreadableClipError
 from tsm_jax.terminal import printable, progress_bar
@@ -139,7 +139,8 @@ def _windows(
         def lines(video=video, moments=moments) -> Iterator[_Line]:
             try:
                 for moment in slide(video):
-                    moments.extend([moment] * keep)
+                    if keep:
+                        moments.append(moment)
                     yield _moment_line(video, moment)
             except UnreadableClipError as error:
                 yield _error(video, str(error))

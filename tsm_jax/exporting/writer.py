@@ -111,8 +111,8 @@ def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
     frames = model.architecture.num_segments
     if videos:
         return np.concatenate([read_views(path, protocol, frames) for path in videos])
-    film = moving_shapes.draw_clip(0, np.random.default_rng(0))
-    return protocol.views([film[i] for i in protocol.choose_frames(len(film), frames)])
+    drawn = moving_shapes.draw_clip(0, np.random.default_rng(0))
+    return protocol.views([drawn[i] for i in protocol.choose_frames(len(drawn), frames)])
 
 
 def _write_graphs(

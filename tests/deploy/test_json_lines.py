@@ -1,4 +1,4 @@
-"""Results: continued after an interruption, never over an input, never over others unasked."""
+"""Results: continued after an interruption, never over an input, never over others without --overwrite."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.deploy import prediction_run
+from tsm_jax.deploy.json_lines import UNFINISHED, Results, json_line
 from tsm_jax.deploy.prediction_run import predict_videos
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.results import UNFINISHED, Results, json_line
 from tsm_jax.errors import UnreadableClipError, UserError
 
 
@@ -145,7 +145,7 @@ def test_another_request_does_not_continue_it(complete, change, named):
     assert not os.path.exists("out.jsonl" + UNFINISHED)
 
 
-def test_finished_results_are_not_replaced_unasked(complete):
+def test_finished_results_are_replaced_only_with_overwrite(complete):
     for _ in range(2):
         with pytest.raises(UserError, match="complete.jsonl exists already: choose another file"):
             run(output="complete.jsonl", videos=["9.mp4"])

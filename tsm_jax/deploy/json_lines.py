@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 from tsm_jax.deploy.inputs import refuse_inputs
-from tsm_jax.deploy.pictures import PICTURE_SUFFIX
+from tsm_jax.deploy.picture_files import PICTURE_SUFFIX
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
