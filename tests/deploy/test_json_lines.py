@@ -1,4 +1,4 @@
-"""Results: continued after an interruption, never over an input, never over others without --overwrite."""
+"""Results: continued after an interruption, never over an input, over others with --overwrite."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ def draw_timeline(video: str, moments: Sequence[Moment], labels: Sequence[str]) 
         figure.suptitle(_title(video))
         lines, ribbon = figure.subplots(2, 1, sharex=True, height_ratios=(14, 1))
         for k, color in colors.items():
-            name = f"{short(labels[k], _NAME_LENGTH)}  {scores[:, k].max():.0%}"
+            # Not the label first: matplotlib hides those that start with an underscore.
+            name = f"{scores[:, k].max():.0%}  {short(labels[k], _NAME_LENGTH)}"
             marker = "o" if len(times) <= _MARKED else ""
             lines.plot(times, scores[:, k], marker=marker, color=color, label=name)
         lines.set(xlim=(0, moments[-1].end), ylim=(-0.02, 1.02), ylabel="score")
