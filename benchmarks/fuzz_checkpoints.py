@@ -34,7 +34,8 @@ from tsm_jax.errors import UserError
 from tsm_jax.weights.paddle_names import from_paddle
 from tsm_jax.weights.paddle_pickle import SLICE_TABLE, read_paddle
 from tsm_jax.weights.pickle_values import Opaque
-from tsm_jax.weights.torch_file import OLD_FORMAT, read_torch
+from tsm_jax.weights.torch_file import read_torch
+from tsm_jax.weights.weight_file import TORCH_MAGIC
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "weights" / "goldens"
 SECONDS_PER_CASE = 5
@@ -244,7 +245,7 @@ def mutated(rng: random.Random, files: list[bytes]) -> bytes:
 
 
 def damaged(whole: bytes, rng: random.Random, files: list[bytes]) -> bytes:
-    if whole.startswith(OLD_FORMAT):  # mostly behind what is the same in all
+    if whole.startswith(TORCH_MAGIC):  # mostly behind what is the same in all
         start = rng.choice((0, 150, 150, 150))
         return whole[:start] + changed(whole[start:], rng, files)
     return changed(whole, rng, files)

@@ -20,18 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from tsm_jax import cli
 from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
-from tsm_jax.training.evaluation import ON_DEVICE
-from tsm_jax.training.loop import train
+from tsm_jax.training.log import Progress, RunLog
+from tsm_jax.training.loop import TrainingRun, train
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preemption
-from tsm_jax.training.run import Run
-from tsm_jax.training.run_log import RunLog
 from tsm_jax.training.state import TrainState
 
 
@@ -50,7 +47,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=20, help="behind the first (default 20)")
+    parser.add_argument("--steps", type=int, default=20, help="after the first (default 20)")
     parser.add_argument("--repeats", type=int, default=3)
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
@@ -68,7 +65,7 @@ def main() -> None:
             reading=build_reading(config),
         )
 
-    def tell(measure: str, seconds: float, cpu_seconds: float) -> None:
+    def report(measure: str, seconds: float, cpu_seconds: float) -> None:
         clips = options.steps * config.batch_size
         values = {
             "measure": measure,
@@ -88,34 +85,34 @@ def main() -> None:
         return state, nothing(batch["video"])
 
     # Compiled before anything is timed.
-    step(fresh_state(), device_batch(next(batches()), mesh))
+    step(fresh_state(), put_batch(next(batches()), mesh))
     for _ in range(options.repeats):
-        tell("pipeline", *seconds_behind_first(batches()))
+        report("pipeline", *seconds_after_first(batches()))
         # An epoch that never ends: nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
         timed = Timed(batches())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            log = RunLog(folder, first_step=0, total_steps=plan.total_steps)
-            with log:
+            with RunLog(folder, first_step=0) as log:
                 checkpoints: Any = NoCheckpoints()
-                run = Run(
+                run = TrainingRun(
                     config=config,
                     plan=plan,
                     mesh=mesh,
-                    order=order,
-                    clip_name=source.name,
                     class_names=(),
                     first_step=0,
                     train_step=step,
                     validate=lambda *_: {},
                     checkpoints=checkpoints,
                     log=log,
+                    progress=Progress(
+                        log, config, plan, order=order, clip_name=source.name, first_step=0
+                    ),
                     preemption=Preemption(),
                 )
                 train(run, fresh_state(), timed)
             seconds = time.perf_counter() - timed.first
             cpu_seconds = time.process_time() - timed.first_cpu
-        tell("training loop", seconds, cpu_seconds)
+        report("training loop", seconds, cpu_seconds)
 
 
 def fresh_state() -> TrainState:
@@ -123,11 +120,7 @@ def fresh_state() -> TrainState:
     return TrainState(none, {}, {}, (), none)
 
 
-def device_batch(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    return put_batch({name: batch[name] for name in ON_DEVICE}, mesh)
-
-
-def seconds_behind_first(batches: Iterator[Batch]) -> tuple[float, float]:
+def seconds_after_first(batches: Iterator[Batch]) -> tuple[float, float]:
     """Reading all but the first batch: wall-clock and CPU time."""
     next(batches)
     started, cpu = time.perf_counter(), time.process_time()

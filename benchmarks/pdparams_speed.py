@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tsm_jax.weights.paddle_layout import paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 from tsm_jax.weights.paddle_writer import write_paddle
 
 CHILD = """

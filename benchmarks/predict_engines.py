@@ -37,7 +37,9 @@ def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.
     if not eighth or any(getattr(architecture, key) != value for key, value in expected.items()):
         raise SystemExit("the PyTorch network here shifts past_first by 1/8 in every block")
     tensors = load_file(os.path.join(folder, "model.safetensors"))
-    network = TorchTSM(tensors, depth=architecture.depth, segments=architecture.num_segments).eval()
+    network = TorchTSM(
+        tensors, backbone=architecture.backbone, segments=architecture.num_segments
+    ).eval()
     normalised = (video.astype(np.float32) / 255 - MEAN) / STD
     tensor = torch.tensor(normalised.transpose(0, 1, 4, 2, 3).copy())
 

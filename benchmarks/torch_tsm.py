@@ -13,7 +13,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch import nn  # pyright: ignore[reportMissingImports]
 
 F = nn.functional
-STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 
 
 def shift_past_first(x: torch.Tensor, segments: int) -> torch.Tensor:
@@ -67,13 +67,13 @@ class TorchTSM(nn.Module):
 
     Args:
         tensors: parameters and running statistics under our names.
-        depth: 50, 101 or 152.
+        backbone: resnet50, resnet101 or resnet152.
         segments: T.
         shift: False for a network without shift.
     """
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], *, depth: int, segments: int, shift: bool = True
+        self, tensors: Mapping[str, np.ndarray], *, backbone: str, segments: int, shift: bool = True
     ):
         super().__init__()
         self.stem = conv_norm(tensors, "backbone.stem", 2)
@@ -85,7 +85,7 @@ class TorchTSM(nn.Module):
                 segments,
                 shift,
             )
-            for stage, count in enumerate(STAGES[depth])
+            for stage, count in enumerate(STAGES[backbone])
             for index in range(count)
         ]
         self.blocks = nn.Sequential(*blocks)

@@ -25,7 +25,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs
 import jax
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from torch_tsm import F, TorchTSM
+from torch_tsm import STAGES, F, TorchTSM
 
 from tsm_jax.models.network import Network
 from tsm_jax.models.normalize import MEAN, STD
@@ -45,12 +45,11 @@ def jax_step(
     mesh = make_mesh(jax.devices()[:1])
     network = Network(
         lambda: TSM(
-            options.depth,
+            options.backbone,
             num_classes=CLASSES,
             num_segments=options.segments,
             shift="none" if options.no_shift else "past_first",
             dropout=0.0,
-            data_format=options.data_format,
             dtype=jax.numpy.dtype(options.dtype),
         )
     )
@@ -71,9 +70,7 @@ def jax_step(
         fc_weight_multiplier=1.0,
         fc_bias_multiplier=1.0,
     )
-    step = make_train_step(
-        network, optimizer, schedule, mesh=mesh, data_format=options.data_format, seed=0
-    )
+    step = make_train_step(network, optimizer, schedule, mesh=mesh, seed=0)
     state = init_state(network, optimizer, 0, mesh)
     weights = jax.device_get({**state.params, **state.batch_stats})
     on_device = put_batch({**batch, "mask": np.ones(len(batch["label"]), bool)}, mesh)
@@ -93,7 +90,7 @@ def torch_step(
     """The same of PyTorch's."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = TorchTSM(
-        weights, depth=options.depth, segments=options.segments, shift=not options.no_shift
+        weights, backbone=options.backbone, segments=options.segments, shift=not options.no_shift
     )
     channels_last: Any = {"memory_format": torch.channels_last}  # which its stubs do not know
     network = network.to(device, **channels_last).train()
@@ -133,12 +130,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--depth", type=int, default=50, choices=(50, 101, 152))
+    parser.add_argument("--backbone", default="resnet50", choices=STAGES)
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--clips", type=int, default=8, help="in a batch")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--data_format", default="NHWC", choices=("NHWC", "NCHW"), help="ours")
     parser.add_argument("--no_shift", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile for the peer")
     parser.add_argument("--steps", type=int, default=1, help="in a round")

@@ -24,7 +24,7 @@ from tsm_jax.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.model.depth = 18
+    config.model.backbone = "resnet18"
     config.model.width = 32
     config.model.num_classes = 0  # as many as labels.txt has lines
     config.model.dropout = 0.2

@@ -21,7 +21,7 @@ from tsm_jax.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.model.depth = 50
+    config.model.backbone = "resnet50"
     config.model.num_classes = 0  # as many as labels.txt has lines
     config.model.num_segments = 8
     config.model.shift = "past_first"

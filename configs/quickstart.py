@@ -17,7 +17,7 @@ from tsm_jax.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.model.depth = 18
+    config.model.backbone = "resnet18"
     config.model.width = 24
     config.model.num_classes = 8
     config.model.dropout = 0.0

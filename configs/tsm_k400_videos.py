@@ -20,13 +20,12 @@ from tsm_jax.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.model.depth = 50
+    config.model.backbone = "resnet50"
     config.model.num_classes = 400
     config.model.num_segments = 8
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.5
-    config.model.data_format = "NCHW"
     config.model.batch_norm_group = 16  # clips per GPU there
 
     config.data.source = "videos"

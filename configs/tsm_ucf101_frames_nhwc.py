@@ -1,4 +1,4 @@
-r"""TSM-ResNet-50 on UCF-101 from extracted frames, activations in NHWC.
+r"""TSM-ResNet-50 on UCF-101 from extracted frames; as `tsm_ucf101_frames`, for its namesake.
 
 Values: PaddleVideo's configs/recognition/tsm/tsm_ucf101_frames_nhwc.yaml (ed245e9).
 Expected: top-1 94.55 % on split 1, row "TSM on UCF-101, NHWC with mixed precision"
@@ -19,13 +19,12 @@ from tsm_jax.config import default
 
 def get_config() -> ConfigDict:
     config = default()
-    config.model.depth = 50
+    config.model.backbone = "resnet50"
     config.model.num_classes = 101
     config.model.num_segments = 8
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.8
-    config.model.data_format = "NHWC"
     config.model.batch_norm_group = 16  # clips per GPU there
 
     config.data.source = "frames"

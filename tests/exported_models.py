@@ -40,7 +40,13 @@ def _tensors(architecture: Architecture) -> dict[str, np.ndarray]:
 
 def _model(protocol: str = "test", **architecture) -> Model:
     """A model of 5 classes, 4 segments and 32 pixels, unless given others."""
-    values = {"depth": 18, "num_classes": 5, "num_segments": 4, "width": 8, **architecture}
+    values = {
+        "backbone": "resnet18",
+        "num_classes": 5,
+        "num_segments": 4,
+        "width": 8,
+        **architecture,
+    }
     built = Architecture(**values)
     labels = [f"class number {k}" for k in range(built.num_classes)]
     return Model(

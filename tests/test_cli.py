@@ -49,7 +49,7 @@ def write_list(tmp_path):
         (recipe_on("/nowhere/train.list"), "/nowhere/train.list"),
     ],
 )
-def test_train_tells_what_is_wrong(arguments, message, monkeypatch):
+def test_train_names_the_argument(arguments, message, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(UserError) as error:
         train.main(arguments)
@@ -100,7 +100,7 @@ def test_a_recipe_must_be_a_regular_file(tmp_path):
         ("a.mp4 0\n", "do not fill one batch of 16"),
     ],
 )
-def test_train_tells_what_is_wrong_with_a_list(write_list, text, message):
+def test_train_names_the_line_of_a_list(write_list, text, message):
     path = write_list(text)
     with pytest.raises(UserError) as error:
         train.main(recipe_on(path, **{"data.val_list": path}))
@@ -119,7 +119,7 @@ def test_train_tells_what_is_wrong_with_a_list(write_list, text, message):
         (predict.main, ["--model", "m", "--input", "x", "--top_k", "0"], "--top_k is 0"),
     ],
 )
-def test_evaluate_and_predict_tell_what_is_wrong(command, arguments, message, monkeypatch):
+def test_evaluate_and_predict_name_the_argument(command, arguments, message, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(UserError) as error:
         command(arguments)
@@ -153,7 +153,7 @@ def test_help_has_an_example(command):
 
 
 def test_reading_clips_and_parsing_arguments_need_no_jax():
-    """A mistake is told at once. (The pipeline itself imports grain, which imports jax.)"""
+    """A mistake is reported at once. (The pipeline itself imports grain, which imports jax.)"""
     code = "import sys, tsm_jax.train, tsm_jax.data.clips; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,21 +18,24 @@ from tsm_jax.assemble import data as build_data
 from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble import network as build
 from tsm_jax.assemble import train as training_run
+from tsm_jax.assemble import weights
 from tsm_jax.config import (
-    ADDED_LATER,
     CHANGEABLE_ON_RESUME,
     CHOICES,
     RANGES,
+    VERSION,
     default,
     flatten,
     from_dict,
     make_plan,
     peak_learning_rate,
+    to_dict,
     validate,
 )
 from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
+from tsm_jax.weights import start
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -94,12 +98,12 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     recipe = str(REPOSITORY / "configs" / "quickstart.py")
     config = cli.load_recipe(recipe, [f"--config.{key}={value}" for key, value in values.items()])
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
-    monkeypatch.setattr(training_run, "load_tensors", lambda _: {})
-    monkeypatch.setattr(training_run, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
+    monkeypatch.setattr(weights, "load_tensors", lambda _: {})
+    monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
     found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
-    monkeypatch.setattr(evaluation_run, "_run", lambda *_: found)
+    monkeypatch.setattr(evaluation_run, "_evaluate_clips", lambda *_: found)
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
     monkeypatch.setattr(build_data, "read_frame_list", lambda *_, **__: [])
@@ -129,7 +133,6 @@ def test_lists_of_keys_name_real_keys():
     keys = dict(flatten(default())).keys()
     assert set(CHOICES) <= keys
     assert set(CHANGEABLE_ON_RESUME) <= keys
-    assert set(ADDED_LATER) <= keys
 
 
 def test_epochs_become_steps_after_overrides():
@@ -164,7 +167,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
     ("key", "value", "message"),
     [
         ("model.shift", "left", "config.model.shift is 'left'.*'past_first'"),
-        ("model.depth", 20, "config.model.depth is 20.*18, 34, 50"),
+        ("model.backbone", "vgg", "config.model.backbone is 'vgg'.*'resnet18', 'resnet34'"),
         ("epochs", 0, "config.epochs is 0: it must be at least 1"),
         ("batch_size", 10**9, "config.batch_size is 1000000000.*at most 1000000"),
         ("batch_size", True, "config.batch_size is True: it must be of type int"),
@@ -226,22 +229,35 @@ def test_a_small_batch_is_one_batch_norm_group():
 def test_survives_being_stored():
     config = default()
     config.optimizer.boundaries = (1, 2)
-    stored = config.to_dict()
+    stored = to_dict(config)
     stored["optimizer"]["boundaries"] = [1, 2]  # JSON knows no tuples
     assert dict(flatten(from_dict(stored))) == dict(flatten(config))
-    del stored["best_metric"]  # recipes of 0.1.0 have no such key, and meant top-1
-    assert from_dict(stored).best_metric == "top1"
     for key, value, message in (
         ("seed", [1], r"damaged: seed is \(1,\), which is not of type int"),
         ("model", 1, "differs in"),
     ):
         with pytest.raises(UserError, match=message):
             from_dict({**stored, key: value})
-    with pytest.raises(UserError, match="config.model.depth is 19"):
-        from_dict({**stored, "model": {**stored["model"], "depth": 19}})
+    with pytest.raises(UserError, match="config.model.backbone is 'vgg'"):
+        from_dict({**stored, "model": {**stored["model"], "backbone": "vgg"}})
+    for version, message in ((VERSION + 1, "use a newer tsm_jax"), ("2", "is not a version")):
+        with pytest.raises(UserError, match=message):
+            from_dict({**stored, "version": version})
     del stored["seed"]
-    with pytest.raises(UserError, match="another version of tsm_jax: it differs in seed"):
+    with pytest.raises(UserError, match="it differs in seed"):
         from_dict(stored)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.depth=18", "did you mean --config.model.backbone=resnet18?"),
+        ("model.data_format=NCHW", "leave it out"),
+    ],
+)
+def test_a_key_of_older_versions_is_answered_by_that_of_this_one(override, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        cli.load_recipe(str(RECIPES[0]), [f"--config.{override}"])
 
 
 def test_the_learning_rate_scales_with_the_batch_only_if_it_is_asked_to():

@@ -16,8 +16,8 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_model import read_paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 from tsm_jax.weights.paddle_writer import write_paddle
 
 WIDTH = 8
@@ -28,7 +28,7 @@ def paddle_file(path, num_classes, seed=0):
     rng = np.random.default_rng(seed)
     tensors = {
         tensor.paddle: (rng.uniform(0.5, 1.0, tensor.shape) / 10).astype(np.float32)
-        for tensor in paddle_tensors(50, WIDTH, num_classes)
+        for tensor in paddle_tensors("resnet50", WIDTH, num_classes)
     }
     if num_classes is None:
         tensors = {name.removeprefix("backbone."): value for name, value in tensors.items()}
@@ -52,7 +52,7 @@ def test_records_what_the_file_does_not_tell(k400, tmp_path, capsys):
     assert "TSM-ResNet-50, 400 classes, 16 segments" in capsys.readouterr().out
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["architecture"] == {
-        "depth": 50,
+        "backbone": "resnet50",
         "num_classes": 400,
         "num_segments": 16,
         "width": WIDTH,
@@ -116,7 +116,7 @@ def test_an_imagenet_file_is_to_start_from_only(tmp_path):
         load_model(path)
     tensors, found = read_paddle_tensors(path)
     assert found.num_classes is None
-    network = build_network(Architecture(50, 400, 8, width=WIDTH), "float32")
+    network = build_network(Architecture("resnet50", 400, 8, width=WIDTH), "float32")
     backbone = {name for name in network.param_shapes if not name.startswith("head.")}
     assert tensors.keys() == backbone | network.batch_stat_shapes.keys()
 
@@ -134,7 +134,7 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
         [
             f"--config.init_from={path}",
             f"--config.init_head={init_head}",
-            "--config.model.depth=50",
+            "--config.model.backbone=resnet50",
             f"--config.model.width={WIDTH}",
             "--config.data.source=synthetic",
             "--config.data.render=",

@@ -17,7 +17,7 @@ from tsm_jax.weights.model_directory import Model
 def test_scores_that_are_not_finite_are_an_error(monkeypatch):
     config = default()
     config.data.source = "synthetic"
-    config.model.depth, config.model.width, config.model.num_classes = 18, 8, 2
+    config.model.backbone, config.model.width, config.model.num_classes = "resnet18", 8, 2
     architecture = architecture_of(config.model)
     params, batch_stats = build_network(architecture, "float32").init(0)
     model = Model(

@@ -35,7 +35,7 @@ def train(arguments: Sequence[str]) -> None:
         ),
         example=(
             "python -m tsm_jax.benchmark train --config configs/tsm_k400_frames.py"
-            " --config.model.data_format=NHWC --config.batch_size=64"
+            " --config.batch_size=64"
         ),
     )
     parser.add_recipe(required=True)

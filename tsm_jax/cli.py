@@ -108,10 +108,11 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def _check_keys(recipe: ConfigDict, overrides: Sequence[str]) -> None:
     keys = [f"--config.{key}" for key, _ in config_lib.flatten(recipe)]
     for override in overrides:
-        key, equals, _ = override.partition("=")
+        key, equals, value = override.partition("=")
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"did you mean {close[0]}?" if close else "tsm_jax/config.py lists the keys"
+            hint = config_lib.OLD_KEYS.get(key.removeprefix("--config."), hint).format(value=value)
             raise UserError(f"{override}: there is no such key; {hint}")
         if not equals:
             raise UserError(f"{override}: write it as {override}=VALUE")

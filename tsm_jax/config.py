@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,16 @@ from ml_collections import ConfigDict
 
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
+from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.stored import upgraded
 
-CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, Collection[Any]] = {
     "best_metric": ("top1", "mean_recall"),
     "dtype": ("auto", "float32", "bfloat16"),
-    "model.depth": architecture.DEPTHS,
+    "model.backbone": BACKBONES,
     "model.shift": architecture.SHIFTS,
     "model.shift_fraction": architecture.SHIFT_FRACTIONS,
     "model.shift_every": architecture.SHIFT_EVERY,
-    "model.data_format": ("NHWC", "NCHW"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.render": ("", "moving_shapes"),
     "data.protocol": (
@@ -71,8 +72,26 @@ CHANGEABLE_ON_RESUME = (
     "data.on_error",
 )
 
-# Keys that recipes stored by older versions lack, with the values that those meant.
-ADDED_LATER = {"best_metric": "top1"}
+
+def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
+    """0.1.0 knew ResNets by their depth, and took either layout of clips, to the same result."""
+    recipe = {"best_metric": "top1", **recipe}
+    if "model.depth" in recipe:
+        recipe["model.backbone"] = f"resnet{recipe.pop('model.depth')}"
+    recipe.pop("model.data_format", None)
+    return recipe
+
+
+# What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
+# value, needs a new version: a function here that writes down what recipes without it meant.
+UPGRADES = (_from_version_1,)
+VERSION = len(UPGRADES) + 1
+
+# What to write for keys of older versions on the command line.
+OLD_KEYS = {
+    "model.depth": "did you mean --config.model.backbone=resnet{value}?",
+    "model.data_format": "leave it out, the layout of clips has never changed a result",
+}
 
 
 def default() -> ConfigDict:
@@ -130,8 +149,8 @@ def default() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    # Layers of the ResNet: 18, 34, 50, 101, 152.
-    model.depth = 50
+    # Image network that gets the shifts: resnet18, resnet34, resnet50, resnet101, resnet152.
+    model.backbone = "resnet50"
     # Channels of its stem; 64 is the paper's.
     model.width = 64
     # Classes K. 0: as many as there are class names (`data.labels`).
@@ -148,9 +167,6 @@ def _model() -> ConfigDict:
     model.shift_every = 1
     # Dropout rate in front of the classifier.
     model.dropout = 0.5
-    # Layout of the clips that the network takes, as in the reference: `NHWC` or `NCHW`. It computes
-    # in NHWC whatever it is, so neither speed nor result depends on it.
-    model.data_format = "NHWC"
     # Clips over which batch norm takes its statistics (16: the reference's batch per GPU), so that
     # a recipe means the same on any number of devices. 0: the whole batch.
     model.batch_norm_group = 16
@@ -478,25 +494,29 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, tuple(value) if isinstance(value, list) else value
 
 
-def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """A recipe from the nested dictionary that `to_dict()` gave; strict about its keys.
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A recipe as it is stored: nested dictionaries, with its version."""
+    return {"version": VERSION, **config.to_dict()}
 
-    Those of `ADDED_LATER` may be missing.
+
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """A recipe from what `to_dict` gave, or that of an older version; strict about its keys.
 
     Raises:
-        UserError: a key is missing or unknown, as in a recipe of another version; or a value is
-            of another type.
+        UserError: it is of a newer version, a key is missing or unknown, or a value is of another
+            type.
     """
     config = default()
     known = dict(flatten(config))
     if not isinstance(values, dict):
         raise UserError("the saved recipe is damaged: it is not a dictionary")
-    given = {**ADDED_LATER, **dict(flatten(ConfigDict(values)))}
+    given = dict(flatten(ConfigDict(values)))
+    given = upgraded(given, given.pop("version", 1), UPGRADES, "the saved recipe")
     if known.keys() != given.keys():
         names = ", ".join(sorted(known.keys() ^ given.keys()))
         raise UserError(
-            f"the saved recipe is of another version of tsm_jax: it differs in {names}; use the"
-            " version that wrote it, or train again"
+            f"the saved recipe has other keys than one of its version: it differs in {names}; use"
+            " the tsm_jax that wrote it, or train again"
         )
     for key, value in given.items():
         # The network's own values may come from anywhere; those of the optimizer are not used

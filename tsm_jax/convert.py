@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
         write_model_directory(model, options.output)
     architecture = model.architecture
     print(
-        f"{options.output}: TSM-ResNet-{architecture.depth}, {architecture.num_classes} classes,"
+        f"{options.output}: {architecture}, {architecture.num_classes} classes,"
         f" {architecture.num_segments} segments, shift {architecture.shift} by"
         f" {architecture.shift_fraction}"
     )

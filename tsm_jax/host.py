@@ -15,7 +15,6 @@ from contextlib import suppress
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _MMAP_THRESHOLD = 32 * 2**20  # bytes; the most that glibc allows
 _TRIM_THRESHOLD = 512 * 2**20  # bytes
-_MMAP_THRESHOLD = 32 * 2**20  # the most that glibc allows
 
 DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 LIMIT_BYTES = 4 * 2**30

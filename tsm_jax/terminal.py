@@ -57,7 +57,11 @@ def progress_bar(
     numbers = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers)
     with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
+        *columns,
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # lines for a file or a pipe must stay out of stderr
     ) as bar:
         task = bar.add_task(printable(title), visible=False)
         yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)

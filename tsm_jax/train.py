@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
     with Preemption() as preemption:
-        # Imported here: a mistake in the command is told at once, and reading workers need no jax.
+        # Late: a mistake in the command is reported at once, and reading workers need no jax.
         from tsm_jax.assemble.train import train_recipe
         from tsm_jax.training.processes import joined
 

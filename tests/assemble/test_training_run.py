@@ -6,14 +6,15 @@ import csv
 import json
 import os
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from small_recipe import RECIPE, overrides
 
 import tsm_jax
 from tsm_jax import cli, convert, evaluate, predict, train
+from tsm_jax.assemble import train as training_run
 from tsm_jax.assemble.evaluate import evaluate_weights
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
@@ -26,8 +27,6 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.model_directory import write_model_directory
 
-RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
-
 
 @pytest.fixture(scope="module")
 def one_device():
@@ -39,26 +38,6 @@ def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data") / "shapes"
     moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
     return directory
-
-
-def overrides(data, workdir, **changes):
-    values = {
-        "data.render": "",
-        "data.train_list": data / "train.list",
-        "data.val_list": data / "val.list",
-        "data.prefix": data,
-        "data.crop_size": 32,
-        "data.short_side": 32,
-        "model.width": 8,
-        "model.num_segments": 4,
-        "model.dropout": 0.5,
-        "batch_size": 8,
-        "epochs": 2,
-        "log_every": 2,
-        "workdir": workdir,
-        **changes,
-    }
-    return [f"--config.{key}={value}" for key, value in values.items()]
 
 
 def recipe(data, workdir, **changes):
@@ -85,30 +64,6 @@ def test_a_run_leaves_checkpoints_metrics_labels_and_events(trained, data):
     assert all(line["count"] == 16 for line in metrics(workdir, "val"))
     assert (workdir / "labels.txt").read_text() == (data / "labels.txt").read_text()
     assert any("tfevents" in name for name in os.listdir(workdir / "tensorboard"))
-
-
-def interrupted_after_first_epoch(trained, workdir):
-    """What a run looks like that was killed after step 3 and some of step 4's log lines."""
-    shutil.copytree(trained[0], workdir)
-    shutil.rmtree(workdir / "checkpoints" / "6")
-    return workdir
-
-
-def test_continues_bit_for_bit(trained, data, tmp_path, one_device, capsys):
-    workdir = interrupted_after_first_epoch(trained, tmp_path / "work")
-    state = jax.device_get(train_recipe(recipe(data, workdir), one_device))
-    assert f"continuing {workdir} at step 3" in capsys.readouterr().out
-    for expected, actual in zip(jax.tree.leaves(trained[1]), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(actual, expected)
-    timeless = ("step", "loss", "top1", "top5", "learning_rate", "grad_norm")
-    for kind in ("train", "val"):
-        assert [
-            {name: line[name] for name in timeless if name in line}
-            for line in metrics(workdir, kind)
-        ] == [
-            {name: line[name] for name in timeless if name in line}
-            for line in metrics(trained[0], kind)
-        ]
 
 
 def test_a_finished_run_has_nothing_left_to_do(trained, data, one_device):
@@ -341,23 +296,25 @@ def with_a_broken_video(data, tmp_path):
 def test_a_broken_video_stops_training_and_is_named(with_a_broken_video, tmp_path, one_device):
     data, video = with_a_broken_video
     with pytest.raises(UserError, match=r"on_error=skip") as error:
-        train_recipe(recipe(data, tmp_path / "work", epochs=1), one_device)
+        train_recipe(recipe(data, tmp_path / "work"), one_device)
     assert video.name in str(error.value)
 
 
 def test_a_broken_video_is_skipped_and_counted(with_a_broken_video, tmp_path, one_device, caplog):
     data, video = with_a_broken_video
-    config = recipe(data, tmp_path / "work", epochs=1, **{"data.on_error": "skip"})
+    config = recipe(data, tmp_path / "work", **{"data.on_error": "skip"})
     train_recipe(config, one_device)
-    assert sum(line["replaced_clips"] for line in metrics(tmp_path / "work", "train")[-1:]) == 1
+    # Each epoch has all clips.
+    assert [line["replaced_clips"] for line in metrics(tmp_path / "work", "train")][1::2] == [1, 2]
     assert f"{video.name}" in caplog.text
 
 
-def test_train_command_tells_what_it_does(data, tmp_path, capsys):
+def test_train_command_prints_what_it_does(data, tmp_path, one_device, monkeypatch, capsys):
+    monkeypatch.setattr(training_run, "make_mesh", lambda: one_device)
     workdir = tmp_path / "work"
-    train.main(["--config", RECIPE, *overrides(data, workdir, epochs=1)])
+    train.main(["--config", RECIPE, *overrides(data, workdir)])
     out = capsys.readouterr().out
     best = metrics(workdir, "val")[0]["top1"]
     assert f"Already save the best model (top1 acc){int(best * 10000) / 10000}\n" in out
-    for part in ("on 8 x cpu", "random weights", "clips/s", "ETA", "saved in", "checkpoints/3"):
+    for part in ("on 1 x cpu", "random weights", "clips/s", "ETA", "saved in", "checkpoints/"):
         assert part in out

@@ -158,7 +158,6 @@ def test_scores_are_averaged_over_views(average_probabilities):
     step = make_eval_step(
         BrightnessNetwork(),  # type: ignore[arg-type]
         mesh=(mesh := make_mesh(jax.devices()[:1])),
-        data_format="NHWC",
         average_probabilities=average_probabilities,
     )
     brightness = np.array([[10, 60, 250], [200, 0, 90]], np.uint8)  # [B, V]
@@ -168,7 +167,7 @@ def test_scores_are_averaged_over_views(average_probabilities):
     batch = {"video": video, "label": label, "mask": np.ones(2, bool)}
     sums, clips = jax.device_get(step(weights, {}, put_batch(batch, mesh)))
 
-    logits = np.asarray(normalize(video.reshape(6, 1, 4, 4, 3), "NHWC")).mean((1, 2, 3, 4))
+    logits = np.asarray(normalize(video.reshape(6, 1, 4, 4, 3))).mean((1, 2, 3, 4))
     logits = (logits[:, None] * weights).reshape(2, 3, 3)  # [B, V, K]
     of_views, of_mean = softmax(logits), softmax(logits.mean(1))
     means = of_views.mean(1) if average_probabilities else of_mean

@@ -148,9 +148,9 @@ def test_the_protocol_can_be_chosen(exported, predictor, videos):
 def test_a_pdparams_through_export_answers_as_before(make_model, videos, tmp_path):
     for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    made = make_model(depth=50, num_segments=8, shift_fraction="1/num_segments")
+    made = make_model(backbone="resnet50", num_segments=8, shift_fraction="1/num_segments")
     write_paddle_model(made, str(tmp_path / "TSM.pdparams"))
-    read = read_paddle_model(str(tmp_path / "TSM.pdparams"), labels=made.labels)
+    read = replace(read_paddle_model(str(tmp_path / "TSM.pdparams")), labels=made.labels)
     model = replace(read, preprocessing=made.preprocessing)
     export_model(model, str(tmp_path / "TSM"), formats=("onnx",))
     exported = Predictor.load(str(tmp_path / "TSM"), engine="onnxruntime")

@@ -81,7 +81,7 @@ def score(model):
         protocol = protocol_of(name)
         chosen = protocol.choose_frames(len(frames), 4)
         views = protocol.views([np.asarray(frames.frames[i]) for i in chosen])
-        clips = (np.asarray(normalize(view[None], "NHWC")) for view in views)
+        clips = (np.asarray(normalize(view[None])) for view in views)
         return np.concatenate([recognizer.forward(clip) for clip in clips])
 
     def score(name, frames):
@@ -167,7 +167,6 @@ def test_prediction_is_what_evaluation_gives(model, load, wide, name):
     step = make_eval_step(
         recognizer._network,
         mesh=mesh,
-        data_format="NHWC",
         average_probabilities=protocol.average_probabilities,
     )
     (batch,) = eval_batches(clips, batch_size=1, reading=Reading(threads=1))

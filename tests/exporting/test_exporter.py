@@ -10,6 +10,7 @@ import pytest
 
 import tsm_jax
 from tsm_jax import export
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.errors import UserError
 from tsm_jax.exporting import writer as exporter
 from tsm_jax.exporting.program import make_program
@@ -53,8 +54,8 @@ def test_every_graph_was_checked_on_random_and_real_input(exported, formats):
 def test_it_is_a_model_directory_too(exported, model, clips):
     again = read_model_directory(str(exported))
     assert (again.architecture, again.labels) == (model.architecture, model.labels)
-    video = np.asarray(normalize(clips, "NHWC"))
-    expected = tsm_jax.Recognizer(model).forward(video)
+    video = np.asarray(normalize(clips))
+    expected = Recognizer(model).forward(video)
     np.testing.assert_array_equal(tsm_jax.load(str(exported)).forward(video), expected)
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsm_jax.models.initialization import initial_tensor
-from tsm_jax.models.network import Network
+from tsm_jax.models.network import Network, initial_tensor
 from tsm_jax.models.tsm import TSM
 
 KERNEL, SHAPE = "backbone.stages.1.0.conv2.conv.kernel", (3, 3, 64, 256)
@@ -29,7 +28,7 @@ def test_a_draw_depends_on_seed_and_name_alone():
 
 
 def test_a_network_starts_as_the_references_do():
-    params, batch_stats = Network(lambda: TSM(18, num_classes=400, width=8)).init(0)
+    params, batch_stats = Network(lambda: TSM("resnet18", num_classes=400, width=8)).init(0)
     assert params["head.fc.kernel"].std() == pytest.approx(0.001, rel=0.02)
     for name, tensor in {**params, **batch_stats}.items():
         if not name.endswith(".kernel"):

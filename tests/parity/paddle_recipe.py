@@ -6,14 +6,14 @@ import zlib
 
 import numpy as np
 
-from tsm_jax.weights.paddle_layout import paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 
 
 def state_dict(num_classes: int, seed: int) -> dict[str, np.ndarray]:
     """Every tensor of PaddleVideo's TSM-ResNet-50, by its name there; each seeds its own draw."""
     return {
         tensor.paddle: _draw(tensor.paddle, tensor.shape, seed)
-        for tensor in paddle_tensors(50, 64, num_classes)
+        for tensor in paddle_tensors("resnet50", 64, num_classes)
     }
 
 

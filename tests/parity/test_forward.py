@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import paddle_recipe
 import pytest
@@ -12,7 +11,6 @@ import pytest
 import tsm_jax
 from tsm_jax import convert
 from tsm_jax.assemble.recognizer import Recognizer
-from tsm_jax.models.network import build_network
 from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_writer import write_paddle
 
@@ -39,18 +37,6 @@ def error(logits, expected):
 def test_logits_from_the_file(case):
     path, segments, video, expected = case
     assert error(tsm_jax.load(path, num_segments=segments).forward(video), expected) < TOLERANCE
-
-
-def test_logits_in_nchw(case):
-    path, segments, video, expected = case
-    model = read_paddle_model(path, num_segments=segments)
-    network = build_network(model.architecture, "float32", data_format="NCHW")
-    params, stats = (
-        {name: model.tensors[name] for name in shapes}
-        for shapes in (network.param_shapes, network.batch_stat_shapes)
-    )
-    logits, _ = jax.jit(network.apply)(params, stats, np.moveaxis(video, -1, 2))
-    assert error(np.asarray(logits), expected) < TOLERANCE
 
 
 def test_logits_through_the_convert_command_and_back(case, tmp_path, capsys):

@@ -27,7 +27,7 @@ OPTIMIZER = {
 @pytest.fixture(scope="module")
 def gradient():
     """The jitted (params, batch_stats, video, labels) -> (loss, batch_stats), gradients."""
-    architecture = Architecture(50, 10, 8, shift_fraction="1/num_segments")
+    architecture = Architecture("resnet50", 10, 8, shift_fraction="1/num_segments")
     network = build_network(architecture, "float32")
 
     def loss(params, batch_stats, video, labels):
@@ -66,7 +66,7 @@ def run(gradient, **changes):
         losses.append(float(loss))
         norms.append(float(global_norm(gradients)))
     tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
-    return np.array(losses), np.array(norms), to_paddle(tensors, 50)
+    return np.array(losses), np.array(norms), to_paddle(tensors, "resnet50")
 
 
 def relative(actual, expected):

@@ -49,7 +49,7 @@ def test_pictures_logits_and_top_five(shared, weights, protocol, golden):
     assert difference.mean() < 0.5
     assert (difference <= 2).mean() > 0.99
 
-    answer = recognizer.forward(np.asarray(normalize(ours[None], "NHWC")))[0]
+    answer = recognizer.forward(np.asarray(normalize(ours[None])))[0]
     assert abs(answer - logits).max() < 0.02 * abs(logits).max()
     best = [prediction.index for prediction in recognizer.predict(video)]
     assert best == np.argsort(-logits)[:5].tolist()

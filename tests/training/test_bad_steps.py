@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.bad_steps import last_finite, name_some, skip_bad_step
-from tsm_jax.training.state import TrainState
+from tsm_jax.training.state import TrainState, last_finite, skip_bad_step
 
 
 def state(value, step=0, bad_steps=0):
@@ -19,13 +18,13 @@ def state(value, step=0, bad_steps=0):
 
 def run(losses, max_bad_steps, grad_norms=None):
     """The last state, and the metrics of each step; a step adds one to every array."""
-    current, told = state(0.0), []
+    current, reported = state(0.0), []
     for loss, norm in zip(losses, grad_norms or [1.0] * len(losses), strict=True):
         updated = state(current.params["kernel"] + 1, current.step + 1, current.bad_steps)
         metrics = {"loss": jnp.float32(loss), "grad_norm": jnp.float32(norm)}
         current, metrics = skip_bad_step(current, updated, metrics, max_bad_steps)
-        told.append((bool(metrics["bad"]), int(metrics["bad_steps"])))
-    return current, told
+        reported.append((bool(metrics["bad"]), int(metrics["bad_steps"])))
+    return current, reported
 
 
 def values(tree):
@@ -33,19 +32,19 @@ def values(tree):
 
 
 def test_good_steps_pass_unchanged():
-    final, told = run([1.0, 2.0], 0)
+    final, reported = run([1.0, 2.0], 0)
     assert values(final) == values(state(2.0, 2))
-    assert told == [(False, 0), (False, 0)]
+    assert reported == [(False, 0), (False, 0)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["loss", "grad_norm"])
 def test_a_bad_step_counts_and_changes_nothing_else(value, where):
     numbers = [1.0, value, 1.0]
-    final, told = run(numbers, 1) if where == "loss" else run([1.0] * 3, 1, numbers)
+    final, reported = run(numbers, 1) if where == "loss" else run([1.0] * 3, 1, numbers)
     # Two updates, three steps; optax's own counter belongs to the updates.
     assert values(final) == [3, 2.0, 2.0, final.opt_state[0]["count"].item(), 2.0, 1]
-    assert told == [(False, 0), (True, 1), (False, 1)]
+    assert reported == [(False, 0), (True, 1), (False, 1)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -61,13 +60,8 @@ def test_a_step_whose_update_alone_is_not_finite_is_bad(value, where):
 
 
 def test_the_run_stands_still_from_the_step_that_stops_it():
-    final, told = run([1.0, np.nan, np.nan, 1.0, np.nan, 1.0], 1)
-    assert told[2] == (True, 2)
+    final, reported = run([1.0, np.nan, np.nan, 1.0, np.nan, 1.0], 1)
+    assert reported[2] == (True, 2)
     final = last_finite(final, 1)
     # As before the second bad step: two steps done, one of them bad.
     assert [int(final.step), int(final.bad_steps), float(final.params["kernel"])] == [2, 1, 1.0]
-
-
-def test_of_many_clips_a_few_are_named():
-    assert name_some(["a", "b"]) == "a, b"
-    assert name_some(["a", "b", "c", "d", "e", "f"]) == "a, b, c, d and 2 more"

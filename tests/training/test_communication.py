@@ -1,4 +1,4 @@
-"""What the devices tell each other in a training step: gradients once, activations never.
+"""What the devices send each other in a training step: gradients once, activations never.
 
 Read from the compiled program for eight devices, so that no clock is needed.
 """
@@ -33,7 +33,7 @@ def collectives(batch_norm_group, accumulation_steps=1):
     mesh = make_mesh(jax.devices()[:DEVICES])
     network = Network(
         lambda: TSM(
-            18,
+            "resnet18",
             num_classes=4,
             num_segments=4,
             width=8,
@@ -57,7 +57,6 @@ def collectives(batch_norm_group, accumulation_steps=1):
         optimizer,
         schedule,
         mesh=mesh,
-        data_format="NHWC",
         seed=3,
         accumulation_steps=accumulation_steps,
     )
@@ -101,7 +100,7 @@ def test_parts_of_a_batch_stay_on_their_devices():
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [4, 8, 0])
 def test_groups_over_several_devices_send_their_statistics_and_no_activations(group):
-    found, gradients_and_statistics = collectives(group, "NHWC")
+    found, gradients_and_statistics = collectives(group)
     assert {name for name, _ in found} == {"all-reduce"}
     # Forward and backward of each batch norm.
     assert len(found) <= 2 * 20 + 2

@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tsm_jax.training import checkpoint_files as files
-from tsm_jax.training.run_log import RunLog
+from tsm_jax.training.log import RunLog
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def checkpoint(tmp_path):
 
 
 def test_what_a_save_leaves_is_whole_also_with_a_file_of_others(checkpoint):
-    assert files.what_is_wrong(str(checkpoint)) == ""
+    assert files.find_damage(str(checkpoint)) == ""
     (checkpoint / ".DS_Store").write_text("x")
-    assert files.what_is_wrong(str(checkpoint)) == ""
+    assert files.find_damage(str(checkpoint)) == ""
 
 
 @pytest.mark.parametrize(
@@ -42,20 +42,20 @@ def test_what_a_save_leaves_is_whole_also_with_a_file_of_others(checkpoint):
 )
 def test_damaged_checksums(checkpoint, checksums):
     (checkpoint / files.CHECKSUMS_FILE).write_text(checksums)
-    assert files.what_is_wrong(str(checkpoint))
+    assert files.find_damage(str(checkpoint))
 
 
 def test_a_pipe_or_a_device_instead_of_a_file(checkpoint):
     array = checkpoint / "model" / "array"
     array.unlink()
     os.mkfifo(array)
-    assert files.what_is_wrong(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is not there"
     array.unlink()
     array.symlink_to("/dev/zero")
-    assert files.what_is_wrong(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is not there"
     (checkpoint / files.CHECKSUMS_FILE).unlink()
     os.mkfifo(checkpoint / files.CHECKSUMS_FILE)
-    assert files.what_is_wrong(str(checkpoint))
+    assert files.find_damage(str(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_a_validation_without_a_finite_loss_is_one(checkpoint):
 def test_a_log_with_lines_that_are_not_ours(tmp_path):
     good = json.dumps({"kind": "train", "step": 1})
     (tmp_path / "metrics.jsonl").write_text("\n".join([good, "[" * 100_000, "{", "7", "\x00"]))
-    RunLog(str(tmp_path), first_step=2, total_steps=3).__exit__()
+    RunLog(str(tmp_path), first_step=2).__exit__()
     assert (tmp_path / "metrics.jsonl").read_text() == good + "\n"
 
 
 def test_names_cannot_steer_the_terminal(tmp_path, capsys):
-    log = RunLog(str(tmp_path), first_step=0, total_steps=1)
+    log = RunLog(str(tmp_path), first_step=0)
     log.say("on the clip \x1b[2Ja.mp4")
     log.__exit__()
     assert capsys.readouterr().out == "on the clip \\x1b[2Ja.mp4\n"

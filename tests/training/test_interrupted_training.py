@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble import network as build
@@ -30,39 +29,22 @@ from tsm_jax.data.pipeline import TrainOrder
 from tsm_jax.errors import UserError
 from tsm_jax.training import metrics as metrics_lib
 from tsm_jax.training import steps
-from tsm_jax.training.bad_steps import Diverged
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.checkpoint_files import read_validations
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.training.preemption import Preempted, Preemption
+from tsm_jax.training.state import Diverged, abstract_state
 
-RECIPE = str(Path(__file__).parents[2] / "configs" / "quickstart.py")
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
 
 
-def overrides(data, workdir, **changes):
-    values = {
-        "data.render": "",
-        "data.train_list": data / "train.list",
-        "data.val_list": data / "val.list",
-        "data.prefix": data,
-        "data.crop_size": 32,
-        "data.short_side": 32,
-        "model.width": 8,
-        "model.num_segments": 4,
-        "model.dropout": 0.5,
-        "batch_size": 8,
-        "epochs": 2,
-        "log_every": 2,  # of 3 steps in an epoch: checkpoints lie within a log line's average
-        "checkpoint_every": 1,
-        "workdir": workdir,
-        **changes,
-    }
-    return [f"--config.{key}={value}" for key, value in values.items()]
+def arguments(data, workdir, **changes):
+    """Of 3 steps in an epoch: checkpoints lie within a log line's average."""
+    return overrides(data, workdir, **{"log_every": 2, "checkpoint_every": 1, **changes})
 
 
 def train(data, workdir, preemption=None, **changes):
-    config = cli.load_recipe(RECIPE, overrides(data, workdir, **changes))
+    config = cli.load_recipe(RECIPE, arguments(data, workdir, **changes))
     mesh = make_mesh(jax.devices()[:1])
     return jax.device_get(train_recipe(config, mesh, preemption))
 
@@ -133,9 +115,11 @@ train_recipe(cli.load_recipe(sys.argv[2], sys.argv[3:]), make_mesh(jax.devices()
 
 
 def test_killed_in_a_save(data, undisturbed, tmp_path, capsys):
-    arguments = [jax.config.jax_compilation_cache_dir, RECIPE, *overrides(data, tmp_path)]
+    cache = jax.config.jax_compilation_cache_dir
     process = subprocess.run(
-        [sys.executable, "-c", KILLED_IN_A_SAVE, *arguments], capture_output=True, check=False
+        [sys.executable, "-c", KILLED_IN_A_SAVE, cache, RECIPE, *arguments(data, tmp_path)],
+        capture_output=True,
+        check=False,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()
     assert saved(tmp_path)[-1] == 4
@@ -273,8 +257,8 @@ def test_steps_that_are_not_finite_are_skipped_until_one_stops_the_run(
     assert "step 2 is not finite" in out
     assert "skipped (1 of 1)" in out
     assert "the state before, of step 4: val loss" in out
-    told = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
-    assert told == {
+    reported = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
+    assert reported == {
         "bad_step": {"kind": "bad_step", "step": 2, "bad_steps": 1, "clips": bad_batches[0]},
         "diverged": {"kind": "diverged", "step": 4, "bad_step": 5, "clips": bad_batches[1]},
     }
@@ -313,7 +297,7 @@ def test_a_validation_that_is_not_finite_is_never_the_best(undisturbed, tmp_path
 def command(data, workdir):
     return [
         *(sys.executable, "-m", "tsm_jax.train", "--config", RECIPE),
-        *overrides(data, workdir, epochs=20, log_every=1),
+        *arguments(data, workdir, epochs=20, log_every=1),
     ]
 
 
@@ -350,8 +334,11 @@ def number_of_lines(workdir):
 def newest_state(workdir):
     checkpoints = Checkpoints(str(workdir), read_only=True)
     step = checkpoints.latest_step()
-    arrays, numbers = ocp.args.StandardRestore(), ocp.args.JsonRestore()
-    items = checkpoints._restore(step, model=arrays, optimizer=arrays, progress=numbers)
-    checkpoints.close()
     assert step == 60
-    return {name: items[name] for name in ("model", "optimizer", "progress")}
+    config = checkpoints.recipe(step)
+    network = build.build_training_network(config)
+    optimizer = build.build_optimizer(config, lambda _: 0.0)
+    like = abstract_state(network, optimizer, make_mesh(jax.devices()[:1]))
+    restored = checkpoints.restore(step, like)
+    checkpoints.close()
+    return restored

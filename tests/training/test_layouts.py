@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble.network import build_optimizer, build_training_network
@@ -23,7 +24,6 @@ from tsm_jax.training.preemption import EXIT_CODE
 from tsm_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
-RECIPE = str(ROOT / "configs" / "quickstart.py")
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +38,16 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(data):
     def for_run(workdir, epochs):
-        values = {
-            "data.render": "",
-            "data.train_list": data / "train.list",
-            "data.val_list": data / "val.list",
-            "data.prefix": data,
-            "data.crop_size": 32,
-            "data.short_side": 32,
-            "model.width": 8,
-            "model.num_segments": 4,
-            "model.dropout": 0.5,
+        changes = {
             "model.batch_norm_group": 2,
             "batch_size": 8,  # of 12 clips: each step is an epoch of its own, with other clips
             "eval_batch_size": 6,
-            "epochs": epochs,
             "log_every": 1,
             "optimizer.schedule": "step",  # does not depend on how many epochs follow
             "optimizer.learning_rate": 0.02,
             "optimizer.warmup_epochs": 0.0,
-            "workdir": workdir,
         }
-        return [f"--config.{key}={value}" for key, value in values.items()]
+        return overrides(data, workdir, epochs=epochs, **changes)
 
     return for_run
 
@@ -96,14 +85,12 @@ def curve(workdir, kind="train"):
 
 @pytest.fixture(scope="module")
 def on_one_device(run_here, tmp_path_factory):
-    """The workdir of one device after each of three epochs."""
+    """The workdirs of one device after one and after two epochs."""
     folder = tmp_path_factory.mktemp("one")
-    workdirs = [folder / str(epochs) for epochs in range(4)]
-    for epochs in range(1, 4):
-        if epochs > 1:
-            shutil.copytree(workdirs[epochs - 1], workdirs[epochs])
-        run_here(workdirs[epochs], devices=1, epochs=epochs)
-    return workdirs
+    run_here(folder / "1", devices=1, epochs=1)
+    shutil.copytree(folder / "1", folder / "2")
+    run_here(folder / "2", devices=1, epochs=2)
+    return folder / "1", folder / "2"
 
 
 def state(workdir, step):
@@ -142,31 +129,29 @@ def assert_same_step(workdir, expected, step):
 
 
 def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, launch, tmp_path):
-    first = tmp_path / "first"
-    run_here(first, devices=4, epochs=1)
-    assert_same_step(first, on_one_device[1], 1)
+    after_one, after_two = on_one_device
 
-    second = tmp_path / "second"
-    shutil.copytree(on_one_device[1], second)
-    process = launch(second, epochs=2)
+    four = tmp_path / "four"
+    shutil.copytree(after_one, four)
+    run_here(four, devices=4, epochs=2)
+    assert_same_step(four, after_two, 2)
+
+    two_by_two = tmp_path / "two_by_two"
+    shutil.copytree(after_one, two_by_two)
+    process = launch(two_by_two, epochs=2)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "on 4 x cpu" in output
-    assert f"continuing {second} at step 1" in output
-    assert "[1] epoch" not in output  # the first process alone tells what happens
-    assert_same_step(second, on_one_device[2], 2)
+    assert f"continuing {two_by_two} at step 1" in output
+    assert "[1] epoch" not in output  # only the first process logs
+    assert_same_step(two_by_two, after_two, 2)
 
-    third = tmp_path / "third"
-    shutil.copytree(on_one_device[2], third)
-    run_here(third, devices=4, epochs=3)
-    assert_same_step(third, on_one_device[3], 3)
-
-    run_here(second, devices=1, epochs=3)  # what two processes have saved
-    assert curve(second).keys() == {1, 2, 3}
+    run_here(two_by_two, devices=1, epochs=3)  # what two processes have saved
+    assert curve(two_by_two).keys() == {1, 2, 3}
 
 
 @pytest.mark.slow
-def test_two_processes_told_to_stop_save_one_step_and_continue(launch, tmp_path):
+def test_two_processes_that_are_preempted_save_one_step_and_continue(launch, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     process = launch(undisturbed, epochs=9)
     output, _ = process.communicate()

@@ -24,6 +24,10 @@ def test_the_devices_of_a_process_are_neighbours():
     assert ordered == [(0, 0), (0, 1), (0, 4), (1, 2), (1, 3), (1, 5)]
 
 
+def test_a_mesh_has_all_devices_unless_some_are_given():
+    assert list(make_mesh().devices) == jax.devices()
+
+
 def test_processes_with_different_numbers_of_devices_are_refused():
     with pytest.raises(UserError, match="process 0 has 2, process 1 has 1"):
         make_mesh([Device(0, 0), Device(1, 0), Device(2, 1)])
@@ -52,4 +56,5 @@ def test_batches_that_do_not(batch_size, group, num_devices, message):
 
 def test_any_batch_evaluates():
     mesh = make_mesh(jax.devices()[:8])
-    assert [eval_batch_size(wanted, mesh) for wanted in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert [eval_batch_size(wanted, 20, mesh) for wanted in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert [eval_batch_size(64, num_clips, mesh) for num_clips in (1, 9, 64, 99)] == [8, 16, 64, 64]

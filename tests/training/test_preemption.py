@@ -1,4 +1,4 @@
-"""What a process does when it is told to stop, in processes of its own."""
+"""What a process does at a scheduler's signal, in processes of its own."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ with Preemption() as preemption:
 DEEP_IN_C = START + "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
 SAVING = (
     START.replace("    print", "    preemption.steps_taken()\n    print").replace(
-        "with",
-        "from tsm_jax.training import preemption as module\n"
-        "module._SAME_SIGNAL = {same_signal}  # seconds\nwith",
+        "Preemption()", "Preemption({same_signal_seconds})"
     )
     + "    time.sleep(600)\n"
 )
@@ -54,7 +52,7 @@ def test_ends_at_once_while_there_is_nothing_to_save(started, number):
 
 
 def test_the_same_sigterm_passed_on_by_a_launcher_does_not_end_it(started):
-    process = started(SAVING.format(same_signal=3600))
+    process = started(SAVING.format(same_signal_seconds=3600))
     process.send_signal(signal.SIGUSR1)
     for _ in range(3):
         process.send_signal(signal.SIGTERM)
@@ -63,7 +61,7 @@ def test_the_same_sigterm_passed_on_by_a_launcher_does_not_end_it(started):
 
 
 def test_a_second_sigterm_ends_at_once(started):
-    process = started(SAVING.format(same_signal=0))
+    process = started(SAVING.format(same_signal_seconds=0))
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)

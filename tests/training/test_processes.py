@@ -25,7 +25,7 @@ def environment(monkeypatch):
     def use(*values, **others):
         for name, value in [*zip(VARIABLES, values, strict=False), *others.items()]:
             monkeypatch.setenv(name, value)
-        return processes._environment()
+        return processes.distributed_arguments()
 
     return use
 
@@ -68,7 +68,7 @@ PROGRAM = """
 import os, sys
 from tsm_jax import cli
 from tsm_jax.errors import UserError
-from tsm_jax.training.processes import check_shared, everywhere, from_first, joined
+from tsm_jax.training.processes import check_shared, from_first, joined
 index = int(os.environ["JAX_PROCESS_ID"])
 
 def main(arguments):
@@ -102,7 +102,7 @@ def two_processes(tmp_path):
 def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
     result = two_processes(
         """
-    print("first", from_first(10 + index), "all", everywhere(True), everywhere(index == 0))
+    print("first", from_first(10 + index))
     check_shared("work")
     os.makedirs(str(index))
     os.chdir(str(index))
@@ -111,7 +111,7 @@ def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
     )
     assert result.returncode == 1
     for index in "01":
-        assert f"[{index}] first 10 all True False\n" in result.stdout
+        assert f"[{index}] first 10\n" in result.stdout
         assert f"[{index}] error: " in result.stdout
     assert "is not the same directory for all 2 processes" in result.stdout
     assert "stack trace" not in result.stdout
@@ -129,8 +129,8 @@ def test_an_error_in_one_ends_all_and_all_print_it(two_processes, failing):
     )
     assert result.returncode == 1
     assert f"[{failing}] error: clip.mp4 is broken\n" in result.stdout
-    told = f"[{1 - failing}] error: process {failing} of 2: clip.mp4 is broken\n"
-    assert told in result.stdout
+    reported = f"[{1 - failing}] error: process {failing} of 2: clip.mp4 is broken\n"
+    assert reported in result.stdout
     assert "stack trace" not in result.stdout
     assert "killed" not in result.stderr
 

@@ -15,7 +15,7 @@ from tsm_jax.training.state import abstract_state, init_state
 
 @pytest.fixture(scope="module")
 def parts():
-    network = Network(lambda: TSM(18, num_classes=3, num_segments=2, width=8))
+    network = Network(lambda: TSM("resnet18", num_classes=3, num_segments=2, width=8))
     return network, optax.sgd(0.1, momentum=0.9), make_mesh(jax.devices()[:2])
 
 
@@ -38,6 +38,12 @@ def test_what_is_loaded_is_taken_and_the_rest_is_drawn_as_ever(parts):
         for name, tensor in after.items():
             np.testing.assert_array_equal(tensor, loaded.get(name, before[name]), err_msg=name)
     assert not np.array_equal(start(parts, seed=6).params[kernel], fresh.params[kernel])
+
+
+def test_a_state_starts_the_same_on_any_mesh(parts):
+    network, optimizer, mesh = parts
+    states = [init_state(network, optimizer, 5, on) for on in (mesh, make_mesh(jax.devices()))]
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def test_an_abstract_state_is_one_without_values(parts):

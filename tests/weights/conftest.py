@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsm_jax.weights.paddle_layout import paddle_tensors
+from tsm_jax.weights.paddle_names import paddle_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -24,12 +24,12 @@ def goldens() -> Path:
     return GOLDENS
 
 
-def _tensors(depth: int = 50, width: int = 8, num_classes: int | None = 10) -> dict:
+def _tensors(backbone: str = "resnet50", width: int = 8, num_classes: int | None = 10) -> dict:
     """A PaddleVideo state dict with other values in every tensor; variances are positive."""
     generator = np.random.default_rng(0)
     return {
         tensor.paddle: generator.uniform(0.1, 1.0, tensor.shape).astype(np.float32)
-        for tensor in paddle_tensors(depth, width, num_classes)
+        for tensor in paddle_tensors(backbone, width, num_classes)
     }
 
 

@@ -27,7 +27,7 @@ def model():
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(2, 3, 4, 5)).astype(np.float32).transpose(2, 3, 1, 0)
     return Model(
-        Architecture(50, 3, 16, shift="future_first", shift_fraction="1/8", shift_every=2),
+        Architecture("resnet50", 3, 16, shift="future_first", shift_fraction="1/8", shift_every=2),
         Preprocessing(crop_size=48, short_side=64, protocol="paddle_predict"),
         ["a", "b c", "ä"],
         {"x.kernel": kernel, "x.bias": rng.normal(size=3).astype(np.float32)},
@@ -112,8 +112,14 @@ def change_config(directory, change):
     ("damage", "message"),
     [
         (lambda d: (d / "config.json").write_text("{"), "cannot read"),
-        (lambda d: (d / "config.json").write_text("[]"), "is not a tsm_jax model"),
-        (lambda d: change_config(d, lambda c: c.update(format_version=9)), "format version"),
+        (
+            lambda d: (d / "config.json").write_text("[]"),
+            "is not the description of a tsm_jax model",
+        ),
+        (
+            lambda d: change_config(d, lambda c: c.update(format_version=9)),
+            "version 9, this tsm_jax reads",
+        ),
         (lambda d: change_config(d, lambda c: c["architecture"].pop("shift")), "shift"),
         (lambda d: change_config(d, lambda c: c.pop("preprocessing")), "preprocessing"),
         (lambda d: (d / "labels.txt").write_text("a\n"), "1 labels"),
@@ -130,7 +136,7 @@ def test_damage_is_told_in_one_line(directory, damage, message):
 
 
 WRONG_VALUES = [
-    *(("architecture.depth", value) for value in ("50", 19, 50.0, None, 10**9)),
+    *(("architecture.backbone", value) for value in ("50", "resnet19", 50, None, [])),
     *(("architecture.num_classes", value) for value in (0, -1, True, "3", 10**9)),
     *(("architecture.num_segments", value) for value in (0, "8", 8.0, True, [8], 10**7)),
     *(("architecture.width", value) for value in (0, -24, 7, 24.0, 10**6)),
@@ -161,8 +167,8 @@ def test_a_wrong_value_is_refused_by_its_name(directory, key, value):
         (lambda c: c["architecture"].update({"\x1b[31m": 2}), r"architecture.\\x1b\[31m is"),
         (lambda c: c.update(architecture=[50]), r"architecture is \[50\]: it must be an object"),
         (lambda c: c.update(provenance="x"), "provenance is 'x': it must be an object"),
-        (lambda c: c.update(format_version=True), "format version 1"),
-        (lambda c: c.update(format_version=1.0), "format version 1"),
+        (lambda c: c.update(format_version=True), "version True, which is not"),
+        (lambda c: c.update(format_version=1.0), "version 1.0, which is not"),
         (lambda c: c["provenance"].update(x=float("nan")), "NaN is not a JSON number"),
         (
             lambda c: c["architecture"].update(num_segments=1, shift_fraction="1/num_segments"),

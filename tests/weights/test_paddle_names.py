@@ -8,35 +8,38 @@ import numpy as np
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.paddle_layout import paddle_tensors
 from tsm_jax.weights.paddle_names import (
     PaddleArchitecture,
     from_paddle,
+    paddle_tensors,
     parameter_names,
     to_paddle,
 )
 from tsm_jax.weights.paddle_pickle import read_paddle
 
 
-def listing(depth: int) -> str:
-    tensors = paddle_tensors(depth, 64, 400)
+def listing(backbone: str) -> str:
+    tensors = paddle_tensors(backbone, 64, 400)
     return "".join(f"{tensor.paddle} {tensor.shape} {tensor.parameter}\n" for tensor in tensors)
 
 
 def test_names_shapes_and_parameters_of_resnet_50(goldens):
-    assert listing(50).splitlines() == (goldens / "resnet50_names.txt").read_text().splitlines()
+    assert (
+        listing("resnet50").splitlines()
+        == (goldens / "resnet50_names.txt").read_text().splitlines()
+    )
 
 
 @pytest.mark.parametrize(
-    "depth, digest",
+    "backbone, digest",
     [
-        (101, "d8910b9db1952830d7cfa7fe2c4bba6c7c4704c147f8905c5bdcddb841a30aab"),
-        (152, "307e71928fe7162a4cd1c638931d62a10c137bd3ac2ebc5a14d5662f4fe076b7"),
+        ("resnet101", "d8910b9db1952830d7cfa7fe2c4bba6c7c4704c147f8905c5bdcddb841a30aab"),
+        ("resnet152", "307e71928fe7162a4cd1c638931d62a10c137bd3ac2ebc5a14d5662f4fe076b7"),
     ],
 )
-def test_names_shapes_and_parameters_of_deeper_ones(depth, digest):
+def test_names_shapes_and_parameters_of_deeper_ones(backbone, digest):
     """The same listing of PaddleVideo's own networks, made as `goldens/resnet50_names.txt`."""
-    assert hashlib.sha256(listing(depth).encode()).hexdigest() == digest
+    assert hashlib.sha256(listing(backbone).encode()).hexdigest() == digest
 
 
 @pytest.mark.parametrize(
@@ -68,18 +71,20 @@ def test_fully_connected_layer_is_not_transposed(make_tensors):
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors["head.fc.bias"])
 
 
-@pytest.mark.parametrize("depth, count", [(50, 267), (101, 522), (152, 777)])
+@pytest.mark.parametrize(
+    "backbone, count", [("resnet50", 267), ("resnet101", 522), ("resnet152", 777)]
+)
 @pytest.mark.parametrize("width, num_classes", [(2, 5), (8, None)])
-def test_architecture_is_inferred(make_tensors, depth, count, width, num_classes):
-    tensors = make_tensors(depth, width, num_classes)
+def test_architecture_is_inferred(make_tensors, backbone, count, width, num_classes):
+    tensors = make_tensors(backbone, width, num_classes)
     weights, architecture = from_paddle(tensors)
-    assert architecture == PaddleArchitecture(depth, width, num_classes)
+    assert architecture == PaddleArchitecture(backbone, width, num_classes)
     assert len(weights) == (count if num_classes else count - 2)
-    back = to_paddle(weights, depth)
+    back = to_paddle(weights, backbone)
     assert list(back) == list(tensors)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(back[name], tensor, strict=True)
-    assert list(parameter_names(weights, depth)) == list(tensors)
+    assert list(parameter_names(weights, backbone)) == list(tensors)
 
 
 def test_imagenet_file(make_tensors):
@@ -88,7 +93,7 @@ def test_imagenet_file(make_tensors):
     tensors |= {"out.weight": np.ones((256, 1000), np.float32), "out.bias": np.ones(1000)}
     weights, architecture = from_paddle(tensors)
     assert architecture.num_classes is None
-    assert architecture.provenance.ignored == ("out.weight", "out.bias")
+    assert architecture.ignored == ("out.weight", "out.bias")
     assert "head.fc.kernel" not in weights and len(weights) == 265
 
 
@@ -108,18 +113,18 @@ def renamed(name: str, backbone: str, head: str) -> str:
 def test_prefixes_of_distillation(make_tensors, backbone, head):
     tensors = {renamed(name, backbone, head): value for name, value in make_tensors().items()}
     weights, architecture = from_paddle(tensors)
-    assert architecture == PaddleArchitecture(50, 8, 10)
+    assert architecture == PaddleArchitecture("resnet50", 8, 10)
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors[f"{head}fc.bias"])
 
 
 def test_the_student_is_taken(make_tensors):
     student = make_tensors()
     tensors = {f"Student.{name}": value for name, value in student.items()}
-    tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors(101).items()}
+    tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors("resnet101").items()}
     weights, architecture = from_paddle(tensors)
-    assert architecture.depth == 50
+    assert architecture.backbone == "resnet50"
     np.testing.assert_array_equal(weights["head.fc.bias"], student["head.fc.bias"])
-    assert len(architecture.provenance.ignored) == 522
+    assert len(architecture.ignored) == 522
 
 
 def test_float16(make_tensors):
@@ -129,7 +134,7 @@ def test_float16(make_tensors):
             tensors[name] = tensors[name].astype(np.float16)
     weights, architecture = from_paddle(tensors)
     assert all(value.dtype == np.float32 for value in weights.values())
-    assert architecture.provenance.dtypes == {"float16": 55, "float32": 212}
+    assert architecture.dtypes == {"float16": 55, "float32": 212}
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors["head.fc.bias"])
 
 
@@ -142,7 +147,7 @@ def test_bfloat16(make_tensors):
     expected = (bits << 16).view(np.float32).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(weights["backbone.stem.conv.kernel"], expected)
     assert weights["backbone.stem.conv.kernel"].flags.c_contiguous
-    assert architecture.provenance.dtypes == {"bfloat16": 1, "float32": 266}
+    assert architecture.dtypes == {"bfloat16": 1, "float32": 266}
 
 
 def test_bfloat16_of_real_paddle(goldens, make_tensors):
@@ -267,10 +272,10 @@ def test_odd_heads(make_tensors, shape):
 
 def test_to_paddle_checks_its_weights(make_tensors):
     weights, _ = from_paddle(make_tensors())
-    with pytest.raises(UserError, match="PaddleVideo has no TSM ResNet-18"):
-        to_paddle(weights, 18)
-    with pytest.raises(UserError, match="weights of a ResNet-101: not a TSM ResNet: 255 missing"):
-        to_paddle(weights, 101)
+    with pytest.raises(UserError, match="PaddleVideo has no TSM of resnet18; it has resnet50"):
+        to_paddle(weights, "resnet18")
+    with pytest.raises(UserError, match="weights of a resnet101: not a TSM ResNet: 255 missing"):
+        to_paddle(weights, "resnet101")
     weights["backbone.stem.norm.bias"] = np.ones(3, np.float32)
     with pytest.raises(UserError, match=r"backbone.stem.norm.bias is float32 \(3,\), not \(8,\)"):
-        to_paddle(weights, 50)
+        to_paddle(weights, "resnet50")

@@ -15,7 +15,7 @@ import pytest
 from tsm_jax.errors import UserError
 from tsm_jax.weights import paddle_pickle
 from tsm_jax.weights.paddle_pickle import read_paddle
-from tsm_jax.weights.pickle_tree import unfold
+from tsm_jax.weights.pickle_values import unfold
 
 PROTO_4 = b"\x80\x04"
 MARK, STOP = b"(", b"."

@@ -6,8 +6,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import track
 
 from tsm_jax.assemble.data import (
     build_eval_clips,
@@ -24,10 +22,10 @@ from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
 from tsm_jax.report.results import Evaluation
-from tsm_jax.training.evaluation import evaluate
+from tsm_jax.terminal import progress
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.processes import compiled_together
-from tsm_jax.training.steps import make_eval_step
+from tsm_jax.training.steps import evaluate, make_eval_step
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, check_tensors
 
@@ -67,7 +65,7 @@ def evaluate_model(
     """Evaluates a model that was read, every clip of `config.data.val_list` once.
 
     Args:
-        config: a recipe; its data, batch size, dtype and data format count, not its model.
+        config: a recipe; its data, batch size and dtype count, not its model.
         model: the network with its weights.
         weights: its name, for messages.
         average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
@@ -93,7 +91,7 @@ def evaluate_model(
     )
     if average is None:
         average = "probabilities" if clips.protocol.average_probabilities else "logits"
-    metrics, logits, ranks = _run(config, model, clips, mesh, average, weights)
+    metrics, logits, ranks = _evaluate_clips(config, model, clips, mesh, average, weights)
     labels = np.array([source.label(i) for i in range(len(source))], np.int32)
     return Evaluation(
         metrics=metrics,
@@ -110,14 +108,13 @@ def evaluate_model(
     )
 
 
-def _run(
+def _evaluate_clips(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
-    wanted = min(config.eval_batch_size or part_size(config), len(clips.source))
-    batch_size = eval_batch_size(wanted, mesh)
-    data_format = config.model.data_format
-    network = build_network(model.architecture, config.dtype, data_format=data_format)
+    num_clips = len(clips.source)
+    batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
+    network = build_network(model.architecture, config.dtype)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
     sharding = replicated(mesh)
     params, batch_stats = (
@@ -127,29 +124,21 @@ def _run(
     eval_step = make_eval_step(
         network,
         mesh=mesh,
-        data_format=data_format,
         average_probabilities=average == "probabilities",
         deterministic=config.deterministic,
     )
     eval_step = compiled_together(eval_step, "evaluation step")
-    batches = track(
-        eval_batches(
-            clips,
-            batch_size=batch_size,
-            reading=build_reading(config),
-            host=host_share(),
-        ),
-        "evaluate",
-        total=-(-len(clips.source) // batch_size),
-        transient=True,
-        disable=not Console().is_terminal,
+    batches = eval_batches(
+        clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
     )
     logits, ranks = [], []
 
-    def keep(batch: dict[str, np.ndarray]) -> None:
-        logits.append(batch["logits"][batch["mask"]])
-        ranks.append(batch["rank"][batch["mask"]])
+    def keep(clips: dict[str, jax.Array]) -> None:
+        mask = np.asarray(clips["mask"])
+        logits.append(np.asarray(clips["logits"])[mask])
+        ranks.append(np.asarray(clips["rank"])[mask])
 
+    batches = progress(batches, "evaluate", -(-num_clips // batch_size))
     metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
     scores = np.concatenate(logits)
     if bad := int((~np.isfinite(scores)).any(1).sum()):

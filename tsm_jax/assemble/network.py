@@ -1,7 +1,4 @@
-"""Where a recipe's strings and numbers become a network and its optimizer.
-
-Besides `build_data.py` the only such place. It needs jax, flax and optax, nothing that reads data.
-"""
+"""Where a recipe's strings and numbers become a network, its optimizer and its steps."""
 
 from __future__ import annotations
 
@@ -30,7 +27,6 @@ def build_training_network(config: ConfigDict) -> Network:
     return build_network(
         architecture_of(config.model),
         config.dtype,
-        data_format=config.model.data_format,
         dropout=config.model.dropout,
         batch_norm_group=config.model.batch_norm_group,
         remat=config.remat,
@@ -66,14 +62,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 @dataclass(frozen=True)
 class Steps:
-    """What a recipe runs on the devices.
-
-    Attributes:
-        network: in training.
-        optimizer: of its parameters.
-        train_step: one optimizer step.
-        eval_step: sums over a batch of the validation.
-    """
+    """What a recipe runs on the devices."""
 
     network: Network
     optimizer: optax.GradientTransformation
@@ -91,7 +80,6 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
         optimizer,
         schedule,
         mesh=mesh,
-        data_format=config.model.data_format,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
         accumulation_steps=config.accumulation_steps,
@@ -101,7 +89,6 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
     eval_step = make_eval_step(
         network,
         mesh=mesh,
-        data_format=config.model.data_format,
         deterministic=config.deterministic,
     )
     return Steps(network, optimizer, train_step, eval_step)

@@ -18,6 +18,7 @@ from tsm_jax.deploy.engine import Engine
 from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.exporting.program import make_program
+from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
@@ -87,7 +88,7 @@ class Recognizer:
             self.labels,
             self.num_segments,
             protocol_of(self.model.preprocessing, protocol),
-            lambda: np.asarray(self.params["head.fc.kernel"]),
+            lambda: np.asarray(self.params[CLASSIFIER]),
             source=self._source,
             fingerprint=self._fingerprint,
         )
@@ -95,7 +96,7 @@ class Recognizer:
     def _run(self, video: np.ndarray, output: str) -> np.ndarray:
         if output == FEATURES:
             return np.asarray(self._features(video))
-        return self.forward(np.asarray(normalize(video, "NHWC")))
+        return self.forward(np.asarray(normalize(video)))
 
     @cached_property
     def _features(self) -> Callable[[np.ndarray], jax.Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from contextlib import closing
 
 import jax
 import numpy as np
@@ -22,11 +22,8 @@ from tsm_jax.weights.tensor_file import check_values
 
 def read_recipe(workdir: str) -> ConfigDict:
     """The recipe of the best checkpoint of a run."""
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         return checkpoints.recipe(_best_step(checkpoints, workdir))
-    finally:
-        checkpoints.close()
 
 
 def read_workdir(workdir: str) -> Model:
@@ -36,8 +33,7 @@ def read_workdir(workdir: str) -> Model:
         UserError: there is no complete checkpoint yet, or its recipe or its weights are not those
             of a network.
     """
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = _best_step(checkpoints, workdir)
         config = checkpoints.recipe(step)
         try:
@@ -51,24 +47,8 @@ def read_workdir(workdir: str) -> Model:
         params, batch_stats = checkpoints.restore_model(step, network, mesh)
         tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
         check_values(tensors, checkpoints.path(step))
-        provenance = provenance_of(checkpoints, step, config, workdir)
-    finally:
-        checkpoints.close()
+        provenance = checkpoints.provenance(step, config)
     return Model(architecture, preprocessing, labels, tensors, provenance)
-
-
-def provenance_of(
-    checkpoints: Checkpoints, step: int, config: ConfigDict, workdir: str
-) -> dict[str, Any]:
-    """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
-    name = os.path.basename(os.path.abspath(workdir))
-    return {
-        "trained_in": name,
-        "step": step,
-        "metrics": checkpoints.metrics(step),
-        "best_metric": checkpoints.best_metric,
-        "recipe": {**config.to_dict(), "workdir": name},
-    }
 
 
 def _best_step(checkpoints: Checkpoints, workdir: str) -> int:

@@ -154,7 +154,7 @@ class Preprocessing:
 
     crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
     short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
-    protocol: str = field(default="test", metadata=one_of(*PROTOCOLS))
+    protocol: str = field(default="test", metadata=one_of(PROTOCOLS))
 
     def __post_init__(self):
         check_fields(self)

@@ -24,12 +24,15 @@ import numpy as np
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, reason, sha256
-from tsm_jax.stored import shown
+from tsm_jax.models.architecture import CLASSIFIER
+from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
 from tsm_jax.weights.tensor_file import read_tensors
 
-EXPORT_VERSION = 1
+# What `export` of config.json of older versions means, see `stored.upgraded`.
+UPGRADES = ()
+EXPORT_VERSION = len(UPGRADES) + 1
 
 # A graph's input and outputs.
 VIDEO, LOGITS, FEATURES = "video", "logits", "features"
@@ -40,8 +43,6 @@ ONNX_FILE = "model.onnx"
 INT8_FILE = "model_int8.onnx"
 EXAMPLE_FILE = "example.py"
 README_FILE = "README.md"
-
-_CLASSIFIER = "head.fc.kernel"
 
 # A shape, None for a size that is left open.
 Shape = tuple[int | None, ...]
@@ -119,10 +120,10 @@ class Artifact:
             UserError: the tensors cannot be read, or are of another number of classes.
         """
         path = self.path(WEIGHTS_FILE)
-        kernel = read_tensors(path, [_CLASSIFIER])[_CLASSIFIER]
+        kernel = read_tensors(path, [CLASSIFIER])[CLASSIFIER]
         if kernel.ndim != 2 or kernel.shape[1] != len(self.labels):
             raise UserError(
-                f"{path}: {_CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
+                f"{path}: {CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
             )
         return kernel
 
@@ -157,12 +158,7 @@ def read_artifact(folder: str) -> Artifact:
     exported = description["export"]
     if not isinstance(exported, dict):
         raise UserError(f"{path}: export is {shown(exported)}: export the model again")
-    version = exported.get("version")
-    if type(version) is not int or version != EXPORT_VERSION:
-        raise UserError(
-            f"{folder} was exported as version {shown(version)}, this is version"
-            f" {EXPORT_VERSION}: export the model again"
-        )
+    exported = upgraded(exported, exported.get("version"), UPGRADES, f"the export in {folder}")
     labels = exported.get("labels")
     if not isinstance(labels, list):
         raise UserError(f"{path}: export.labels is {shown(labels)}: it must be a list")

@@ -87,7 +87,7 @@ def timeline(
             count = frame + 1
             start = count - length
             if start >= 0 and start % stride == 0:
-                views = protocol.views([held[start + offset] for offset in offsets])
+                views = protocol.views([held[start + offset] for offset in offsets], path)
                 yield _moment(predictor, views, start / rate, count / rate, top_k)
                 held = {i: kept for i, kept in held.items() if i >= start + stride}
     if count < length:

@@ -44,7 +44,7 @@ class Program:
         module, frames = self._module, self._module.num_segments
         float32 = module.dtype == jnp.float32
         with jax.default_matmul_precision("highest" if float32 else None):
-            x = module.features(normalize(video, "NHWC"))
+            x = module.features(normalize(video))
         x = x.astype(jnp.float32)
         with jax.default_matmul_precision("highest"):
             logits = module.head(x, frames, dropout_keys=None)

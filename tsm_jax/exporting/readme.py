@@ -14,8 +14,8 @@ from tsm_jax.deploy.artifact import (
     README_FILE,
     STABLEHLO_FILE,
 )
+from tsm_jax.exporting.model_card import model_card
 from tsm_jax.files import write_text
-from tsm_jax.weights.model_card import model_card
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, Model
 
 _ABOUT = {

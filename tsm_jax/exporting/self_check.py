@@ -76,7 +76,7 @@ def _logits_of_model(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, n
             {name: model.tensors[name] for name in shapes}
             for shapes in (network.param_shapes, network.batch_stat_shapes)
         )
-        apply = jax.jit(lambda clip: network.apply(params, batch_stats, normalize(clip, "NHWC"))[0])
+        apply = jax.jit(lambda clip: network.apply(params, batch_stats, normalize(clip))[0])
         return {
             kind: np.concatenate([np.asarray(apply(clip[None])) for clip in video])
             for kind, video in inputs.items()

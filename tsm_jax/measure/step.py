@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax import config as config_lib
-from tsm_jax.assemble.network import build_steps
+from tsm_jax.assemble.network import architecture_of, build_steps
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.measure import operations
 from tsm_jax.models.network import resolve_dtype
@@ -53,7 +53,7 @@ def measure_step(
     Raises:
         UserError: the batch does not divide over the devices.
     """
-    config = config_lib.from_dict(config.to_dict())  # a copy
+    config = config_lib.from_dict(config_lib.to_dict(config))  # a copy
     config.model.num_classes = config.model.num_classes or _CLASSES
     mesh = make_mesh()
     check_batch(part_size(config), config.model.batch_norm_group, mesh)
@@ -113,7 +113,7 @@ def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 def _about(config: ConfigDict, mesh: Any) -> dict[str, Any]:
     device, model = mesh.devices.flat[0], config.model
     return {
-        "model": f"ResNet-{model.depth}, shift {model.shift}, {model.data_format}",
+        "model": f"{architecture_of(model)}, shift {model.shift}",
         "dtype": str(resolve_dtype(config.dtype)),
         "devices": f"{mesh.size} x {device.device_kind}",
         "batch": f"{config.batch_size} clips of {model.num_segments} x {config.data.crop_size} px",

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tsm_jax.errors import UserError
+from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.stored import between, check_fields, one_of
 
-DEPTHS = (18, 34, 50, 101, 152)
+# Names of the classifier's tensors, the same for every backbone.
+HEAD = "head."
+CLASSIFIER = "head.fc.kernel"
+CLASSIFIER_BIAS = "head.fc.bias"
+
 SHIFTS = ("past_first", "future_first", "none")
 SHIFT_FRACTIONS = ("1/8", "1/num_segments")
 SHIFT_EVERY = (1, 2)
@@ -29,13 +34,13 @@ class Architecture:
         UserError: a value is of another type, not one of its choices or out of range.
     """
 
-    depth: int = field(metadata=one_of(*DEPTHS))
+    backbone: str = field(metadata=one_of(BACKBONES))
     num_classes: int = field(metadata=between(1, MAX_CLASSES))
     num_segments: int = field(metadata=between(1, MAX_SEGMENTS))
     width: int = field(default=64, metadata=between(8, MAX_WIDTH))
-    shift: str = field(default="past_first", metadata=one_of(*SHIFTS))
-    shift_fraction: str = field(default="1/8", metadata=one_of(*SHIFT_FRACTIONS))
-    shift_every: int = field(default=1, metadata=one_of(*SHIFT_EVERY))
+    shift: str = field(default="past_first", metadata=one_of(SHIFTS))
+    shift_fraction: str = field(default="1/8", metadata=one_of(SHIFT_FRACTIONS))
+    shift_every: int = field(default=1, metadata=one_of(SHIFT_EVERY))
 
     def __post_init__(self):
         check_fields(self)
@@ -44,3 +49,6 @@ class Architecture:
                 "architecture.num_segments is 1: one frame cannot be shifted by 1/num_segments of"
                 " its channels"
             )
+
+    def __str__(self) -> str:
+        return f"TSM-{BACKBONES[self.backbone].title}"

@@ -11,7 +11,6 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-def normalize(video: jax.Array | np.ndarray, data_format: str) -> jax.Array:
-    """uint8 `[N, T, H, W, 3]` to float32 of the same layout, or `[N, T, 3, H, W]` for NCHW."""
-    normalised = (jnp.asarray(video, jnp.float32) / 255.0 - MEAN) / STD
-    return normalised if data_format == "NHWC" else jnp.moveaxis(normalised, -1, 2)
+def normalize(video: jax.Array | np.ndarray) -> jax.Array:
+    """uint8 `[N, T, H, W, 3]` to float32."""
+    return (jnp.asarray(video, jnp.float32) / 255.0 - MEAN) / STD

@@ -1,4 +1,4 @@
-"""TSM: a ResNet with temporal shifts, and a head that averages the frames' logits."""
+"""TSM: a backbone with temporal shifts, and a head that averages the frames' logits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tsm_jax.models.resnet import ResNet
+from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.models.shift import temporal_shift
 
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -42,7 +42,7 @@ class TSM(nnx.Module):
     """Temporal Shift Module network.
 
     Args:
-        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        backbone: a name of `BACKBONES`.
         num_classes: K.
         num_segments: T, the frames of a clip.
         width: channels of the stem; 64 is the paper's.
@@ -50,21 +50,18 @@ class TSM(nnx.Module):
         shift_fraction: share of the channels that moves in one direction.
         shift_every: shift in every n-th block of a stage.
         dropout: rate in front of the classifier.
-        data_format: of the clips it takes, `NHWC` (`[N, T, H, W, 3]`) or `NCHW`
-            (`[N, T, 3, H, W]`). Inside it is NHWC, from which XLA chooses what the device likes;
-            the parameters are the same for both.
         batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
             whole batch. A batch that is smaller is one group.
         remat: keep only the inputs of residual blocks for the backward pass and compute the rest
             again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.
 
-    Its kernels are zero: weights are loaded, or drawn by `initialization.py` (see `Network`).
+    Its kernels are zero: weights are loaded, or drawn by `Network.init`.
     """
 
     def __init__(
         self,
-        depth: int = 50,
+        backbone: str,
         *,
         num_classes: int,
         num_segments: int = 8,
@@ -73,17 +70,14 @@ class TSM(nnx.Module):
         shift_fraction: str = "1/8",
         shift_every: int = 1,
         dropout: float = 0.5,
-        data_format: str = "NHWC",
         batch_norm_group: int = 0,
         remat: bool = False,
         dtype: jnp.dtype = FLOAT32,
     ):
         self.num_segments = num_segments
-        self.data_format = data_format
         self.batch_norm_group = batch_norm_group
         self.dtype = dtype
-        self.backbone = ResNet(
-            depth,
+        self.backbone = BACKBONES[backbone].build(
             width=width,
             shift=partial(
                 temporal_shift,
@@ -103,7 +97,7 @@ class TSM(nnx.Module):
         """Classifies clips.
 
         Args:
-            video: normalised frames in `data_format`.
+            video: normalised frames, `[N, T, H, W, 3]`.
             train: take batch statistics (and move the running ones).
             dropout_keys: a key for the dropout of each clip, `[N]`; None drops nothing.
 
@@ -115,8 +109,6 @@ class TSM(nnx.Module):
 
     def features(self, video: jax.Array, *, train: bool = False) -> jax.Array:
         """What the head pools, `[N*T, h, w, C]` in `dtype`; arguments as of `__call__`."""
-        if self.data_format == "NCHW":
-            video = jnp.moveaxis(video, 2, -1)
         images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
         groups = self._batch_norm_groups(video.shape[0]) if train else None
         return self.backbone(images, groups=groups)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tsm_jax.files import read_text
-from tsm_jax.training.run_log import METRICS_FILE
+from tsm_jax.training.log import METRICS_FILE
 
 Curves = dict[str, dict[str, np.ndarray]]
 

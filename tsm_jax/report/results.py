@@ -19,7 +19,7 @@ class Evaluation:
     """The answers of a model to N clips, in the order of the list.
 
     Attributes:
-        metrics: of `training.evaluation.evaluate`.
+        metrics: of `training.steps.evaluate`.
         model: that was evaluated.
         weights: where it was read from.
         list_path: the list of clips.

@@ -150,6 +150,7 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
         "crop_size": protocol.crop_size,
         "short_side": protocol.short_side,
         "dtype": evaluation.dtype,
+        "network": str(evaluation.model.architecture),
         "architecture": asdict(evaluation.model.architecture),
         "tsm_jax": tsm_jax.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,7 +1,7 @@
 """The checkpoints of a run: the newest two, and the one with the best validation.
 
-A checkpoint holds the train state, the recipe and what the log line under way has added up; when
-its validation is done, that is put beside them. The position in the data and the random state need
+A checkpoint holds the train state, the recipe and what the log line under way has added up, and
+later the metrics of its validation. The position in the data and the random state need
 no entry of their own: order, augmentation and dropout are functions of the seed and the step.
 """
 
@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,16 +38,17 @@ _ITEMS = ("model", "optimizer", "recipe", "progress")
 class Checkpoints:
     """Saves in the background; a save counts only once it is complete.
 
-    Args:
-        workdir: of the run; checkpoints lie in its `checkpoints/`, one folder a step.
-        read_only: for evaluation and prediction; nothing is created or moved.
+    The checkpoints are folders in `checkpoints/` of a workdir, named by their steps. With
+    `read_only`, as for evaluation and prediction, nothing is created or moved.
     """
 
     def __init__(self, workdir: str, *, read_only: bool = False):
         self._directory = os.path.join(workdir, config_lib.CHECKPOINTS)
         self._read_only = read_only
         if not read_only:
-            _once_for_all_processes(lambda: files.set_unreadable_aside(workdir))
+            if jax.process_index() == 0:
+                files.set_unreadable_aside(workdir)
+            wait_for_all("checked checkpoints")
         self._validations = files.read_validations(self._directory)
         self._best_by = files.read_best_metric(self._directory)
         self._saving = 0
@@ -64,18 +65,13 @@ class Checkpoints:
                 )
             ),
         )
-        with self._told_in_one_line():
+        with self._write_errors_named():
             self._manager = ocp.CheckpointManager(
                 os.path.abspath(self._directory), options=options, item_names=_ITEMS
             )
 
     def save(self, state: TrainState, config: ConfigDict, progress: dict[str, Any]) -> None:
         """Starts saving; the arrays are copied before this returns.
-
-        Args:
-            state: of the run.
-            config: its recipe.
-            progress: of the log line under way; plain numbers.
 
         Raises:
             UserError: this save or the one before cannot be written.
@@ -85,7 +81,7 @@ class Checkpoints:
             return
         self.wait()
         self._saving = step
-        with self._told_in_one_line():
+        with self._write_errors_named():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -93,7 +89,7 @@ class Checkpoints:
                         {"params": state.params, "batch_stats": state.batch_stats}
                     ),
                     optimizer=ocp.args.StandardSave(_optimizer_item(state)),
-                    recipe=ocp.args.JsonSave(config.to_dict()),
+                    recipe=ocp.args.JsonSave(config_lib.to_dict(config)),
                     progress=ocp.args.JsonSave(progress),
                 ),
             )
@@ -109,8 +105,7 @@ class Checkpoints:
             metrics = {**metrics, "loss": None}
         self._validations[step] = metrics
         if jax.process_index() == 0:
-            with self._told_in_one_line():
-                write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
+            write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
 
     def path(self, step: int) -> str:
         """Folder of a step."""
@@ -129,8 +124,7 @@ class Checkpoints:
         self._best_by = metric
         if jax.process_index() > 0:
             return
-        with self._told_in_one_line():
-            files.write_best_metric(self._directory, metric)
+        files.write_best_metric(self._directory, metric)
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
@@ -173,13 +167,19 @@ class Checkpoints:
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
-    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The train state of a step, and its progress.
+    def provenance(self, step: int, config: ConfigDict) -> dict[str, Any]:
+        """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
+        name = os.path.basename(os.path.dirname(os.path.abspath(self._directory)))
+        return {
+            "trained_in": name,
+            "step": step,
+            "metrics": self.metrics(step),
+            "best_metric": self.best_metric,
+            "recipe": {**config_lib.to_dict(config), "workdir": name},
+        }
 
-        Args:
-            step: of a checkpoint.
-            like: `abstract_state` of the run: shapes and devices of what is read.
-        """
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The train state of a step, of shapes and devices as in `abstract_state`; its progress."""
         restored = self._restore(
             step,
             model=ocp.args.StandardRestore(
@@ -192,18 +192,12 @@ class Checkpoints:
 
     def restore_model(self, step: int, network: Network, mesh: Mesh) -> tuple[Tensors, Tensors]:
         """Parameters and running statistics alone, replicated over a mesh."""
-        sharding = replicated(mesh)
-
-        def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-            return {
-                name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding)
-                for name, shape in shapes.items()
-            }
-
-        target = {
-            "params": abstract(network.param_shapes),
-            "batch_stats": abstract(network.batch_stat_shapes),
-        }
+        shapes = {"params": network.param_shapes, "batch_stats": network.batch_stat_shapes}
+        target = jax.tree.map(
+            lambda shape: jax.ShapeDtypeStruct(shape, "float32", sharding=replicated(mesh)),
+            shapes,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
         restored = self._restore(step, model=ocp.args.StandardRestore(target))
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
@@ -213,7 +207,7 @@ class Checkpoints:
         Raises:
             UserError: it cannot be written.
         """
-        with self._told_in_one_line():
+        with self._write_errors_named():
             self._manager.wait_until_finished()
             if not self._read_only and jax.process_index() == 0:
                 files.remove_leftovers(self._directory)
@@ -221,7 +215,7 @@ class Checkpoints:
     def close(self) -> None:
         """Waits and ends the background threads."""
         self.wait()
-        with self._told_in_one_line():
+        with self._write_errors_named():
             self._manager.close()
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -230,18 +224,18 @@ class Checkpoints:
 
     def _check(self, step: int) -> None:
         # A run that continues has checked its checkpoints when it began.
-        if self._read_only and (wrong := files.what_is_wrong(self.path(step))):
+        if self._read_only and (damage := files.find_damage(self.path(step))):
             raise UserError(
-                f"{self.path(step)} is unreadable ({wrong}): run the training again, which goes on"
+                f"{self.path(step)} is unreadable ({damage}): run the training again, which goes on"
                 " from the checkpoint before"
             )
 
     @contextmanager
-    def _told_in_one_line(self) -> Iterator[None]:
+    def _write_errors_named(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            reason = _refusal_of_the_system(error)
+            reason = _system_error(error)
             if not reason or self._read_only:
                 raise
             if jax.process_index() == 0:
@@ -263,14 +257,7 @@ class _Best:
         return [checkpoint.step == best for checkpoint in checkpoints]
 
 
-def _once_for_all_processes(action: Callable[[], None]) -> None:
-    """Only the first process acts, before any goes on."""
-    if jax.process_index() == 0:
-        action()
-    wait_for_all("checked checkpoints")
-
-
-def _refusal_of_the_system(error: BaseException) -> str:
+def _system_error(error: BaseException) -> str:
     """Why the operating system did not write, as on a full disk; empty for any other error."""
     if isinstance(error, OSError):
         return error.strerror or str(error)

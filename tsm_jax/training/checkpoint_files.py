@@ -1,4 +1,4 @@
-"""Whether a checkpoint's folder is whole: a checksum per file, and what is done where it is not.
+"""Whether a checkpoint's folder is whole, by a checksum per file, and what happens if it is not.
 
 A killed process, a full disk or a copy that was cut off leave folders that look like checkpoints.
 Reading such a folder may crash or hang, so every byte is checked before anything else reads it.
@@ -31,12 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_checksums(directory: str, step: int) -> None:
-    """Writes the checksums of a save, just before it gets its final name.
-
-    Args:
-        directory: of the checkpoints.
-        step: of the one whose files are all written.
-    """
+    """Writes the checksums of the save of a step, just before it gets its final name."""
     names = [name for name in os.listdir(directory) if name.startswith(f"{step}{_UNFINISHED}")]
     if len(names) != 1:
         raise RuntimeError(f"{directory}: one unfinished save of step {step} expected, not {names}")
@@ -46,7 +41,7 @@ def write_checksums(directory: str, step: int) -> None:
     )
 
 
-def what_is_wrong(folder: str) -> str:
+def find_damage(folder: str) -> str:
     """Why a checkpoint cannot be trusted, in words; empty if it is whole."""
     name = CHECKSUMS_FILE
     try:
@@ -72,10 +67,9 @@ def what_is_wrong(folder: str) -> str:
 
 
 def set_unreadable_aside(workdir: str) -> None:
-    """Leaves nothing in a run's `checkpoints/` that is no whole checkpoint.
+    """Moves what only looks like a checkpoint to `unreadable/`, with a warning that names it.
 
-    What only looks like one is moved to `unreadable/` and named in a warning; unfinished saves are
-    deleted. Other files, whose name is no number, stay.
+    Unfinished saves are deleted. Other files, whose name is not a number, stay.
 
     Raises:
         UserError: it cannot be moved or deleted.
@@ -87,11 +81,11 @@ def set_unreadable_aside(workdir: str) -> None:
         remove_leftovers(directory)
         for name in sorted(os.listdir(directory)):
             path = os.path.join(directory, name)
-            if name.isdigit() and (wrong := what_is_wrong(path)):
+            if name.isdigit() and (damage := find_damage(path)):
                 target = _free_name(os.path.join(workdir, UNREADABLE, name))
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.rename(path, target)
-                _log.warning("checkpoint %s is unreadable (%s): moved to %s", path, wrong, target)
+                _log.warning("checkpoint %s is unreadable (%s): moved to %s", path, damage, target)
     except OSError as error:
         raise UserError(
             f"cannot clean up {directory}: {error.filename}: {error.strerror}"
@@ -99,7 +93,7 @@ def set_unreadable_aside(workdir: str) -> None:
 
 
 def remove_leftovers(directory: str) -> None:
-    """Deletes old checkpoints, and what saves left behind that were killed or failed."""
+    """Deletes old checkpoints, and what is left of saves that were killed or failed."""
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if _UNFINISHED in name or name == DELETED:
             shutil.rmtree(os.path.join(directory, name))
@@ -136,7 +130,7 @@ def read_best_metric(directory: str) -> str:
     """
     path = os.path.join(directory, BEST_METRIC_FILE)
     if not os.path.lexists(path):
-        return config_lib.ADDED_LATER["best_metric"]
+        return "top1"
     found = read_json(path, "the metric of the best checkpoint")
     metric = found.get("best_metric", "") if isinstance(found, dict) else ""
     choices = config_lib.CHOICES["best_metric"]
@@ -154,7 +148,7 @@ def _is_validation(values: Any) -> bool:
 
 
 def _files(folder: str) -> list[str]:
-    """The files that are read, by their names in the folder; a pipe or a device is none."""
+    """Names of the regular files in a folder that are read."""
     paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
     names = (os.path.relpath(path, folder) for path in paths if os.path.isfile(path))
     return sorted(name for name in names if name != _TIMESTAMP_FILE)

@@ -4,56 +4,73 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from tsm_jax import accuracy
+from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch
 from tsm_jax.errors import UserError
-from tsm_jax.training.bad_steps import Diverged, last_finite
-from tsm_jax.training.evaluation import ON_DEVICE
+from tsm_jax.training.checkpoint import Checkpoints
+from tsm_jax.training.log import Progress, RunLog, StartedStep
 from tsm_jax.training.mesh import put_batch
-from tsm_jax.training.preemption import Preempted
-from tsm_jax.training.processes import from_first
-from tsm_jax.training.progress import Progress, StartedStep
-from tsm_jax.training.run import Run
-from tsm_jax.training.state import TrainState
-from tsm_jax.training.stop_vote import StopVote
+from tsm_jax.training.preemption import Preempted, Preemption
+from tsm_jax.training.processes import from_first, stop_vote
+from tsm_jax.training.state import Diverged, TrainState, last_finite
+from tsm_jax.training.steps import TrainStep
+
+# Means over the validation clips for a state; calls the second argument after every batch.
+Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
 
 
-def train(
-    run: Run, state: TrainState, batches: Iterator[Batch], saved: dict[str, Any] | None = None
-) -> TrainState:
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run, ready to start."""
+
+    config: ConfigDict
+    plan: Plan
+    mesh: Mesh
+    class_names: Sequence[str]
+    first_step: int  # of this process
+    train_step: TrainStep
+    validate: Validate
+    checkpoints: Checkpoints
+    log: RunLog
+    progress: Progress
+    preemption: Preemption
+
+
+def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> TrainState:
     """Trains to the end of the plan.
 
     Args:
         run: what to work with.
         state: where to start, at `run.first_step`; its memory is reused.
         batches: this host's part of the batches from `run.first_step` on.
-        saved: the progress that was saved with `state`, if it is a checkpoint's.
 
     Returns:
         The last state. It is saved, and so is the best one.
 
     Raises:
-        Preempted: the run was told to stop; everything is saved.
+        Preempted: a signal asked the run to stop; everything is saved.
         Diverged: too many steps were not finite; the state before the last of them is saved.
         UserError: something cannot be read or written.
     """
-    stop = StopVote(run.preemption, run.mesh).stop
-    first_step = run.first_step
+    stop = stop_vote(run.preemption, run.mesh)
+    first_step, progress = run.first_step, run.progress
     validated = from_first(run.checkpoints.validated(first_step))
     if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
-    progress = Progress(run, first_step, saved)
     pending = None
     for step in range(first_step, run.plan.total_steps):
         started = time.perf_counter()
         batch = next(batches)
         reading = time.perf_counter() - started
 
-        device_batch = put_batch({name: batch[name] for name in ON_DEVICE}, run.mesh)
-        state, metrics = run.train_step(state, device_batch)
+        state, metrics = run.train_step(state, put_batch(batch, run.mesh))
         run.preemption.steps_taken()
         preempted = stop()
         done = step + 1
@@ -61,7 +78,7 @@ def train(
         reports = ends_epoch or run.plan.step_in_epoch(done) % run.config.log_every == 0
         saves = ends_epoch or preempted or _is_multiple(done, run.config.checkpoint_every)
         try:
-            # One step behind: the devices always have the next step to do while the host reads.
+            # One step late: the devices always have the next step to do while the host reads.
             if pending is not None:
                 progress.finished(pending)
             pending = StartedStep(step, reading, batch["index"], metrics)
@@ -69,7 +86,7 @@ def train(
                 progress.finished(pending)
                 pending = None
         except Diverged:
-            _leave_last_finite(run, state, progress, stop)
+            _leave_last_finite(run, state, stop)
             raise
         if reports:
             progress.report(done)
@@ -88,16 +105,16 @@ def _is_multiple(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _preempted(run: Run, step: int) -> Preempted:
+def _preempted(run: TrainingRun, step: int) -> Preempted:
     """Waits until everything is on disk."""
     run.checkpoints.wait()
     return Preempted(f"stopped at step {step} as the system asked; everything is saved")
 
 
 def _validate(
-    run: Run, state: TrainState, step: int, stop: Callable[[], bool]
+    run: TrainingRun, state: TrainState, step: int, stop: Callable[[], bool]
 ) -> tuple[dict[str, float], str]:
-    """Means over the validation clips, and the same in words; can be stopped behind any batch."""
+    """Means over the validation clips, and the same in words; can be stopped after any batch."""
 
     def on_batch() -> None:
         if stop():
@@ -111,7 +128,9 @@ def _validate(
     )
 
 
-def _validate_epoch(run: Run, state: TrainState, step: int, stop: Callable[[], bool]) -> None:
+def _validate_epoch(
+    run: TrainingRun, state: TrainState, step: int, stop: Callable[[], bool]
+) -> None:
     """Validates the state that has just been saved; says so if it is the best so far."""
     metrics, words = _validate(run, state, step, stop)
     chosen_by = run.config.best_metric
@@ -134,18 +153,16 @@ def _validate_epoch(run: Run, state: TrainState, step: int, stop: Callable[[], b
     run.checkpoints.add_validation(step, metrics)
 
 
-def _leave_last_finite(
-    run: Run, state: TrainState, progress: Progress, stop: Callable[[], bool]
-) -> None:
+def _leave_last_finite(run: TrainingRun, state: TrainState, stop: Callable[[], bool]) -> None:
     """Saves and validates the state before the step that stopped the run; it is never the best."""
     state = last_finite(state, run.config.max_bad_steps)
     step = int(state.step)
-    run.checkpoints.save(state, run.config, progress.to_save())
+    run.checkpoints.save(state, run.config, run.progress.to_save())
     try:
         _, words = _validate(run, state, step, stop)
         run.log.say(
             f"the state before, of step {step}: {words}; saved in {run.checkpoints.path(step)}"
         )
-    except UserError as error:  # the step is what must be told
+    except UserError as error:  # the caller raises the step's error, which matters more
         run.log.say(f"the state before, of step {step}, cannot be validated: {error}")
     run.checkpoints.wait()

@@ -43,17 +43,23 @@ def split_by_clips(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def compiler_options(mesh: Mesh, *, deterministic: bool) -> dict[str, bool] | None:
+    """Options for `jax.jit`, with `deterministic` for the same bits in every run.
+
+    A GPU otherwise may add up in any order, and picks its algorithms by timing them; without that
+    it is slower. CPU and TPU are always deterministic.
+    """
+    if deterministic and mesh.devices.flat[0].platform == "gpu":
+        return {"xla_gpu_deterministic_ops": True}
+    return None
+
+
 def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
-    """Raises a UserError if a training batch does not divide over the devices.
+    """Raises a UserError if a global batch does not divide over the devices.
 
-    Batch-norm groups divide when each device has whole groups, or each group has whole devices
-    to itself. Otherwise XLA would collect all activations on every device, and each would do the
-    work of all.
-
-    Args:
-        batch_size: clips in a global batch.
-        batch_norm_group: clips in a group, 0 for the whole batch.
-        mesh: the devices.
+    Batch-norm groups (of `batch_norm_group` clips, 0 for the whole batch) divide when each device
+    has whole groups, or each group has whole devices to itself. Otherwise XLA would collect all
+    activations on every device, and each would do the work of all.
     """
     if batch_size % mesh.size:
         raise UserError(
@@ -68,15 +74,19 @@ def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
         )
 
 
-def eval_batch_size(wanted: int, mesh: Mesh) -> int:
-    """`wanted` clips, rounded up so that all devices get equally many; padding makes up for it."""
-    return -(-wanted // mesh.size) * mesh.size
+def eval_batch_size(wanted: int, num_clips: int, mesh: Mesh) -> int:
+    """`wanted` clips or all, rounded up so that all devices get equally many, with padding."""
+    return -(-min(wanted, num_clips) // mesh.size) * mesh.size
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Sends this process's part of a batch to its devices, without waiting for the copy."""
+    """Sends this process's part of a batch to its devices, without waiting for the copy.
+
+    `index`, the numbers of its clips, stays here: only the host needs it.
+    """
     sharding = split_by_clips(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()
+        if name != "index"
     }

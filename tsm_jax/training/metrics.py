@@ -12,13 +12,9 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Loss of each clip, float32 `[N]`.
+    """Loss of each clip, float32 `[N]`, from logits `[N, K]` and labels `[N]`.
 
-    Args:
-        logits: `[N, K]`.
-        labels: int `[N]`.
-        label_smoothing: share e of the target that is spread over all K classes:
-            `(1 - e) * onehot + e / K`.
+    With `label_smoothing` e the target is `(1 - e) * onehot + e / K`.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
@@ -36,15 +32,9 @@ def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def clip_sums(ranks: jax.Array, mask: jax.Array, losses: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the clips whose `mask` is True; padding counts for nothing.
+    """Sums over the clips whose `mask` is True: the others are padding.
 
-    Args:
-        ranks: of `clip_ranks`, `[N]`.
-        mask: bool `[N]`.
-        losses: `[N]`.
-
-    Returns:
-        `count`, `top1`, `top5` (int32) and `loss` (float32), scalars.
+    The arguments are `[N]`, the sums scalars: `count`, `top1`, `top5` (int32) and `loss` (float32).
     """
     return {
         "count": mask.sum(dtype=jnp.int32),
@@ -61,12 +51,6 @@ def class_sums(
 
     The clips of each class, those of them that are recognised, and the clips that have the class as
     their answer. Scores that are not finite are no answer.
-
-    Args:
-        logits: `[N, K]`.
-        labels: int `[N]`.
-        ranks: of `clip_ranks`, `[N]`.
-        mask: bool `[N]`.
     """
     num_classes = logits.shape[1]
     classes = jnp.stack([labels, labels, logits.argmax(1)])

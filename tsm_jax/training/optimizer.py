@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-FC_WEIGHT = "head.fc.kernel"
-FC_BIAS = "head.fc.bias"
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 
 
 def make_schedule(
@@ -27,16 +26,10 @@ def make_schedule(
     warmup_steps: int,
     total_steps: int,
 ) -> optax.Schedule:
-    """Learning rate by step.
+    """Learning rate by step, after a linear warm-up from zero to the peak `learning_rate`.
 
-    Args:
-        learning_rate: the peak.
-        schedule: `step` multiplies by `decay_factor` at each boundary; `cosine` goes to zero at
-            `total_steps`.
-        boundaries: steps at which a `step` schedule changes.
-        decay_factor: see `schedule`.
-        warmup_steps: of linear warm-up from zero to the peak.
-        total_steps: of the run.
+    A `step` schedule multiplies by `decay_factor` at each of `boundaries` (steps of the run);
+    `cosine` goes to zero at `total_steps`.
     """
     if schedule == "cosine":
         decay_steps = max(total_steps - warmup_steps, 1)
@@ -68,30 +61,23 @@ def make_optimizer(
         weight_decay: L2 coefficient.
         decay: `weights` (convolutions and classifier) or `fc` (the classifier's weight).
         clip_norm: largest global norm of the raw gradients, 0 for none.
-        fc_weight_multiplier: learning-rate multiplier of the classifier's weight.
-        fc_bias_multiplier: and of its bias.
+        fc_weight_multiplier: of the learning rate, like `fc_bias_multiplier`.
     """
-    decayed = _is_weight if decay == "weights" else _is(FC_WEIGHT)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.add_decayed_weights(weight_decay, mask=_mask(decayed)),
+        optax.add_decayed_weights(
+            weight_decay, mask=_ending(".kernel" if decay == "weights" else CLASSIFIER)
+        ),
         optax.trace(decay=momentum),
-        optax.masked(optax.scale(fc_weight_multiplier), _mask(_is(FC_WEIGHT))),
-        optax.masked(optax.scale(fc_bias_multiplier), _mask(_is(FC_BIAS))),
+        optax.masked(optax.scale(fc_weight_multiplier), _ending(CLASSIFIER)),
+        optax.masked(optax.scale(fc_bias_multiplier), _ending(CLASSIFIER_BIAS)),
         optax.scale_by_learning_rate(learning_rate),
     )
 
 
-def _mask(chosen: Callable[[str], bool]) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
-    return lambda params: {name: chosen(name) for name in params}
-
-
-def _is(wanted: str) -> Callable[[str], bool]:
-    return lambda name: name == wanted
-
-
-def _is_weight(name: str) -> bool:
-    return name.endswith(".kernel")
+def _ending(suffix: str) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
+    """A mask of the parameters whose name ends like this."""
+    return lambda params: {name: name.endswith(suffix) for name in params}
 
 
 def global_norm(gradients: Mapping[str, jax.Array]) -> jax.Array:

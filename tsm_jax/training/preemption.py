@@ -1,4 +1,4 @@
-"""Being told to stop by a scheduler: the step under way is finished and saved, exit code 75.
+"""A scheduler asks a run to stop: the step under way is finished and saved, exit code 75.
 
 SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill (SLURM sends
 another signal, by custom SIGUSR1, with `--signal`).
@@ -10,16 +10,14 @@ import os
 import signal
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 EXIT_CODE = 75  # EX_TEMPFAIL: try again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-_SAME_SIGNAL = 1.0  # seconds
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved everything; the same command continues it."""
+    """A signal asked the run to stop and everything is saved; the same command continues it."""
 
 
 class Preemption:
@@ -27,12 +25,13 @@ class Preemption:
 
     The first signal sets `noted`. Before there is anything to save (`steps_taken` has not been
     called) it ends the process at once with exit code 75, even in the middle of a compilation. A
-    second SIGTERM, at least a second after the first (a scheduler and a launcher may both pass on
-    the same one), ends it at once with 143.
+    second SIGTERM, `same_signal_seconds` after the first (a scheduler and a launcher may both pass
+    on the same one), ends it at once with 143.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same_signal_seconds: float = 1.0) -> None:
         self.noted = False
+        self._same_signal_seconds = same_signal_seconds
         self._nothing_to_save = True
         self._before: dict[int, Any] = {}
 
@@ -47,12 +46,7 @@ class Preemption:
         threading.Thread(target=self._watch, name="preemption", daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
@@ -73,6 +67,6 @@ class Preemption:
             self.noted = True
             if number[0] == signal.SIGTERM:
                 first_term = first_term or time.monotonic()
-                if time.monotonic() - first_term > _SAME_SIGNAL:
+                if time.monotonic() - first_term > self._same_signal_seconds:
                     os._exit(128 + signal.SIGTERM)
         os.close(self._reader)

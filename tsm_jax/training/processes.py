@@ -6,30 +6,30 @@ a TPU slice, which jax knows, or from the three variables that `launch/` sets.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
 from tsm_jax.errors import UserError
-from tsm_jax.training.failure_watch import (
-    FailureWatch,
-    print_and_exit,
-    skip_the_farewell,
-    store,
-)
-from tsm_jax.training.preemption import EXIT_CODE
+from tsm_jax.training.mesh import put_batch, replicated
+from tsm_jax.training.preemption import EXIT_CODE, Preemption
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-_A_DAY = 24 * 60 * 60  # seconds
+_DAY = 24 * 60 * 60  # seconds
+_FAILURE = "tsm_jax/failure"
+_POLL_SECONDS = 0.5
 
 _T = TypeVar("_T")
 
@@ -38,28 +38,25 @@ _T = TypeVar("_T")
 def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     """Joins the other processes of this run, if there are any; the error of one ends them all.
 
-    Enter it before anything asks jax for its devices.
-
-    Args:
-        timeout_seconds: how long to wait for the others. Without them the process prints one line
-            and exits with code 1.
+    Enter it before anything asks jax for its devices. If the others do not come in
+    `timeout_seconds`, the process prints one line and exits with code 1.
 
     Raises:
         UserError: the environment is contradictory.
     """
-    arguments = _environment()
+    arguments = distributed_arguments()
     if arguments is None:
         yield
         return
     _connect(arguments, timeout_seconds)
-    watch = FailureWatch()
+    watch = _FailureWatch()
     try:
         yield
     except BaseException as error:
         # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             watch.announce(error)
-            skip_the_farewell(130 if isinstance(error, KeyboardInterrupt) else 1)
+            _exit_without_barrier(130 if isinstance(error, KeyboardInterrupt) else 1)
         if isinstance(error, Exception) and "Gloo" in str(error):
             raise UserError(
                 "the connection to another process broke: its output or its launcher's says why"
@@ -73,13 +70,11 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
 def wait_for_all(what: str) -> None:
     """Waits until every process has come here, however long that takes.
 
-    On CPUs the first collective operation would give up after half a minute.
-
-    Args:
-        what: names the place; each is waited at once in a run.
+    On CPUs the first collective operation would give up after half a minute. `what` names the
+    place; each is waited at once in a run.
     """
     if jax.process_count() > 1:
-        store().wait_at_barrier(f"tsm_jax/{what}", _A_DAY * 1000)
+        _store().wait_at_barrier(f"tsm_jax/{what}", _DAY * 1000)
 
 
 def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
@@ -89,7 +84,7 @@ def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
     """
     if jax.process_count() == 1:
         return step
-    compiled: Callable[..., _T] | None = None
+    compiled: Any = None
 
     def call(*arguments: Any) -> _T:
         nonlocal compiled
@@ -97,7 +92,6 @@ def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
             jitted: Any = step
             compiled = jitted.lower(*arguments).compile()
             wait_for_all(f"compiled the {what}")
-        assert compiled is not None
         return compiled(*arguments)
 
     return call
@@ -110,11 +104,24 @@ def from_first(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def everywhere(flag: bool) -> bool:
-    """Whether `flag` is True on every process. All have to call it."""
+def stop_vote(preemption: Preemption, mesh: Mesh) -> Callable[[], bool]:
+    """A function that says whether to stop now, on all processes when a signal reached any of them.
+
+    Every process calls it equally often. With several processes it gives the answer to the call
+    before: nobody waits for a vote.
+    """
     if jax.process_count() == 1:
-        return flag
-    return bool(multihost_utils.process_allgather(np.int32(flag)).all())
+        return lambda: preemption.noted
+    any_flag = jax.jit(lambda flags: flags.any(), out_shardings=replicated(mesh))
+    pending: jax.Array | None = None
+
+    def stop() -> bool:
+        nonlocal pending
+        flags = np.full(len(mesh.local_devices), preemption.noted)
+        before, pending = pending, any_flag(put_batch({"flags": flags}, mesh)["flags"])
+        return before is not None and bool(before)
+
+    return stop
 
 
 def check_shared(directory: str) -> None:
@@ -132,10 +139,10 @@ def check_shared(directory: str) -> None:
         with open(path, "w", encoding="utf-8"):
             pass
     wait_for_all("looked for a shared directory")
-    shared = everywhere(_appears(path))
+    seen = multihost_utils.process_allgather(np.int32(_appears(path)))
     if jax.process_index() == 0:
         os.remove(path)
-    if not shared:
+    if not seen.all():
         raise UserError(
             f"{os.path.abspath(directory)} is not the same directory for all"
             f" {jax.process_count()} processes: set --config.workdir to a file system that all"
@@ -153,7 +160,7 @@ def _appears(path: str, seconds: float = 5.0) -> bool:
     return True
 
 
-def _environment() -> dict[str, Any] | None:
+def distributed_arguments() -> dict[str, Any] | None:
     """What to give to `jax.distributed.initialize`; None for a process on its own."""
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
     if given:
@@ -215,7 +222,82 @@ def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
     who, address = "this process", arguments.get("coordinator_address", "process 0")
     if "process_id" in arguments:
         who = f"process {arguments['process_id']} of {arguments['num_processes']}"
-    print_and_exit(
+    _print_and_exit(
         f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all run,"
         " and can they reach that address?"
     )
+
+
+def _store() -> Any:
+    """The store and barriers that the processes share, for which jax has no public name."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+class _FailureWatch:
+    """Tells the other processes of an error here, and ends this one at an error of theirs.
+
+    A process that waits for the others in a collective operation cannot notice that one of them
+    is gone, or only minutes later and without its reason.
+    """
+
+    def __init__(self) -> None:
+        self._client = _store()
+        self._stopped = threading.Event()
+        if self._client is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def announce(self, error: BaseException) -> None:
+        """Tells the others, and waits until they have read it and ended."""
+        self.stop()
+        if self._client is None:
+            return
+        text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+        message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
+        # If another process was first, or has ended the run already, nobody needs the message.
+        with suppress(Exception):
+            self._client.key_value_set(_FAILURE, message)
+        time.sleep(_linger_seconds())
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(_POLL_SECONDS):
+            try:
+                message = self._client.key_value_try_get(_FAILURE)
+            except Exception as error:
+                if "NOT_FOUND" in str(error):
+                    continue
+                # If jax notices first, it aborts this process (launch/local.py hides its trace).
+                message = "process 0 is gone: its output or its launcher's says why"
+            if not self._stopped.is_set():
+                _print_and_exit(message, _linger_seconds())
+
+
+def _linger_seconds() -> float:
+    """How long to stay when something failed, so that all others can read it.
+
+    Process 0 leaves last: it keeps the store, and jax aborts the others when that is gone.
+    """
+    return (6 if jax.process_index() == 0 else 3) * _POLL_SECONDS
+
+
+def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
+    """Ends the process from a thread: its main thread may wait for ever."""
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    time.sleep(linger_seconds)
+    os._exit(1)
+
+
+def _exit_without_barrier(code: int) -> None:
+    """At exit, skips the barrier of jax's shutdown, which would wait for dead processes."""
+
+    def leave() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    atexit.register(leave)

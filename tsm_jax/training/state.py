@@ -1,4 +1,4 @@
-"""What a training step reads and writes."""
+"""What a training step reads and writes, and how a step that is not finite is kept out of it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.training.mesh import replicated
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step; all float32 but the counters.
+    """Everything that changes from step to step; all float32 but the counters."""
 
-    Attributes:
-        step: optimizer steps done, int32.
-        params: what is trained, by name.
-        batch_stats: running mean and variance of batch norm, by name.
-        opt_state: optax's state: velocities and counters.
-        bad_steps: steps skipped because they were not finite, int32.
-    """
-
-    step: jax.Array
-    params: Tensors
-    batch_stats: Tensors
-    opt_state: optax.OptState
-    bad_steps: jax.Array
+    step: jax.Array  # optimizer steps done, int32
+    params: Tensors  # what is trained, by name
+    batch_stats: Tensors  # running mean and variance of batch norm, by name
+    opt_state: optax.OptState  # velocities and counters
+    bad_steps: jax.Array  # steps skipped because they were not finite, int32
 
 
 def abstract_state(
@@ -43,8 +36,8 @@ def abstract_state(
             {name: jnp.zeros(shape) for name, shape in shapes.items()}
             for shapes in (network.param_shapes, network.batch_stat_shapes)
         )
-        none = jnp.zeros((), jnp.int32)
-        return TrainState(none, params, batch_stats, optimizer.init(params), none)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, params, batch_stats, optimizer.init(params), zero)
 
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(mesh)),
@@ -61,22 +54,60 @@ def init_state(
 ) -> TrainState:
     """A state at step 0, the same on every mesh, replicated over its devices.
 
-    Args:
-        network: in training.
-        optimizer: of its parameters.
-        seed: of the random weights.
-        mesh: the devices.
-        loaded: parameters and statistics to start from, by name. The others are random, and the
-            same as without any.
+    Parameters and statistics in `loaded` are taken from there; the others are random, and the same
+    as without any.
     """
 
     def put(leaf: jax.Array | np.ndarray) -> jax.Array:
         array = np.asarray(leaf)  # the same in all processes, which need not talk about it
-        sharding = replicated(mesh)
-        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+        return jax.make_array_from_callback(array.shape, replicated(mesh), lambda i: array[i])
 
     host_params, host_batch_stats = network.init(seed, loaded)
     opt_state = jax.tree.map(put, optimizer.init(host_params))
     params, batch_stats = jax.tree.map(put, (host_params, host_batch_stats))
-    none = np.zeros((), np.int32)
-    return TrainState(put(none), params, batch_stats, opt_state, put(none))
+    zero = np.zeros((), np.int32)
+    return TrainState(put(zero), params, batch_stats, opt_state, put(zero))
+
+
+Metrics = dict[str, jax.Array]
+
+
+class Diverged(UserError):
+    """More bad steps than `config.max_bad_steps`; the train state is that before the last one."""
+
+
+def skip_bad_step(
+    state: TrainState, updated: TrainState, metrics: Metrics, max_bad_steps: int
+) -> tuple[TrainState, Metrics]:
+    """Takes `updated` only if the step's loss and gradient, and `updated` itself, are finite.
+
+    A finite gradient can still overflow in the update: a velocity adds up, a multiplier or a
+    learning rate scales. The check of the new state costs one more pass over it.
+
+    A bad step leaves parameters, statistics and velocities as they were and only counts. The one
+    after `max_bad_steps` of them stops the run: neither it nor the steps that the host has started
+    before it learns of that change anything any more, the step counter included.
+
+    Returns:
+        The state to go on with, and the metrics with `bad` (bool) and `bad_steps` (int32, of the
+        whole run, this one included).
+    """
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+    for leaf in jax.tree.leaves(updated):
+        finite &= jnp.isfinite(leaf).all()
+    bad = ~finite
+    bad_steps = state.bad_steps + bad
+    stopped = bad_steps > max_bad_steps
+
+    def choose(before: jax.Array, after: jax.Array) -> jax.Array:
+        return jnp.where(bad | stopped, before, after)
+
+    kept = jax.tree.map(choose, state, updated)
+    step = jnp.where(stopped, state.step, updated.step)
+    kept = kept._replace(step=step, bad_steps=bad_steps)
+    return kept, {**metrics, "bad": bad, "bad_steps": bad_steps}
+
+
+def last_finite(state: TrainState, max_bad_steps: int) -> TrainState:
+    """The state of a stopped run as it was before its last step: it can be saved and continued."""
+    return state._replace(bad_steps=jnp.minimum(state.bad_steps, max_bad_steps))

@@ -1,24 +1,23 @@
-"""The two functions that run on the devices: a training step and an evaluation step."""
+"""What runs on the devices: a training step, an evaluation step, an evaluation of all clips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tsm_jax.accuracy import class_metrics
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
-from tsm_jax.training.accumulation import Outcome, accumulate
-from tsm_jax.training.bad_steps import skip_bad_step
-from tsm_jax.training.compiling import compiler_options
-from tsm_jax.training.mesh import replicated, split_by_clips
-from tsm_jax.training.metrics import class_sums, clip_ranks, clip_sums, cross_entropy
+from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
+from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm
-from tsm_jax.training.state import TrainState
+from tsm_jax.training.state import TrainState, skip_bad_step
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -32,7 +31,6 @@ def make_train_step(
     schedule: optax.Schedule,
     *,
     mesh: Mesh,
-    data_format: str,
     seed: int,
     label_smoothing: float = 0.0,
     accumulation_steps: int = 1,
@@ -41,28 +39,24 @@ def make_train_step(
 ) -> TrainStep:
     """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
 
-    Args:
-        network: in training.
-        optimizer: of its parameters.
-        schedule: learning rate by step, for the metrics.
-        mesh: the devices.
-        data_format: of the network.
-        seed: of dropout.
-        label_smoothing: share of the target that is spread over all classes.
-        accumulation_steps: parts that a batch is computed in, see `accumulation.py`.
-        deterministic: see `compiling.py`.
-        max_bad_steps: see `bad_steps.py`.
-
     The metrics are `clip_sums` of the batch before the update, with `learning_rate`, `grad_norm`
     (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps a step that is
     not finite out of the state.
+
+    Args:
+        schedule: learning rate by step, for the metrics; the optimizer has its own.
+        seed: of dropout.
+        label_smoothing: share of the target that is spread over all classes.
+        accumulation_steps: parts that a batch is computed in.
+        deterministic: as for `compiler_options`.
+        max_bad_steps: as for `skip_bad_step`.
     """
 
     def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
         logits, new_batch_stats = network.apply(
             params,
             batch_stats,
-            normalize(batch["video"][:, 0], data_format),  # [B, T, H, W, 3]: one view
+            normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
             train=True,
             dropout_keys=batch["dropout_key"],
         )
@@ -71,15 +65,15 @@ def make_train_step(
         return sums["loss"] / sums["count"], (new_batch_stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        def compute(part: Batch) -> Outcome:
+        def compute(part: Batch) -> _Outcome:
             gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
                 state.params, state.batch_stats, part
             )
-            return Outcome(gradients, batch_stats, sums)
+            return _Outcome(gradients, batch_stats, sums)
 
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
         dropout_keys = jax.random.split(step_key, batch["label"].shape[0])
-        gradients, batch_stats, sums = accumulate(
+        gradients, batch_stats, sums = _accumulate(
             compute, {**batch, "dropout_key": dropout_keys}, accumulation_steps, mesh
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -101,11 +95,54 @@ def make_train_step(
     )
 
 
+class _Outcome(NamedTuple):
+    gradients: Tensors  # of the mean loss
+    batch_stats: Tensors  # the running statistics afterwards
+    sums: dict[str, jax.Array]  # `clip_sums`
+
+
+def _accumulate(compute: Callable[[Any], _Outcome], batch: Any, parts: int, mesh: Mesh) -> _Outcome:
+    """The outcome of a batch computed in `parts`, one after the other, as if it were one.
+
+    Gradients are means over clips and batch norm takes its statistics over groups of clips, so
+    parts that hold whole groups give what the whole batch gives, with the activations of one part
+    in memory. Running statistics start from the same values in each part, so that their mean is
+    what the whole batch moves them to.
+    """
+    if parts == 1:
+        return compute(batch)
+    split = jax.tree.map(lambda array: _split(array, parts, mesh), batch)
+    first = jax.tree.map(lambda array: array[0], split)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first)
+    )
+
+    def add(total: _Outcome, part: Any) -> tuple[_Outcome, None]:
+        return jax.tree.map(jnp.add, total, compute(part)), None
+
+    total, _ = jax.lax.scan(add, zeros, split)
+    gradients, batch_stats = (
+        {name: array / parts for name, array in tensors.items()}
+        for tensors in (total.gradients, total.batch_stats)
+    )
+    return _Outcome(gradients, batch_stats, total.sums)
+
+
+def _split(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
+    """`[B, ...]` to `[parts, B / parts, ...]`; every device gives clips to every part.
+
+    So no clip moves to another device, and neighbours on a device stay neighbours.
+    """
+    by_device = array.reshape(mesh.size, parts, -1, *array.shape[1:])
+    by_part = by_device.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
+    sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
+    return jax.lax.with_sharding_constraint(by_part, sharding)
+
+
 def make_eval_step(
     network: Network,
     *,
     mesh: Mesh,
-    data_format: str,
     average_probabilities: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
@@ -120,8 +157,8 @@ def make_eval_step(
 
     def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
-        clips = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
-        logits, _ = network.apply(params, batch_stats, normalize(clips, data_format))
+        views = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
+        logits, _ = network.apply(params, batch_stats, normalize(views))
         logits = logits.reshape(*video.shape[:2], -1)  # [B, V, K]
         if average_probabilities:  # its logarithm, whose softmax it is
             logits = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
@@ -139,3 +176,41 @@ def make_eval_step(
         out_shardings=replicated(mesh),
         compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
+
+
+def evaluate(
+    eval_step: EvalStep,
+    params: Tensors,
+    batch_stats: Tensors,
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    on_batch: Callable[[], None] = lambda: None,
+    on_clips: Callable[[dict[str, jax.Array]], None] = lambda clips: None,
+) -> dict[str, float]:
+    """Means over all clips: those of `Meter`, and `class_metrics`.
+
+    Args:
+        batches: from `eval_batches`, at least one.
+        on_batch: called when a batch has been sent to the devices.
+        on_clips: called with the `clips` of each step, in the order of the batches.
+    """
+    meter = Meter()
+    classes = np.zeros((3, 1), np.int64)
+
+    def finish(result: EvalResult) -> None:
+        nonlocal classes
+        sums, clips = jax.device_get(result[0]), result[1]
+        meter.update(sums)
+        classes = classes + sums["classes"]
+        on_clips(clips)
+
+    pending = None
+    for batch in batches:
+        result = eval_step(params, batch_stats, put_batch(batch, mesh))
+        if pending is not None:  # one step late, so that devices never wait for the host
+            finish(pending)
+        pending = result
+        on_batch()
+    if pending is not None:
+        finish(pending)
+    return {**meter.result(classes.shape[1]), **class_metrics(classes)}

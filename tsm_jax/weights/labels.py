@@ -32,11 +32,7 @@ def labels_or_numbers(num_classes: int) -> list[str]:
 
 
 def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) -> list[str]:
-    """Reads one class name a line, line 1 being label 0.
-
-    Args:
-        path: of the file.
-        num_classes: how many there must be; None for any number but 0.
+    """Reads one class name a line, line 1 being label 0; any number but 0 if none is given.
 
     Raises:
         UserError: the file cannot be read, or `check_labels` refuses its lines.
@@ -51,10 +47,7 @@ def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) ->
 def check_labels(names: Sequence[str], num_classes: int, place: str) -> None:
     """Raises a UserError unless every class has one name of its own that fits on a line.
 
-    Args:
-        names: in label order.
-        num_classes: how many there must be.
-        place: a file and what its entries are called, for messages: `labels.txt: line`.
+    `place` is a file and what its entries are called, for messages: `labels.txt: line`.
     """
     source, entry = place.rsplit(" ", 1)
     first: dict[str, int] = {}

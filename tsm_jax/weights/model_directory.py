@@ -20,7 +20,7 @@ from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.files import new_folder, read_json, write_json, write_text
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.stored import from_json, shown
+from tsm_jax.stored import from_json, shown, upgraded
 from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.tensor_file import read_tensors, write_tensors
@@ -28,7 +28,21 @@ from tsm_jax.weights.tensor_file import read_tensors, write_tensors
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 LABELS_FILE = "labels.txt"
-FORMAT_VERSION = 1
+
+
+def _from_version_1(description: dict[str, Any]) -> dict[str, Any]:
+    """0.1.0 knew ResNets by their depth."""
+    architecture = description.get("architecture")
+    if not isinstance(architecture, dict) or "depth" not in architecture:
+        return description
+    renamed = {**architecture, "backbone": f"resnet{architecture['depth']}"}
+    del renamed["depth"]
+    return {**description, "architecture": renamed}
+
+
+# What config.json of older versions means, architecture and preprocessing, see `stored.upgraded`.
+UPGRADES = (_from_version_1,)
+FORMAT_VERSION = len(UPGRADES) + 1
 
 
 @dataclass(frozen=True)
@@ -126,10 +140,11 @@ def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[
     """
     path = os.path.join(directory, CONFIG_FILE)
     description = read_json(path, "the model's description")
-    version = description.get("format_version") if isinstance(description, dict) else None
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise UserError(f"{path} is not a tsm_jax model of format version {FORMAT_VERSION}")
+    if not isinstance(description, dict) or "format_version" not in description:
+        raise UserError(f"{path} is not the description of a tsm_jax model")
     try:
+        version = description["format_version"]
+        description = upgraded(description, version, UPGRADES, "the model")
         architecture = from_json(Architecture, description.get("architecture"))
         preprocessing = from_json(Preprocessing, description.get("preprocessing"))
         _check_provenance(description.setdefault("provenance", {}))
@@ -160,13 +175,7 @@ def _check_provenance(provenance: Any) -> None:
 def check_tensors(
     tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
-    """Raises a UserError unless exactly the expected tensors are there, of those shapes.
-
-    Args:
-        tensors: what was read.
-        expected: name to shape.
-        source: where it was read from, for the message.
-    """
+    """Raises a UserError unless exactly the expected tensors are there, of those shapes."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{printable(name)} is unexpected" for name in tensors if name not in expected]
     problems += [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -23,17 +23,21 @@ from tsm_jax.weights.paddle_names import (
 from tsm_jax.weights.paddle_pickle import read_paddle
 from tsm_jax.weights.paddle_writer import write_paddle
 
+# How every TSM of PaddleVideo shifts.
+_SHIFT: dict[str, Any] = {
+    "shift": "past_first",
+    "shift_fraction": "1/num_segments",
+    "shift_every": 1,
+}
 
-def read_paddle_model(
-    path: str, *, num_segments: int = 8, labels: Sequence[str] | None = None
-) -> Model:
+
+def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
     """A model from a `.pdparams` of PaddleVideo's TSM.
 
     Args:
         path: the file.
-        num_segments: T that it was trained with, which the file does not tell. PaddleVideo shifts
-            1/T of the channels each way.
-        labels: class names; None for those known by their number.
+        num_segments: T that it was trained with, which is not in the file. PaddleVideo shifts 1/T
+            of the channels each way.
 
     Raises:
         UserError: the file cannot be read, is no TSM, or has no classifier.
@@ -45,21 +49,19 @@ def read_paddle_model(
             " evaluated"
         )
     architecture = Architecture(
-        depth=found.depth,
+        backbone=found.backbone,
         num_classes=found.num_classes,
         num_segments=num_segments,
         width=found.width,
-        shift="past_first",
-        shift_fraction="1/num_segments",
-        shift_every=1,
+        **_SHIFT,
     )
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
-        "source_dtypes": found.provenance.dtypes,
-        "source_ignored": list(found.provenance.ignored),
+        "source_dtypes": found.dtypes,
+        "source_ignored": list(found.ignored),
     }
-    names = labels if labels is not None else labels_or_numbers(found.num_classes)
+    names = labels_or_numbers(found.num_classes)
     return Model(architecture, Preprocessing(), names, tensors, provenance)
 
 
@@ -78,9 +80,7 @@ def write_paddle_model(model: Model, path: str) -> None:
     if os.path.exists(path):
         raise UserError(f"{path} exists already: delete it or choose another one")
     architecture = model.architecture
-    theirs = replace(
-        architecture, shift="past_first", shift_fraction="1/num_segments", shift_every=1
-    )
+    theirs = replace(architecture, **_SHIFT)
     if architecture.num_segments == 8:  # the two fractions are the same number
         theirs = replace(theirs, shift_fraction=architecture.shift_fraction)
     if architecture != theirs:
@@ -90,5 +90,5 @@ def write_paddle_model(model: Model, path: str) -> None:
             f" shift_every={architecture.shift_every}: its weights would answer something else"
             " there"
         )
-    tensors = to_paddle(model.tensors, architecture.depth)
-    write_paddle(path, tensors, parameter_names(model.tensors, architecture.depth))
+    tensors = to_paddle(model.tensors, architecture.backbone)
+    write_paddle(path, tensors, parameter_names(model.tensors, architecture.backbone))

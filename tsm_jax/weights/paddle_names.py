@@ -1,21 +1,27 @@
 """From the tensors of a PaddleVideo file to our weights, and back.
 
 Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
+PaddleVideo's names come from paddlevideo/modeling/backbones/resnet_tsm.py and heads/tsm_head.py.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.paddle_layout import BLOCKS, paddle_tensors
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 
+# Blocks per stage of the networks that PaddleVideo has.
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
+_EXPANSION = 4
+_NORM = {"scale": "weight", "bias": "bias", "mean": "_mean", "var": "_variance"}
 _IMAGENET_HEAD = ("out.weight", "out.bias")
 _STEM = "backbone.conv._conv.weight"
 _FLOATS = ("float16", "uint16", "float32", "float64")
@@ -26,36 +32,24 @@ class _Unfit(Exception):
     """Why tensors are not taken, as half a line."""
 
 
-class PaddleProvenance(NamedTuple):
-    """What a file was like before it became our weights.
+@dataclass(frozen=True)
+class PaddleArchitecture:
+    """The network that a file's tensors belong to, and what the file was like.
 
     Attributes:
+        backbone: resnet50, resnet101 or resnet152.
+        width: channels of the stem, 64 in every published file.
+        num_classes: None for a file without a head, as the ImageNet one.
         dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
         ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
             (`out.weight`, `out.bias`), the teacher of a distillation.
     """
 
-    dtypes: dict[str, int]
-    ignored: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PaddleArchitecture:
-    """The network that a file's tensors belong to.
-
-    Attributes:
-        depth: 50, 101 or 152.
-        width: channels of the stem, 64 in every published file.
-        num_classes: None for a file without a head, as the ImageNet one.
-        provenance: not part of the architecture, and not compared.
-    """
-
-    depth: int
+    backbone: str
     width: int
     num_classes: int | None
-    provenance: PaddleProvenance = field(
-        default=PaddleProvenance({}, ()), compare=False, repr=False
-    )
+    dtypes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    ignored: tuple[str, ...] = field(default=(), compare=False)
 
 
 def from_paddle(
@@ -85,37 +79,38 @@ def from_paddle(
         raise UserError(f"{source}: {reason}") from None
 
 
-def to_paddle(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, np.ndarray]:
+def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
     """The inverse of `from_paddle`: float32 tensors by PaddleVideo name, in its order.
 
     Raises:
-        UserError: the weights are not those of a ResNet of this depth, or PaddleVideo has none.
+        UserError: the weights are not those of this backbone, or PaddleVideo has none.
     """
-    expected = list(paddle_tensors(*_dimensions(weights, depth)))
+    expected = list(paddle_tensors(*_dimensions(weights, backbone)))
     shapes = {tensor.ours: _our_shape(tensor.shape) for tensor in expected}
     try:
         _check(shapes, weights)
     except _Unfit as reason:
-        raise UserError(f"weights of a ResNet-{depth}: {reason}") from None
+        raise UserError(f"weights of a {backbone}: {reason}") from None
     return {tensor.paddle: _to_theirs(weights[tensor.ours]) for tensor in expected}
 
 
-def parameter_names(weights: Mapping[str, np.ndarray], depth: int) -> dict[str, str]:
+def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, str]:
     """Paddle's parameter name of each tensor: the `StructuredToParameterName@@` of PaddleVideo.
 
     As PaddleVideo's ResNetTSM and TSMHead give them; moving averages get a running number.
     """
     return {
-        tensor.paddle: tensor.parameter for tensor in paddle_tensors(*_dimensions(weights, depth))
+        tensor.paddle: tensor.parameter
+        for tensor in paddle_tensors(*_dimensions(weights, backbone))
     }
 
 
-def _dimensions(weights: Mapping[str, np.ndarray], depth: int) -> tuple[int, int, int | None]:
-    if depth not in BLOCKS:
-        raise UserError(f"PaddleVideo has no TSM ResNet-{depth}; it has 50, 101 and 152")
+def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> tuple[str, int, int | None]:
+    if backbone not in BLOCKS:
+        raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {', '.join(BLOCKS)}")
     stem = _shape(weights.get("backbone.stem.conv.kernel"))
-    fc = _shape(weights.get("head.fc.kernel"))
-    return depth, stem[-1] if stem else 64, fc[-1] if fc else None
+    fc = _shape(weights.get(CLASSIFIER))
+    return backbone, stem[-1] if stem else 64, fc[-1] if fc else None
 
 
 def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
@@ -127,8 +122,7 @@ def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Pad
     dtypes = Counter(_dtype_name(found[tensor.paddle]) for tensor in expected)
     weights = {tensor.ours: _to_ours(found[tensor.paddle]) for tensor in expected}
     _check_values(weights, {tensor.ours: tensor.paddle for tensor in expected})
-    provenance = PaddleProvenance(dict(dtypes), tuple(ignored))
-    return weights, PaddleArchitecture(*dimensions, provenance)
+    return weights, PaddleArchitecture(*dimensions, dict(dtypes), tuple(ignored))
 
 
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
@@ -176,17 +170,17 @@ def _full_name(name: str) -> str:
     return f"backbone.{name}" if re.match(r"(conv|res\d\w+)\.", name) else name
 
 
-def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Depth, width and number of classes: from the blocks present, the stem and the head."""
-    depth = 50
+def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
+    """Backbone, width and number of classes: from the blocks present, the stem and the head."""
+    backbone = "resnet50"
     if "backbone.res4b1.conv0._conv.weight" in found:
         is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
-        depth = 152 if is_152 else 101
-    stem, fc = _shape(found.get(_STEM)), _shape(found.get("head.fc.weight"))
-    bias = _shape(found.get("head.fc.bias"))
+        backbone = "resnet152" if is_152 else "resnet101"
+    stem, fc = _shape(found.get(_STEM)), _shape(found.get(FC_WEIGHT))
+    bias = _shape(found.get(FC_BIAS))
     width = stem[0] if stem and stem[0] > 0 else 64
     num_classes = fc[-1] if fc else bias[-1] if bias else None
-    return depth, width, num_classes or None
+    return backbone, width, num_classes or None
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -263,3 +257,97 @@ def _our_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape
     out, features_in, height, width = shape
     return height, width, features_in, out
+
+
+# Every tensor of PaddleVideo's TSM: its names there and here.
+
+
+class PaddleTensor(NamedTuple):
+    """One tensor.
+
+    Attributes:
+        paddle: its structured name in PaddleVideo, as `backbone.res2a.conv0._conv.weight`.
+        ours: its name here, as `backbone.stages.0.0.conv1.conv.kernel`.
+        shape: in a Paddle file; kernels are OIHW.
+        parameter: Paddle's own name of the parameter, as `res2a_branch2a_weights`.
+    """
+
+    paddle: str
+    ours: str
+    shape: tuple[int, ...]
+    parameter: str
+
+
+class _ConvNorm(NamedTuple):
+    paddle: str
+    ours: str
+    shape: tuple[int, int, int, int]  # OIHW
+    kernel_parameter: str
+    norm_parameter: str
+
+
+def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterator[PaddleTensor]:
+    """Every tensor in the order of PaddleVideo's state dict."""
+    for number, layer in enumerate(_conv_norms(backbone, width)):
+        yield PaddleTensor(
+            f"{layer.paddle}._conv.weight",
+            f"{layer.ours}.conv.kernel",
+            layer.shape,
+            layer.kernel_parameter,
+        )
+        parameters = {
+            "scale": f"{layer.norm_parameter}_scale",
+            "bias": f"{layer.norm_parameter}_offset",
+            "mean": f"batch_norm2d_{number}.w_0",
+            "var": f"batch_norm2d_{number}.w_1",
+        }
+        for ours, paddle in _NORM.items():
+            yield PaddleTensor(
+                f"{layer.paddle}._batch_norm.{paddle}",
+                f"{layer.ours}.norm.{ours}",
+                layer.shape[:1],
+                parameters[ours],
+            )
+    if num_classes is not None:
+        features = 8 * _EXPANSION * width
+        yield PaddleTensor(FC_WEIGHT, CLASSIFIER, (features, num_classes), "fc_0.w_0")
+        yield PaddleTensor(FC_BIAS, CLASSIFIER_BIAS, (num_classes,), "fc_0.b_0")
+
+
+def _conv_norms(backbone: str, width: int) -> Iterator[_ConvNorm]:
+    stem_shape = (width, 3, 7, 7)
+    yield _ConvNorm("backbone.conv", "backbone.stem", stem_shape, "conv1_weights", "bn_conv1")
+    features_in = width
+    for stage, num_blocks in enumerate(BLOCKS[backbone]):
+        for index in range(num_blocks):
+            inner = width * 2**stage
+            yield from _block(
+                _block_name(stage, index, num_blocks), stage, index, features_in, inner
+            )
+            features_in = _EXPANSION * inner
+
+
+def _block(name: str, stage: int, index: int, features_in: int, inner: int) -> Iterator[_ConvNorm]:
+    features = _EXPANSION * inner
+    layers = [
+        ("conv0", "conv1", "branch2a", (inner, features_in, 1, 1)),
+        ("conv1", "conv2", "branch2b", (inner, inner, 3, 3)),
+        ("conv2", "conv3", "branch2c", (features, inner, 1, 1)),
+    ]
+    if index == 0:
+        layers.append(("short", "shortcut", "branch1", (features, features_in, 1, 1)))
+    for paddle, ours, branch, shape in layers:
+        yield _ConvNorm(
+            f"backbone.res{name}.{paddle}",
+            f"backbone.stages.{stage}.{index}.{ours}",
+            shape,
+            f"res{name}_{branch}_weights",
+            f"bn{name}_{branch}",
+        )
+
+
+def _block_name(stage: int, index: int, num_blocks: int) -> str:
+    """`2a`, `2b`, ...; the long third stage of ResNet-101 and -152 is `4a`, `4b1`, `4b2`, ..."""
+    if stage == 2 and num_blocks > 6 and index > 0:
+        return f"4b{index}"
+    return f"{stage + 2}{chr(ord('a') + index)}"

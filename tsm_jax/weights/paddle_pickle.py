@@ -16,10 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from tsm_jax.weights.closed_pickle import ClosedUnpickler
-from tsm_jax.weights.pickle_tree import unfold
-from tsm_jax.weights.pickle_values import GLOBALS, MAX_DIMENSIONS, Refused, quoted
-from tsm_jax.weights.torch_file import OLD_FORMAT
-from tsm_jax.weights.weight_file import open_weights
+from tsm_jax.weights.pickle_values import GLOBALS, MAX_DIMENSIONS, Refused, quoted, unfold
+from tsm_jax.weights.weight_file import TORCH_MAGIC, open_weights
 
 NAME_TABLE = "StructuredToParameterName@@"
 SLICE_TABLE = "UnpackBigParamInfor@@"
@@ -64,7 +62,7 @@ def _refuse_other_kinds(file: BinaryIO) -> None:
     file.seek(0)
     if head.startswith(b"PK\x03\x04"):
         raise Refused("it is a zip archive, as PyTorch's .pth files are; give a .pdparams")
-    if head.startswith(OLD_FORMAT):
+    if head.startswith(TORCH_MAGIC):
         raise Refused("it is a PyTorch file of the old format; give a .pdparams")
     if head.startswith(b"\x00\x00\x00\x00"):
         raise Refused("it looks like an exported .pdiparams or .pdmodel; give the training's file")

@@ -31,8 +31,7 @@ def write_paddle(
 
     Args:
         path: the file; its folder is made if it is missing.
-        tensors: by structured name, as `paddle_names.to_paddle` gives them. Numbers of any
-            width; bfloat16 must come as the uint16 that Paddle uses for it.
+        tensors: by structured name. Numbers of any width; bfloat16 as the uint16 of Paddle.
         parameter_names: the `StructuredToParameterName@@` entry, which `paddle.load` needs to
             return tensors instead of arrays. Names that it lacks stand for themselves.
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsm_jax.errors import UserError
-
-HEAD = "head."
+from tsm_jax.models.architecture import HEAD
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,6 @@ def choose_start(
         expected: name to shape of what the network needs.
         with_head: take the classifier too.
         ignore: names, or beginnings of names, that may differ and then start fresh.
-        source: where the weights are from, for the message.
 
     Raises:
         UserError: a tensor is missing, unexpected or of another shape and is not ignored.

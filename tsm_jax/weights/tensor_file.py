@@ -26,11 +26,7 @@ def write_tensors(path: str, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Reads tensors.
-
-    Args:
-        path: of the file.
-        names: of those to read; none for all.
+    """Reads those of some names, or all.
 
     Raises:
         UserError: the file is damaged, or a tensor is missing, not float32 or not finite.

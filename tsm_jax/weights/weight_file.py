@@ -12,14 +12,13 @@ from tsm_jax.files import check_regular, reason
 from tsm_jax.terminal import printable
 from tsm_jax.weights.pickle_values import Refused
 
+# How a PyTorch file of before 1.6 begins: the pickle of its magic number.
+TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+
 
 @contextmanager
 def open_weights(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[BufferedReader, int]]:
     """Gives the file and its size; within, `Refused` and errors of reading become UserErrors.
-
-    Args:
-        path: of the file.
-        kind: what it should be, for messages: "Paddle weight file".
 
     Raises:
         UserError: it is missing, not a regular file, unreadable, refused, or too large.

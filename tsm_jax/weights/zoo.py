@@ -42,11 +42,8 @@ def fetch(
 
     Args:
         name_or_url: a name of `ZOO` or an https address.
-        cache_dir: where copies are kept; by default `$TSM_JAX_CACHE`, else
-            `~/.cache/tsm_jax/weights`.
-        max_bytes: a larger file is refused.
-        on_progress: called with the bytes so far and their total (None if unknown); by default
-            a progress bar where stderr is a terminal.
+        cache_dir: by default `$TSM_JAX_CACHE`, else `~/.cache/tsm_jax/weights`.
+        on_progress: by default a progress bar where stderr is a terminal.
 
     Raises:
         UserError: an unknown name, an address that is not https, a download that failed for

@@ -1,16 +1,18 @@
-"""What stands in metrics.jsonl and in TensorBoard's files, whatever happened before."""
+"""What metrics.jsonl and TensorBoard's files hold, whatever happened before."""
 
 from __future__ import annotations
 
+import io
 import json
+import resource
 import struct
+import sys
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tsm_jax.errors import UserError
-from tsm_jax.training.event_file import EventFile
-from tsm_jax.training.run_log import METRICS_FILE, RunLog, StepTimer
+from tsm_jax.training.log import METRICS_FILE, RunLog, StepTimer
 
 
 def lines(directory):
@@ -22,7 +24,7 @@ def steps(directory):
 
 
 def open_log(directory, first_step=0, **options):
-    return RunLog(str(directory), first_step=first_step, total_steps=9, **options)
+    return RunLog(str(directory), first_step=first_step, **options)
 
 
 @pytest.fixture
@@ -87,10 +89,9 @@ def masked_crc32c(data):
 
 
 def test_event_files_hold_the_numbers_and_where_a_run_went_on(tmp_path):
-    file = EventFile(str(tmp_path), first_step=4)
-    file.add(6, {"train/loss": 0.5, "train/top1": 0.25})
-    version, restart, point = events(tmp_path)  # without closing: it is on disk
-    file.close()
+    with open_log(tmp_path, 4) as log:
+        log.record("train", 6, {"loss": 0.5, "top1": 0.25, "clips": ["a"]})
+        version, restart, point = events(tmp_path / "tensorboard")  # it is on disk already
     assert version.file_version == "brain.Event:2"
     assert (restart.session_log.status, restart.step) == (SessionLog.START, 5)
     assert point.step == 6
@@ -100,19 +101,51 @@ def test_event_files_hold_the_numbers_and_where_a_run_went_on(tmp_path):
     ]
 
 
+def test_runs_that_start_within_a_second_keep_their_events(tmp_path):
+    for _ in range(3):
+        open_log(tmp_path).__exit__()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
+
+
 @pytest.mark.parametrize("full", ["metrics", "events"])
-def test_a_full_disk_is_told(tmp_path, full):
-    log = open_log(tmp_path)
+def test_a_full_disk_fails_at_the_line(tmp_path, full):
+    earlier = json.dumps({"kind": "train", "step": 0, "clips": ["a" * 1000]}) + "\n"
     if full == "metrics":
-        log._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
-    else:
-        log._events._writer._writer = open("/dev/full", "wb")  # noqa: SIM115
-    with log, pytest.raises(UserError, match="No space left on device") as error:
-        log.record("train", 1, {"loss": 1.0})
+        (tmp_path / METRICS_FILE).write_text(earlier)
+    with open_log(tmp_path, 1) as log:
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # The events so far are longer than the line.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, limits[1]))
+        try:
+            with pytest.raises(UserError, match="File too large") as error:
+                log.record("train", 1, {"loss": 1.0})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(tmp_path) in str(error.value)
+    written = (tmp_path / METRICS_FILE).read_text()
+    assert written == (earlier if full == "metrics" else written.splitlines()[0] + "\n")
 
 
-def test_no_speed_is_told_before_a_step_was_timed():
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_follow_each_other_on_stderr_and_lines_stay_on_stdout(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    with open_log(tmp_path) as log:
+        log.show("train", 1, 4)
+        log.say("epoch 1/2")
+        log.show("validate", 1, 3)
+        log.show("train", 2, 4)
+    assert capsys.readouterr().out == "epoch 1/2\n"
+    shown = sys.stderr.getvalue()
+    assert all(part in shown for part in ("train", "1/4", "validate", "1/3", "2/4"))
+    assert "epoch" not in shown
+
+
+def test_there_is_no_speed_before_a_step_was_timed():
     timer = StepTimer()
     assert (timer.batch_seconds, timer.reader_seconds) == (None, None)
     timer.count(0.5)

@@ -10,9 +10,10 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tsm_jax import cli
+from tsm_jax.config import to_dict
 from tsm_jax.data.protocols import Preprocessing
+from tsm_jax.exporting.model_card import escape, model_card
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.weights.model_card import escape, model_card
 from tsm_jax.weights.model_directory import Model
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
@@ -56,7 +57,7 @@ def test_a_name_is_shown_as_it_is_and_means_nothing(name):
 def model():
     recipe = cli.load_recipe(RECIPE, ["--config.model.num_classes=17", "--config.seed=7"])
     return Model(
-        architecture=Architecture(depth=18, num_classes=17, num_segments=8, width=32),
+        architecture=Architecture(backbone="resnet18", num_classes=17, num_segments=8, width=32),
         preprocessing=Preprocessing(crop_size=112, short_side=128),
         labels=NASTY,
         tensors={"a.kernel": np.zeros((1000, 3000)), "a.norm.mean": np.zeros(10**6)},
@@ -64,7 +65,7 @@ def model():
             "trained_in": "output/own_videos",
             "step": 600,
             "metrics": {"top1": 0.45, "top5": 0.9, "loss": 1.5, "count": 60, "step": 600},
-            "recipe": recipe.to_dict(),
+            "recipe": to_dict(recipe),
             "train_clips": 160,
         },
     )

@@ -1,0 +1,35 @@
+"""A backbone that nothing in `tsm_jax` has heard of: an inverted residual with a shift."""
+
+from __future__ import annotations
+
+import jax
+import pytest
+from flax import nnx
+
+from tsm_jax.models.backbones import BACKBONES, Backbone
+from tsm_jax.models.layers import ConvNorm
+
+
+class ToyBackbone(nnx.Module):
+    def __init__(self, *, width, shift, shift_every, remat, dtype):
+        self.shift = shift
+        self.stem = ConvNorm(3, width, 3, stride=2, dtype=dtype)
+        self.expand = ConvNorm(width, 2 * width, 1, dtype=dtype)
+        self.depthwise = ConvNorm(2 * width, 2 * width, 3, feature_groups=2 * width, dtype=dtype)
+        self.project = ConvNorm(2 * width, width, 1, dtype=dtype)
+        self.downsample = ConvNorm(width, 24, 1, stride=2, dtype=dtype)
+        self.features = 24
+
+    def __call__(self, images, *, groups):
+        x = jax.nn.relu6(self.stem(images, groups=groups))
+        y = jax.nn.relu6(self.expand(self.shift(x), groups=groups))
+        y = jax.nn.relu6(self.depthwise(y, groups=groups))
+        x = x + self.project(y, groups=groups)
+        return nnx.avg_pool(self.downsample(x, groups=groups), (2, 2), (2, 2))
+
+
+@pytest.fixture
+def toy_backbone(monkeypatch):
+    """Its name, which is in the table for the time of a test."""
+    monkeypatch.setitem(BACKBONES, "toy", Backbone("Toy", ToyBackbone))
+    return "toy"

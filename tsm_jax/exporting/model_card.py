@@ -1,0 +1,115 @@
+"""The model card: what a network is, how it was trained, how well it does and what it cannot do.
+
+Written from the architecture, the recipe and the metrics alone; what is not known is left out.
+Every value that the template shows is escaped, so that no name can break it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from ml_collections import ConfigDict
+
+import tsm_jax
+from tsm_jax import accuracy
+from tsm_jax.config import from_dict
+from tsm_jax.errors import UserError
+from tsm_jax.weights.model_directory import Model, without_folders
+
+CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
+
+_NAMES_SHOWN = 20
+_FIGURES = {  # of a validation; older versions have stored fewer
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_recall": "mean recall",
+    "largest_class_share": "share of the largest class",
+    "loss": "loss",
+}
+_STATISTICS = (".mean", ".var")
+_SIDES = re.compile(r"left|right|clockwise", re.IGNORECASE)
+
+
+class _AsItIs(str):
+    """Text that is Markdown already."""
+
+
+def model_card(model: Model, *, title: str, path: str) -> str:
+    """Markdown; names of classes and files cannot break it.
+
+    Args:
+        model: of which `tensors` may be empty.
+        title: what to call it.
+        path: to the weights, as its reader will type it; of an absolute one the name is left.
+    """
+    provenance = model.provenance
+    metrics, recipe = provenance.get("metrics") or {}, _recipe(provenance)
+    known = (key for key in _FIGURES if key in metrics)
+    return _TEMPLATE.render(
+        model=model,
+        architecture=model.architecture,
+        preprocessing=model.preprocessing,
+        classes=model.architecture.num_classes,
+        frames=model.architecture.num_segments,
+        labels=model.labels,
+        shown=_NAMES_SHOWN,
+        parameters=sum(
+            math.prod(tensor.shape)
+            for name, tensor in model.tensors.items()
+            if not name.endswith(_STATISTICS)
+        ),
+        version=tsm_jax.__version__,
+        title=title,
+        path=_AsItIs(shlex.quote(without_folders(path))),
+        metrics=metrics,
+        figures={
+            _FIGURES[key]: metrics[key] for key in known if key != "top5" or len(model.labels) > 5
+        },
+        best=_FIGURES.get(provenance.get("best_metric", "top1"), "top-1"),
+        warning=accuracy.warning(metrics, model.labels),
+        provenance=provenance,
+        recipe=recipe,
+        confuses_sides=recipe is not None
+        and recipe.data.flip
+        and any(_SIDES.search(label) for label in model.labels),
+    )
+
+
+def escape(text: str) -> str:
+    """Text as Markdown shows it: on one line, with no character that means something there."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # An underscore inside a word, as in most class names, is only an underscore.
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", line))
+    return re.sub(r"^(\d+)([.)])(?=\s|$)|^([-+])(?=\s|$)", _list_item, line)
+
+
+def _list_item(match: re.Match[str]) -> str:
+    return f"{match[1]}\\{match[2]}" if match[1] else f"\\{match[3]}"
+
+
+def _shown(value: Any) -> Any:
+    return value if isinstance(value, _AsItIs) else escape(str(value))
+
+
+def _recipe(provenance: Mapping[str, Any]) -> ConfigDict | None:
+    """What the network was trained with; None if that is not known or cannot be read."""
+    try:
+        return from_dict(provenance["recipe"])
+    except (KeyError, UserError):
+        return None
+
+
+_TEMPLATE = Environment(
+    loader=PackageLoader("tsm_jax.exporting", "templates"),
+    finalize=_shown,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+).get_template("model_card.md.jinja")
