@@ -58,14 +58,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     artifact = read_artifact(arguments.model)
-    size = artifact.preprocessing.crop_size
-    shape = (1, artifact.num_segments, size, size, 3)
-    video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    video = np.random.default_rng(0).integers(0, 256, (1, *artifact.clip_shape), np.uint8)
     eager, expected = torch_run(arguments.model, video)
     runs: dict[str, Callable[[], object]] = {"torch eager float32": eager}
     differences = {"torch eager float32": 0.0}
     for (name, precision), file in FILES.items():
-        if installed(name) and artifact.has(file):
+        if installed(name) and file in artifact.hashes:
             engine = open_engine(artifact, name, precision)
             key = f"{name} {precision}"
             runs[key] = lambda engine=engine: engine.logits(video)

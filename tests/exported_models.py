@@ -39,7 +39,7 @@ def _tensors(architecture: Architecture) -> dict[str, np.ndarray]:
 
 
 def _model(protocol: str = "test", **architecture) -> Model:
-    """A model of 5 classes, 4 segments and 32 pixels, unless told otherwise."""
+    """A model of 5 classes, 4 segments and 32 pixels, unless given others."""
     values = {
         "backbone": "resnet18",
         "num_classes": 5,

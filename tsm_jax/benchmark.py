@@ -6,7 +6,8 @@ python -m tsm_jax.benchmark predict --model inference/TSM
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str]) -> None:
     commands = {"train": train, "data": data, "predict": predict}
     parser = cli.Parser(
         "benchmark",
-        description="Measures a part of the program; `benchmark COMMAND --help` tells more.",
+        description="Measures a part of the program; `benchmark COMMAND --help` says more.",
         example="python -m tsm_jax.benchmark predict --help",
     )
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
@@ -50,14 +51,14 @@ def train(arguments: Sequence[str]) -> None:
     assert config is not None
     if options.steps < 1:
         parser.error("--steps must be at least 1")
-    from tsm_jax.measure.step import run_step_benchmark
+    from tsm_jax.measure.step import measure_step
 
     batches = None
     if options.input == "recipe":
         from tsm_jax.measure.data import training_batches
 
         batches = training_batches(config, options.steps)
-    run_step_benchmark(config, steps=options.steps, batches=batches, profile=options.profile)
+    _print(measure_step(config, steps=options.steps, batches=batches, profile=options.profile))
 
 
 def data(arguments: Sequence[str]) -> None:
@@ -83,9 +84,10 @@ def data(arguments: Sequence[str]) -> None:
     assert config is not None
     if options.clips < 1:
         parser.error("--clips must be at least 1")
-    from tsm_jax.measure.data import run_data_benchmark
+    from tsm_jax.measure.data import measure_reading
 
-    run_data_benchmark(config, options.clips, threads=options.threads, workers=options.workers)
+    lines = measure_reading(config, options.clips, threads=options.threads, workers=options.workers)
+    _print(lines)
 
 
 def predict(arguments: Sequence[str]) -> None:
@@ -118,13 +120,13 @@ def predict(arguments: Sequence[str]) -> None:
         raise UserError("--repeats and --batch_sizes must be at least 1")
     from tsm_jax.deploy.engine import check_names
     from tsm_jax.deploy.inputs import find_videos
-    from tsm_jax.measure.predict import benchmark_prediction
+    from tsm_jax.measure.predict import measure_prediction
 
     for name in options.engines or ():
         check_names(name, "float32")
     for precision in options.precisions:
         check_names("auto", precision)
-    lines = benchmark_prediction(
+    lines = measure_prediction(
         options.model,
         videos=find_videos(options.input) if options.input else (),
         engines=options.engines,
@@ -132,6 +134,11 @@ def predict(arguments: Sequence[str]) -> None:
         batch_sizes=options.batch_sizes,
         repeats=options.repeats,
     )
+    _print(lines)
+
+
+def _print(lines: Iterable[dict[str, Any]]) -> None:
+    """Each as soon as it is measured."""
     for line in lines:
         print(json.dumps(line), flush=True)
 

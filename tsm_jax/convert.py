@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
         "--num_segments",
         metavar="T",
         type=int,
-        help="frames per clip that a .pdparams was trained with; it does not tell (8)",
+        help="frames per clip that a .pdparams was trained with; it does not store it (8)",
     )
     parser.add_argument(
         "--labels", metavar="FILE", help="class names of a .pdparams, one a line, if not well known"

@@ -30,17 +30,17 @@ def main(arguments: Sequence[str]) -> None:
         formats=options.formats,
         precisions=options.precisions,
     )
-    for check in exported.checks:
+    for check in exported["self_check"]:
         print(
-            f"{check.file} in {check.engine} ({check.precision}) on {check.input} input:"
-            f" logits differ by {check.relative_difference:.1e} of the largest"
+            "{file} in {engine} ({precision}) on {input} input: logits differ by"
+            " {relative_difference:.1e} of the largest".format(**check)
         )
-    if exported.int8 is not None:
+    if exported["int8"] is not None:
         print(
-            f"int8 agrees with float32 on the best class of {exported.int8['agreement']:.1%} of"
-            f" {exported.int8['clips']} videos, on which it was calibrated"
+            f"int8 agrees with float32 on the best class of {exported['int8']['agreement']:.1%} of"
+            f" {exported['int8']['clips']} videos, on which it was calibrated"
         )
-    print(f"{options.output}: ready; README.md in it tells how to run it")
+    print(f"{options.output}: ready; README.md in it says how to run it")
 
 
 def _parser() -> cli.Parser:

@@ -50,27 +50,15 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
-    if options.window is not None:
-        from tsm_jax.deploy.timeline_run import write_timelines
-
-        return write_timelines(
-            predictor,
-            videos,
-            window=options.window,
-            step=options.step,
-            top_k=options.top_k,
-            output=options.output,
-            visualize=options.visualize,
-            inputs=options.input,
-            overwrite=options.overwrite,
-        )
-    if options.step is not None:
+    if options.step is not None and options.window is None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
     from tsm_jax.deploy.prediction_run import predict_videos
 
     return predict_videos(
         predictor,
         videos,
+        window=options.window,
+        step=options.step,
         top_k=options.top_k,
         batch_size=options.batch_size,
         threads=options.threads,

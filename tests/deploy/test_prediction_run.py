@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 
@@ -11,9 +12,9 @@ from PIL import Image
 
 from tsm_jax import predict
 from tsm_jax.data.prepare import entries
+from tsm_jax.deploy.drawing import draw_clip
 from tsm_jax.deploy.inputs import find_videos
-from tsm_jax.deploy.outputs import picture_paths
-from tsm_jax.deploy.picture import compose
+from tsm_jax.deploy.picture_files import picture_paths
 from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
 from tsm_jax.errors import UserError
 
@@ -84,14 +85,19 @@ def test_names_of_pictures_do_not_collide(tmp_path):
     assert names == ["x.png", "x_2.png", "y.png", "n" * 200 + ".png"]
 
 
+def pixels(png):
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"), np.int64)
+
+
 @pytest.mark.parametrize("frames", [3, 8, 16])
 def test_the_picture_shows_frames_scores_and_maps(frames):
     clip = np.full((frames, 32, 32, 3), 200, np.uint8)
     predictions = [Prediction(0, "a " * 200, 0.75), Prediction(1, "b", 0.25)]
     maps = np.zeros((frames, 2, 2), np.float32)
     maps[-1, 0, 0] = 3.0
-    plain = np.asarray(compose("x.mp4", clip, predictions, np.zeros_like(maps)), np.int64)
-    image = np.asarray(compose("x.mp4", clip, predictions, maps), np.int64)
+    plain = pixels(draw_clip("x.mp4", clip, predictions, np.zeros_like(maps)))
+    image = pixels(draw_clip("x.mp4", clip, predictions, maps))
     assert (image == 200).all(-1).any()  # the frames themselves
     changed = np.argwhere((image != plain).any(-1))
     # Of the maps only the last frame's changed (the right end of the last row) and its bar.

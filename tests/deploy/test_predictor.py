@@ -1,4 +1,4 @@
-"""Many videos: order, errors, batches; and the maps behind an answer."""
+"""Many videos: order, errors, batches; and the maps of an answer."""
 
 from __future__ import annotations
 

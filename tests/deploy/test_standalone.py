@@ -76,6 +76,22 @@ def test_predict_without_the_packages_of_training(exported, videos, run_with_onl
     assert len(json.loads(result.stdout)["predictions"]) == 5
 
 
+def test_pictures_alone_need_matplotlib(exported, videos, tmp_path, run_with_only):
+    arguments = ["--model", str(exported), "--engine", "jax", "--input", str(videos / "0.mp4")]
+    picture = str(tmp_path / "out.png")
+    code = f"""
+from tsm_jax import predict
+predict.main({arguments!r})
+assert "tsm_jax.figures" not in sys.modules and "tsm_jax.deploy.prediction_run" in sys.modules
+from tsm_jax import cli
+cli.run(predict.main, [*{arguments!r}, "--visualize", {picture!r}])
+"""
+    result = run_with_only(code, blocked=(*OF_TRAINING, "matplotlib"))
+    assert result.returncode == 1
+    assert result.stderr == "error: --visualize draws with matplotlib: pip install matplotlib\n"
+    assert result.stdout.count("class number") == 5
+
+
 def test_other_weights_say_that_they_need_the_rest(videos, tmp_path, run_with_only):
     arguments = ["--model", str(tmp_path), "--input", str(videos / "0.mp4")]
     result = run_with_only(PREDICT.format(arguments=arguments), blocked=OF_TRAINING)

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import sys
 
+import av
 import numpy as np
 import pytest
 
@@ -84,6 +85,28 @@ runpy.run_path({str(copy / "example.py")!r}, run_name="__main__")
     engine = {"onnx": "onnxruntime", "stablehlo": "jax"}[graph]
     best = Predictor.load(str(copy), engine=engine).predict(shapes[0])[0]
     assert f"1. {best.label} (class {best.index})  {best.score:.4f}" in result.stdout
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "text", "sound"])
+def test_a_damaged_video_is_one_line(folder, shapes, tmp_path, monkeypatch, damage):
+    path = tmp_path / "damaged.mp4"
+    match damage:
+        case "cut":
+            with open(shapes[0], "rb") as whole:
+                path.write_bytes(whole.read()[:100])
+        case "text":
+            path.write_text("not a video")
+        case "sound":
+            path = tmp_path / "sound.wav"
+            with av.open(str(path), "w") as container:
+                stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+                frame.rate = 8000
+                container.mux([*stream.encode(frame), *stream.encode(None)])
+    monkeypatch.setattr(sys, "argv", ["example.py", str(path)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(folder("onnx") / "example.py"), run_name="__main__")
+    assert re.fullmatch(f"cannot decode {path}: .+", str(exit_.value.code))
 
 
 def test_several_views_are_refused(folder, monkeypatch):

@@ -11,9 +11,8 @@ import pytest
 
 import tsm_jax
 from tsm_jax.errors import UserError
-from tsm_jax.exporting.program import make_program
+from tsm_jax.exporting.program import export_stablehlo, make_program
 from tsm_jax.exporting.self_check import relative_difference
-from tsm_jax.exporting.stablehlo import export_stablehlo
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 
@@ -83,7 +82,7 @@ def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
 
 
 def test_the_onnx_graph_is_plain(make_model):
-    """Nothing in it that a runtime may lack or read in its own way, and nothing to no purpose."""
+    """Nothing in it that a runtime may lack or read in its own way, and nothing without effect."""
     pytest.importorskip("onnx", reason="onnx is not installed")
     from tsm_jax.exporting.onnx_graph import build_onnx
 

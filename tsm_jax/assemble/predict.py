@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import numpy as np
-
-from tsm_jax.data.protocols import protocol_of
 from tsm_jax.deploy.artifact import is_artifact
 from tsm_jax.deploy.engine import check_names
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
-from tsm_jax.models.architecture import CLASSIFIER
-from tsm_jax.weights.model_directory import Model
 
 
 def load_predictor(
@@ -53,27 +46,10 @@ def load_predictor(
         )
     try:
         # Late: an exported folder needs neither flax nor jax.
-        from tsm_jax.assemble.recognizer import RecognizerEngine, load
+        from tsm_jax.assemble.recognizer import load
     except ImportError as error:
         raise UserError(
             f"{model} is not an exported folder, and other weights need the whole of tsm_jax"
             f" ({error.name} is missing): export them first, python -m tsm_jax.export"
         ) from error
-    recognizer = load(model, num_segments=num_segments, dtype=precision)
-    return Predictor(
-        RecognizerEngine(recognizer, precision),
-        recognizer.labels,
-        recognizer.num_segments,
-        protocol_of(recognizer.model.preprocessing, protocol),
-        lambda: np.asarray(recognizer.params[CLASSIFIER]),
-        source=model,
-        fingerprint=lambda: _fingerprint(recognizer.model),
-    )
-
-
-def _fingerprint(model: Model) -> str:
-    digest = hashlib.sha256(repr(model.architecture).encode())
-    for name, tensor in sorted(model.tensors.items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor).data)
-    return digest.hexdigest()
+    return load(model, num_segments=num_segments, dtype=precision).predictor(protocol)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tsm_jax.assemble.weights import load_model
-from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import protocol_of
-from tsm_jax.deploy.engine import ClipShape, check_video
-from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.artifact import FEATURES
+from tsm_jax.deploy.engine import Engine
+from tsm_jax.deploy.prediction import Prediction
+from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.exporting.program import make_program
+from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
@@ -32,9 +36,8 @@ class Recognizer:
     def __init__(self, model: Model, *, dtype: str = "float32", source: str = "the model"):
         self.model = model
         self.labels = list(model.labels)
-        self._source = source
+        self._source, self._dtype = source, dtype
         self._network = build_network(model.architecture, dtype)
-        self._protocol = protocol_of(model.preprocessing)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
         self.params = {name: jnp.asarray(model.tensors[name]) for name in params}
@@ -75,16 +78,37 @@ class Recognizer:
             UnreadableClipError: the video cannot be decoded.
             UserError: the scores are not finite.
         """
+        return self.predictor().predict(path, top_k)
 
-        def choose(num_frames: int) -> np.ndarray:
-            return self._protocol.choose_frames(num_frames, self.num_segments)
+    def predictor(self, protocol: str | None = None) -> Predictor:
+        """What predicts many videos with this network, by its stored protocol or another one."""
+        shape = (self.num_segments, None, None, 3)
+        return Predictor(
+            Engine("jax", self._dtype, jax.default_backend(), shape, self._run),
+            self.labels,
+            self.num_segments,
+            protocol_of(self.model.preprocessing, protocol),
+            lambda: np.asarray(self.params[CLASSIFIER]),
+            source=self._source,
+            fingerprint=self._fingerprint,
+        )
 
-        views = self._protocol.views(decode_frames(path, choose), path)
-        # One at a time: there may be a hundred.
-        clips = (np.asarray(normalize(view[None])) for view in views)
-        logits = np.concatenate([self.forward(clip) for clip in clips])
-        logits = average_views(logits, self._protocol.average_probabilities)
-        return best_classes(logits, self.labels, top_k, self._source)
+    def _run(self, video: np.ndarray, output: str) -> np.ndarray:
+        if output == FEATURES:
+            return np.asarray(self._features(video))
+        return self.forward(np.asarray(normalize(video)))
+
+    @cached_property
+    def _features(self) -> Callable[[np.ndarray], jax.Array]:
+        program = make_program(self.model)
+        return jax.jit(lambda video: program(video)[1])
+
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.model.architecture).encode())
+        for name, tensor in sorted(self.model.tensors.items()):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor).data)
+        return digest.hexdigest()
 
     def _apply(
         self,
@@ -93,30 +117,6 @@ class Recognizer:
         video: jax.Array,
     ) -> jax.Array:
         return self._network.apply(params, batch_stats, video)[0]
-
-
-class RecognizerEngine:
-    """A recognizer behind the interface of an engine."""
-
-    name = "jax"
-
-    def __init__(self, recognizer: Recognizer, precision: str):
-        self._recognizer = recognizer
-        self.precision = precision
-        self.device = jax.default_backend()
-        self.batch_size = 1 if self.device == "cpu" else 16
-        self.clip_shape: ClipShape = (recognizer.num_segments, None, None, 3)
-        self._forward = None
-
-    def logits(self, video: np.ndarray) -> np.ndarray:
-        video = check_video(video, self.clip_shape)
-        return self._recognizer.forward(np.asarray(normalize(video)))
-
-    def features(self, video: np.ndarray) -> np.ndarray:
-        if self._forward is None:
-            program = make_program(self._recognizer.model)
-            self._forward = jax.jit(lambda video: program(video)[1])
-        return np.asarray(self._forward(video))
 
 
 def load(
@@ -131,7 +131,7 @@ def load(
     Args:
         weights: a model directory; a workdir of a training run (its best checkpoint); a
             `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
-        num_segments: T of a `.pdparams`, which does not tell it; 8 if None.
+        num_segments: T of a `.pdparams`, which does not store it; 8 if None.
         dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
         protocol: which views of a video `predict` averages, one of `tsm_jax.data.protocols`;
             None for the one that is stored with the weights.

@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.data.protocols import Preprocessing
-from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
+from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, read_json, sha256
+from tsm_jax.files import check_regular, read_json, reason, sha256
 from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
@@ -35,8 +34,20 @@ from tsm_jax.weights.tensor_file import read_tensors
 UPGRADES = ()
 EXPORT_VERSION = len(UPGRADES) + 1
 
-# Of a graph's inputs and outputs: dtype and shape by name, None for a size that is left open.
-Ports = Mapping[str, tuple[str, Sequence[int | None]]]
+# A graph's input and outputs.
+VIDEO, LOGITS, FEATURES = "video", "logits", "features"
+
+STABLEHLO_FILE = "model.stablehlo"
+BFLOAT16_STABLEHLO_FILE = "model_bfloat16.stablehlo"
+ONNX_FILE = "model.onnx"
+INT8_FILE = "model_int8.onnx"
+EXAMPLE_FILE = "example.py"
+README_FILE = "README.md"
+
+# A shape, None for a size that is left open.
+Shape = tuple[int | None, ...]
+# Of a graph's inputs and outputs: dtype and shape by name.
+Ports = Mapping[str, tuple[str, Shape]]
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,7 @@ class Artifact:
     """An exported folder.
 
     Attributes:
-        folder: where it is.
         num_segments: T.
-        preprocessing: of the pixels.
         labels: K class names.
         hashes: file name to SHA-256 of every graph and of the tensors.
     """
@@ -57,9 +66,11 @@ class Artifact:
     labels: Sequence[str]
     hashes: Mapping[str, str]
 
-    def has(self, name: str) -> bool:
-        """Whether a file was exported."""
-        return name in self.hashes
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """(T, S, S, 3): what the graphs take, the views of the stored protocol."""
+        size = protocol_of(self.preprocessing).crop_size
+        return self.num_segments, size, size, 3
 
     def path(self, name: str) -> str:
         """The path of an exported file whose content was verified.
@@ -75,7 +86,7 @@ class Artifact:
             found = sha256(path)
         except OSError as error:
             raise UserError(
-                f"cannot read {path}: {error.strerror}; copy the folder again"
+                f"cannot read {path}: {reason(error)}; copy the folder again"
             ) from error
         if found != self.hashes[name]:
             raise UserError(
@@ -85,32 +96,22 @@ class Artifact:
         return path
 
     def check_graph(self, name: str, ports: Ports) -> None:
-        """Raises a UserError unless a graph takes and gives what the description says.
-
-        Args:
-            name: of its file.
-            ports: of the graph.
-        """
-        size, channels = self.preprocessing.crop_size, 3
-        expected = {
-            VIDEO: ("uint8", (None, self.num_segments, size, size, channels)),
+        """Raises a UserError unless the graph in a file takes and gives what is described."""
+        expected: Ports = {
+            VIDEO: ("uint8", (None, *self.clip_shape)),
             LOGITS: ("float32", (None, len(self.labels))),
         }
-        for port, (dtype, shape) in expected.items():
-            found = ports.get(port)
-            if found is None:
+        if FEATURES in ports:
+            rest = ports[FEATURES][1][2:]  # the graph's own; ordered by its format
+            expected = {**expected, FEATURES: ("float32", (None, self.num_segments, *rest))}
+        for port, wanted in expected.items():
+            if port not in ports:
                 raise UserError(f"{self.folder}/{name} has no {port}: export the model again")
-            if (found[0], tuple(found[1])) != (dtype, shape):
+            if ports[port] != wanted:
                 raise UserError(
                     f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {port} is"
-                    f" {_port(*found)} instead of {_port(dtype, shape)}; export the model again"
+                    f" {_port(*ports[port])} instead of {_port(*wanted)}; export the model again"
                 )
-        features = ports.get(FEATURES)
-        if features is not None and tuple(features[1][:2]) != (None, self.num_segments):
-            raise UserError(
-                f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {FEATURES} are"
-                f" {_port(*features)}, of {self.num_segments} segments; export the model again"
-            )
 
     def classifier(self) -> np.ndarray:
         """The weights of the classifier, float32 `[C, K]`.
@@ -127,7 +128,7 @@ class Artifact:
         return kernel
 
 
-def _port(dtype: str, shape: Sequence[int | None]) -> str:
+def _port(dtype: str, shape: Shape) -> str:
     return f"{dtype}[{', '.join('N' if size is None else str(size) for size in shape)}]"
 
 
@@ -167,13 +168,8 @@ def read_artifact(folder: str) -> Artifact:
         raise UserError(
             f"{labels_path} has other names than {path}: to rename classes, change both"
         )
-    return Artifact(
-        folder=folder,
-        num_segments=architecture.num_segments,
-        preprocessing=preprocessing,
-        labels=labels,
-        hashes=_hashes(exported.get("files"), path),
-    )
+    hashes = _hashes(exported.get("files"), path)
+    return Artifact(folder, architecture.num_segments, preprocessing, labels, hashes)
 
 
 def _hashes(files: Any, path: str) -> dict[str, str]:

@@ -1,60 +1,157 @@
-"""Colours, fonts and simple shapes that the pictures share."""
+"""What the network saw and what it made of it, as PNG files in memory."""
 
 from __future__ import annotations
 
-from functools import cache
+import os
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
 
-from tsm_jax.terminal import printable
+from tsm_jax.deploy.prediction import Prediction
+from tsm_jax.deploy.predictor import Answer, Predictor
+from tsm_jax.deploy.timeline import Moment
+from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
 
-PAPER, INK, GREY, FAINT = "#ffffff", "#1f2933", "#7b8794", "#e4e7eb"
-
-# Told apart by readers of any colour vision (Okabe and Ito).
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-
-# Dark to bright, perceived evenly; a few stops of matplotlib's inferno.
-_HEAT = np.array(
-    [(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (252, 255, 164)],
-    np.float32,
-)
-
-
-@cache
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, in pixels."""
-    return ImageFont.load_default(size)
+_WIDTH = 12  # inches
+_SIDE, _GAP, _IN_ROW = 170, 6, 8  # of a frame and between frames, pixels; frames
+_EVIDENCE = 0.5  # height of the bars, frames
+_MOST_CLASSES = 20
+_MARKED = 60  # windows; with more, their points would cover the line
+_NAME_LENGTH = 44  # letters
 
 
-def text(
-    draw: ImageDraw.ImageDraw,
-    position: tuple[float, float],
-    words: str,
+def draw_answer(predictor: Predictor, answer: Answer) -> bytes:
+    """The picture of an answer with a clip."""
+    assert answer.clip is not None
+    maps = predictor.activation_maps(answer.clip, answer.predictions[0].index)
+    views = predictor.protocol.num_views
+    return draw_clip(answer.path, answer.clip, answer.predictions, maps, num_views=views)
+
+
+def draw_clip(
+    path: str,
+    clip: np.ndarray,
+    predictions: Sequence[Prediction],
+    maps: np.ndarray,
     *,
-    size: int = 16,
-    color: str = INK,
-    anchor: str = "lm",
-    width: float | None = None,
-) -> None:
-    """Writes one line, cut with an ellipsis where it is wider than `width` pixels."""
-    words, face = printable(words), font(size)
-    if width is not None and draw.textlength(words, font=face) > width:
-        while words and draw.textlength(words + "…", font=face) > width:
-            words = words[:-1]
-        words += "…"
-    draw.text(position, words, fill=color, font=face, anchor=anchor)
+    num_views: int = 1,
+) -> bytes:
+    """The classes with their scores; the frames; below each the map of the best class on it, and a
+    bar for its own evidence.
+
+    Args:
+        path: of the video, for the title.
+        clip: uint8 `[T, S, S, 3]`, the first of the views.
+        predictions: best first, at least one; `_MOST_CLASSES` are shown.
+        maps: of the best class in that clip, float32 `[T, h, w]`.
+        num_views: that the predictions are averaged over.
+    """
+    predictions = predictions[:_MOST_CLASSES]
+    columns = min(len(clip), _IN_ROW)
+    rows = -(-len(clip) // columns)
+    height = 2 + _EVIDENCE  # of a row, frames
+    heights = 1 + 0.3 * len(predictions), rows * (height * _WIDTH / columns + 0.3) + 0.3
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+        above.suptitle(_title(path))
+        _draw_scores(above.subplots(), predictions)
+        evidence, pictures = maps.mean((1, 2)), _pictures(clip, maps)
+        low, high = min(evidence.min(), 0.0), max(evidence.max(), 0.0)
+        unit = 0.8 * _EVIDENCE / max(high - low, 1e-6)
+        zero = -0.9 * _EVIDENCE - low * unit
+        for row, axes in enumerate(below.subplots(rows, squeeze=False)[:, 0]):
+            first, last = row * columns, min((row + 1) * columns, len(clip)) - 1
+            shown = range(first, last + 1)
+            image = np.concatenate([pictures[i] for i in shown], axis=1)
+            axes.imshow(image, extent=(first - 0.5, last + 0.5, 0, 2))
+            colors = [COLORS[int(evidence[i] < 0)] for i in shown]
+            axes.bar(shown, unit * evidence[first : last + 1], 0.5, zero, color=colors)
+            axes.axhline(zero, color=GREY)
+            names = [f"frame {i + 1}: {evidence[i]:+.1f}" for i in shown]
+            axes.set_xticks(shown, names, fontsize=9)
+            axes.set(xlim=(first - 0.5, first + columns - 0.5), ylim=(-_EVIDENCE, 2), yticks=[])
+            axes.spines[:].set_visible(False)
+        views = "" if num_views == 1 else f"the first of {num_views} views; "
+        best = short(predictions[0].label, _NAME_LENGTH)
+        note = f"{views}bright: what speaks for {best}; bars: each frame's evidence"
+        below.supxlabel(f"{note} (logit: mean + bias)", fontsize=9, color=GREY)
+
+    return draw_png(_WIDTH, sum(heights), draw)
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """Values of 0 to 1, `[...]`, as colours uint8 `[..., 3]`."""
-    place = np.clip(values, 0, 1) * (len(_HEAT) - 1)
-    low = np.minimum(place.astype(int), len(_HEAT) - 2)
-    share = (place - low)[..., None]
-    return np.round(_HEAT[low] * (1 - share) + _HEAT[low + 1] * share).astype(np.uint8)
+def draw_timeline(video: str, moments: Sequence[Moment], labels: Sequence[str]) -> bytes:
+    """Scores at the middles of the windows, and below them a ribbon of the class that leads."""
+    scores = np.stack([moment.scores for moment in moments])  # [M, K]
+    times = np.array([(moment.start + moment.end) / 2 for moment in moments])
+    leading = scores.argmax(1)
+    shown = _leading_classes(scores)
+    colors = dict(zip(shown, COLORS, strict=False))
+
+    def draw(figure: Figure) -> None:
+        figure.suptitle(_title(video))
+        lines, ribbon = figure.subplots(2, 1, sharex=True, height_ratios=(14, 1))
+        for k, color in colors.items():
+            # Not the label first: matplotlib hides those that start with an underscore.
+            name = f"{scores[:, k].max():.0%}  {short(labels[k], _NAME_LENGTH)}"
+            marker = "o" if len(times) <= _MARKED else ""
+            lines.plot(times, scores[:, k], marker=marker, color=color, label=name)
+        lines.set(xlim=(0, moments[-1].end), ylim=(-0.02, 1.02), ylabel="score")
+        add_grid(lines)
+        # Each window's class, from halfway to the window before to halfway to the next one.
+        edges = np.concatenate([[0], (times[1:] + times[:-1]) / 2, [moments[-1].end]])
+        leaders = [to_rgb(colors.get(k, GREY)) for k in leading.tolist()]
+        ribbon.pcolormesh(edges, [0, 1], np.array([leaders]))
+        ribbon.set(yticks=[], xlabel="seconds")
+        ribbon.spines[:].set_visible(False)
+        figure.legend(loc="outside right upper")
+
+    return draw_png(_WIDTH, 4.5, draw)
 
 
-def smooth(values: np.ndarray, size: int) -> np.ndarray:
-    """A float32 map `[h, w]` enlarged to `[size, size]`."""
-    image = Image.fromarray(values.astype(np.float32))
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+def _title(path: str) -> str:
+    return short(os.path.basename(path), 2 * _NAME_LENGTH)
+
+
+def _draw_scores(axes: Axes, predictions: Sequence[Prediction]) -> None:
+    places, scores = range(len(predictions)), [each.score for each in predictions]
+    colors = [COLORS[0], *[GREY] * (len(predictions) - 1)]
+    axes.bar_label(axes.barh(places, scores, color=colors), [f"{s:.1%}" for s in scores], padding=4)
+    axes.set_yticks(places, [short(each.label, _NAME_LENGTH) for each in predictions])
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.08), xticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+
+
+def _pictures(clip: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
+    """Each frame above its map, in white margins: uint8 `[H, W, 3]`.
+
+    Evidence for the class is on one scale for all frames; evidence against it is dark.
+    """
+    strengths = np.maximum(maps, 0)
+    strengths /= max(float(strengths.max()), 1e-6)
+    pictures = []
+    for frame, strength in zip(clip, strengths.astype(np.float32), strict=True):
+        image = Image.fromarray(frame).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        smooth = Image.fromarray(strength).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        map_ = np.clip(np.asarray(smooth), 0, 1)
+        grey = np.asarray(image.convert("L"))[..., None]
+        heat = 255 * colormaps["inferno"](map_)[..., :3]
+        share = 0.25 + 0.55 * map_[..., None]
+        blended = ((1 - share) * grey + share * heat).astype(np.uint8)
+        margins = ((_GAP, 0), (_GAP // 2, _GAP // 2), (0, 0))
+        both = [np.pad(part, margins, constant_values=255) for part in (np.asarray(image), blended)]
+        pictures.append(np.concatenate(both))
+    return pictures
+
+
+def _leading_classes(scores: np.ndarray) -> list[int]:
+    """Classes that are the best one somewhere, the most frequent first; then the strongest."""
+    wins = np.bincount(scores.argmax(1), minlength=scores.shape[1])
+    order = np.lexsort((-scores.max(0), -wins))
+    return order[: min(len(COLORS), int((wins > 0).sum()))].tolist()

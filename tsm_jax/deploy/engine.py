@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 
-from tsm_jax.deploy.artifact import Artifact
-from tsm_jax.deploy.names import BFLOAT16_STABLEHLO_FILE, INT8_FILE, ONNX_FILE, STABLEHLO_FILE
+from tsm_jax.deploy.artifact import (
+    BFLOAT16_STABLEHLO_FILE,
+    FEATURES,
+    INT8_FILE,
+    LOGITS,
+    ONNX_FILE,
+    STABLEHLO_FILE,
+    Artifact,
+    Shape,
+)
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
 
@@ -36,25 +44,29 @@ PACKAGES = {
 
 _JAX_ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "libtpu")
 
-ClipShape = tuple[int | None, ...]
 
-
-class Engine(Protocol):
+@dataclass
+class Engine:
     """A network that is ready to run.
 
     Attributes:
         name: which engine.
         precision: of its convolutions.
         device: what it runs on, for the reader.
-        batch_size: how many clips it likes at once.
-        clip_shape: (T, S, S, 3), the one its input has; None where it takes any size.
+        clip_shape: (T, S, S, 3), with None where it takes any size.
+        run: (uint8 `[N, T, S, S, 3]`, `LOGITS` or `FEATURES`) to that output.
     """
 
     name: str
     precision: str
     device: str
-    batch_size: int
-    clip_shape: ClipShape
+    clip_shape: Shape
+    run: Callable[[np.ndarray, str], np.ndarray]
+
+    @property
+    def batch_size(self) -> int:
+        """How many clips it likes at once."""
+        return 1 if self.device == "cpu" else 16
 
     def logits(self, video: np.ndarray) -> np.ndarray:
         """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`.
@@ -62,34 +74,23 @@ class Engine(Protocol):
         Raises:
             ValueError: the video is of another shape or type.
         """
-        ...
+        return self.run(self._checked(video), LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, in front of the average pool."""
-        ...
+        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, before the average pool; raises as
+        `logits`."""
+        return self.run(self._checked(video), FEATURES)
 
-
-def fixed_dims(dims: Sequence[object]) -> ClipShape:
-    """The clip shape of a graph's input `[N, T, S, S, 3]`, None where a dimension is symbolic."""
-    return tuple(dim if isinstance(dim, int) else None for dim in dims[1:])
-
-
-def check_video(video: np.ndarray, clip_shape: ClipShape) -> np.ndarray:
-    """The video itself, C-contiguous, if it has the type and shape of a graph's input.
-
-    Engines differ in what they do with another one: OpenVINO would compute something.
-
-    Raises:
-        ValueError: it has not.
-    """
-    known = zip(video.shape[1:], clip_shape, strict=False)
-    fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
-    if not fits or video.dtype != np.uint8:
-        dims = ", ".join("any" if dim is None else str(dim) for dim in clip_shape)
-        raise ValueError(
-            f"the video is {video.dtype} {list(video.shape)}: it must be uint8 [N, {dims}]"
-        )
-    return np.ascontiguousarray(video)
+    def _checked(self, video: np.ndarray) -> np.ndarray:
+        """The video itself, C-contiguous; of another shape OpenVINO would compute something."""
+        known = zip(video.shape[1:], self.clip_shape, strict=False)
+        fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
+        if not fits or video.dtype != np.uint8:
+            dims = ", ".join("any" if dim is None else str(dim) for dim in self.clip_shape)
+            raise ValueError(
+                f"the video is {video.dtype} {list(video.shape)}: it must be uint8 [N, {dims}]"
+            )
+        return np.ascontiguousarray(video)
 
 
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
@@ -97,9 +98,8 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
 
     Args:
         artifact: the folder.
-        name: `jax`, `onnxruntime`, `openvino`, or `auto`: the fastest one that is installed, that
-            the folder has a graph for and that reaches the device (see `choose_engine`).
-        precision: `float32`, `bfloat16` or `int8`.
+        name: one of `ENGINES`, or `auto`, see `choose_engine`.
+        precision: one of `PRECISIONS`.
 
     Raises:
         UserError: there is no such engine, it is not installed, it cannot do the precision, or the
@@ -118,30 +118,34 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
     path = artifact.path(file)
     match name:
         case "jax":
-            from tsm_jax.deploy.jax_engine import JaxEngine as Opened
+            from tsm_jax.deploy.jax_engine import JaxGraph as Graph
         case "onnxruntime":
-            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeEngine as Opened
+            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeGraph as Graph
         case _:
-            from tsm_jax.deploy.openvino_engine import OpenVinoEngine as Opened
-    engine = Opened(path, precision)
-    artifact.check_graph(file, engine.ports())
-    return engine
+            from tsm_jax.deploy.openvino_engine import OpenVinoGraph as Graph
+    graph = Graph(path, precision)
+    artifact.check_graph(file, graph.ports)
+    return Engine(name, precision, graph.device, artifact.clip_shape, graph.run)
 
 
 def choose_engine(artifact: Artifact, precision: str) -> str:
     """What `auto` means here.
 
     With a GPU or TPU: ONNX Runtime if it has a GPU provider, else jax if it has a plugin for it.
-    On CPU the first that is installed of OpenVINO, ONNX Runtime, jax; but in float32 and with more
-    than one core ONNX Runtime comes first.
+    On CPU the fastest that is installed, as benchmarks/predict_engines.py measures them: OpenVINO,
+    ONNX Runtime, jax; but in float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores (and
+    1.3 on one).
 
     Raises:
         UserError: nothing that is installed can run this folder.
     """
+    fastest = ("openvino", "onnxruntime", "jax")
+    if precision == "float32" and usable_cores() > 1:
+        fastest = ("onnxruntime", "openvino", "jax")
     usable = [
         name
-        for name in _fastest_on_cpu(precision)
-        if installed(name) and artifact.has(FILES.get((name, precision), ""))
+        for name in fastest
+        if installed(name) and FILES.get((name, precision)) in artifact.hashes
     ]
     if not usable:
         raise UserError(
@@ -153,16 +157,6 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
     if "jax" in usable and any(map(find_spec, _JAX_ACCELERATORS)):
         return "jax"
     return usable[0]
-
-
-def _fastest_on_cpu(precision: str) -> tuple[str, ...]:
-    """Engines, the fastest first, as benchmarks/predict_engines.py measures them.
-
-    In float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores and 1.3 on one.
-    """
-    if precision == "float32" and usable_cores() > 1:
-        return "onnxruntime", "openvino", "jax"
-    return "openvino", "onnxruntime", "jax"
 
 
 def check_names(name: str, precision: str) -> None:

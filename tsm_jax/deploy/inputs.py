@@ -65,3 +65,20 @@ def _in_list(path: str) -> Iterator[str]:
         candidates = [line, words[0]] if words[-1].isdecimal() else [line]
         candidates += [os.path.join(beside, candidate) for candidate in candidates]
         yield next(filter(os.path.exists, candidates), line)
+
+
+def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raises a UserError if an output is one of the inputs, under whatever name."""
+    written = {_identity(path): path for path in outputs}
+    written.pop(None, None)
+    for path in inputs if written else ():
+        if (same := written.get(_identity(path))) is not None:
+            raise UserError(f"{same} is the input {path}: choose another output")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,4 +1,4 @@
-"""An answer: classes with their probabilities."""
+"""From a video to an answer: its views, and classes with their probabilities."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsm_jax.data.decode import decode_frames
+from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.errors import UserError
 
 
@@ -16,6 +18,19 @@ class Prediction(NamedTuple):
     index: int
     label: str
     score: float
+
+
+def read_views(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
+    """What a protocol shows of a video, uint8 `[V, T, S, S, 3]`.
+
+    Raises:
+        UnreadableClipError: it cannot be decoded.
+    """
+
+    def choose(num_frames: int) -> np.ndarray:
+        return protocol.choose_frames(num_frames, num_segments)
+
+    return protocol.views(decode_frames(path, choose), path)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -50,7 +65,7 @@ def best_classes(
     Args:
         logits: float32 `[K]`.
         labels: K names.
-        top_k: how many.
+        top_k: of them.
         source: where the network came from, for messages.
 
     Raises:

@@ -1,22 +1,41 @@
-"""`predict`: answers for many videos, printed, as JSON lines and as pictures."""
+"""`predict`: answers for many videos, printed, as lines of JSON and as pictures."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from tsm_jax.deploy.outputs import Results, picture_paths, request_of, save_picture
+from tsm_jax.deploy.json_lines import Results, request_of
+from tsm_jax.deploy.picture_files import picture_paths, save_picture
 from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.terminal import printable
+from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
+from tsm_jax.errors import UnreadableClipError
+from tsm_jax.terminal import printable, progress_bar
+
+
+class _Line(NamedTuple):
+    """A line of results: for JSON and for people; with an error if `error` is among the values."""
+
+    values: dict[str, Any]
+    text: str
+
+
+class _Answered(NamedTuple):
+    """The lines of a video, some not known yet; then what draws it, None if there is nothing."""
+
+    lines: Iterable[_Line]
+    draw: Callable[[], bytes | None]
 
 
 def predict_videos(
     predictor: Predictor,
     videos: Sequence[str],
     *,
+    window: float | None = None,
+    step: float | None = None,
     top_k: int = 5,
     batch_size: int | None = None,
     threads: int | None = None,
@@ -25,96 +44,138 @@ def predict_videos(
     inputs: Sequence[str] = (),
     overwrite: bool = False,
 ) -> int:
-    """Answers for all videos, in order; an interrupted run with the same output is continued.
+    """Answers for all videos, in order; an interrupted run with the same output is continued at the
+    first video that was unfinished.
 
     Args:
         predictor: the network.
         videos: paths.
+        window: seconds of a sliding window, see `timeline`; None for one answer per video.
+        step: seconds from one window to the next, or None for half a window.
         top_k: classes in an answer.
-        batch_size: as for `Predictor.predict_many`.
-        threads: as for `Predictor.predict_many`.
-        output: a file that receives a line of JSON per video as soon as it is known; `-` is the
+        batch_size, threads: as for `Predictor.predict_many`, without a window.
+        output: a file that receives a line of JSON per answer as soon as it is known; `-` is the
             standard output, which otherwise gets the same for people to read.
         visualize: a .png for a single video, or a folder for a picture each.
         inputs: files besides the videos that must not be written over.
         overwrite: replace results and pictures that exist.
 
     Returns:
-        How many videos could not be read.
+        How many videos could not be read to their end.
 
     Raises:
-        UserError: an output cannot be written, or exists.
+        UserError: an output cannot be written, or exists; or a window is not a sensible number.
     """
-    request = request_of(predictor, videos, top_k=top_k, visualize=visualize)
+    settings: dict[str, Any] = {"top_k": top_k, "visualize": visualize}
+    if window is not None:
+        step = check_lengths(window, step)
+        settings |= {"window": window, "step": step}
+    request = request_of(predictor, videos, **settings)
     given = (*videos, *inputs)
     results = Results(output, request, inputs=given, overwrite=overwrite)
     replace = overwrite or results.continued
     pictures = picture_paths(visualize, videos, inputs=given, overwrite=replace)
-    with results, _progress(len(videos), results.done) as advance:
-        report_continued(results, len(videos))
-        answers = predictor.predict_many(
-            videos[results.done :], top_k, batch_size=batch_size, threads=threads
-        )
-        for number, answer in enumerate(answers, start=results.done):
-            results.write(as_values(answer))
-            if output != "-":
-                _print(answer)
-            if pictures is not None and answer.clip is not None:
-                from tsm_jax.deploy.picture import draw_answer
-
-                save_picture(draw_answer(predictor, answer), pictures[number])
-            results.finish_video(failed=answer.error is not None)
-            advance()
+    with results, progress_bar("predict") as show:
+        if results.done:
+            done = f"{results.done} of {len(videos)} videos are answered already"
+            print(done, file=sys.stderr)
+        rest = videos[results.done :]
+        if window is None:
+            answers = predictor.predict_many(rest, top_k, batch_size=batch_size, threads=threads)
+            answered = _whole(predictor, answers)
+        else:
+            slide = partial(timeline, predictor, window=window, step=step, top_k=top_k)
+            answered = _windows(predictor, rest, slide, keep=pictures is not None)
+        for number, (lines, draw) in enumerate(answered, start=results.done):
+            failed = False
+            for line in lines:
+                results.write(line.values)
+                if output != "-":
+                    _print(line)
+                failed = failed or "error" in line.values
+            png = draw() if pictures is not None else None
+            if pictures is not None and png is not None:
+                save_picture(png, pictures[number])
+            results.finish_video(failed=failed)
+            if len(videos) > 1:
+                show(number + 1, len(videos))
     _report_speed(predictor, answered=len(videos) - results.done)
-    report_failed(results, len(videos), output)
+    if results.failed and (len(videos) > 1 or output == "-"):  # else its error was printed
+        print(f"error: {results.failed} of {len(videos)} videos could not be read", file=sys.stderr)
     return results.failed
 
 
-def as_values(answer: Answer) -> dict[str, Any]:
-    """For JSON: `video` with `predictions` (best first) or with `error`."""
-    if answer.error is not None:
-        return {"video": answer.path, "error": answer.error}
-    return {"video": answer.path, "predictions": predictions_as_values(answer.predictions)}
+def _whole(predictor: Predictor, answers: Iterable[Answer]) -> Iterator[_Answered]:
+    for answer in answers:
+
+        def draw(answer=answer) -> bytes | None:
+            from tsm_jax.deploy.drawing import draw_answer  # half a second of matplotlib
+
+            return None if answer.clip is None else draw_answer(predictor, answer)
+
+        if answer.error is not None:
+            line = _error(answer.path, answer.error)
+        else:
+            best = [
+                f"  {place}. {printable(each.label)} (class {each.index})  {each.score:.4f}"
+                for place, each in enumerate(answer.predictions, start=1)
+            ]
+            values = {"video": answer.path, "predictions": _as_values(answer.predictions)}
+            line = _Line(values, "\n".join([printable(answer.path), *best]))
+        yield _Answered([line], draw)
 
 
-def predictions_as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """For JSON: `index`, `label` and `score` each."""
+def _windows(
+    predictor: Predictor,
+    videos: Sequence[str],
+    slide: Callable[[str], Iterator[Moment]],
+    *,
+    keep: bool,
+) -> Iterator[_Answered]:
+    """Moments are kept for the plot only: a stream has no end."""
+    for video in videos:
+        moments: list[Moment] = []
+
+        def lines(video=video, moments=moments) -> Iterator[_Line]:
+            try:
+                for moment in slide(video):
+                    if keep:
+                        moments.append(moment)
+                    yield _moment_line(video, moment)
+            except UnreadableClipError as error:
+                yield _error(video, str(error))
+
+        def draw(video=video, moments=moments) -> bytes | None:
+            from tsm_jax.deploy.drawing import draw_timeline  # half a second of matplotlib
+
+            return draw_timeline(video, moments, predictor.labels) if moments else None
+
+        yield _Answered(lines(), draw)
+
+
+def _moment_line(video: str, moment: Moment) -> _Line:
+    best = moment.predictions[0]
+    values = {
+        "video": video,
+        "start": round(moment.start, 3),
+        "end": round(moment.end, 3),
+        "predictions": _as_values(moment.predictions),
+    }
+    times = f"{moment.start:7.1f} s - {moment.end:.1f} s"
+    return _Line(values, f"{printable(video)}  {times}  {printable(best.label)}  {best.score:.4f}")
+
+
+def _error(video: str, error: str) -> _Line:
+    error = " ".join(error.split())
+    return _Line({"video": video, "error": error}, f"error: {printable(error)}")
+
+
+def _as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
 
 
-def report_continued(results: Results, total: int) -> None:
-    """Says on standard error how many answers an interrupted run had written."""
-    if results.done:
-        print(f"{results.done} of {total} videos are answered already", file=sys.stderr)
-
-
-def report_failed(results: Results, total: int, output: str | None) -> None:
-    """Says on standard error how many failed, unless that is the only video's printed error."""
-    if results.failed and (total > 1 or output == "-"):
-        print(f"error: {results.failed} of {total} videos could not be read", file=sys.stderr)
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error if that is a terminal and there is more than one video."""
-    if total == 1 or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("predict", total=total, completed=done)
-        yield lambda: progress.advance(task)
-
-
-def _print(answer: Answer) -> None:
-    if answer.error is not None:
-        print(f"error: {printable(answer.error)}", file=sys.stderr)
-        return
-    print(printable(answer.path))
-    for place, (index, label, score) in enumerate(answer.predictions, start=1):
-        print(f"  {place}. {printable(label)} (class {index})  {score:.4f}")
+def _print(line: _Line) -> None:
+    print(line.text, file=sys.stderr if "error" in line.values else sys.stdout)
 
 
 def _report_speed(predictor: Predictor, answered: int) -> None:

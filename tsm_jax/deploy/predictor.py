@@ -19,11 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
 from tsm_jax.deploy.artifact import Artifact, read_artifact
-from tsm_jax.deploy.engine import FILES, ClipShape, Engine, check_names, open_engine
-from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.engine import FILES, Engine, check_names, open_engine
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes, read_views
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
 
@@ -34,7 +33,6 @@ class Answer(NamedTuple):
     """What became of one video.
 
     Attributes:
-        path: of the video.
         predictions: best first; empty if it could not be read.
         error: one line why it could not be read, or None.
         clip: the frames of the first view, uint8 `[T, S, S, 3]`, or None.
@@ -46,22 +44,13 @@ class Answer(NamedTuple):
     clip: np.ndarray | None
 
 
-class _Read(NamedTuple):
-    """A video that was decoded, uint8 `[V, T, S, S, 3]`, or could not be."""
-
-    path: str
-    views: np.ndarray | UnreadableClipError
+# A video's path, and its views, uint8 `[V, T, S, S, 3]`, or why they cannot be decoded.
+_Read = tuple[str, np.ndarray | UnreadableClipError]
 
 
 @dataclass
 class Usage:
-    """How busy the engine was since its first batch.
-
-    Attributes:
-        clips: that went through it.
-        engine_seconds: inside the engine.
-        wall_seconds: from the start of the first batch to the end of the last one.
-    """
+    """How busy the engine was from the start of its first batch to the end of its last one."""
 
     clips: int = 0
     engine_seconds: float = 0.0
@@ -127,12 +116,11 @@ class Predictor:
         num_segments: int | None = None,
         protocol: str | None = None,
     ) -> Predictor:
-        """Opens an exported folder (`tsm_jax.load_predictor` opens any weights).
+        """Opens what `export` wrote (`tsm_jax.load_predictor` opens any weights).
 
         Args:
-            folder: what `export` wrote.
-            engine: `auto`, `jax`, `onnxruntime` or `openvino`.
-            precision: `float32`, `bfloat16` or `int8`.
+            folder: exported.
+            engine, precision: as for `open_engine`.
             num_segments: T, to be checked.
             protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None
                 for the one stored with the weights.
@@ -147,9 +135,8 @@ class Predictor:
                 f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
                 f" {num_segments}"
             )
-        chosen = protocol_of(artifact.preprocessing, protocol)
+        chosen = _fitting_protocol(artifact, protocol)
         opened = open_engine(artifact, engine, precision)
-        _check_size(opened.clip_shape, artifact, chosen)
         return cls(
             opened,
             artifact.labels,
@@ -161,29 +148,18 @@ class Predictor:
         )
 
     def read(self, path: str) -> np.ndarray:
-        """The views of a video, uint8 `[V, T, S, S, 3]`.
-
-        Raises:
-            UnreadableClipError: it cannot be decoded.
-        """
-
-        def choose(num_frames: int) -> np.ndarray:
-            return self.protocol.choose_frames(num_frames, self.num_segments)
-
-        return self.protocol.views(decode_frames(path, choose), path)
+        """The views of a video, see `read_views`."""
+        return read_views(path, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
         size = self.engine.batch_size
         batches = (views[start : start + size] for start in range(0, len(views), size))
-        return self._average(np.concatenate([self.engine.logits(batch) for batch in batches]))
+        logits = np.concatenate([self.engine.logits(batch) for batch in batches])
+        return average_views(logits, self.protocol.average_probabilities)
 
     def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
-        """The most likely classes, best first.
-
-        Raises:
-            UserError: the logits are not finite.
-        """
+        """The most likely classes, see `best_classes`."""
         return best_classes(logits, self.labels, top_k, self.source)
 
     def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
@@ -208,8 +184,7 @@ class Predictor:
         Args:
             paths: videos. One that cannot be read becomes an answer with an error.
             top_k: classes in an answer.
-            batch_size: clips that the engine gets at once, each view of a video being one; None
-                for what it likes.
+            batch_size: views that the engine gets at once; None for what it likes.
             threads: that decode; None for one per core.
 
         Raises:
@@ -220,10 +195,10 @@ class Predictor:
         waiting: deque[_Read] = deque()
         clips: list[np.ndarray] = []
         scored: deque[np.ndarray] = deque()  # logits of the clips of `waiting`, the oldest first
-        for read in self._read_ahead(paths, threads or usable_cores(), size):
-            waiting.append(read)
-            if isinstance(read.views, np.ndarray):
-                clips.extend(read.views)
+        for path, views in self._read_ahead(paths, threads or usable_cores(), size):
+            waiting.append((path, views))
+            if isinstance(views, np.ndarray):
+                clips.extend(views)
             while len(clips) >= size:
                 scored.extend(self._run(clips[:size], size))
                 del clips[:size]
@@ -274,7 +249,8 @@ class Predictor:
             elif len(scored) < len(views):
                 return
             else:
-                logits = self._average(np.stack([scored.popleft() for _ in views]))
+                logits = np.stack([scored.popleft() for _ in views])
+                logits = average_views(logits, self.protocol.average_probabilities)
                 yield Answer(path, self.best(logits, top_k), None, views[0].copy())
             waiting.popleft()
 
@@ -287,23 +263,24 @@ class Predictor:
         self.usage.add(start, time.perf_counter(), len(clips))
         return logits[: len(clips)]
 
-    def _average(self, logits: np.ndarray) -> np.ndarray:
-        return average_views(logits, self.protocol.average_probabilities)
-
 
 def _result(path: str, future: Future[np.ndarray]) -> _Read:
     try:
-        return _Read(path, future.result())
+        return path, future.result()
     except UnreadableClipError as error:
-        return _Read(path, error)
+        return path, error
 
 
-def _check_size(clip_shape: ClipShape, artifact: Artifact, protocol: EvalProtocol) -> None:
-    """Raises a UserError unless a graph takes clips of the protocol's size."""
-    size = clip_shape[1]
-    if size in (None, protocol.crop_size):
-        return
-    described = [protocol_of(artifact.preprocessing, name) for name in PROTOCOLS]
+def _fitting_protocol(artifact: Artifact, name: str | None) -> EvalProtocol:
+    """The protocol of that name, None for the stored one.
+
+    Raises:
+        UserError: there is none, or its views are not of the size that the graphs take.
+    """
+    protocol, size = protocol_of(artifact.preprocessing, name), artifact.clip_shape[1]
+    if protocol.crop_size == size:
+        return protocol
+    described = [protocol_of(artifact.preprocessing, other) for other in PROTOCOLS]
     fitting = [other.name for other in described if other.crop_size == size]
     raise UserError(
         f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"

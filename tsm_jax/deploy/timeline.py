@@ -8,10 +8,7 @@ windows, however long the video is.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -21,7 +18,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from tsm_jax.data.decode import check_is_video
+from tsm_jax.data.decode import open_video
 from tsm_jax.deploy.prediction import Prediction, softmax
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
@@ -47,29 +44,6 @@ class Moment(NamedTuple):
     scores: np.ndarray
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """Windows of `length` frames, one every `stride`, that use the frames at `offsets`."""
-
-    length: int
-    stride: int
-    offsets: list[int]
-    _first_use: dict[int, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for offset in sorted(self.offsets, reverse=True):
-            self._first_use[offset % self.stride] = offset
-
-    def use(self, frame: int) -> bool:
-        """Whether some window uses a frame."""
-        return frame >= self._first_use.get(frame % self.stride, math.inf)
-
-    def end_with(self, frame: int) -> bool:
-        """Whether a window's last frame is this one."""
-        start = frame + 1 - self.length
-        return start >= 0 and start % self.stride == 0
-
-
 def timeline(
     predictor: Predictor,
     path: str,
@@ -83,7 +57,7 @@ def timeline(
     Args:
         predictor: the network.
         path: of the video.
-        window: its length, seconds, rounded to whole frames.
+        window: seconds, rounded to whole frames.
         step: from one window to the next, seconds; None for half a window. It is rounded to whole
             T-ths of a window, at least one, so that windows share their frames.
         top_k: classes in an answer.
@@ -96,22 +70,27 @@ def timeline(
         UserError: the window or the step is not a sensible number.
     """
     step = check_lengths(window, step)
-    path = os.path.abspath(path)
-    check_is_video(path)
-    protocol, rate = predictor.protocol, _frame_rate(path)
-    windows = _windows(predictor, path, window, step, rate)
+    protocol, count = predictor.protocol, 0
     held: dict[int, np.ndarray] = {}
-    count = 0
-    for frame, image in _shown(path, float(rate), windows.use):
-        count = frame + 1
-        if image is not None:
-            held[frame] = protocol.resize([image], protocol.short_side)[0]
-        if windows.end_with(frame):
-            start = count - windows.length
-            views = protocol.views([held[start + offset] for offset in windows.offsets])
-            yield _moment(predictor, views, start / rate, count / rate, top_k)
-            held = {i: kept for i, kept in held.items() if i >= start + windows.stride}
-    if count < windows.length:
+    with open_video(path) as stream:
+        rate = min(stream.average_rate or Fraction(25), Fraction(_FASTEST))
+        length, stride, offsets = _windows(predictor, path, window, step, rate)
+        # Of the frames that some windows use, by their remainder, the first one.
+        first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
+
+        def wanted(frame: int) -> bool:
+            return frame >= first_use.get(frame % stride, math.inf)
+
+        for frame, image in _shown(path, stream, float(rate), wanted):
+            if image is not None:
+                held[frame] = protocol.resize([image], protocol.short_side)[0]
+            count = frame + 1
+            start = count - length
+            if start >= 0 and start % stride == 0:
+                views = protocol.views([held[start + offset] for offset in offsets], path)
+                yield _moment(predictor, views, start / rate, count / rate, top_k)
+                held = {i: kept for i, kept in held.items() if i >= start + stride}
+    if count < length:
         yield _moment(predictor, predictor.read(path), 0, max(count, 1) / rate, top_k)
 
 
@@ -132,7 +111,8 @@ def check_lengths(window: float, step: float | None) -> float:
 
 def _windows(
     predictor: Predictor, path: str, window: float, step: float, rate: Fraction
-) -> _Windows:
+) -> tuple[int, int, list[int]]:
+    """Of the windows, in frames: length, distance, and which of its frames each one uses."""
     length, segments = round(window * rate), predictor.num_segments
     if length < 1:
         raise UnreadableClipError(
@@ -140,7 +120,7 @@ def _windows(
         )
     parts = max(1, round(step / window * segments))
     offsets = predictor.protocol.choose_frames(length, segments).tolist()
-    return _Windows(length, max(1, round(parts * length / segments)), offsets)
+    return length, max(1, round(parts * length / segments)), offsets
 
 
 def _moment(
@@ -150,37 +130,23 @@ def _moment(
     return Moment(float(start), float(end), predictor.best(logits, top_k), softmax(logits))
 
 
-def _frame_rate(path: str) -> Fraction:
-    with _opened(path) as (_, stream):
-        return min(stream.average_rate or Fraction(25), Fraction(_FASTEST))
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
-    try:
-        with av.open(path) as container:
-            stream = container.streams.best("video")
-            assert isinstance(stream, VideoStream), "checked before any decoding"
-            stream.codec_context.thread_count = 1
-            yield container, stream
-    except (FFmpegError, OSError, ValueError) as error:
-        raise UnreadableClipError(
-            f"cannot decode {path}: {reason(error)}; fetch it again"
-        ) from error
-
-
 def _shown(
-    path: str, rate: float, wanted: Callable[[int], bool]
+    path: str, stream: VideoStream, rate: float, wanted: Callable[[int], bool]
 ) -> Iterator[tuple[int, np.ndarray | None]]:
     """What is on screen at `(i + 0.5) / rate` seconds, i = 0, 1, ...: the i-th frame where the rate
     is constant. uint8 `[H, W, 3]`, or None where it is not wanted."""
-    size, i = None, 0
-    with _opened(path) as (container, stream):
+    container, size, i = stream.container, None, 0
+    assert isinstance(container, InputContainer)
+    try:
         for frame, end in _with_ends(container.decode(stream), path, rate):
             size = size or (frame.width, frame.height)
             while (i + 0.5) / rate < end:
                 yield i, _upright(frame, size) if wanted(i) else None
                 i += 1
+    except (FFmpegError, OSError, ValueError) as error:
+        raise UnreadableClipError(
+            f"cannot decode {path}: {reason(error)}; fetch it again"
+        ) from error
 
 
 def _with_ends(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from PIL import Image
 
 FOLDER = Path(__file__).parent
@@ -43,7 +44,10 @@ def choose_frames(num_frames: int) -> list[int]:
 def every_frame(path: str) -> Iterator[av.VideoFrame]:
     """The frames of a video, in order."""
     with av.open(path) as container:
-        for frame in container.decode(container.streams.best("video")):
+        stream = container.streams.best("video")
+        if stream is None:
+            raise ValueError("it has no video stream")
+        for frame in container.decode(stream):
             assert isinstance(frame, av.VideoFrame)
             yield frame
 
@@ -52,7 +56,7 @@ def decode(path: str) -> list[np.ndarray]:
     """The chosen frames, uint8 `[H, W, 3]`: RGB, all of the first one's size, upright."""
     num_frames = sum(1 for _ in every_frame(path))
     if num_frames == 0:
-        sys.exit(f"{path} has no frames")
+        raise ValueError("it has no frames")
     chosen = choose_frames(num_frames)
     frames: dict[int, np.ndarray] = {}
     width = height = None
@@ -105,7 +109,10 @@ def main() -> None:
         sys.exit("give a video: python example.py VIDEO")
     network = open_network()
     for path in sys.argv[1:]:
-        clip = np.stack([prepare(frame) for frame in decode(path)])
+        try:
+            clip = np.stack([prepare(frame) for frame in decode(path)])
+        except (FFmpegError, OSError, ValueError) as error:
+            sys.exit(f"cannot decode {path}: {getattr(error, 'strerror', None) or error}")
         logits = network(clip[None])[0]
         scores = np.exp(logits - logits.max())
         scores /= scores.sum()

@@ -11,7 +11,8 @@ closed set, at the end of this file; another one is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ import onnx  # pyright: ignore[reportMissingImports]
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.names import FEATURES, LOGITS, VIDEO
+from tsm_jax.deploy.artifact import FEATURES, LOGITS, VIDEO
 from tsm_jax.exporting.onnx_writer import Operand, Size, Tensor, Writer, refuse
 from tsm_jax.exporting.program import Program
 
@@ -48,16 +49,30 @@ def _sizes(aval: Any) -> tuple[Size, ...]:
 
 
 def _run(writer: Writer, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[Any]:
-    values: dict[Any, Operand] = dict(zip(jaxpr.jaxpr.invars, inputs, strict=True))
-    values.update(zip(jaxpr.jaxpr.constvars, map(np.asarray, jaxpr.consts), strict=True))
+    values: dict[Any, Operand] = {}
+    equations, results = jaxpr.jaxpr.eqns, jaxpr.jaxpr.outvars
+    readers = Counter(
+        atom
+        for atoms in (*(equation.invars for equation in equations), results)
+        for atom in atoms
+        if not isinstance(atom, Literal)
+    )
+
+    def write(variables: Sequence[Any], operands: Iterable[Operand]) -> None:
+        for variable, operand in zip(variables, operands, strict=True):
+            values[variable] = operand
+            if readers[variable] > 1:
+                writer.keep(operand)
 
     def read(atom: Any) -> Operand:
         return np.asarray(atom.val, _dtype(atom)) if isinstance(atom, Literal) else values[atom]
 
-    for equation in jaxpr.jaxpr.eqns:
-        results = _equation(writer, equation, [read(atom) for atom in equation.invars])
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.jaxpr.outvars]
+    write(jaxpr.jaxpr.invars, inputs)
+    write(jaxpr.jaxpr.constvars, map(np.asarray, jaxpr.consts))
+    for equation in equations:
+        operands = [read(atom) for atom in equation.invars]
+        write(equation.outvars, _equation(writer, equation, operands))
+    return [read(atom) for atom in results]
 
 
 def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequence[Operand]:
@@ -129,14 +144,6 @@ def _select(writer: Writer, equation: JaxprEqn, condition: Any, *cases: Any) -> 
     return writer.elementwise("Where", condition, *reversed(cases))
 
 
-def _rsqrt(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
-    return writer.elementwise("Reciprocal", writer.elementwise("Sqrt", x))
-
-
-def _square(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
-    return writer.elementwise("Mul", x, x)
-
-
 def _convert(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
     dtype = np.dtype(equation.params["new_dtype"])
     if dtype == _dtype(equation.invars[0]):  # only its promotion differs
@@ -159,19 +166,6 @@ def _reshape(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
         equation, equation.params.get("new_sizes") is None or not equation.params["dimensions"]
     )
     return writer.reshape(x, _sizes(equation.outvars[0].aval))
-
-
-def _transpose(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
-    return _transposed(writer, x, equation.params["permutation"])
-
-
-def _transposed(writer: Writer, x: Operand, axes: Sequence[int]) -> Operand:
-    x = writer.lay(x, False)
-    if isinstance(x, np.ndarray):
-        return x.transpose(axes)
-    if list(axes) == sorted(axes):
-        return x
-    return writer.node("Transpose", [x], [x.shape[axis] for axis in axes], perm=axes)
 
 
 def _slice(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
@@ -259,24 +253,18 @@ def _conv(writer: Writer, equation: JaxprEqn, x: Any, kernel: Any) -> Tensor:
 
 
 def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
-    (over_x, over_y), (batch_x, batch_y) = equation.params["dimension_numbers"]
-    shape = _sizes(equation.outvars[0].aval)
-    _require(equation, _is_float32(equation), len(over_x) == 1)
-    if isinstance(y, np.ndarray) and y.ndim == 2 and over_x[0] == len(x.shape) - 1:
-        return writer.matrix(x, y if over_y[0] == 0 else y.T, shape)
-    free_x = [axis for axis in range(len(x.shape)) if axis not in (*over_x, *batch_x)]
-    free_y = [axis for axis in range(len(y.shape)) if axis not in (*over_y, *batch_y)]
-    _require(equation, len(free_x) == len(free_y) == 1)
-    x = _transposed(writer, x, (*batch_x, *free_x, *over_x))
-    y = _transposed(writer, y, (*batch_y, *over_y, *free_y))
-    return writer.node("MatMul", [x, y], shape)
+    """Times a constant matrix, over the last axis."""
+    (over_x, over_y), _ = equation.params["dimension_numbers"]
+    constant = isinstance(y, np.ndarray) and y.ndim == 2
+    _require(equation, _is_float32(equation), constant, over_x == (len(x.shape) - 1,))
+    return writer.matrix(x, y if over_y == (0,) else y.T, _sizes(equation.outvars[0].aval))
 
 
 # Primitives that hold their program in a parameter.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _ELEMENTWISE = {
     **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min"},
-    **{"exp": "Exp", "logistic": "Sigmoid", "tanh": "Tanh", "sqrt": "Sqrt", "neg": "Neg"},
+    **{"exp": "Exp", "logistic": "Sigmoid", "tanh": "Tanh", "neg": "Neg"},
     **{"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
 }
 # Rules whose operands may still have to be broadcast.
@@ -285,8 +273,6 @@ _BROADCASTING: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "max", "min"), _arithmetic),
     "clamp": _clamp,
     "select_n": _select,
-    "rsqrt": _rsqrt,
-    "square": _square,
     "convert_element_type": _convert,
     "stop_gradient": lambda writer, equation, x: x,
     "broadcast_in_dim": _broadcast,
@@ -294,7 +280,6 @@ _BROADCASTING: dict[str, Callable[..., Any]] = {
 _RULES: dict[str, Callable[..., Any]] = _BROADCASTING | {
     "reshape": _reshape,
     "squeeze": _reshape,
-    "transpose": _transpose,
     "slice": _slice,
     "split": _split,
     "pad": _pad,

@@ -223,6 +223,11 @@ class Writer:
             self._without_bias[result.name] = kind, x, kernel, shape, attributes
         return result
 
+    def keep(self, x: Operand) -> None:
+        """Takes no offset into what has several readers: the product would be computed twice."""
+        if isinstance(x, Tensor):
+            self._without_bias.pop(x.name, None)
+
     def reduce(self, kind: str, x: Any, axes: Sequence[int]) -> Tensor:
         """An operation over axes, which vanish."""
         stored = x.stored(range(len(x.shape)))

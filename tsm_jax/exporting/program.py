@@ -1,4 +1,4 @@
-"""A network as the program that is exported, traced from its module tree.
+"""A network as the program that is exported, traced from its module tree, and as StableHLO.
 
     video     uint8 [N, T, S, S, 3]        RGB frames after resize and crop; N is free
     logits    float32 [N, K]
@@ -10,25 +10,26 @@ normalisation of pixels before it: what a graph computes is what `tsm_jax.models
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import export
 
+from tsm_jax.data.protocols import protocol_of
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.models.tsm import TSM
 from tsm_jax.weights.model_directory import Model, check_tensors
 
+PLATFORMS = ("cpu", "cuda", "tpu")
+
 
 class Program:
-    """Logits and features of clips.
-
-    Args:
-        module: with its weights; its batch norms get folded.
-        crop_size: S.
-    """
+    """Logits and features of clips of S x S pixels, by a module whose batch norms get folded."""
 
     def __init__(self, module: TSM, crop_size: int):
         for _, child in nnx.iter_modules(module):
@@ -58,7 +59,8 @@ class Program:
 
 
 def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
-    """The program of a model, with convolutions and activations in `float32` or `bfloat16`.
+    """The program of a model for the views of its protocol, with convolutions and activations in
+    `float32` or `bfloat16`.
 
     Raises:
         UserError: the tensors do not fit the architecture.
@@ -70,4 +72,27 @@ def make_program(model: Model, dtype: str = "float32", source: str = "the model"
         {name: model.tensors[name] for name in params},
         {name: model.tensors[name] for name in stats},
     )
-    return Program(module, model.preprocessing.crop_size)
+    return Program(module, protocol_of(model.preprocessing).crop_size)
+
+
+def export_stablehlo(program: Program) -> bytes:
+    """The program with its weights for any batch size on CPU, CUDA and TPU.
+
+    JAX promises to read it for six months of releases; the model's tensors are in the folder, too,
+    so that it can be exported again.
+    """
+    jitted = jax.jit(lambda video: program(video))  # its own, so that nothing is in a cache
+    with _without_source_locations():
+        return bytes(export.export(jitted, platforms=PLATFORMS)(program.video).serialize())
+
+
+@contextmanager
+def _without_source_locations() -> Iterator[None]:
+    """jax writes the paths of the source files of this machine beside every operation."""
+    name = "jax_traceback_in_locations_limit"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from tsm_jax.deploy.names import (
+from tsm_jax.data.protocols import protocol_of
+from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
     EXAMPLE_FILE,
     INT8_FILE,
@@ -61,6 +62,9 @@ Largest difference of a logit from the model's, over the largest logit:
 """
 
 
+_CHECK = "| `{file}` | {engine} | {precision} | {input} | {relative_difference:.1e} |"
+
+
 def write_readme(model: Model, folder: str, title: str, description: dict[str, Any]) -> None:
     """Writes README.md beside the files that it describes.
 
@@ -70,7 +74,7 @@ def write_readme(model: Model, folder: str, title: str, description: dict[str, A
         title: the folder's final name.
         description: the content of config.json.
     """
-    architecture, preprocessing = model.architecture, model.preprocessing
+    architecture, checks = model.architecture, description["export"]["self_check"]
     present = [name for name in _ABOUT if os.path.exists(os.path.join(folder, name))]
     engine = "onnxruntime" if ONNX_FILE in present else "jax flatbuffers"
     text = model_card(model, title=title, path=title) + _TEMPLATE.format(
@@ -78,13 +82,8 @@ def write_readme(model: Model, folder: str, title: str, description: dict[str, A
         example=EXAMPLE_FILE,
         classes=architecture.num_classes,
         frames=architecture.num_segments,
-        size=preprocessing.crop_size,
+        size=protocol_of(model.preprocessing).crop_size,
         files="\n".join(f"| `{name}` | {_ABOUT[name]} |" for name in present),
-        checks="\n".join(
-            "| `{file}` | {engine} | {precision} | {input} | {relative_difference:.1e} |".format(
-                **check
-            )
-            for check in description["export"]["self_check"]
-        ),
+        checks="\n".join(_CHECK.format(**check) for check in checks),
     )
     write_text(os.path.join(folder, README_FILE), text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,25 +14,26 @@ import numpy as np
 
 import tsm_jax
 from tsm_jax.data import moving_shapes
-from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import EvalProtocol, protocol_of
-from tsm_jax.deploy.artifact import EXPORT_VERSION, read_artifact
-from tsm_jax.deploy.engine import missing
-from tsm_jax.deploy.names import (
+from tsm_jax.data.protocols import protocol_of
+from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
     EXAMPLE_FILE,
+    EXPORT_VERSION,
     FEATURES,
     INT8_FILE,
     LOGITS,
     ONNX_FILE,
     STABLEHLO_FILE,
     VIDEO,
+    Artifact,
+    read_artifact,
 )
+from tsm_jax.deploy.engine import missing, open_engine
+from tsm_jax.deploy.prediction import read_views
 from tsm_jax.errors import UserError
-from tsm_jax.exporting.program import make_program
+from tsm_jax.exporting.program import PLATFORMS, export_stablehlo, make_program
 from tsm_jax.exporting.readme import write_readme
-from tsm_jax.exporting.self_check import Check, as_json, check_export
-from tsm_jax.exporting.stablehlo import PLATFORMS, export_stablehlo
+from tsm_jax.exporting.self_check import Check, check_export
 from tsm_jax.files import new_folder, read_json, sha256, write_json
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import (
@@ -41,19 +43,10 @@ from tsm_jax.weights.model_directory import (
     fill_model_directory,
 )
 
-FORMATS = ("stablehlo", "onnx")
 _NEEDED = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 _REAL_CLIPS_IN_CHECK = 2
 _EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
 _PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, for the report to the user."""
-
-    checks: Sequence[Check]
-    int8: dict[str, Any] | None
 
 
 def export_model(
@@ -61,18 +54,21 @@ def export_model(
     output: str,
     *,
     videos: Sequence[str] = (),
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = ("stablehlo", "onnx"),
     precisions: Sequence[str] = ("float32",),
-) -> Exported:
+) -> dict[str, Any]:
     """Exports a model to a folder that appears complete and checked, or not at all.
 
     Args:
-        model: to export.
+        model: of any weights.
         output: the folder, which must not exist.
         videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
-        formats: of `FORMATS`.
+        formats: both, or one of them.
         precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
             quantized ONNX graph.
+
+    Returns:
+        `export` of its config.json.
 
     Raises:
         UserError: the folder exists, a package is missing, a video cannot be read, or a graph does
@@ -82,16 +78,15 @@ def export_model(
     with new_folder(output) as folder:
         clips = _clips(model, videos)
         fill_model_directory(model, folder)
-        _write_graphs(model, folder, formats, precisions)
-        int8 = _quantize(folder, clips) if "int8" in precisions else None
-        _describe(model, folder, checks=[], int8=int8)  # the engines read the description
-        checks = check_export(
-            read_artifact(folder), model, clips[:_REAL_CLIPS_IN_CHECK], precisions
-        )
+        _write_graphs(model, folder, formats, precisions, clips)
+        _describe(model, folder, checks=[], int8=None)  # the engines read the description
+        artifact = read_artifact(folder)
+        checks = check_export(artifact, model, clips[:_REAL_CLIPS_IN_CHECK], precisions)
+        int8 = _compare_int8(artifact, clips) if "int8" in precisions else None
         description = _describe(model, folder, checks=checks, int8=int8)
         shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
         write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
-    return Exported(checks, int8)
+    return description["export"]
 
 
 def _check_request(
@@ -115,20 +110,17 @@ def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
     protocol = protocol_of(model.preprocessing)
     frames = model.architecture.num_segments
     if videos:
-        return np.concatenate([_read(path, protocol, frames) for path in videos])
-    film = moving_shapes.draw_clip(0, np.random.default_rng(0))
-    chosen = [film[i] for i in protocol.choose_frames(len(film), frames)]
-    return protocol.views(chosen)
-
-
-def _read(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
-    return protocol.views(
-        decode_frames(path, lambda num_frames: protocol.choose_frames(num_frames, num_segments))
-    )
+        return np.concatenate([read_views(path, protocol, frames) for path in videos])
+    drawn = moving_shapes.draw_clip(0, np.random.default_rng(0))
+    return protocol.views([drawn[i] for i in protocol.choose_frames(len(drawn), frames)])
 
 
 def _write_graphs(
-    model: Model, folder: str, formats: Sequence[str], precisions: Sequence[str]
+    model: Model,
+    folder: str,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    clips: np.ndarray,
 ) -> None:
     program = make_program(model)
     if "stablehlo" in formats:
@@ -140,12 +132,17 @@ def _write_graphs(
         from tsm_jax.exporting.onnx_graph import build_onnx
 
         _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
+    if "int8" in precisions:
+        from tsm_jax.exporting.quantization import quantize
+
+        quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), clips)
 
 
-def _quantize(folder: str, clips: np.ndarray) -> dict[str, Any]:
-    from tsm_jax.exporting.quantization import quantize
-
-    return quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), clips)
+def _compare_int8(artifact: Artifact, clips: np.ndarray) -> dict[str, Any]:
+    """`agreement`: the share of the clips with the same best class as in float32."""
+    engines = [open_engine(artifact, "onnxruntime", kind) for kind in ("float32", "int8")]
+    same = [len({int(e.logits(clip[None]).argmax()) for e in engines}) == 1 for clip in clips]
+    return {"clips": len(clips), "agreement": float(np.mean(same))}
 
 
 def _write(folder: str, name: str, content: bytes) -> None:
@@ -159,7 +156,8 @@ def _describe(
     """Adds `export` to config.json; the whole of it is returned."""
     path = os.path.join(folder, CONFIG_FILE)
     description = read_json(path, "the model's description")
-    frames, size = model.architecture.num_segments, model.preprocessing.crop_size
+    frames = model.architecture.num_segments
+    size = protocol_of(model.preprocessing).crop_size
     description["export"] = {
         "version": EXPORT_VERSION,
         "input": {
@@ -183,7 +181,7 @@ def _describe(
         "labels": list(model.labels),
         "files": _files(folder),
         "versions": {"tsm_jax": tsm_jax.__version__, **_versions()},
-        "self_check": as_json(checks),
+        "self_check": [asdict(check) for check in checks],
         "int8": int8,
     }
     write_json(path, description)
@@ -203,8 +201,6 @@ def _files(folder: str) -> dict[str, dict[str, Any]]:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):  # not installed, or as onnxruntime-gpu
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,55 +29,56 @@ _WARM_UP = 4  # clips: imports, page cache, first allocations
 _BATCH = 16  # clips per batch of the pipeline; what a host reads for one device
 
 
-def run_data_benchmark(
+def measure_reading(
     config: ConfigDict,
     clips: int,
     *,
     threads: Sequence[int] | None = None,
     workers: Sequence[int] | None = None,
-) -> list[dict[str, Any]]:
-    """Measures and prints a line of JSON for each measurement.
+) -> Iterator[dict[str, Any]]:
+    """Measures how fast the training clips of a recipe are read.
 
     Args:
-        config: a recipe; its training clips are read.
+        config: a recipe.
         clips: how many, in the order of training; a shorter list starts over.
         threads, workers: of the pipelines that are measured, each with each; None for the
             recipe's own.
 
-    Returns:
-        What was printed.
+    Yields:
+        For JSON: a line per measurement.
 
     Raises:
         UserError: the list or a clip cannot be read.
     """
-    with redirect_stdout(sys.stderr):  # standard output is for the lines of JSON
-        ensure_rendered(config)
-    config = with_num_classes(config)
-    source = build_source(config.data, "train", config.model.num_classes)
+    config, source = _open(config)
     if len(source) < _BATCH:
         raise UserError(
             f"{config.data.train_list} has {len(source)} clips: measure on at least {_BATCH}"
         )
     train_clips = build_train_clips(config, source)
     about = {"source": config.data.source, "num_segments": config.model.num_segments}
-    results = []
-
-    def tell(measure: str, **values: Any) -> None:
-        results.append({"measure": measure, **about, **values})
-        print(json.dumps(results[-1]), flush=True)
-
-    tell("decode", **one_core(lambda i: read_only(train_clips, i), clips))
-    tell("decode and transform", **one_core(clip_reader(train_clips), clips))
+    decode = one_core(lambda i: read_only(train_clips, i), clips)
+    yield {"measure": "decode", **about, **decode}
+    both = one_core(clip_reader(train_clips), clips)
+    yield {"measure": "decode and transform", **about, **both}
     for num_workers in workers or [config.data.workers]:
         for num_threads in threads or [config.data.threads]:
             reading = Reading(threads=num_threads, workers=num_workers)
-            tell(
-                "pipeline",
-                threads=reading.options(_BATCH).num_threads,
-                workers=num_workers,
+            yield {
+                "measure": "pipeline",
+                **about,
+                "threads": reading.options(_BATCH).num_threads,
+                "workers": num_workers,
                 **pipeline(train_clips, reading, clips),
-            )
-    return results
+            }
+
+
+def _open(config: ConfigDict) -> tuple[ConfigDict, Any]:
+    """A recipe with its number of classes, and its training clips, rendered if need be."""
+    with redirect_stdout(sys.stderr):  # standard output is for the lines of JSON
+        ensure_rendered(config)
+    config = with_num_classes(config)
+    return config, build_source(config.data, "train", config.model.num_classes)
 
 
 def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
@@ -87,9 +87,7 @@ def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
     Raises:
         UserError: the list or a clip cannot be read, or it does not fill one batch.
     """
-    ensure_rendered(config)
-    config = with_num_classes(config)
-    source = build_source(config.data, "train", config.model.num_classes)
+    config, source = _open(config)
     make_plan(config, len(source))
     return train_batches(
         build_train_clips(config, source),
@@ -127,7 +125,7 @@ def one_core(read: Callable[[int], Any], clips: int) -> dict[str, float]:
 
 
 def pipeline(train_clips: TrainClips, reading: Reading, clips: int) -> dict[str, float]:
-    """Time of whole batches behind the first one, whose wait is `first_batch_ms`."""
+    """Time of whole batches after the first one, whose wait is `first_batch_ms`."""
     steps = -(-clips // _BATCH) + 1
     order = TrainOrder(len(train_clips.source), _BATCH, train_clips.seed)
     started = time.perf_counter()

@@ -28,21 +28,22 @@ class Cost(NamedTuple):
 
 def count(function: Callable[..., Any], *arguments: Any) -> Cost:
     """Counts `function(*arguments)` without running it; arguments may be `jax.ShapeDtypeStruct`."""
-    jaxpr = jax.make_jaxpr(function)(*arguments)
-    return _sum(_count_jaxpr(jaxpr.jaxpr))
+    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
-def _count_jaxpr(jaxpr: Any) -> Iterator[Cost]:
+def _count(jaxpr: Any) -> Cost:
+    operations = moved = 0.0
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            yield Cost(_dot_operations(equation), _moved(equation))
-        elif equation.primitive.name == "conv_general_dilated":
-            yield Cost(_conv_operations(equation), _moved(equation))
+        name, params = equation.primitive.name, equation.params
+        if name in _COUNTED:
+            operations += _COUNTED[name](equation)
+            moved += _moved(equation)
         else:
-            times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            for inner in _inner(equation.params):
-                cost = _sum(_count_jaxpr(inner))
-                yield Cost(times * cost.operations, times * cost.bytes)
+            times = params.get("length", 1) if name == "scan" else 1
+            for cost in map(_count, _inner(params)):
+                operations += times * cost.operations
+                moved += times * cost.bytes
+    return Cost(operations, moved)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
@@ -74,9 +75,4 @@ def _moved(equation: Any) -> float:
     return float(sum(prod(array.shape) * array.dtype.itemsize for array in arrays))
 
 
-def _sum(costs: Iterator[Cost]) -> Cost:
-    operations = total = 0.0
-    for cost in costs:
-        operations += cost.operations
-        total += cost.bytes
-    return Cost(operations, total)
+_COUNTED = {"dot_general": _dot_operations, "conv_general_dilated": _conv_operations}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from tsm_jax.errors import UserError
 Line = dict[str, Any]
 
 
-def benchmark_prediction(
+def measure_prediction(
     folder: str,
     *,
     videos: Sequence[str] = (),
@@ -34,8 +35,8 @@ def benchmark_prediction(
     Args:
         folder: exported.
         videos: to time reading on; none for the network alone.
-        engines: to time; None for all that are installed.
-        precisions: to time, where the engine and the folder have them.
+        engines: None for all that are installed.
+        precisions: where the engine and the folder have them.
         batch_sizes: clips at once.
         repeats: rounds.
 
@@ -44,14 +45,16 @@ def benchmark_prediction(
         `network` line per combination (milliseconds a clip), the fastest first.
 
     Raises:
-        UserError: it is no exported folder, or nothing can be timed.
+        UserError: it is not an exported folder, or nothing can be timed.
     """
-    artifact = read_artifact(folder)
-    runs = _runs(artifact, engines, precisions, batch_sizes)
+    runs = _runs(read_artifact(folder), engines, precisions, batch_sizes)
     if not runs:
         raise UserError(f"nothing of {folder} can be timed: no engine with that precision is here")
     if videos:
-        yield _time_reading(folder, videos)
+        predictor = Predictor.load(folder)
+        predictor.read(videos[0])
+        reading = [_seconds(partial(predictor.read, video)) for video in videos]
+        yield {"kind": "read", "videos": len(videos), **_summary(reading, 1)}
     times: list[list[float]] = [[] for _ in runs]
     for _, run in runs:
         run()
@@ -71,31 +74,17 @@ def _runs(
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
 ) -> list[tuple[Line, Callable[[], object]]]:
-    size, rng = artifact.preprocessing.crop_size, np.random.default_rng(0)
-    runs = []
+    """What to time, each with what it is."""
+    rng, runs = np.random.default_rng(0), []
     for (name, precision), file in FILES.items():
         wanted = installed(name) if engines is None else name in engines
-        if not wanted or precision not in precisions or not artifact.has(file):
-            continue
-        engine = open_engine(artifact, name, precision)
-        about = {"engine": name, "precision": precision, "device": engine.device}
-        for batch_size in batch_sizes:
-            shape = (batch_size, artifact.num_segments, size, size, 3)
-            video = rng.integers(0, 256, shape, np.uint8)
-            run = _of(engine.logits, video)
-            runs.append(({**about, "batch_size": batch_size}, run))
+        if wanted and precision in precisions and file in artifact.hashes:
+            engine = open_engine(artifact, name, precision)
+            about = {"engine": name, "precision": precision, "device": engine.device}
+            for clips in batch_sizes:
+                video = rng.integers(0, 256, (clips, *artifact.clip_shape), np.uint8)
+                runs.append(({**about, "batch_size": clips}, partial(engine.logits, video)))
     return runs
-
-
-def _of(logits: Callable[[np.ndarray], np.ndarray], video: np.ndarray) -> Callable[[], object]:
-    return lambda: logits(video)
-
-
-def _time_reading(folder: str, videos: Sequence[str]) -> Line:
-    predictor = Predictor.load(folder)
-    predictor.read(videos[0])
-    times = [_seconds(lambda video=video: predictor.read(video)) for video in videos]
-    return {"kind": "read", "videos": len(videos), **_summary(times, 1)}
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -6,7 +6,6 @@ carried to a machine with nothing else.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 import time
@@ -25,20 +24,20 @@ from tsm_jax.config import make_plan, part_size
 from tsm_jax.measure import operations
 from tsm_jax.models.network import resolve_dtype
 from tsm_jax.training.mesh import check_batch, make_mesh, put_batch
-from tsm_jax.training.state import TrainState, init_state
+from tsm_jax.training.state import init_state
 
 WARM_UP_STEPS = 3
 _CLASSES = 400  # of a recipe that takes them from its labels; it hardly matters
 
 
-def run_step_benchmark(
+def measure_step(
     config: ConfigDict,
     *,
     steps: int,
     batches: Iterator[dict[str, np.ndarray]] | None = None,
     profile: str = "",
-) -> list[dict[str, Any]]:
-    """Measures and prints a line of JSON for each measurement.
+) -> Iterator[dict[str, Any]]:
+    """Measures the training step of a recipe.
 
     Args:
         config: a recipe.
@@ -48,8 +47,8 @@ def run_step_benchmark(
         profile: folder for a trace of three steps, which TensorBoard or xprof shows; empty for
             none.
 
-    Returns:
-        What was printed.
+    Yields:
+        For JSON: a line per measurement.
 
     Raises:
         UserError: the batch does not divide over the devices.
@@ -58,20 +57,15 @@ def run_step_benchmark(
     config.model.num_classes = config.model.num_classes or _CLASSES
     mesh = make_mesh()
     check_batch(part_size(config), config.model.batch_norm_group, mesh)
-    results = []
-
-    def tell(measure: str, **values: Any) -> None:
-        results.append({"measure": measure, **values})
-        print(json.dumps(results[-1]), flush=True)
-
     built = build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
     state = init_state(built.network, built.optimizer, config.seed, mesh)
     batch = put_batch(random_batch(config), mesh)
-    tell("about", **_about(config, mesh))
+    shapes = _shapes((state, batch))
+    yield {"measure": "about", **_about(config, mesh)}
 
-    compiled, times = _compile(built.train_step, state, batch)
-    tell("compile", **times)
-    tell("memory", **_memory(compiled, config.batch_size))
+    compiled, times = _compile(built.train_step, shapes)
+    yield {"measure": "compile", **times}
+    yield {"measure": "memory", **_memory(compiled, config.batch_size)}
 
     seconds = []
     for index in range(WARM_UP_STEPS + steps):
@@ -79,27 +73,29 @@ def run_step_benchmark(
         with jax.profiler.trace(profile) if tracing else nullcontext():
             started = time.perf_counter()
             if batches is not None:
-                batch = put_batch(_on_device(next(batches)), mesh)
+                read = next(batches)
+                batch = put_batch({name: read[name] for name in ("video", "label", "mask")}, mesh)
             state, metrics = built.train_step(state, batch)
             jax.block_until_ready(metrics)
         if index >= WARM_UP_STEPS:
             seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds)
-    tell(
-        "step",
-        input="real clips" if batches is not None else "random pixels on the device",
-        steps=len(seconds),
-        step_ms=round(1000 * median, 2),
-        fastest_ms=round(1000 * min(seconds), 2),
-        clips_per_second=round(config.batch_size / median, 2),
-    )
-    cost = operations.count(built.train_step, *_shapes((state, batch)))
-    tell("roofline", **_roofline(cost, median, mesh.size, resolve_dtype(config.dtype)))
+    yield {
+        "measure": "step",
+        "input": "real clips" if batches is not None else "random pixels on the device",
+        "steps": len(seconds),
+        "step_ms": round(1000 * median, 2),
+        "fastest_ms": round(1000 * min(seconds), 2),
+        "clips_per_second": round(config.batch_size / median, 2),
+    }
+    cost = operations.count(built.train_step, *shapes)
+    roofline = _roofline(cost, median, mesh.size, resolve_dtype(config.dtype))
+    yield {"measure": "roofline", **roofline}
     peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
     if peak:
-        per_device = config.batch_size / mesh.size
-        tell("peak memory", mb=round(peak / 1e6), mb_per_clip=round(peak / 1e6 / per_device, 1))
-    return results
+        megabytes, clips = peak / 1e6, config.batch_size / mesh.size
+        per_clip = round(megabytes / clips, 1)
+        yield {"measure": "peak memory", "mb": round(megabytes), "mb_per_clip": per_clip}
 
 
 def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
@@ -112,10 +108,6 @@ def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
         "label": rng.integers(0, classes, config.batch_size).astype(np.int32),
         "mask": np.ones(config.batch_size, bool),
     }
-
-
-def _on_device(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: batch[name] for name in ("video", "label", "mask")}
 
 
 def _about(config: ConfigDict, mesh: Any) -> dict[str, Any]:
@@ -131,13 +123,13 @@ def _about(config: ConfigDict, mesh: Any) -> dict[str, Any]:
     }
 
 
-def _compile(step: Any, state: TrainState, batch: Any) -> tuple[Any, dict[str, float]]:
+def _compile(step: Any, shapes: Any) -> tuple[Any, dict[str, float]]:
     """Compiles without and with an entry in the persistent cache, in a cache of its own."""
 
     def compile_once() -> tuple[Any, float, float]:
         jax.clear_caches()
         started = time.perf_counter()
-        lowered = step.lower(*_shapes((state, batch)))
+        lowered = step.lower(*shapes)
         traced = time.perf_counter()
         return lowered.compile(), traced - started, time.perf_counter() - traced
 

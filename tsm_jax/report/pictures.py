@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import font_manager, style
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
+from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
 from tsm_jax.report.curves import Curves
 from tsm_jax.report.statistics import Calibration
-from tsm_jax.terminal import printable
 
-# Distinguishable with any colour vision (Okabe and Ito).
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _CORRECT, _WRONG = COLORS[:2]
-_OVERCONFIDENT, _GREY = "#f2b48a", "#7b8794"
-_DPI = 120
+_OVERCONFIDENT = "#f2b48a"
 _LABELLED = 120  # classes; with more, the axes have their numbers instead of their names
 _COUNTED = 40  # classes; with more, the cells are too small for their counts
 _NAME_LENGTH = 28  # letters
-# Fonts of other writing systems on Linux, macOS and Windows, after matplotlib's own.
-_FONTS = (
-    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "PingFang SC"),
-    *("Hiragino Sans GB", "Arial Unicode MS", "Microsoft YaHei", "Noto Emoji", "Segoe UI Emoji"),
-)
 _SIDE, _GAP, _IN_ROW = 128, 4, 8  # of a frame and between frames, pixels; frames
-
-
-def _png(width: float, height: float, draw: Callable[[Figure], None]) -> bytes:
-    """The picture of a figure of this size in inches, whatever the settings of the user are."""
-    known = set(font_manager.get_font_names())
-    fonts = [name for name in _FONTS if name in known]
-    settings = ["default", {"font.family": fonts, "text.parse_math": False}]
-    with warnings.catch_warnings(), style.context(settings):
-        warnings.simplefilter("ignore")  # a letter that no font has is drawn as a box
-        figure = Figure((width, height), dpi=_DPI, layout="constrained")
-        draw(figure)
-        file = io.BytesIO()
-        figure.savefig(file, format="png")
-    return file.getvalue()
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
@@ -75,14 +50,13 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
 
     cell = 0.34 if count <= _COUNTED else 0.12 if count <= _LABELLED else 0.034  # inches
     side = 2.6 + max(count, 8) * cell
-    return _png(side, side, draw)
+    return draw_png(side, side, draw)
 
 
 def _tick(label: int, name: str) -> str:
-    name = printable(name)
     if not name.isascii():  # no font of this machine may have its letters
         name = f"{label} {name}"
-    return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + "…"
+    return short(name, _NAME_LENGTH)
 
 
 def _colors(matrix: np.ndarray) -> np.ndarray:
@@ -110,11 +84,11 @@ def draw_calibration(calibration: Calibration) -> bytes:
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         upper.set_title(f"Expected calibration error {error:.3f}")
         figure.legend(loc="outside upper center", ncols=3)
-        lower.bar(left, counts, width, align="edge", color=_GREY)
+        lower.bar(left, counts, width, align="edge", color=GREY)
         lower.set(xlabel="confidence: score of the predicted class", ylabel="clips")
-        _grid(upper, lower)
+        add_grid(upper, lower)
 
-    return _png(6, 6, draw)
+    return draw_png(6, 6, draw)
 
 
 def draw_curves(curves: Curves) -> bytes:
@@ -129,16 +103,9 @@ def draw_curves(curves: Curves) -> bytes:
             axes.set(title=title, xlabel="epoch")
             axes.set_xlim(left=0)
             axes.legend()
-            _grid(axes)
+            add_grid(axes)
 
-    return _png(4.6 * len(curves), 3.6, draw)
-
-
-def _grid(*several: Axes) -> None:
-    for axes in several:
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+    return draw_png(4.6 * len(curves), 3.6, draw)
 
 
 def draw_strip(frames: np.ndarray) -> bytes:

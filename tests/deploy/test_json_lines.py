@@ -1,4 +1,4 @@
-"""Results: continued after an interruption, never over an input, never over others unasked."""
+"""Results: continued after an interruption, never over an input, over others with --overwrite."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from tsm_jax.data.protocols import eval_protocol
-from tsm_jax.deploy import outputs, prediction_run
-from tsm_jax.deploy.outputs import UNFINISHED, json_line
+from tsm_jax.deploy import prediction_run
+from tsm_jax.deploy.json_lines import UNFINISHED, Results, json_line
 from tsm_jax.deploy.prediction_run import predict_videos
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.timeline_run import write_timelines
 from tsm_jax.errors import UnreadableClipError, UserError
 
 
@@ -146,7 +145,7 @@ def test_another_request_does_not_continue_it(complete, change, named):
     assert not os.path.exists("out.jsonl" + UNFINISHED)
 
 
-def test_finished_results_are_not_replaced_unasked(complete):
+def test_finished_results_are_replaced_only_with_overwrite(complete):
     for _ in range(2):
         with pytest.raises(UserError, match="complete.jsonl exists already: choose another file"):
             run(output="complete.jsonl", videos=["9.mp4"])
@@ -214,10 +213,10 @@ def test_two_runs_do_not_write_one_file(complete, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
     show = prediction_run._print
 
-    def wait(answer):
+    def wait(line):
         entered.set()
         assert leave.wait(20)
-        show(answer)
+        show(line)
 
     monkeypatch.setattr(prediction_run, "_print", wait)
     first = threading.Thread(target=run)
@@ -298,9 +297,9 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(complete, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opened = outputs.Results._open
+    opened = Results._open
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.Results, "_open", lambda self, path: Full(opened(self, path)))
+        patch.setattr(Results, "_open", lambda self, path: Full(opened(self, path)))
         with pytest.raises(UserError, match="cannot write out.jsonl: No space left on device"):
             run()
     run()
@@ -318,8 +317,8 @@ def test_a_line_that_is_taken_in_parts_is_whole(complete, monkeypatch):
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    opened = outputs.Results._open
-    monkeypatch.setattr(outputs.Results, "_open", lambda self, path: Slow(opened(self, path)))
+    opened = Results._open
+    monkeypatch.setattr(Results, "_open", lambda self, path: Slow(opened(self, path)))
     run()
     assert read() == complete
 
@@ -339,7 +338,7 @@ def test_timelines_are_continued(film):
     def run(output, stop_after=10**9, step=1.0):
         predictor = Fake()
         predictor.fake.stop_after = stop_after
-        return write_timelines(predictor, videos, window=2.0, step=step, output=output)
+        return predict_videos(predictor, videos, window=2.0, step=step, output=output)
 
     assert run("complete.jsonl") == 1
     complete = read("complete.jsonl")

@@ -1,4 +1,4 @@
-"""Where answers go: a file of lines that an interrupted run continues, and pictures.
+"""Lines of JSON that an interrupted run continues.
 
 While a run is unfinished, `FILE.unfinished` is beside its results: the request in one line, then a
 line per answered video with the bytes that the results had by then and the failures so far. So the
@@ -16,17 +16,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
-from PIL import Image
-
+from tsm_jax.deploy.inputs import refuse_inputs
+from tsm_jax.deploy.picture_files import PICTURE_SUFFIX
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
-from tsm_jax.files import read_text, reason, replacing, write_text
+from tsm_jax.files import read_text, reason, write_lines
 
-PICTURE_SUFFIX = ".png"
 UNFINISHED = ".unfinished"
 
 _MARK = re.compile(r"\d+ \d+")
-_LONGEST_STEM = 200  # bytes of a picture's name; file systems allow 255
 
 
 def request_of(predictor: Predictor, videos: Sequence[str], **settings: object) -> dict[str, Any]:
@@ -83,7 +81,7 @@ class Results:
             self._can_continue = True
             if output.lower().endswith(PICTURE_SUFFIX):
                 raise UserError(f"{output}: results are lines of JSON; pictures are --visualize")
-            _refuse_inputs((output, self._journal_path), inputs)
+            refuse_inputs((output, self._journal_path), inputs)
             self._find_start(output, overwrite)
 
     def write(self, values: dict[str, Any]) -> None:
@@ -146,7 +144,7 @@ class Results:
         os.makedirs(os.path.dirname(output) or ".", exist_ok=True)
         file = open(output, "ab", buffering=0)  # noqa: SIM115
         _lock(file, output)
-        write_text(self._journal_path, "\n".join([self._request, *self._marks]) + "\n")
+        write_lines(self._journal_path, [self._request, *self._marks])
         self._journal = open(self._journal_path, "ab", buffering=0)  # noqa: SIM115
         file.truncate(self._size)
         return file
@@ -183,88 +181,12 @@ def json_line(values: dict[str, Any]) -> str:
     return line
 
 
-def picture_paths(
-    target: str | None, videos: Sequence[str], *, inputs: Iterable[str] = (), overwrite: bool
-) -> list[str] | None:
-    """The path of each video's picture, or None for no target; makes the folder.
-
-    Args:
-        target: a .png for a single video, or a folder.
-        videos: that may get a picture.
-        inputs: files that must not be written over.
-        overwrite: whether pictures may be replaced.
-
-    Raises:
-        UserError: one picture for several videos, one that exists, or the folder cannot be made.
-    """
-    if target is None:
-        return None
-    one_file = target.lower().endswith(PICTURE_SUFFIX)
-    if one_file and len(videos) > 1:
-        raise UserError(
-            f"--visualize {target} is one picture for {len(videos)} videos: give a folder"
-        )
-    folder = (os.path.dirname(target) or ".") if one_file else target
-    try:
-        os.makedirs(folder, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {reason(error)}") from error
-    taken: set[str] = set()
-    paths = [target if one_file else os.path.join(target, _free_name(v, taken)) for v in videos]
-    existing = [path for path in paths if os.path.lexists(path)]
-    if existing and not overwrite:
-        raise UserError(
-            f"{existing[0]} exists already: choose another place, or --overwrite replaces pictures"
-        )
-    _refuse_inputs(existing, inputs)
-    return paths
-
-
-def save_picture(image: Image.Image, path: str) -> None:
-    """Writes a .png; it is complete or not there.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    with replacing(path) as partial:
-        image.save(partial, format="PNG")
-
-
-def _free_name(video: str, taken: set[str]) -> str:
-    """`clip.png` for `a/clip.mp4`; `clip_2.png` for the second `clip` of a run."""
-    stem = os.path.splitext(os.path.basename(video))[0]
-    stem = os.fsdecode(os.fsencode(stem)[:_LONGEST_STEM])
-    name, number = stem + PICTURE_SUFFIX, 1
-    while name in taken:
-        number += 1
-        name = f"{stem}_{number}{PICTURE_SUFFIX}"
-    taken.add(name)
-    return name
-
-
 def _is_special(path: str) -> bool:
     """Whether something is there that is not a regular file: a device, a pipe, a folder."""
     try:
         return not stat.S_ISREG(os.stat(path).st_mode)
     except (OSError, ValueError):
         return False
-
-
-def _refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
-    """Raises a UserError if an output is one of the inputs, under whatever name."""
-    written = {_identity(path): path for path in outputs}
-    written.pop(None, None)
-    for path in inputs if written else ():
-        if (same := written.get(_identity(path))) is not None:
-            raise UserError(f"{same} is the input {path}: choose another output")
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _read_journal(path: str) -> list[str]:
