@@ -46,7 +46,7 @@ def resnet_50() -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     return {
         tensor.paddle: generator.uniform(0.1, 1, tensor.shape).astype(np.float32)
-        for tensor in paddle_tensors(50, 64, 400)
+        for tensor in paddle_tensors("resnet50", 64, 400)
     }
 
 

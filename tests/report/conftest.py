@@ -64,7 +64,9 @@ def make_evaluation(
     )
     return Evaluation(
         metrics=metrics,
-        model=Model(Architecture("resnet18", num_classes, 4), Preprocessing(32, 32), class_names, {}),
+        model=Model(
+            Architecture("resnet18", num_classes, 4), Preprocessing(32, 32), class_names, {}
+        ),
         weights=weights,
         list_path=list_path,
         clips=EvalClips(source, 4, eval_protocol("test", short_side=32, crop_size=32)),
