@@ -99,7 +99,7 @@ def check(cells, folder):
 def model():
     """A random network of the shapes' classes, half the size of the smallest one."""
     architecture = Architecture("resnet18", len(moving_shapes.LABELS), 4, width=8)
-    network = Network(lambda: TSM(18, num_classes=8, num_segments=4, width=8, dropout=0.0))
+    network = Network(lambda: TSM("resnet18", num_classes=8, num_segments=4, width=8, dropout=0.0))
     rng = np.random.default_rng(0)
     shapes = {**network.param_shapes, **network.batch_stat_shapes}
     tensors = {
