@@ -269,3 +269,28 @@ def test_openvino_neither_forks_nor_reports():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "True\n", result.stderr
+
+
+def test_a_signal_after_several_openvino_engines_reaches_its_handler(exported):
+    """It would crash the process: the plugins of engines that are gone leave a freed stack."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    code = (
+        "import gc, signal, sys\n"
+        "from tsm_jax.deploy.artifact import read_artifact\n"
+        "from tsm_jax.deploy.engine import open_engine\n"
+        "import numpy as np\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('heard', flush=True))\n"
+        "artifact = read_artifact(sys.argv[1])\n"
+        "engines = [open_engine(artifact, 'openvino') for _ in range(2)]\n"
+        "for engine in engines:\n"
+        "    engine.logits(np.zeros((1, *engine.clip_shape), np.uint8))\n"
+        "del engine, engines[0]\n"
+        "gc.collect()\n"
+        "del engines\n"
+        "gc.collect()\n"
+        "signal.raise_signal(signal.SIGUSR1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(exported)], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "heard\n"), run.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 
 import numpy as np
@@ -20,6 +21,16 @@ from tsm_jax.files import reason  # noqa: E402
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
 
+@functools.cache
+def _core() -> openvino.Core:
+    """The only one of the process, kept to its end.
+
+    A CPU plugin gives the thread that opens it a stack for signal handlers, and frees that memory
+    with itself. With a second one the thread keeps the freed stack, and the next Ctrl-C crashes it.
+    """
+    return openvino.Core()
+
+
 class OpenVinoGraph:
     """An ONNX file; it is compiled (a quarter of a second) for every batch size that it meets,
     because a graph of fixed shape is faster.
@@ -31,7 +42,6 @@ class OpenVinoGraph:
     device = "cpu"
 
     def __init__(self, path: str, precision: str):
-        self._core = openvino.Core()
         if precision == "bfloat16" and not has_bfloat16():
             raise UserError("OpenVINO finds no bfloat16 in this processor: take float32")
         # Core.read_model lets every front end try what it may be, and they complain on stderr.
@@ -62,11 +72,11 @@ class OpenVinoGraph:
     def _compile(self, shape: tuple[int, ...]) -> openvino.InferRequest:
         model = self._model.clone()
         model.reshape(openvino.PartialShape(list(shape)))
-        compiled = self._core.compile_model(model, "CPU", self._settings)
+        compiled = _core().compile_model(model, "CPU", self._settings)
         self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]
 
 
 def has_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
