@@ -31,7 +31,6 @@ setup(
         "ml_collections>=1.1",
         "absl-py>=2.1",
         "numpy>=2.0",
-        "decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'",
         "av>=15",
         "opencv-python-headless>=5.0",
         "pillow>=11",
@@ -52,6 +51,8 @@ setup(
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "beam": ["apache-beam>=2.70"],
+        # A peer that benchmarks/data_pipeline.py measures beside PyAV.
+        "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "openvino": ["openvino>=2025.0"],
         "test": [

@@ -111,7 +111,7 @@ def picture_floor(source: Source) -> Callable[[int], Any]:
 
 def video_floor(source: Source) -> Callable[[int], Any]:
     """decord alone, on the same frames."""
-    import decord
+    import decord  # pyright: ignore[reportMissingImports]
 
     def read(i: int) -> Any:
         reader = decord.VideoReader(source.name(i % len(source)), num_threads=1)

@@ -129,7 +129,7 @@ def paddle_files() -> list[bytes]:
 
 def torch_files() -> list[bytes]:
     """Small checkpoints in both formats, and the zip archive compressed."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     base = torch.arange(24.0)
     layer = torch.nn.Linear(3, 2)
