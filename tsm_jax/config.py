@@ -41,6 +41,7 @@ CHOICES: dict[str, Collection[Any]] = {
         "mit_twice_three_crop",
         "mit_dense_three_crop",
         "mit_ten_crop",
+        "mmaction2_center_crop",
         "mmaction2_ten_crop",
         "mmaction2_dense_ten_crop",
         "mmaction2_three_crop",
