@@ -66,6 +66,7 @@ CHANGEABLE_ON_RESUME = (
     "checkpoint_every",
     "max_bad_steps",
     "best_metric",
+    "patience",
     "data.val_list",
     "data.protocol",
     "data.threads",
@@ -83,9 +84,21 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Classes counted by their clips, everything was trained to the end, colours stayed."""
+    return {
+        "class_balance": 0.0,
+        "patience": 0,
+        "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
+        "data.color_jitter": 0.0,
+        "optimizer.frozen": (),
+        **recipe,
+    }
+
+
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
 # value, needs a new version: a function here that writes down what recipes without it meant.
-UPGRADES = (_from_version_1,)
+UPGRADES = (_from_version_1, _from_version_2)
 VERSION = len(UPGRADES) + 1
 
 # What to write for keys of older versions on the command line.
@@ -122,6 +135,9 @@ def default() -> ConfigDict:
     config.deterministic = False
     # Passes over the training list.
     config.epochs = 50
+    # Exponent a of the weights of classes in the loss: with (1 / clips of the class)^a a rare class
+    # counts as much per clip as a frequent one (0: none), up to as much in all (1).
+    config.class_balance = 0.0
     # Share of the target that label smoothing spreads over all classes. 0: none.
     config.label_smoothing = 0.0
     # Weights to start from: a .pdparams, a model directory, a workdir, an https address or a name
@@ -145,6 +161,8 @@ def default() -> ConfigDict:
     # What the best checkpoint has most of in its validation: `top1`, or `mean_recall`, the mean
     # over classes of the share of their clips that is recognised, for classes of unequal sizes.
     config.best_metric = "top1"
+    # Epochs without a better one after which the run ends. 0: it never ends early.
+    config.patience = 0
     return config.lock()
 
 
@@ -204,6 +222,12 @@ def _data() -> ConfigDict:
     data.protocol = ""
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
+    # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
+    # fixed cameras and small differences.
+    data.crop_scales = (1.0, 0.875, 0.75, 0.66)
+    # Brightness, contrast and saturation of a training clip change by up to this share, alike in
+    # all of its frames. 0: not at all.
+    data.color_jitter = 0.0
     # Reading threads per process. 0: one per core that the process may use.
     data.threads = 0
     # Worker processes that read. 0: threads of the main process, which is faster unless Python
@@ -240,6 +264,11 @@ def _optimizer() -> ConfigDict:
     # Learning-rate multipliers of the classifier.
     optimizer.fc_weight_multiplier = 5.0
     optimizer.fc_bias_multiplier = 10.0
+    # Parts of the network, by the beginning of their tensors' names, that keep the values they
+    # start from, such as ("backbone.stem", "backbone.blocks.0"). No gradient is computed for them,
+    # which saves time where they come first. Running statistics are those of batch norm
+    # (`model.frozen_batch_norm`).
+    optimizer.frozen = ()
     return optimizer
 
 
@@ -313,10 +342,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "eval_batch_size": (0, 10**6),
     "accumulation_steps": (1, 10**6),
     "epochs": (1, 10**6),
+    "class_balance": (0.0, 1.0),
     "label_smoothing": (0.0, 0.99),
     "log_every": (1, 2**31 - 1),
     "checkpoint_every": (0, 2**31 - 1),
     "max_bad_steps": (0, 2**31 - 2),
+    "patience": (0, 10**6),
     "model.width": (8, 1024),
     "model.num_classes": (0, 10**6),
     "model.num_segments": (1, 1024),
@@ -325,6 +356,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.rendered_clips": (1, 10**6),
     "data.crop_size": (32, 4096),
     "data.short_side": (32, 4096),
+    "data.crop_scales": (0.05, 1.0),
+    "data.color_jitter": (0.0, 1.0),
     "data.threads": (0, 1024),
     "data.workers": (0, 128),
     "optimizer.learning_rate": (1e-12, 1000.0),
@@ -455,6 +488,14 @@ def _check_optimizer(config: ConfigDict) -> None:
         raise UserError(
             f"config.optimizer.clip_norm is {optimizer.clip_norm}: it must be 0, for no limit, or"
             f" at least {_SMALLEST_CLIP_NORM:g}"
+        )
+    frozen = tuple(optimizer.frozen)
+    if not all(isinstance(part, str) and part for part in frozen):
+        raise UserError(f"config.optimizer.frozen is {frozen}: it must hold names of tensors")
+    if frozen and not config.init_from:
+        raise UserError(
+            f"config.optimizer.frozen is {frozen} without config.init_from: these parts would keep"
+            " random values"
         )
     low, high = RANGES["optimizer.learning_rate"]
     if not low <= peak_learning_rate(config) <= high:

@@ -54,6 +54,8 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         flip=config.data.flip,
         seed=config.seed,
         skip_unreadable=config.data.on_error == "skip",
+        crop_scales=config.data.crop_scales,
+        color_jitter=config.data.color_jitter,
     )
 
 

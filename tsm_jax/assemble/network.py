@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
+from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network, build_network
-from tsm_jax.training.optimizer import make_optimizer, make_schedule
+from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
 from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
 
 
@@ -57,6 +60,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         clip_norm=optimizer.clip_norm,
         fc_weight_multiplier=optimizer.fc_weight_multiplier,
         fc_bias_multiplier=optimizer.fc_bias_multiplier,
+        frozen=optimizer.frozen,
     )
 
 
@@ -70,9 +74,16 @@ class Steps:
     eval_step: EvalStep
 
 
-def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
-    """The network of a recipe and its two steps on some devices."""
+def build_steps(
+    config: ConfigDict, plan: Plan, mesh: Mesh, class_weights: np.ndarray | None = None
+) -> Steps:
+    """The network of a recipe and its two steps on some devices.
+
+    Raises:
+        UserError: `config.optimizer.frozen` names nothing of the network, or all of it.
+    """
     network = build_training_network(config)
+    _check_frozen(config.optimizer.frozen, network)
     schedule = build_schedule(config, plan)
     optimizer = build_optimizer(config, schedule)
     train_step = make_train_step(
@@ -82,6 +93,8 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
         mesh=mesh,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
+        class_weights=class_weights,
+        frozen=config.optimizer.frozen,
         accumulation_steps=config.accumulation_steps,
         deterministic=config.deterministic,
         max_bad_steps=config.max_bad_steps,
@@ -92,3 +105,15 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
         deterministic=config.deterministic,
     )
     return Steps(network, optimizer, train_step, eval_step)
+
+
+def _check_frozen(frozen: Sequence[str], network: Network) -> None:
+    names = list(network.param_shapes)
+    for part in frozen:
+        if not any(is_in(name, (part,)) for name in names):
+            raise UserError(
+                f"config.optimizer.frozen has {part!r}: no tensor of the network is called that or"
+                f" begins with it and a dot; there are {names[0]}, {names[-1]} and others"
+            )
+    if all(is_in(name, frozen) for name in names):
+        raise UserError("config.optimizer.frozen has all of the network: nothing would be trained")

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -34,6 +35,7 @@ from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Progress, RunLog
 from tsm_jax.training.loop import TrainingRun, Validate, train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
+from tsm_jax.training.metrics import class_weights
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
 from tsm_jax.training.state import TrainState, abstract_state, init_state
@@ -69,7 +71,7 @@ def train_recipe(
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
-    steps = build_steps(config, plan, mesh)
+    steps = build_steps(config, plan, mesh, _class_weights(config, train_source))
     with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
         checkpoints.choose_best_by(config.best_metric)
@@ -120,6 +122,14 @@ def train_recipe(
             if writes:
                 _write_card(checkpoints, config, labels, state, len(train_source))
     return state
+
+
+def _class_weights(config: ConfigDict, source: Source) -> np.ndarray | None:
+    if config.class_balance == 0:
+        return None
+    labels = [source.label(index) for index in range(len(source))]
+    counts = np.bincount(labels, minlength=config.model.num_classes)
+    return class_weights(counts.tolist(), config.class_balance)
 
 
 def _start(

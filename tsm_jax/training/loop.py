@@ -65,7 +65,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
     if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
     pending = None
-    for step in range(first_step, run.plan.total_steps):
+    for step in _steps(run):
         started = time.perf_counter()
         batch = next(batches)
         reading = time.perf_counter() - started
@@ -99,6 +99,27 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
             progress.timer.lap()
     run.checkpoints.wait()
     return state
+
+
+def _steps(run: TrainingRun) -> Iterator[int]:
+    """The steps to do, until the plan or the patience ends."""
+    for step in range(run.first_step, run.plan.total_steps):
+        if run.plan.ends_epoch(step) and _out_of_patience(run, step):
+            return
+        yield step
+
+
+def _out_of_patience(run: TrainingRun, step: int) -> bool:
+    """Whether the run ends here; known from the checkpoints alone, so that it is when continued."""
+    best_step = from_first(run.checkpoints.best_step() or 0)
+    epochs = (step - best_step) // run.plan.steps_per_epoch
+    if not 0 < run.config.patience <= epochs:
+        return False
+    run.log.say(
+        f"no better {run.config.best_metric} for {epochs} epochs (config.patience), since step"
+        f" {best_step}: training ends early"
+    )
+    return True
 
 
 def _is_multiple(step: int, period: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -18,6 +19,18 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+
+
+def class_weights(clips: Sequence[int], exponent: float) -> np.ndarray:
+    """Weights of the loss by class, `[K]`, in proportion to `(1 / clips)^exponent`.
+
+    Their mean over all clips is 1, so that a learning rate means what it means without them. A
+    class without clips has weight 0.
+    """
+    counts = np.asarray(clips, np.float64)
+    weights = np.zeros(len(counts))
+    weights[counts > 0] = counts[counts > 0] ** -exponent
+    return weights * counts.sum() / (weights * counts).sum()
 
 
 def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
 from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
-from tsm_jax.training.optimizer import global_norm
+from tsm_jax.training.optimizer import global_norm, is_in
 from tsm_jax.training.state import TrainState, skip_bad_step
 
 Batch = dict[str, jax.Array]
@@ -33,6 +33,8 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+    frozen: Sequence[str] = (),
     accumulation_steps: int = 1,
     deterministic: bool = False,
     max_bad_steps: int = 0,
@@ -47,14 +49,19 @@ def make_train_step(
         schedule: learning rate by step, for the metrics; the optimizer has its own.
         seed: of dropout.
         label_smoothing: share of the target that is spread over all classes.
+        class_weights: of the loss of a clip by its class, `[K]`; None for 1. The loss in the
+            metrics is without them.
+        frozen: parts of the network without a gradient, as for `make_optimizer`.
         accumulation_steps: parts that a batch is computed in.
         deterministic: as for `compiler_options`.
         max_bad_steps: as for `skip_bad_step`.
     """
 
-    def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
+    def loss_fn(
+        trained: Tensors, fixed: Tensors, batch_stats: Tensors, batch: Batch
+    ) -> tuple[jax.Array, Any]:
         logits, new_batch_stats = network.apply(
-            params,
+            {**fixed, **trained},
             batch_stats,
             normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
             train=True,
@@ -62,12 +69,18 @@ def make_train_step(
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
         sums = clip_sums(clip_ranks(logits, batch["label"]), batch["mask"], losses)
-        return sums["loss"] / sums["count"], (new_batch_stats, sums)
+        if class_weights is None:
+            return sums["loss"] / sums["count"], (new_batch_stats, sums)
+        weights = jnp.asarray(class_weights, jnp.float32)[batch["label"]]
+        return (weights * losses).sum() / sums["count"], (new_batch_stats, sums)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        fixed = {name: p for name, p in state.params.items() if is_in(name, frozen)}
+        trained = {name: p for name, p in state.params.items() if name not in fixed}
+
         def compute(part: Batch) -> _Outcome:
             gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
-                state.params, state.batch_stats, part
+                trained, fixed, state.batch_stats, part
             )
             return _Outcome(gradients, batch_stats, sums)
 
@@ -76,6 +89,7 @@ def make_train_step(
         gradients, batch_stats, sums = _accumulate(
             compute, {**batch, "dropout_key": dropout_keys}, accumulation_steps, mesh
         )
+        gradients |= jax.tree.map(jnp.zeros_like, fixed)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             **sums,
