@@ -68,6 +68,7 @@ CHANGEABLE_ON_RESUME = (
     "best_metric",
     "patience",
     "data.val_list",
+    "data.groups",
     "data.protocol",
     "data.threads",
     "data.workers",
@@ -89,6 +90,7 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
     return {
         "class_balance": 0.0,
         "patience": 0,
+        "data.groups": "",
         "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
         "data.color_jitter": 0.0,
         "optimizer.frozen": (),
@@ -208,6 +210,10 @@ def _data() -> ConfigDict:
     data.frame_template = "img_{:05}.jpg"
     # Class names, one a line. Empty: a file labels.txt beside the training list if there is one.
     data.labels = ""
+    # A table (CSV) with the columns `clip` (as in the list) and `group`, such as the recording that
+    # a clip was cut from: clips of a group are alike, and `probe` keeps them in one part. Empty: a
+    # file groups.csv beside the training list if there is one.
+    data.groups = ""
     # Data set of our own to render at first use beside the training list: `moving_shapes`, or
     # empty for lists that exist.
     data.render = ""

@@ -25,6 +25,7 @@ from tsm_jax.assemble.data import (
     with_num_classes,
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps
+from tsm_jax.assemble.start import load_start
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
@@ -147,29 +148,7 @@ def _start(
         like = abstract_state(steps.network, steps.optimizer, mesh)
         state, progress = checkpoints.restore(step, like)
         return state, step, progress, f"continuing {config.workdir} at step {step}"
-    loaded, origin = None, "starting from random weights"
-    if config.init_from:
-        # Late: without it no reader of other formats and no download is needed.
-        from tsm_jax.assemble.weights import load_source
-        from tsm_jax.weights.labels import check_same_order
-        from tsm_jax.weights.start import choose_start
-
-        source = load_source(config.init_from)
-        if config.init_head and source.labels:
-            check_same_order(source.labels, config.init_from, labels, "config.data.labels")
-        start = choose_start(
-            source.tensors,
-            {**steps.network.param_shapes, **steps.network.batch_stat_shapes},
-            with_head=config.init_head,
-            ignore=config.init_ignore,
-            source=config.init_from,
-        )
-        loaded, origin = start.loaded, f"starting from {config.init_from}: {start}"
-        if source.shift not in ("none", config.model.shift):
-            origin += (
-                f"; warning: they were trained with shift {source.shift}, config.model.shift is"
-                f" {config.model.shift}"
-            )
+    loaded, origin = load_start(config, labels, steps.network)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
 

@@ -139,12 +139,22 @@ class EvalClips:
         Raises:
             UnreadableClipError: naming the file.
         """
+        return self.element(self.read_frames(index), index, out)
+
+    def read_frames(self, index: int) -> Sequence[np.ndarray]:
+        """The frames that the protocol chooses, as they are in the clip."""
 
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
 
         keep_freed_memory()
-        video = self.protocol.views(self.source.read(index, choose), self.source.name(index))
+        return self.source.read(index, choose)
+
+    def element(
+        self, frames: Sequence[np.ndarray], index: int, out: np.ndarray | None = None
+    ) -> Element:
+        """The batch element of frames that were read."""
+        video = self.protocol.views(frames, self.source.name(index))
         return _element(_into(video, out), self.source.label(index), index)
 
     def padding(self, out: np.ndarray | None = None) -> Element:

@@ -1,0 +1,39 @@
+"""TSM-MobileNetV2 fine-tuned from ImageNet on a folder of your own videos; a CPU is enough."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from tsm_jax.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.model.backbone = "mobilenet_v2"
+    config.model.num_classes = 0  # as many as labels.txt has lines
+    config.model.dropout = 0.2
+    config.model.batch_norm_group = 0
+
+    config.data.train_list = "data/own/train.list"
+    config.data.val_list = "data/own/val.list"
+    config.data.prefix = ""
+    config.data.suffix = ""
+    config.data.crop_size = 160
+    config.data.short_side = 160
+    config.data.color_jitter = 0.4
+    config.data.flip = True  # off (--config.data.flip=False) where left and right are classes
+
+    config.init_from = "torchvision/mobilenet_v2"
+    config.batch_size = 8
+    config.epochs = 12
+    config.best_metric = "mean_recall"  # folders of one's own are rarely of equal sizes
+    config.log_every = 5
+    config.label_smoothing = 0.1
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 0.0015
+    config.optimizer.warmup_epochs = 1.0
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.fc_weight_multiplier = 1.0
+    config.optimizer.fc_bias_multiplier = 1.0
+    config.optimizer.frozen = ("backbone.stem", *(f"backbone.blocks.{i}" for i in range(6)))
+    return config

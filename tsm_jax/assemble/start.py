@@ -1,0 +1,42 @@
+"""The weights of `config.init_from` for a network of the recipe."""
+
+from __future__ import annotations
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from tsm_jax.models.network import Network
+
+
+def load_start(
+    config: ConfigDict, labels: list[str], network: Network
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    """Tensors to start from, by name, and where they come from in words; None for random ones.
+
+    Raises:
+        UserError: they cannot be had, or do not fit.
+    """
+    if not config.init_from:
+        return None, "starting from random weights"
+    # Late: without it no reader of other formats and no download is needed.
+    from tsm_jax.assemble.weights import load_source
+    from tsm_jax.weights.labels import check_same_order
+    from tsm_jax.weights.start import choose_start
+
+    source = load_source(config.init_from)
+    if config.init_head and source.labels:
+        check_same_order(source.labels, config.init_from, labels, "config.data.labels")
+    start = choose_start(
+        source.tensors,
+        {**network.param_shapes, **network.batch_stat_shapes},
+        with_head=config.init_head,
+        ignore=config.init_ignore,
+        source=config.init_from,
+    )
+    loaded, origin = start.loaded, f"starting from {config.init_from}: {start}"
+    if source.shift not in ("none", config.model.shift):
+        origin += (
+            f"; warning: they were trained with shift {source.shift}, config.model.shift is"
+            f" {config.model.shift}"
+        )
+    return loaded, origin

@@ -1,0 +1,30 @@
+"""Answers in a minute how far a linear classifier on frozen features gets: the floor for training.
+
+python -m tsm_jax.probe --config configs/own_videos_mobilenet.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsm_jax import cli
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = cli.Parser(
+        "probe",
+        description="Cross-validates a linear classifier on features of the frozen network that a"
+        " recipe starts from. Features are kept in the recipe's workdir.",
+        example="python -m tsm_jax.probe --config configs/own_videos_mobilenet.py",
+    )
+    parser.add_recipe(required=True)
+    _, config = parser.parse_with_recipe(arguments)
+    assert config is not None
+    # Late: a mistake in the command is reported at once.
+    from tsm_jax.assemble.probe import in_words, probe_recipe
+
+    print(in_words(probe_recipe(config)), flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
