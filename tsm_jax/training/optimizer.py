@@ -7,7 +7,7 @@ its per-parameter multiplier stays outside the velocity.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,7 @@ def make_optimizer(
     clip_norm: float,
     fc_weight_multiplier: float,
     fc_bias_multiplier: float,
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """Clip by global norm -> L2 -> momentum -> learning rate times multiplier.
 
@@ -62,8 +63,9 @@ def make_optimizer(
         decay: `weights` (convolutions and classifier) or `fc` (the classifier's weight).
         clip_norm: largest global norm of the raw gradients, 0 for none.
         fc_weight_multiplier: of the learning rate, like `fc_bias_multiplier`.
+        frozen: parts of the network that keep their values (`is_in`); they have no velocity.
     """
-    return optax.chain(
+    rule = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.add_decayed_weights(
             weight_decay, mask=_ending(".kernel" if decay == "weights" else CLASSIFIER)
@@ -73,6 +75,21 @@ def make_optimizer(
         optax.masked(optax.scale(fc_bias_multiplier), _ending(CLASSIFIER_BIAS)),
         optax.scale_by_learning_rate(learning_rate),
     )
+    if not frozen:
+        return rule
+    return optax.partition(
+        {True: optax.set_to_zero(), False: rule},
+        lambda params: {name: is_in(name, frozen) for name in params},
+    )
+
+
+def is_in(name: str, parts: Sequence[str]) -> bool:
+    """Whether a tensor is one of `parts` of the module tree, or inside one.
+
+    `backbone.blocks.1` has `backbone.blocks.1.project.conv.kernel` in it, and nothing of
+    `backbone.blocks.10`.
+    """
+    return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def _ending(suffix: str) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
