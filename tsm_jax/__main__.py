@@ -13,6 +13,7 @@ from typing import NoReturn
 # One line each; the order is that of a project.
 VERBS = {
     "prepare": "download, list, check, extract and pack videos",
+    "probe": "see in a minute what a linear classifier reaches, before training",
     "train": "train a recipe, or continue its run",
     "evaluate": "measure weights on a validation list",
     "predict": "name the action in videos",
@@ -72,6 +73,8 @@ def _command(verb: str) -> Callable[[Sequence[str]], None]:
     match verb:
         case "prepare":
             from tsm_jax.prepare import main as command
+        case "probe":
+            from tsm_jax.probe import main as command
         case "train":
             from tsm_jax.train import main as command
         case "evaluate":

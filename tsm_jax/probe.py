@@ -21,7 +21,8 @@ def main(arguments: Sequence[str]) -> None:
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
     # Late: a mistake in the command is reported at once.
-    from tsm_jax.assemble.probe import in_words, probe_recipe
+    from tsm_jax.assemble.probe import probe_recipe
+    from tsm_jax.assemble.probe_result import in_words
 
     print(in_words(probe_recipe(config)), flush=True)
 

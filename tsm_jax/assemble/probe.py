@@ -24,13 +24,14 @@ from tsm_jax.assemble.data import (
     with_num_classes,
 )
 from tsm_jax.assemble.network import build_training_network
+from tsm_jax.assemble.probe_result import PROBE_FILE
 from tsm_jax.assemble.start import load_start
 from tsm_jax.config import flatten
 from tsm_jax.data.clips import Element, EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, read_json, read_text, replacing, write_json
+from tsm_jax.files import check_regular, read_text, replacing, write_json
 from tsm_jax.models.network import Network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.terminal import progress_bar
@@ -44,7 +45,6 @@ from tsm_jax.training.linear_probe import (
     mean_recall,
 )
 
-PROBE_FILE = "probe.json"
 _FEATURES_FILE = "probe_features.npz"
 _GROUPS_FILE = "groups.csv"
 _BATCH = 8
@@ -128,31 +128,6 @@ def probe_recipe(config: ConfigDict) -> dict[str, Any]:
         }
     write_json(os.path.join(config.workdir, PROBE_FILE), result)
     return result
-
-
-def known_probe(config: ConfigDict) -> str:
-    """What a probe in the workdir has found, in words; empty if there was none."""
-    path = os.path.join(config.workdir, PROBE_FILE)
-    return in_words(read_json(path, "the probe's result")) if os.path.isfile(path) else ""
-
-
-def in_words(result: Mapping[str, Any]) -> str:
-    """One line about a result of `probe_recipe`."""
-    low, high = result["interval"]
-    known = f" in {result['groups']} groups" if result["groups"] else ""
-    words = (
-        f"a linear classifier on frozen features ({' and '.join(result['kinds'])}),"
-        f" cross-validated on {result['clips']} clips{known}: top1 {result['top1']:.4f},"
-        f" mean_recall {result['mean_recall']:.4f} (95 %: {low:.3f} to {high:.3f}), largest class"
-        f" {result['largest_class_share']:.4f}"
-    )
-    if result["validation"]:
-        words += (
-            f"; on {result['validation']['clips']} validation clips: top1"
-            f" {result['validation']['top1']:.4f}, mean_recall"
-            f" {result['validation']['mean_recall']:.4f}"
-        )
-    return words
 
 
 def _check_folds(labels: np.ndarray, fold: np.ndarray, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
+from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network
 
 
@@ -22,8 +23,17 @@ def load_start(
     from tsm_jax.assemble.weights import load_source
     from tsm_jax.weights.labels import check_same_order
     from tsm_jax.weights.start import choose_start
+    from tsm_jax.weights.zoo import is_remote
 
-    source = load_source(config.init_from)
+    try:
+        source = load_source(config.init_from)
+    except UserError as error:
+        if not is_remote(config.init_from):
+            raise
+        raise UserError(
+            f"{error}; or fetch that file on another machine, bring it here and give"
+            " --config.init_from=FILE (configs/own_videos.py trains without one)"
+        ) from error
     if config.init_head and source.labels:
         check_same_order(source.labels, config.init_from, labels, "config.data.labels")
     start = choose_start(

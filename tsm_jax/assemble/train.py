@@ -25,6 +25,7 @@ from tsm_jax.assemble.data import (
     with_num_classes,
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps
+from tsm_jax.assemble.probe_result import known_probe
 from tsm_jax.assemble.start import load_start
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.lists import count_shared
@@ -87,6 +88,8 @@ def train_recipe(
         ) as log:
             for line in _first_lines(config, mesh, train_source, val_source):
                 log.say(line)
+            if probe := known_probe(config.workdir):
+                log.say(f"to be above: {probe}")
             log.say(f"{origin}; compiling the first step")
             run = TrainingRun(
                 config=config,
