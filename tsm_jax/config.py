@@ -92,6 +92,7 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
         "class_balance": 0.0,
         "patience": 0,
         "data.groups": "",
+        "data.whole_clip": False,
         "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
         "data.color_jitter": 0.0,
         "optimizer.frozen": (),
@@ -229,6 +230,9 @@ def _data() -> ConfigDict:
     data.protocol = ""
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
+    # Draw training frames from all of a clip. Otherwise a rest of the frames at its end is never
+    # drawn, as in the references: up to T - 1 frames, which matters where clips have few.
+    data.whole_clip = False
     # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
     # fixed cameras and small differences.
     data.crop_scales = (1.0, 0.875, 0.75, 0.66)

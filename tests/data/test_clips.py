@@ -109,3 +109,14 @@ def test_evaluation_never_replaces():
 def test_a_protocol_that_does_not_exist():
     with pytest.raises(UserError, match="choose one of test, paddle_predict, paddle_dense"):
         eval_protocol("dense", short_side=40, crop_size=32)
+
+
+def test_colours_and_crops_have_draws_of_their_own():
+    plain = train_clips().read(5, epoch=2)["video"]
+    jittered = train_clips(color_jitter=0.4)
+    first = jittered.read(5, epoch=2)["video"]
+    np.testing.assert_array_equal(jittered.read(5, epoch=2)["video"], first)
+    # The same crop and flip: brighter or darker, but alike.
+    assert np.corrcoef(plain.ravel(), first.ravel())[0, 1] > 0.8
+    assert not np.array_equal(plain, first)
+    assert not np.array_equal(jittered.read(5, epoch=3)["video"], first)

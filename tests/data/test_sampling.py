@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tsm_jax.data.sampling import (
     middle_frame_of_each_segment,
     paddle_predict_frames,
     random_frame_of_each_segment,
+    random_frame_of_whole_clip,
 )
 
 
@@ -94,3 +97,14 @@ def test_nothing_to_sample():
 def _check(indices: np.ndarray, expected):
     assert indices.dtype == np.int64
     assert indices.tolist() == list(expected)
+
+
+def test_frames_of_the_whole_clip_are_drawn_each_from_its_own_part():
+    rng = np.random.default_rng(0)
+    draws = np.array([random_frame_of_whole_clip(20, 8, rng) for _ in range(500)])
+    assert set(draws.ravel().tolist()) == set(range(20))
+    assert (np.diff(draws, axis=1) > 0).all()
+    starts = [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    for part, (start, end) in enumerate(itertools.pairwise(starts)):
+        assert set(draws[:, part].tolist()) == set(range(start, end))
+    _check(random_frame_of_whole_clip(5, 8, rng), [0, 0, 1, 1, 2, 3, 3, 4])

@@ -12,6 +12,7 @@ from tsm_jax.data.transforms import (
     center_crop,
     crop_resize_flip,
     draw_multi_scale_crop,
+    jitter_color,
     resize_fixed_ratio,
     resize_short_side,
 )
@@ -160,3 +161,21 @@ def test_center_crop_offsets(width: int, left: int):
 def test_center_crop_of_a_smaller_frame():
     with pytest.raises(ValueError, match="224x224 out of a frame of 340x200"):
         center_crop(_pictures(200, 340), 224)
+
+
+def test_colours_change_alike_in_all_frames_and_as_pillow_changes_them():
+    pictures = _pictures(20, 24)
+    video = np.stack([*pictures, pictures[0]])
+    jittered = video.copy()
+    jitter_color(jittered, 0.4, np.random.default_rng(3))
+    np.testing.assert_array_equal(jittered[0], jittered[2])
+    assert abs(jittered.astype(int) - video).mean() > 5
+
+    brightness, contrast, saturation = np.random.default_rng(3).uniform(0.6, 1.4, 3)
+    luma = np.array([0.299, 0.587, 0.114])
+    expected = brightness * video.astype(float)
+    grey = (expected @ luma).mean()
+    expected = grey + contrast * (expected - grey)
+    own_grey = (expected @ luma)[..., None]
+    expected = np.clip(own_grey + saturation * (expected - own_grey), 0, 255)
+    assert abs(jittered - expected).max() < 1.01

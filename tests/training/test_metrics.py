@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
+from tsm_jax.training.metrics import (
+    Meter,
+    class_sums,
+    class_weights,
+    clip_ranks,
+    clip_sums,
+    cross_entropy,
+)
 
 LOGITS = jnp.array(
     [
@@ -84,3 +91,12 @@ def test_counts_by_class_are_those_of_their_definition():
             (mask & (labels == k) & (answers == k)).sum(),
             (mask & (answers == k)).sum(),
         ]
+
+
+def test_weights_of_classes_are_one_on_average_over_clips():
+    counts = [40, 10, 0]
+    for exponent in (0.0, 0.5, 1.0):
+        weights = class_weights(counts, exponent)
+        assert weights @ counts == pytest.approx(50)
+        assert weights[1] / weights[0] == pytest.approx(4**exponent)
+        assert weights[2] == 0

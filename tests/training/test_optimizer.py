@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from tsm_jax.training.optimizer import make_optimizer, make_schedule
+from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
 
 ARGUMENTS = {
     "momentum": 0.9,
@@ -120,3 +120,20 @@ def test_cosine_ends_at_zero():
     assert rates([0, 10, 30, 50], schedule="cosine", warmup_steps=10) == pytest.approx(
         expected, abs=1e-8
     )
+
+
+def test_frozen_parts_keep_their_values_and_the_others_do_as_without_them():
+    stem = {"backbone.stem.conv.kernel", "backbone.stem.norm.scale", "backbone.stem.norm.bias"}
+    frozen, free, start = (
+        ours(frozen=("backbone.stem",), clip_norm=0.0),
+        ours(clip_norm=0.0),
+        draws(0),
+    )
+    for name in SHAPES:
+        wanted = np.float32(start[name]) if name in stem else free[name]
+        np.testing.assert_array_equal(frozen[name], wanted)
+
+
+def test_a_part_is_a_whole_name():
+    assert is_in("backbone.blocks.1.project.conv.kernel", ("backbone.blocks.1",))
+    assert not is_in("backbone.blocks.10.project.conv.kernel", ("backbone.blocks.1",))

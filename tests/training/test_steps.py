@@ -46,7 +46,16 @@ class Training:
     """
 
     def __init__(
-        self, num_devices, batch_norm_group, *, accumulation_steps=1, remat=False, states=None
+        self,
+        num_devices,
+        batch_norm_group,
+        *,
+        accumulation_steps=1,
+        remat=False,
+        states=None,
+        steps=STEPS,
+        frozen=(),
+        class_weights=None,
     ):
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = self.network = CountingNetwork(
@@ -76,15 +85,23 @@ class Training:
             clip_norm=20.0,
             fc_weight_multiplier=5.0,
             fc_bias_multiplier=10.0,
+            frozen=frozen,
         )
         common = {"mesh": self.mesh}
         self.train_step = make_train_step(
-            network, optimizer, schedule, seed=3, accumulation_steps=accumulation_steps, **common
+            network,
+            optimizer,
+            schedule,
+            seed=3,
+            class_weights=class_weights,
+            frozen=frozen,
+            accumulation_steps=accumulation_steps,
+            **common,
         )
         self.eval_step = make_eval_step(network, **common)
         self.state = init_state(network, optimizer, 3, self.mesh)
         self.metrics, self.states = [], []
-        for step in range(STEPS):
+        for step in range(steps):
             if states is not None:
                 copy = jax.tree.map(np.array, states[step])
                 self.state = jax.device_put(copy, replicated(self.mesh))
@@ -210,3 +227,22 @@ def test_a_network_that_always_answers_one_class_has_its_share_as_top1(
     assert (metrics["most_answered_class"], metrics["most_answered_share"]) == (0, 1.0)
     assert "top5" not in metrics
     assert "(0: 'normal')" in warning(metrics, ["normal", "b", "c", "d"])
+
+
+def test_weights_and_frozen_parts_change_the_gradient_and_nothing_that_is_logged(one_device):
+    """One step with both against its parts: the loss of weighted clips, and no early gradient."""
+    frozen = ("backbone.stem", "backbone.stages.0")
+    other = Training(
+        1,
+        batch_norm_group=4,
+        states=one_device.states[:1],
+        steps=1,
+        class_weights=np.array([2.0, 0.5, 1.0, 0.5]),
+        frozen=frozen,
+    )
+    (metrics,), expected = other.metrics, one_device.metrics[0]
+    assert metrics["loss"] == pytest.approx(float(expected["loss"]), rel=1e-6)
+    assert metrics["grad_norm"] != pytest.approx(float(expected["grad_norm"]), rel=0.01)
+    before, after = one_device.states[0].params, other.state.params
+    for name in before:
+        assert np.array_equal(before[name], after[name]) == name.startswith(frozen), name

@@ -56,6 +56,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         skip_unreadable=config.data.on_error == "skip",
         crop_scales=config.data.crop_scales,
         color_jitter=config.data.color_jitter,
+        whole_clip=config.data.whole_clip,
     )
 
 

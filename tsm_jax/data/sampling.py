@@ -34,6 +34,22 @@ def random_frame_of_each_segment(
     return segment * average + rng.integers(average, size=num_segments)
 
 
+def random_frame_of_whole_clip(
+    num_frames: int, num_segments: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Training: a frame drawn uniformly from each of T parts, which together are the whole clip.
+
+    Parts differ by at most one frame. Where clips have few frames for each segment the rule of the
+    references leaves out much of the end: with 20 frames and 8 segments it draws from the first 16,
+    and testing spreads over all 20. Short clips are spread evenly, as there.
+    """
+    _check(num_frames, num_segments)
+    starts = np.arange(num_segments + 1, dtype=np.int64) * num_frames // num_segments
+    if num_frames < num_segments:
+        return starts[:-1]
+    return rng.integers(starts[:-1], starts[1:])
+
+
 def middle_frame_of_each_segment(num_frames: int, num_segments: int) -> np.ndarray:
     """Testing: `int(N/T/2 + N/T*i)`, in float64 and truncated, for every N.
 
