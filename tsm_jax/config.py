@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsm_jax.data import sampling
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
 from tsm_jax.models.backbones import BACKBONES
@@ -31,6 +32,7 @@ CHOICES: dict[str, Collection[Any]] = {
     "model.frozen_batch_norm": ("none", "all", "all_but_first"),
     "model.running_variance": ("biased", "unbiased"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
+    "data.sampling": sampling.TRAINING,
     "data.render": ("", "moving_shapes"),
     "data.protocol": (
         "",
@@ -94,6 +96,7 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
         "model.running_variance": "biased",
         "optimizer.nesterov": False,
         "optimizer.warmup_start": 0.0,
+        "data.sampling": "uniform",
     }
     return {**new, **recipe}
 
@@ -225,6 +228,9 @@ def _data() -> ConfigDict:
     # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
     # with many of them lower eval_batch_size. Empty: the one view of validation.
     data.protocol = ""
+    # Frames of a training clip: one from each T-th of it (`uniform`), or every 64/T-th of a window
+    # of 64 frames (`dense`). Validation is uniform; data.protocol has the dense ones.
+    data.sampling = "uniform"
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
     # Reading threads per process. 0: one per core that the process may use.
@@ -434,6 +440,11 @@ def _check_data(config: ConfigDict) -> None:
     if not all(isinstance(name, str) and name for name in config.init_ignore):
         raise UserError(
             f"config.init_ignore is {tuple(config.init_ignore)}: it must hold names of tensors"
+        )
+    if data.sampling == "dense" and model.num_segments > 64:
+        raise UserError(
+            f"config.model.num_segments is {model.num_segments}: dense sampling takes at most one"
+            " segment for each of its 64 frames; set config.data.sampling=uniform"
         )
     if (
         model.shift != "none"

@@ -91,7 +91,7 @@ def crop_resize_flip(
     return out
 
 
-# Of red, green and blue in the brightness of a pixel (ITU-R BT.601), as Pillow and torchvision take.
+# Of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in Pillow and torchvision.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 

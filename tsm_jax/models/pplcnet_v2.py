@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,12 +63,13 @@ class DepthwiseBranches(nnx.Module):
         )
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        norms = [branch.norm for branch in self.branches]
-        if all(isinstance(norm, Bias) for norm in norms):
-            kernels = [branch.conv.kernel[...] for branch in self.branches]
-            kernel = sum(_grown(kernel, len(kernels[0])) for kernel in kernels)
-            return depthwise_conv(x, kernel, self.stride) + sum(norm.bias[...] for norm in norms)
-        return sum(branch(x, groups=groups) for branch in self.branches)
+        first, *others = self.branches
+        if isinstance(first.norm, Bias):
+            size = len(first.conv.kernel[...])
+            kernel: Any = sum(_grown(branch.conv.kernel[...], size) for branch in self.branches)
+            bias: Any = sum(branch.norm.bias[...] for branch in self.branches)
+            return depthwise_conv(x, kernel, self.stride) + bias
+        return sum((branch(x, groups=groups) for branch in others), first(x, groups=groups))
 
 
 def _grown(kernel: jax.Array, size: int) -> np.ndarray:
@@ -162,17 +163,16 @@ class PPLCNetV2(nnx.Module):
         conv_norm = partial(ConvNorm, dtype=dtype)
         self.shift = shift
         self.remat = remat
-        features = [_scaled(n, width) for n in (_STEM, 2 * _STEM)]
         first = _Stage(0, 1, branches=False, excite=False, split=False, residual=False)
-        self.stem = nnx.List(
+        narrow, before = (_scaled(n, width) for n in (_STEM, 2 * _STEM))
+        self.stem: Any = nnx.List(
             [
-                conv_norm(3, features[0], 3, stride=2),
-                Block(*features, 1, first, conv_norm=conv_norm),
+                conv_norm(3, narrow, 3, stride=2),
+                Block(narrow, before, 1, first, conv_norm=conv_norm),
             ]
         )
         self.attention = TemporalAttention(num_segments) if attention else None
         self.stages = nnx.List()
-        before = features[1]
         for stage in _STAGES:
             blocks = nnx.List()
             for index in range(stage.blocks):
