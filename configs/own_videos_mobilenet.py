@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.model.num_classes = 0  # as many as labels.txt has lines
     config.model.dropout = 0.2
     config.model.batch_norm_group = 0
+    config.model.frozen_batch_norm = "all"
 
     config.data.train_list = "data/own/train.list"
     config.data.val_list = "data/own/val.list"
@@ -21,6 +22,7 @@ def get_config() -> ConfigDict:
     config.data.crop_size = 160
     config.data.short_side = 160
     config.data.color_jitter = 0.4
+    config.data.sampling = "whole"
     config.data.flip = True  # off (--config.data.flip=False) where left and right are classes
 
     config.init_from = "torchvision/mobilenet_v2"

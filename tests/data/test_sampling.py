@@ -8,6 +8,7 @@ import pytest
 from tsm_jax.data.sampling import (
     middle_frame_of_each_segment,
     paddle_predict_frames,
+    random_dense_frames,
     random_frame_of_each_segment,
     random_frame_of_whole_clip,
 )
@@ -108,3 +109,11 @@ def test_frames_of_the_whole_clip_are_drawn_each_from_its_own_part():
     for part, (start, end) in enumerate(itertools.pairwise(starts)):
         assert set(draws[:, part].tolist()) == set(range(start, end))
     _check(random_frame_of_whole_clip(5, 8, rng), [0, 0, 1, 1, 2, 3, 3, 4])
+
+
+@pytest.mark.parametrize(("num_frames", "starts"), [(10, 1), (64, 1), (67, 4)])
+def test_dense_training_draws_every_window(num_frames, starts):
+    rng = np.random.default_rng(0)
+    found = {tuple(random_dense_frames(num_frames, 8, rng).tolist()) for _ in range(100)}
+    window = 8 * np.arange(8)
+    assert found == {tuple(((start + window) % num_frames).tolist()) for start in range(starts)}

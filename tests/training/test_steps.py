@@ -104,6 +104,8 @@ class Training:
         for step in range(steps):
             if states is not None:
                 copy = jax.tree.map(np.array, states[step])
+                if frozen:  # whose velocities are arranged in another way; all are 0 at first
+                    copy = copy._replace(opt_state=jax.tree.map(np.array, self.state.opt_state))
                 self.state = jax.device_put(copy, replicated(self.mesh))
             self.states.append(jax.tree.map(np.array, self.state))
             self.state, metrics = self.train_step(self.state, put_batch(batch(step), self.mesh))

@@ -52,11 +52,11 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         num_segments=config.model.num_segments,
         crop_size=config.data.crop_size,
         flip=config.data.flip,
+        sampling=config.data.sampling,
         seed=config.seed,
         skip_unreadable=config.data.on_error == "skip",
         crop_scales=config.data.crop_scales,
         color_jitter=config.data.color_jitter,
-        whole_clip=config.data.whole_clip,
     )
 
 

@@ -32,6 +32,8 @@ def build_training_network(config: ConfigDict) -> Network:
         config.dtype,
         dropout=config.model.dropout,
         batch_norm_group=config.model.batch_norm_group,
+        frozen_batch_norm=config.model.frozen_batch_norm,
+        running_variance=config.model.running_variance,
         remat=config.remat,
     )
 
@@ -45,6 +47,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
         boundaries=plan.boundaries,
         decay_factor=optimizer.decay_factor,
         warmup_steps=plan.warmup_steps,
+        warmup_start=optimizer.warmup_start,
         total_steps=plan.total_steps,
     )
 
@@ -55,6 +58,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
     return make_optimizer(
         schedule,
         momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
         weight_decay=optimizer.weight_decay,
         decay=optimizer.decay,
         clip_norm=optimizer.clip_norm,
@@ -95,6 +99,7 @@ def build_steps(
         label_smoothing=config.label_smoothing,
         class_weights=class_weights,
         frozen=config.optimizer.frozen,
+        mixup=config.mixup,
         accumulation_steps=config.accumulation_steps,
         deterministic=config.deterministic,
         max_bad_steps=config.max_bad_steps,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsm_jax.data.protocols import EvalProtocol
-from tsm_jax.data.sampling import random_frame_of_each_segment, random_frame_of_whole_clip
+from tsm_jax.data.sampling import TRAINING
 from tsm_jax.data.sources import Source
 from tsm_jax.data.transforms import (
     MULTI_SCALES,
@@ -42,7 +42,7 @@ class TrainClips:
         crop_size: of the result, pixels.
         crop_scales: sides of a crop, of the short side.
         color_jitter: strength of `jitter_color`, 0 for none.
-        whole_clip: draw frames by `random_frame_of_whole_clip`.
+        sampling: of the frames, a name of `TRAINING`.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
     """
@@ -55,7 +55,7 @@ class TrainClips:
     skip_unreadable: bool = False
     crop_scales: Sequence[float] = MULTI_SCALES
     color_jitter: float = 0.0
-    whole_clip: bool = False
+    sampling: str = "uniform"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,8 +82,8 @@ class TrainClips:
 
     def _read(self, index: int, epoch: int, out: np.ndarray | None) -> Element:
         def choose(num_frames: int) -> np.ndarray:
-            draw = random_frame_of_whole_clip if self.whole_clip else random_frame_of_each_segment
-            return draw(num_frames, self.num_segments, self._rng(epoch, index, _FRAMES))
+            rng = self._rng(epoch, index, _FRAMES)
+            return TRAINING[self.sampling](num_frames, self.num_segments, rng)
 
         keep_freed_memory()
         frames = self.source.read(index, choose)

@@ -35,6 +35,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
     frozen: Sequence[str] = (),
+    mixup: float = 0.0,
     accumulation_steps: int = 1,
     deterministic: bool = False,
     max_bad_steps: int = 0,
@@ -47,11 +48,12 @@ def make_train_step(
 
     Args:
         schedule: learning rate by step, for the metrics; the optimizer has its own.
-        seed: of dropout.
+        seed: of dropout and mixup.
         label_smoothing: share of the target that is spread over all classes.
         class_weights: of the loss of a clip by its class, `[K]`; None for 1. The loss in the
             metrics is without them.
         frozen: parts of the network without a gradient, as for `make_optimizer`.
+        mixup: clips are mixed in shares drawn from Beta(mixup, mixup), 0 for none, see `_mixed`.
         accumulation_steps: parts that a batch is computed in.
         deterministic: as for `compiler_options`.
         max_bad_steps: as for `skip_bad_step`.
@@ -60,19 +62,32 @@ def make_train_step(
     def loss_fn(
         trained: Tensors, fixed: Tensors, batch_stats: Tensors, batch: Batch
     ) -> tuple[jax.Array, Any]:
+        video = normalize(batch["video"][:, 0])  # [B, T, H, W, 3]: one view
+        if mixup:
+            own = batch["own_share"][:, None, None, None, None]
+            video = own * video + (1 - own) * normalize(batch["other_video"][:, 0])
         logits, new_batch_stats = network.apply(
             {**fixed, **trained},
             batch_stats,
-            normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
+            video,
             train=True,
             dropout_keys=batch["dropout_key"],
         )
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        losses = mixed_losses(logits, batch, None)
         sums = clip_sums(clip_ranks(logits, batch["label"]), batch["mask"], losses)
-        if class_weights is None:
-            return sums["loss"] / sums["count"], (new_batch_stats, sums)
-        weights = jnp.asarray(class_weights, jnp.float32)[batch["label"]]
-        return (weights * losses).sum() / sums["count"], (new_batch_stats, sums)
+        if class_weights is not None:
+            losses = mixed_losses(logits, batch, jnp.asarray(class_weights, jnp.float32))
+        return losses.sum() / sums["count"], (new_batch_stats, sums)
+
+    def mixed_losses(logits: jax.Array, batch: Batch, weights: jax.Array | None) -> jax.Array:
+        def of(labels: jax.Array) -> jax.Array:
+            losses = cross_entropy(logits, labels, label_smoothing)
+            return losses if weights is None else weights[labels] * losses
+
+        if not mixup:
+            return of(batch["label"])
+        share = batch["own_share"]
+        return share * of(batch["label"]) + (1 - share) * of(batch["other_label"])
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         fixed = {name: p for name, p in state.params.items() if is_in(name, frozen)}
@@ -85,10 +100,11 @@ def make_train_step(
             return _Outcome(gradients, batch_stats, sums)
 
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        dropout_keys = jax.random.split(step_key, batch["label"].shape[0])
-        gradients, batch_stats, sums = _accumulate(
-            compute, {**batch, "dropout_key": dropout_keys}, accumulation_steps, mesh
-        )
+        clips = len(batch["label"])
+        batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
+        if mixup:  # with a key that is none of the clips'
+            batch = _with_others(batch, jax.random.fold_in(step_key, clips), mixup)
+        gradients, batch_stats, sums = _accumulate(compute, batch, accumulation_steps, mesh)
         gradients |= jax.tree.map(jnp.zeros_like, fixed)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
@@ -107,6 +123,22 @@ def make_train_step(
         out_shardings=replicated(mesh),
         compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
+
+
+def _with_others(batch: Batch, key: jax.Array, mixup: float) -> Batch:
+    """Adds the clip that each one is mixed with, the batch from its end, and its own share.
+
+    The order of a batch is random, so this is, too. The two clips of a pair become each other's
+    other one, so the share can be drawn as the larger of the two: the label that accuracy counts is
+    then the one of which there is more.
+    """
+    share = jax.random.beta(key, mixup, mixup)
+    return {
+        **batch,
+        "other_video": batch["video"][::-1],
+        "other_label": batch["label"][::-1],
+        "own_share": jnp.full(len(batch["label"]), jnp.maximum(share, 1 - share)),
+    }
 
 
 class _Outcome(NamedTuple):
