@@ -245,9 +245,10 @@ def _data() -> ConfigDict:
     # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
     # with many of them lower eval_batch_size. Empty: the one view of validation.
     data.protocol = ""
-    # Frames of a training clip: one from each T-th of it (`uniform`, where a rest of up to T - 1
-    # frames at its end is never drawn, as in the references; `whole`, without such a rest, which
-    # matters where clips have few frames), or every 64/T-th of a window of 64 frames (`dense`). Validation is uniform; data.protocol has the dense ones.
+    # Frames of a training clip: one from each T-th of it (`uniform`, which as in the references
+    # never draws a rest of up to T - 1 frames at its end; `whole`, which does, and that matters
+    # where clips have few frames), or every 64/T-th of a window of 64 frames (`dense`). Validation
+    # is uniform; data.protocol has the dense ones.
     data.sampling = "uniform"
     # Mirror half of the training clips. Off where left and right are classes.
     data.flip = True
