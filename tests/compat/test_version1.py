@@ -65,7 +65,13 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
         "mixup": 0.0,
         "model.frozen_batch_norm": "none",
         "model.running_variance": "biased",
+        "class_balance": 0.0,
+        "patience": 0,
+        "data.groups": "",
         "data.sampling": "uniform",
+        "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
+        "data.color_jitter": 0.0,
+        "optimizer.frozen": (),
         "optimizer.nesterov": False,
         "optimizer.warmup_start": 0.0,
     }
@@ -137,12 +143,19 @@ def test_it_is_written_again_as_the_newest_version(answers, tmp_path):
 
 def test_a_stored_form_does_not_change_within_a_version():
     """If this fails: add a version (`UPGRADES`) instead of reading the last one's otherwise."""
-    frozen = json.loads((HERE / "version2.json").read_text())
+    frozen = json.loads((HERE / f"version{VERSION}.json").read_text())
     assert frozen["recipe"]["version"] == VERSION and frozen["format_version"] == FORMAT_VERSION
     assert json.loads(json.dumps(to_dict(from_dict(frozen["recipe"])))) == frozen["recipe"]
     assert to_dict(default()).keys() == frozen["recipe"].keys()
     assert asdict(Architecture(**frozen["architecture"])) == frozen["architecture"]
     assert asdict(Preprocessing(**frozen["preprocessing"])) == frozen["preprocessing"]
+
+
+def test_version_2_of_a_recipe_means_what_it_meant():
+    older = json.loads((HERE / "version2.json").read_text())["recipe"]
+    assert to_dict(from_dict(older)) == to_dict(default()) | {
+        key: older[key] for key in older if key not in ("version", "model", "data", "optimizer")
+    }
 
 
 def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
