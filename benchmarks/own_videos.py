@@ -22,7 +22,7 @@ KINDS = ("probe", "recipe", "no_shift")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", required=True, help="of ImageNet, for config.init_from")
     parser.add_argument("--recipe", default="configs/own_videos_mobilenet.py")

@@ -32,7 +32,7 @@ DIRECTED = ("HandstandWalking", "Lunges")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=("fold", "long_tail", "fixed_camera", "backwards"))
     parser.add_argument("--data", type=Path, help="frames, lists and groups")
     parser.add_argument("--output", type=Path, required=True)
@@ -147,9 +147,9 @@ def _work(hall: np.ndarray, label: int, rng: np.random.Generator) -> list[np.nda
         angle = start + travel * share
         tip = pivot + reach * np.array([np.cos(angle), np.sin(angle)])
         picture = hall.copy()
-        ends = [tuple(int(value) for value in np.rint(point)) for point in (pivot, tip)]
-        cv2.line(picture, *ends, (90, 90, 90), 3)
-        cv2.circle(picture, ends[1], 4, color, -1)
+        begins_at, ends_at = ([int(value) for value in np.rint(point)] for point in (pivot, tip))
+        cv2.line(picture, begins_at, ends_at, (90, 90, 90), 3)
+        cv2.circle(picture, ends_at, 4, color, -1)
         flicker = light * rng.uniform(0.97, 1.03)
         noisy = picture * flicker + rng.normal(0, 4, picture.shape)
         frames.append(np.clip(noisy, 0, 255).astype(np.uint8))

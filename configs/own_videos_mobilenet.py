@@ -19,14 +19,15 @@ def get_config() -> ConfigDict:
     config.data.val_list = "data/own/val.list"
     config.data.prefix = ""
     config.data.suffix = ""
-    config.data.crop_size = 160
-    config.data.short_side = 160
+    config.data.crop_size = 224
+    config.data.short_side = 224
     config.data.color_jitter = 0.4
     config.data.sampling = "whole"
     config.data.flip = True  # off (--config.data.flip=False) where left and right are classes
 
     config.init_from = "torchvision/mobilenet_v2"
     config.batch_size = 8
+    config.class_balance = 1.0
     config.epochs = 12
     config.best_metric = "mean_recall"  # folders of one's own are rarely of equal sizes
     config.log_every = 5

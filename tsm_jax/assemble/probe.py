@@ -103,7 +103,7 @@ def probe_recipe(config: ConfigDict) -> dict[str, Any]:
     features = Features(kinds, labels)
     train, val = np.arange(len(source)), np.arange(len(source), len(labels))
     num_classes = config.model.num_classes
-    fold = folds(labels[train], groups or [source.name(i) for i in train])
+    fold = folds(labels[train], groups or list(map(str, train)))
     _check_folds(labels[train], fold, class_names(config))
     inside = Features({name: values[train] for name, values in kinds.items()}, labels[train])
     right = cross_validated(inside, fold, num_classes) == labels[train]
@@ -178,7 +178,8 @@ def _features(config: ConfigDict, sources: Sequence[Source]) -> dict[str, np.nda
     kinds = _compute(config, network, tensors, sources)
     os.makedirs(config.workdir, exist_ok=True)
     with replacing(path) as partial, open(partial, "wb") as file:
-        np.savez(file, key=np.array(key), **kinds)
+        arrays: dict[str, Any] = {"key": np.array(key), **kinds}
+        np.savez(file, **arrays)
     return kinds
 
 
