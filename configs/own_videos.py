@@ -36,9 +36,12 @@ def get_config() -> ConfigDict:
     config.data.suffix = ""
     config.data.crop_size = 112
     config.data.short_side = 128
+    config.data.crop_scales = (1.0, 0.875)  # where something is may tell its class
+    config.data.sampling = "whole"
     config.data.flip = True  # off (--config.data.flip=False) where left and right are classes
 
     config.batch_size = 8
+    config.class_balance = 1.0
     config.epochs = 30
     config.best_metric = "mean_recall"  # folders of one's own are rarely of equal sizes
     config.log_every = 5

@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
 
     config.init_from = "paddle/tsm_k400"  # the backbone; the classifier starts fresh
     config.batch_size = 16
+    config.class_balance = 1.0
     config.epochs = 25
     config.best_metric = "mean_recall"  # folders of one's own are rarely of equal sizes
     config.optimizer.learning_rate = 0.00025

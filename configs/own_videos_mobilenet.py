@@ -1,4 +1,20 @@
-"""TSM-MobileNetV2 fine-tuned from ImageNet on a folder of your own videos; a CPU is enough."""
+"""TSM-MobileNetV2 fine-tuned from ImageNet on a folder of your own videos; a CPU is enough.
+
+Data: what `prepare lists folders` writes into data/own. The number of classes comes from
+data/own/labels.txt, and the run is kept in output/own_videos_mobilenet. docs/own_videos.md tells
+how many clips it takes and what to change.
+Values: the stem and the first six blocks, where two thirds of the time would go, keep ImageNet's
+    values, and every batch norm its statistics; large pictures matter more than all else that was
+    tried (benchmarks/RESULTS.md, "Few real clips").
+Expected: no published figure. Measured: in RESULTS.md, on ten classes of UCF-101.
+Cost: 2.2 M parameters, 2.4 G multiply-adds a clip; weights of 14 MB. Without a network bring them
+    and give --config.init_from=FILE.
+
+    python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2 --output data/own
+    python -m tsm_jax.probe --config configs/own_videos_mobilenet.py
+    python -m tsm_jax.train --config configs/own_videos_mobilenet.py
+    python -m tsm_jax.evaluate --weights output/own_videos_mobilenet --report report
+"""
 
 from __future__ import annotations
 
