@@ -32,6 +32,20 @@ ENGINES = ("jax", "onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
+def model(make_model):
+    """The network does not matter here, and this one is compiled quickly."""
+    return make_model(backbone="toy")
+
+
+@pytest.fixture(scope="module")
+def exported(model, formats, tmp_path_factory):
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    folder = tmp_path_factory.mktemp("inference") / "TSM"
+    export_model(model, str(folder), formats=formats)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def full_size_exported(model, formats, tmp_path_factory):
     """The same network for pictures as large as the short side."""
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
