@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import cli, evaluate, predict, train
+from tsm_jax import cli, evaluate, export, predict, train
 from tsm_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -145,11 +145,13 @@ def test_a_mistake_is_one_line_and_exit_code_1():
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export"])
-def test_help_has_an_example(command):
-    result = run(f"tsm_jax.{command}", "--help")
-    assert result.returncode == 0
-    assert f"python -m tsm_jax.{command} --" in result.stdout
+@pytest.mark.parametrize("command", [train, evaluate, predict, export], ids=lambda m: m.__name__)
+def test_help_has_an_example(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command.__file__])  # as after python -m
+    with pytest.raises(SystemExit) as end:
+        command.main(["--help"])
+    assert end.value.code == 0
+    assert f"python -m {command.__name__} --" in capsys.readouterr().out
 
 
 def test_reading_clips_and_parsing_arguments_need_no_jax():

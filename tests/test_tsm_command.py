@@ -3,33 +3,48 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from tsm_jax.__main__ import VERBS
+from tsm_jax import cli
+from tsm_jax.__main__ import VERBS, main
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def tsm(*words, program="tsm"):
-    """Runs what setuptools installs as the script `tsm`, whether or not it is installed."""
+    """Runs what setuptools installs as the script `tsm`, here, or `python -m PROGRAM`."""
     if program == "tsm":
-        code = "import sys; sys.argv[0] = '/usr/bin/tsm'; from tsm_jax.__main__ import main; main()"
-        start = [sys.executable, "-c", code]
-    else:
-        start = [sys.executable, "-m", program]
+        return tsm_here(words)
     return subprocess.run(
-        [*start, *words],
+        [sys.executable, "-m", program, *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=60,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
+
+
+def tsm_here(words):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        patch.setattr(sys, "argv", ["/usr/bin/tsm", *words])
+        patch.setattr(cli, "enable_compilation_cache", lambda: None)  # that of the tests stays
+        with pytest.raises(SystemExit) as end:
+            main()
+    code = end.value.code or 0
+    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])

@@ -23,7 +23,11 @@ VARIANTS = {
         "shift": "future_first",
         "shift_every": 2,
     },
-    "folds of different sizes": {"backbone": "toy", "num_segments": 3, "shift_fraction": "1/num_segments"},
+    "folds of different sizes": {
+        "backbone": "toy",
+        "num_segments": 3,
+        "shift_fraction": "1/num_segments",
+    },
     "nothing but folds": {"backbone": "toy", "num_segments": 2, "shift_fraction": "1/num_segments"},
     "no shift": {"backbone": "toy", "shift": "none"},
 }
