@@ -69,7 +69,7 @@ def test_engines_refuse_other_shapes(artifact, name, shape, dtype):
 
 
 def test_a_recognizer_refuses_other_clips_but_takes_any_size(model):
-    engine = Recognizer(model).predictor().engine
+    engine = Recognizer(model).engine
     for clip in (np.zeros((1, 8, 32, 32, 3), np.uint8), np.zeros((1, 4, 32, 32, 3), np.float32)):
         for run in (engine.logits, engine.features):
             with pytest.raises(ValueError, match=r"it must be uint8 \[N, 4, any, any, 3\]"):
