@@ -112,7 +112,7 @@ def recipe_of(config: ConfigDict | str | os.PathLike[str]) -> ConfigDict:
     Raises:
         UserError: as `load_recipe`, or a value that was changed is not allowed.
     """
-    if not isinstance(config, ConfigDict):
+    if isinstance(config, str | os.PathLike):
         return load_recipe(os.fspath(config))
     config_lib.validate(config)
     if not config.workdir:

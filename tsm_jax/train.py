@@ -28,11 +28,11 @@ def train(config: ConfigDict | str | os.PathLike[str]) -> str:
         UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
             loss is not finite.
     """
-    config = cli.recipe_of(config)
+    recipe = cli.recipe_of(config)
     from tsm_jax.assemble.train import train_recipe
 
-    train_recipe(config)
-    return config.workdir
+    train_recipe(recipe)
+    return recipe.workdir
 
 
 def main(arguments: Sequence[str]) -> None:

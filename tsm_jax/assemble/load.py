@@ -9,6 +9,7 @@ from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, check_names, open_engine
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
+from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 
 
 def load(
@@ -37,8 +38,9 @@ def load(
     """
     weights = os.fspath(weights)
     check_names(engine, precision)
-    if is_artifact(weights):
-        return _open_artifact(read_artifact(weights), engine, precision, num_segments, protocol)
+    folder = fetch_from_hub(weights) if is_hub_address(weights) else weights
+    if is_artifact(folder):
+        return _open_artifact(read_artifact(folder), engine, precision, num_segments, protocol)
     if engine not in ("auto", "jax") or precision == "int8":
         raise UserError(
             f"{weights} is not an exported folder: {engine if precision != 'int8' else precision}"
@@ -53,7 +55,7 @@ def load(
             f"{weights} is not an exported folder, and other weights need the whole of tsm_jax"
             f" ({error.name} is missing): export them first, python -m tsm_jax.export"
         ) from error
-    model = load_model(weights, num_segments=num_segments)
+    model = load_model(folder, num_segments=num_segments)
     return Recognizer(model, precision=precision, protocol=protocol, source=weights)
 
 
