@@ -12,3 +12,5 @@ lint:
 
 types:
 	pyright --pythonpath "$$(python -c 'import sys; print(sys.executable)')"
+	# What a user of the public names sees, with pyright's defaults and in its strict mode.
+	pyright --pythonpath "$$(python -c 'import sys; print(sys.executable)')" -p tests/typed

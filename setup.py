@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
     package_data={
+        "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt"],
         "tsm_jax.report": ["templates/*.jinja"],
         "tsm_jax.exporting": ["templates/*.jinja"],
@@ -54,6 +55,7 @@ setup(
         # A peer that benchmarks/data_pipeline.py measures beside PyAV.
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=1.0"],
         "openvino": ["openvino>=2025.0"],
         "test": [
             "pytest>=8.3",
@@ -67,6 +69,7 @@ setup(
             "ipykernel>=6.29",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "huggingface_hub>=1.0",
         ],
     },
 )

@@ -18,6 +18,7 @@ VERBS = {
     "predict": "name the action in videos",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn PaddleVideo's .pdparams into a model directory, or back",
+    "push": "put a model on the Hugging Face Hub",
     "benchmark": "measure reading, the training step, and prediction by engine",
 }
 
@@ -82,6 +83,8 @@ def _command(verb: str) -> Callable[[Sequence[str]], None]:
             from tsm_jax.export import main as command
         case "convert":
             from tsm_jax.convert import main as command
+        case "push":
+            from tsm_jax.push import main as command
         case _:
             from tsm_jax.benchmark import main as command
     return command

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from absl import flags
@@ -103,6 +104,29 @@ def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not config.workdir:
         config.workdir = config_lib.default_workdir(path, recipe, config)
     return config
+
+
+def recipe_of(config: ConfigDict | str | os.PathLike[str]) -> ConfigDict:
+    """A validated recipe, from what `tsm_jax.train` and `tsm_jax.evaluate` take.
+
+    Raises:
+        UserError: as `load_recipe`, or a value that was changed is not allowed.
+    """
+    if isinstance(config, str | os.PathLike):
+        return load_recipe(os.fspath(config))
+    config_lib.validate(config)
+    if not config.workdir:
+        raise UserError("config.workdir is empty: say where the run is to be kept")
+    return config
+
+
+def make_callable(module: str, function: Callable[..., object]) -> None:
+    """Lets `tsm_jax.train(config)` call a function, although `tsm_jax.train` is a module, too."""
+
+    class Command(ModuleType):
+        __call__ = staticmethod(function)
+
+    sys.modules[module].__class__ = Command
 
 
 def _check_keys(recipe: ConfigDict, overrides: Sequence[str]) -> None:
