@@ -265,7 +265,8 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
     )
     if stem[1:2] == (10,):
         raise Unfit("it is of optical flow (10 input channels), which is not supported")
-    width = stem[0] if stem and backbone != MOBILENET else 64
+    # MobileNetV2's stem has half as many channels as its width, which is 64 for both in the papers.
+    width = stem[0] * (2 if backbone == MOBILENET else 1) if stem else 64
     num_classes = fc[0] if fc else None
     ours = _tensors(backbone, width, num_classes)
     theirs = {name: _their_name(family, backbone, name) for name in ours}
