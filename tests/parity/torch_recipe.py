@@ -1,4 +1,4 @@
-"""The weights and inputs behind `goldens/torch_forward.npz`, as `recipe2.py` of the goldens draws them.
+"""The weights and inputs behind `goldens/torch_forward.npz`.
 
 Every tensor is drawn from a generator seeded by its key in the original state dict.
 """

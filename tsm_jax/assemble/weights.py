@@ -14,7 +14,7 @@ from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
-from tsm_jax.weights.zoo import fetch, is_remote
+from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
 PADDLE_SUFFIX = ".pdparams"
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
@@ -94,8 +94,8 @@ def local_path(weights: str) -> str:
     if not os.path.exists(weights):
         raise UserError(
             f"there are no weights at {weights}: give a workdir, a model directory, a file"
-            f" ({', '.join(SUFFIXES)}), an https address, or a name that python -m tsm_jax.convert"
-            " --list prints, such as paddle/tsm_k400"
+            f" ({', '.join(SUFFIXES)}), an https address, or the name of published weights;"
+            f" {names_like(weights)}"
         )
     usable = is_model_directory(weights) or is_workdir(weights)
     if not usable and not weights.endswith(SUFFIXES):
