@@ -69,7 +69,7 @@ def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
         raise UserError(
             f"{path} has no classifier: it can be trained from (--config.init_from), not evaluated"
         )
-    told = told_by_name(os.path.basename(path))
+    told = told_by_name("" if network.family == IMAGE else os.path.basename(path))
     inside = _beside(content)
     known = inside.num_segments or told.num_segments
     if network.shift != "none" and known and num_segments not in (None, known):
@@ -82,8 +82,6 @@ def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
         raise UserError(
             f"{path}: neither it nor its name tells how many frames a clip has: give --num_segments"
         )
-    if network.family == IMAGE:
-        told = _Told(None, None, False)
     try:
         architecture = Architecture(
             backbone=network.backbone,
