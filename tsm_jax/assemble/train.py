@@ -21,6 +21,7 @@ from tsm_jax.assemble.data import (
     ensure_rendered,
     host_share,
     preprocessing_of,
+    with_frame_rate,
     with_num_classes,
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps
@@ -66,6 +67,7 @@ def train_recipe(
     config = with_num_classes(config)
     train_source = build_source(config.data, "train", config.model.num_classes)
     val_source = build_source(config.data, "val", config.model.num_classes)
+    config = with_frame_rate(config, train_source)
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
