@@ -84,9 +84,9 @@ def train_recipe(
             validated=checkpoints.validated(first_step),
             enabled=writes,
         ) as log:
-            for line in _first_lines(config, mesh, train_source, val_source):
+            for line in (*_first_lines(config, mesh, train_source, val_source), *origin):
                 log.say(line)
-            log.say(f"{origin}; compiling the first step")
+            log.say("compiling the first step")
             run = TrainingRun(
                 config=config,
                 plan=plan,
@@ -126,8 +126,8 @@ def train_recipe(
 
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, steps: Steps, mesh: Mesh
-) -> tuple[TrainState, int, dict[str, Any] | None, str]:
-    """The state to train from, its step and progress, and where they come from in words.
+) -> tuple[TrainState, int, dict[str, Any] | None, list[str]]:
+    """The state to train from, its step and progress, and where they come from in lines.
 
     The newest checkpoint of this run; else `config.init_from`; else random weights. The step is
     given besides, because to ask the state for it is to wait until its weights are drawn.
@@ -138,12 +138,12 @@ def _start(
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         like = abstract_state(steps.network, steps.optimizer, mesh)
         state, progress = checkpoints.restore(step, like)
-        return state, step, progress, f"continuing {config.workdir} at step {step}"
-    loaded, origin = None, "starting from random weights"
+        return state, step, progress, [f"continuing {config.workdir} at step {step}"]
+    loaded, origin = None, ["starting from random weights"]
     if config.init_from:
         # Late: without it no reader of other formats and no download is needed.
-        from tsm_jax.assemble.weights import load_tensors
-        from tsm_jax.weights.start import choose_start
+        from tsm_jax.assemble.weights import load_tensors, stored_shift
+        from tsm_jax.weights.start import choose_start, shift_change
 
         start = choose_start(
             load_tensors(config.init_from),
@@ -152,7 +152,9 @@ def _start(
             ignore=config.init_ignore,
             source=config.init_from,
         )
-        loaded, origin = start.loaded, f"starting from {config.init_from}: {start}"
+        loaded, origin = start.loaded, [f"starting from {config.init_from}: {start}"]
+        if change := shift_change(stored_shift(config.init_from), config.model.shift):
+            origin.append(change)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
 

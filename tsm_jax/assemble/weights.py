@@ -10,7 +10,12 @@ import numpy as np
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
+from tsm_jax.weights.model_directory import (
+    Model,
+    is_model_directory,
+    read_description,
+    read_model_directory,
+)
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.zoo import ZOO, fetch, is_remote
 
@@ -52,6 +57,16 @@ def load_tensors(weights: str) -> dict[str, np.ndarray]:
     if path.endswith(PADDLE_SUFFIX):
         return read_paddle_tensors(path)[0]
     return dict(load_model(path).tensors)
+
+
+def stored_shift(weights: str) -> str | None:
+    """The direction that weights were trained with; None where it is not stored with them."""
+    path = local_path(weights)
+    if is_workdir(path):
+        from tsm_jax.assemble.workdir import read_recipe  # late, as above
+
+        return read_recipe(path).model.shift
+    return read_description(path)[0].shift if is_model_directory(path) else None
 
 
 def local_path(weights: str) -> str:
