@@ -220,7 +220,8 @@ def _of(first: Iterable[_Arrival], rest: _Frames | None = None) -> _Frames:
 
 
 def _camera(number: str) -> _Frames:
-    cv2.setLogLevel(0)  # pyright: ignore[reportAttributeAccessIssue]  # it writes a page about a camera that is not there
+    # It writes a page about a camera that is not there.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     camera = cv2.VideoCapture(int(number))
     try:
         if not camera.isOpened():

@@ -17,7 +17,7 @@ and 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+Shift = Callable[[jax.Array], jax.Array]
 
 
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
@@ -71,7 +73,7 @@ def temporal_shift(
     if direction == "none":
         return x
     folds = fold_sizes(x.shape[-1], num_segments, fraction)
-    past = _past.get()
+    past = _stream.get()
     if past is not None:
         if direction != "past_only":
             raise ValueError(f"a stream has no frames from the future: {direction} needs them")
@@ -93,6 +95,11 @@ def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
     return lax.pad(clips, jnp.zeros((), clips.dtype), padding)
 
 
+def unshifted(x: jax.Array) -> jax.Array:
+    """The shift of a block that has none."""
+    return x
+
+
 @contextmanager
 def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
     """Within it `temporal_shift` gets the next frame of N streams, `[N, H, W, C]`, not clips.
@@ -106,11 +113,11 @@ def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
         The state for the frame after, which is complete at the end.
     """
     past = _Past(state)
-    token = _past.set(past)  # of this thread: others may trace clips meanwhile
+    token = _stream.set(past)  # of this thread: others may trace clips meanwhile
     try:
         yield past.after
     finally:
-        _past.reset(token)
+        _stream.reset(token)
     if state is not None and len(past.after) != len(state):
         raise ValueError(f"the state has {len(state)} tensors, the network {len(past.after)}")
 
@@ -127,4 +134,4 @@ class _Past:
         return jnp.concatenate([before, rest], axis=-1)
 
 
-_past: ContextVar[_Past | None] = ContextVar("past", default=None)
+_stream: ContextVar[_Past | None] = ContextVar("stream", default=None)
