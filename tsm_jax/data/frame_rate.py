@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 
 import av
+from av.container import InputContainer
 
 from tsm_jax.data.decode import open_video
 from tsm_jax.data.protocols import MAX_FRAME_RATE
@@ -38,6 +39,7 @@ def duration(path: str) -> float:
         with open_video(path) as stream:
             if stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
+            assert isinstance(stream.container, InputContainer)
             return (stream.container.duration or 0) / av.time_base
     except UnreadableClipError:  # training or evaluation will say so
         return 0.0

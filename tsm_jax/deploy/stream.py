@@ -55,7 +55,7 @@ class Stream:
         self.num_segments = num_segments
         self.frame_rate = float(preprocessing.frame_rate)
         self.source = source
-        self._view = _one_view(protocol_of(preprocessing))
+        self._view = one_view(protocol_of(preprocessing))
         self.reset()
 
     @classmethod
@@ -113,8 +113,8 @@ class Stream:
         )
 
 
-def _one_view(protocol: EvalProtocol) -> EvalProtocol:
-    """Its pixels, of the centre alone."""
+def one_view(protocol: EvalProtocol) -> EvalProtocol:
+    """Its pixels, of one frame after the other and of the centre alone."""
     return replace(protocol, num_clips=1, crops=one_crop, num_crops=1)
 
 
