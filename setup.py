@@ -19,7 +19,7 @@ setup(
     package_data={
         "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
         "tsm_jax.report": ["templates/*.jinja"],
-        "tsm_jax.exporting": ["templates/*.jinja"],
+        "tsm_jax.exporting": ["templates/*.jinja", "page/*"],
     },
     entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     install_requires=[

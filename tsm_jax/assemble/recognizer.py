@@ -13,11 +13,12 @@ import numpy as np
 
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.data.protocols import protocol_of
-from tsm_jax.deploy.artifact import FEATURES
-from tsm_jax.deploy.engine import Engine
+from tsm_jax.deploy.artifact import FEATURES, State
+from tsm_jax.deploy.engine import Engine, StreamEngine
 from tsm_jax.deploy.prediction import Prediction
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.exporting.program import make_program
+from tsm_jax.deploy.stream import Stream
+from tsm_jax.exporting.program import make_program, make_stream_program
 from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
@@ -92,6 +93,30 @@ class Recognizer:
             source=self._source,
             fingerprint=self._fingerprint,
         )
+
+    def stream(self) -> Stream:
+        """A stream of frames at its start; each call gives another one, and they never mix.
+
+        Raises:
+            UserError: the network was not trained with `shift="past_only"`, so it needs frames from
+                the future.
+        """
+        preprocessing, source = self.model.preprocessing, self._source
+        return Stream(
+            self._stream_engine, self.labels, self.num_segments, preprocessing, source=source
+        )
+
+    @cached_property
+    def _stream_engine(self) -> StreamEngine:
+        program = make_stream_program(self.model, self._dtype, self._source)
+        forward = jax.jit(lambda *inputs: program(*inputs))
+
+        def step(frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+            logits, *after = forward(frame, *state)  # which stays on the device
+            return np.asarray(logits), after
+
+        start = [jnp.zeros(each.shape, each.dtype) for each in program.state]
+        return StreamEngine("jax", jax.default_backend(), start, step)
 
     def _run(self, video: np.ndarray, output: str) -> np.ndarray:
         if output == FEATURES:

@@ -12,7 +12,11 @@ from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
+from tsm_jax.weights.model_directory import (
+    Model,
+    is_model_directory,
+    read_model_directory,
+)
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
@@ -57,12 +61,12 @@ class Source:
 
     Attributes:
         tensors: by name, with or without a classifier.
-        shift: as in `config.model`; `none` of an image network.
+        shift: as in `config.model`; None of an image network.
         labels: of the classifier; None where they are not known.
     """
 
     tensors: dict[str, np.ndarray]
-    shift: str
+    shift: str | None
     labels: list[str] | None
 
 
@@ -71,14 +75,16 @@ def load_source(weights: str) -> Source:
     path = local_path(weights)
     if path.endswith(PADDLE_SUFFIX):
         tensors, found = read_paddle_tensors(path)
-        return Source(tensors, "past_first" if found.num_classes else "none", None)
+        return Source(tensors, "past_first" if found.num_classes else None, None)
     if path.endswith(TORCH_SUFFIXES):
         # Late, as below: a .pdparams is read without.
         from tsm_jax.weights.torch_model import described, read_torch_start
+        from tsm_jax.weights.torch_names import IMAGE
 
         tensors, network, labels = read_torch_start(path)
         _say(path, described(network))
-        return Source(tensors, network.shift, labels)
+        shift = None if network.family == IMAGE else network.shift
+        return Source(tensors, shift, labels)
     model = load_model(path)
     return Source(dict(model.tensors), model.architecture.shift, list(model.labels))
 
