@@ -15,12 +15,12 @@ import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
-from tsm_jax.weights.torch_names import IMAGE, MIT, MMACTION2, to_torch
+from tsm_jax.weights.torch_names import IMAGE, MIT, MIT_ONLINE, MMACTION2, to_torch
 from tsm_jax.weights.torch_writer import write_torch
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch_forward.npz"
 TOLERANCE = 1e-4  # of the largest logit
-FAMILIES = {"mit": MIT, "mmaction2": MMACTION2, "torchvision": IMAGE}
+FAMILIES = {"mit": MIT, "mit_online": MIT_ONLINE, "mmaction2": MMACTION2, "torchvision": IMAGE}
 
 
 class Case(NamedTuple):
@@ -42,6 +42,8 @@ CASES = {
     "mit/tsm_r101_64": Case("resnet101", 0, 2, 64, 174, shift_every=2),
     "mit/tsm_mnv2_224": Case("mobilenet_v2", 0, 1, 224),
     "mit/tsm_mnv2_64": Case("mobilenet_v2", 1, 2, 64),
+    # Frame by frame from empty buffers, and the mean of the frames' answers.
+    "mit_online/mnv2_224": Case("mobilenet_v2", 0, 1, 224, 27, "past_only", segments=12),
     "mmaction2/tsm_r50_224": Case("resnet50", 0, 1, 224),
     "mmaction2/tsm_r50_64": Case("resnet50", 1, 2, 64),
     "mmaction2/tsm_r101_64": Case("resnet101", 0, 2, 64, 174, shift_every=2),
@@ -78,7 +80,8 @@ def file_of(name: str, folder: Path) -> str:
     path, seed = str(folder / "x.pth"), CASES[name].seed
     shapes = names_and_shapes(name)
     tensors = {key: torch_recipe.weight(key, shape, seed) for key, shape in shapes.items()}
-    write_torch(path, tensors if name.startswith("torchvision") else {"state_dict": tensors})
+    is_bare = name.startswith(("torchvision", "mit_online"))
+    write_torch(path, tensors if is_bare else {"state_dict": tensors})
     return path
 
 
