@@ -143,7 +143,7 @@ def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
         name: generator.uniform(0.1, 1, shape).astype(np.float32)
         for name, shape in {**network.param_shapes, **network.batch_stat_shapes}.items()
     }
-    preprocessing = Preprocessing(protocol="mit_twice", crop_size=192)
+    preprocessing = Preprocessing(protocol="mit_twice", crop_size=192, frame_rate=12.5)
     model = Model(architecture, preprocessing, ["run", "jump", "sit"], tensors)
     paths = [str(tmp_path / name) for name in ("a.pth", "b.pth")]
     write_torch_model(model, paths[0], to)
