@@ -18,9 +18,9 @@ setup(
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
     package_data={
         "tsm_jax": ["py.typed"],
-        "tsm_jax.weights": ["labels/*.txt"],
+        "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
         "tsm_jax.report": ["templates/*.jinja"],
-        "tsm_jax.exporting": ["templates/*.jinja"],
+        "tsm_jax.exporting": ["templates/*.jinja", "page/*"],
     },
     entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     install_requires=[

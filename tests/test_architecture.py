@@ -23,7 +23,7 @@ FLOORS = (
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("train", "evaluate", "predict", "export", "convert", "prepare", "push", "benchmark"),
+    ("train", "evaluate", "predict", "stream", "export", "convert", "prepare", "push", "benchmark"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -86,7 +86,8 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     changes = {"data.source": "synthetic", "epochs": 1, "init_from": "weights"}
     config = cli.load_recipe(RECIPE, overrides(tmp_path, tmp_path / "work", **changes))
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
-    monkeypatch.setattr(weights, "load_tensors", lambda _: {})
+    nothing = weights.Source({}, None, None)
+    monkeypatch.setattr(weights, "load_source", lambda _: nothing)
     monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))

@@ -15,9 +15,11 @@ from tsm_jax.errors import UnreadableClipError, UserError
 if TYPE_CHECKING:
     from tsm_jax.assemble.load import load
     from tsm_jax.assemble.recognizer import Recognizer
+    from tsm_jax.assemble.stream import load_stream
     from tsm_jax.cli import load_recipe
     from tsm_jax.deploy.prediction import Prediction
     from tsm_jax.deploy.predictor import Answer, Embedding, Predictor
+    from tsm_jax.deploy.stream import Smoother, Stream
     from tsm_jax.deploy.timeline import Moment
     from tsm_jax.evaluate import evaluate
     from tsm_jax.models.architecture import Architecture
@@ -35,12 +37,15 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Recognizer",
+    "Smoother",
+    "Stream",
     "Summary",
     "UnreadableClipError",
     "UserError",
     "evaluate",
     "load",
     "load_recipe",
+    "load_stream",
     "train",
 ]
 __version__ = "0.1.0"
@@ -56,9 +61,12 @@ _PLACES = {
     "Prediction": "deploy.prediction",
     "Predictor": "deploy.predictor",
     "Recognizer": "assemble.recognizer",
+    "Smoother": "deploy.stream",
+    "Stream": "deploy.stream",
     "Summary": "models.summary",
     "load": "assemble.load",
     "load_recipe": "cli",
+    "load_stream": "assemble.stream",
 }
 
 

@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a recipe, or continue its run",
     "evaluate": "measure weights on a validation list",
     "predict": "name the action in videos",
+    "stream": "name the action in a camera or a video, frame by frame",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn PaddleVideo's .pdparams into a model directory, or back",
     "push": "put a model on the Hugging Face Hub",
@@ -79,6 +80,8 @@ def _command(verb: str) -> Callable[[Sequence[str]], None]:
             from tsm_jax.evaluate import main as command
         case "predict":
             from tsm_jax.predict import main as command
+        case "stream":
+            from tsm_jax.stream import main as command
         case "export":
             from tsm_jax.export import main as command
         case "convert":

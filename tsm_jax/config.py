@@ -41,8 +41,10 @@ CHOICES: dict[str, Collection[Any]] = {
         "mit_twice_three_crop",
         "mit_dense_three_crop",
         "mit_ten_crop",
+        "mmaction2_center_crop",
         "mmaction2_ten_crop",
         "mmaction2_dense_ten_crop",
+        "mmaction2_dense_three_crop",
         "mmaction2_three_crop",
         "mmaction2_twice_three_crop",
     ),
@@ -66,6 +68,7 @@ CHANGEABLE_ON_RESUME = (
     "max_bad_steps",
     "best_metric",
     "data.val_list",
+    "data.frame_rate",
     "data.protocol",
     "data.threads",
     "data.workers",
@@ -82,9 +85,14 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Nobody noted how fast the frames of a clip follow each other."""
+    return {"data.frame_rate": 0.0, **recipe}
+
+
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
 # value, needs a new version: a function here that writes down what recipes without it meant.
-UPGRADES = (_from_version_1,)
+UPGRADES = (_from_version_1, _from_version_2)
 VERSION = len(UPGRADES) + 1
 
 # What to write for keys of older versions on the command line.
@@ -158,7 +166,8 @@ def _model() -> ConfigDict:
     # Frames per clip T, one from each of T equal parts of the video.
     model.num_segments = 8
     # Direction of the first fold of channels: `past_first` (PaddleVideo), `future_first` (MIT,
-    # mmaction2), or `none` for a network without shift (TSN).
+    # mmaction2), `past_only` (no second fold: the network can follow a live stream), or `none` for
+    # a network without shift (TSN).
     model.shift = "past_first"
     # Share of the channels that moves in one direction: `1/8` (the paper, MIT, mmaction2) or
     # `1/num_segments` (PaddleVideo; the same at 8 segments).
@@ -194,6 +203,10 @@ def _data() -> ConfigDict:
     data.render = ""
     # How many training and validation clips it has.
     data.rendered_clips = (1200, 400)
+    # Frames per second that the network sees: its T frames over the length of a typical clip. It is
+    # stored with the weights, and live streams are followed at this rate. 0: measured from the
+    # training videos; of folders of frames nobody knows it.
+    data.frame_rate = 0.0
     # Side of the square that the network sees, pixels.
     data.crop_size = 224
     # Evaluation scales the short side of a frame to this before its centre is cropped, pixels.
@@ -322,6 +335,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.dropout": (0.0, 0.99),
     "model.batch_norm_group": (0, 10**6),
     "data.rendered_clips": (1, 10**6),
+    "data.frame_rate": (0.0, 1000.0),
     "data.crop_size": (32, 4096),
     "data.short_side": (32, 4096),
     "data.threads": (0, 1024),

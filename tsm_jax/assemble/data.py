@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from tsm_jax.data.clips import EvalClips, TrainClips
+from tsm_jax.data.frame_rate import measure_frame_rate
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
@@ -110,6 +111,15 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
     counted = copy.deepcopy(config)
     counted.model.num_classes = len(read_labels(path))
     return counted
+
+
+def with_frame_rate(config: ConfigDict, source: Source) -> ConfigDict:
+    """The recipe with the frame rate of its training clips, where that is 0 and can be measured."""
+    if config.data.frame_rate:
+        return config
+    measured = copy.deepcopy(config)
+    measured.data.frame_rate = measure_frame_rate(source, config.model.num_segments)
+    return measured
 
 
 def _labels_file(config: ConfigDict) -> str | None:

@@ -25,7 +25,9 @@ def architecture_of(model: ConfigDict) -> Architecture:
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
     """The part of `config.data` that is stored with weights."""
-    return Preprocessing(crop_size=data.crop_size, short_side=data.short_side)
+    return Preprocessing(
+        crop_size=data.crop_size, short_side=data.short_side, frame_rate=data.frame_rate
+    )
 
 
 def build_training_network(config: ConfigDict) -> Network:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tsm_jax.data.protocols import protocol_of
-from tsm_jax.deploy.artifact import FEATURES
-from tsm_jax.deploy.engine import Engine
+from tsm_jax.deploy.artifact import FEATURES, State
+from tsm_jax.deploy.engine import Engine, StreamEngine
 from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.deploy.stream import Stream
+from tsm_jax.exporting.program import make_stream_program
 from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
@@ -41,6 +44,7 @@ class Recognizer(Predictor):
         source: str = "the model",
     ):
         self.model = model
+        self._precision = precision
         self._network = build_network(model.architecture, precision)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
@@ -77,6 +81,30 @@ class Recognizer(Predictor):
             expected = f"[N, {self.num_segments}, H, W, 3]"
             raise ValueError(f"video has shape {video.shape}: it must be {expected}")
         return np.asarray(self._forward(self.params, self.batch_stats, video))
+
+    def stream(self) -> Stream:
+        """A stream of frames at its start; each call gives another one, and they never mix.
+
+        Raises:
+            UserError: the network was not trained with `shift="past_only"`, so it needs frames from
+                the future.
+        """
+        preprocessing, source = self.model.preprocessing, self.source
+        return Stream(
+            self._stream_engine, self.labels, self.num_segments, preprocessing, source=source
+        )
+
+    @cached_property
+    def _stream_engine(self) -> StreamEngine:
+        program = make_stream_program(self.model, self._precision, self.source)
+        forward = jax.jit(lambda *inputs: program(*inputs))
+
+        def step(frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+            logits, *after = forward(frame, *state)  # which stays on the device
+            return np.asarray(logits), after
+
+        start = [jnp.zeros(each.shape, each.dtype) for each in program.state]
+        return StreamEngine("jax", jax.default_backend(), start, step)
 
     def _run_engine(self, video: np.ndarray, output: str) -> np.ndarray:
         if output == FEATURES:

@@ -20,6 +20,7 @@ from tsm_jax.assemble.data import (
     class_names,
     ensure_rendered,
     host_share,
+    with_frame_rate,
     with_num_classes,
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
@@ -65,12 +66,13 @@ def train_recipe(
     config = with_num_classes(config)
     train_source = build_source(config.data, "train", config.model.num_classes)
     val_source = build_source(config.data, "val", config.model.num_classes)
+    config = with_frame_rate(config, train_source)
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
     steps = build_steps(config, plan, mesh)
     with closing(Checkpoints(config.workdir)) as checkpoints:
-        state, first_step, saved, origin = _start(checkpoints, config, steps, mesh)
+        state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
         checkpoints.choose_best_by(config.best_metric)
         writes = jax.process_index() == 0
         if writes:
@@ -81,9 +83,9 @@ def train_recipe(
             validated=checkpoints.validated(first_step),
             enabled=writes,
         ) as log:
-            for line in _first_lines(config, mesh, train_source, val_source):
+            for line in (*_first_lines(config, mesh, train_source, val_source), *origin):
                 log.say(line)
-            log.say(f"{origin}; compiling the first step")
+            log.say("compiling the first step")
             run = TrainingRun(
                 config=config,
                 plan=plan,
@@ -122,9 +124,9 @@ def train_recipe(
 
 
 def _start(
-    checkpoints: Checkpoints, config: ConfigDict, steps: Steps, mesh: Mesh
-) -> tuple[TrainState, int, dict[str, Any] | None, str]:
-    """The state to train from, its step and progress, and where they come from in words.
+    checkpoints: Checkpoints, config: ConfigDict, labels: list[str], steps: Steps, mesh: Mesh
+) -> tuple[TrainState, int, dict[str, Any] | None, list[str]]:
+    """The state to train from, its step and progress, and where they come from in lines.
 
     The newest checkpoint of this run; else `config.init_from`; else random weights. The step is
     given besides, because to ask the state for it is to wait until its weights are drawn.
@@ -135,21 +137,27 @@ def _start(
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         like = abstract_state(steps.network, steps.optimizer, mesh)
         state, progress = checkpoints.restore(step, like)
-        return state, step, progress, f"continuing {config.workdir} at step {step}"
-    loaded, origin = None, "starting from random weights"
+        return state, step, progress, [f"continuing {config.workdir} at step {step}"]
+    loaded, origin = None, ["starting from random weights"]
     if config.init_from:
         # Late: without it no reader of other formats and no download is needed.
-        from tsm_jax.assemble.weights import load_tensors
-        from tsm_jax.weights.start import choose_start
+        from tsm_jax.assemble.weights import load_source
+        from tsm_jax.weights.labels import check_same_order
+        from tsm_jax.weights.start import choose_start, shift_change
 
+        source = load_source(config.init_from)
+        if config.init_head and source.labels:
+            check_same_order(source.labels, config.init_from, labels, "config.data.labels")
         start = choose_start(
-            load_tensors(config.init_from),
+            source.tensors,
             {**steps.network.param_shapes, **steps.network.batch_stat_shapes},
             with_head=config.init_head,
             ignore=config.init_ignore,
             source=config.init_from,
         )
-        loaded, origin = start.loaded, f"starting from {config.init_from}: {start}"
+        loaded, origin = start.loaded, [f"starting from {config.init_from}: {start}"]
+        if change := shift_change(source.shift, config.model.shift):
+            origin.append(change)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
 

@@ -29,7 +29,7 @@ from tsm_jax.data.transforms import (
     three_crops_of_long_side,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.stored import between, check_fields, one_of
+from tsm_jax.stored import between, check_fields, one_of, shown
 
 ChooseFrames = Callable[[int, int], np.ndarray]
 Resize = Callable[[Sequence[np.ndarray], int], Sequence[np.ndarray]]
@@ -37,6 +37,7 @@ Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
 MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
 MAX_SHORT_SIDE = 4096
+MAX_FRAME_RATE = 1000
 # Of a resized frame: a narrow strip would become a picture of gigabytes.
 _MAX_PIXELS = 64e6
 
@@ -117,8 +118,10 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
     "mit_twice_three_crop": _TWICE | _KEEP_RATIO | _THREE | _FULL,
     "mit_dense_three_crop": _DENSE | _KEEP_RATIO | _THREE | _FULL,
     "mit_ten_crop": _MIDDLE | _KEEP_RATIO | _TEN,
+    "mmaction2_center_crop": _MIDDLE | _MM,
     "mmaction2_ten_crop": _MIDDLE | _MM | _TEN,
     "mmaction2_dense_ten_crop": _DENSE | _MM | _TEN,
+    "mmaction2_dense_three_crop": _DENSE | _MM | _THREE_OF_LONG_SIDE | _FULL,
     "mmaction2_three_crop": _MIDDLE | _MM | _THREE_OF_LONG_SIDE | _FULL,
     "mmaction2_twice_three_crop": _TWICE | _MM | _THREE_OF_LONG_SIDE | _FULL,
 }
@@ -151,7 +154,10 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels, as in `config.data`, and the protocol the network was validated with.
+    """Pixels and time, as in `config.data`, and the protocol the network was validated with.
+
+    `frame_rate` is how many frames of a second the network sees, see `tsm_jax.data.frame_rate`; 0
+    where that is not known.
 
     Raises:
         UserError: a value is of another type, not one of its choices or out of range.
@@ -160,6 +166,7 @@ class Preprocessing:
     crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
     short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
     protocol: str = field(default="test", metadata=one_of(PROTOCOLS))
+    frame_rate: float = 0.0
 
     def __post_init__(self):
         check_fields(self)
@@ -167,6 +174,11 @@ class Preprocessing:
             raise UserError(
                 f"preprocessing.short_side is {self.short_side}: it must be at least"
                 f" preprocessing.crop_size ({self.crop_size})"
+            )
+        if type(self.frame_rate) not in (int, float) or not 0 <= self.frame_rate <= MAX_FRAME_RATE:
+            raise UserError(
+                f"preprocessing.frame_rate is {shown(self.frame_rate)}: it must be a number from 0"
+                f" to {MAX_FRAME_RATE}"
             )
 
 
