@@ -418,7 +418,7 @@ def renamed(state: dict[str, Any], rng: random.Random, all_names: list[str]) -> 
     for _ in range(rng.choice((1, 1, 2, 5))):
         name = rng.choice([*state, "x"])
         other = rng.choice(all_names)
-        cut = rng.randrange(len(name))
+        cut = rng.randrange(len(name) + 1)
         match rng.randrange(7):
             case 0:
                 state.pop(name, None)
