@@ -41,11 +41,13 @@ CHOICES: dict[str, Collection[Any]] = {
         "mit_twice_three_crop",
         "mit_dense_three_crop",
         "mit_ten_crop",
+        "mmaction2_center_crop",
         "mmaction2_ten_crop",
         "mmaction2_dense_ten_crop",
         "mmaction2_three_crop",
         "mmaction2_twice_three_crop",
     ),
+    "data.flip_labels": ("swap", "keep"),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine"),
     "optimizer.decay": ("weights", "fc"),
@@ -67,6 +69,7 @@ CHANGEABLE_ON_RESUME = (
     "best_metric",
     "data.val_list",
     "data.protocol",
+    "data.flip_labels",
     "data.threads",
     "data.workers",
     "data.on_error",
@@ -82,9 +85,14 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Labels of mirrored clips were never swapped."""
+    return {"data.flip_labels": "keep", **recipe}
+
+
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
 # value, needs a new version: a function here that writes down what recipes without it meant.
-UPGRADES = (_from_version_1,)
+UPGRADES = (_from_version_1, _from_version_2)
 VERSION = len(UPGRADES) + 1
 
 # What to write for keys of older versions on the command line.
@@ -201,8 +209,11 @@ def _data() -> ConfigDict:
     # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
     # with many of them lower eval_batch_size. Empty: the one view of validation.
     data.protocol = ""
-    # Mirror half of the training clips. Off where left and right are classes.
+    # Mirror half of the training clips.
     data.flip = True
+    # Labels of mirrored clips: `swap` those of classes whose names differ in left and right only,
+    # or in clockwise and counterclockwise (an error if one of two is missing), or `keep` all.
+    data.flip_labels = "swap"
     # Reading threads per process. 0: one per core that the process may use.
     data.threads = 0
     # Worker processes that read. 0: threads of the main process, which is faster unless Python

@@ -97,6 +97,7 @@ class Predictor:
         source: str = "the model",
         fingerprint: Callable[[], str] = str,
     ):
+        protocol.check_labels(labels)
         self.engine = engine
         self.labels = list(labels)
         self.num_segments = num_segments
