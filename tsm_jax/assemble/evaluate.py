@@ -51,6 +51,32 @@ def evaluate_weights(
     return evaluate_model(recipe, model, weights=weights, average=average)
 
 
+def evaluate_both(
+    config: ConfigDict | None, first: str, second: str, *, average: str | None = None
+) -> tuple[Evaluation | Answers, Evaluation | Answers, Comparison]:
+    """Evaluates two weights on the same list and compares them; either may be a report's folder.
+
+    Args:
+        config: as for `evaluate_weights`; None for the recipe of the first that is a workdir.
+        average: as for `evaluate_model`.
+
+    Raises:
+        UserError: something cannot be read, or clips or classes are not the same.
+    """
+    if config is None:
+        weights = [path for path in (first, second) if not is_report(path)]
+        config = _recipe_of(weights[0]) if weights else None
+    found = [
+        read_answers(path) if is_report(path) else evaluate_weights(config, path, average=average)
+        for path in (first, second)
+    ]
+    models = [one.model for one in found if isinstance(one, Evaluation)]
+    if len(models) == 2 and not (config and config.data.labels):
+        check_same_classes(models[0].labels, models[1].labels, first, second)
+    answers = [answers_of(one) if isinstance(one, Evaluation) else one for one in found]
+    return found[0], found[1], compare(*answers)
+
+
 def _recipe_of(weights: str) -> ConfigDict:
     """The recipe of the run in a workdir."""
     if not is_workdir(weights):
@@ -89,6 +115,7 @@ def evaluate_model(
     clips = build_eval_clips(
         source, model.preprocessing, architecture.num_segments, config.data.protocol
     )
+    clips.protocol.check_labels(class_names)
     if average is None:
         average = "probabilities" if clips.protocol.average_probabilities else "logits"
     metrics, logits, ranks = _evaluate_clips(config, model, clips, mesh, average, weights)

@@ -1,0 +1,144 @@
+"""Two evaluations of the same clips: is one better, or is it chance?"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import bdtr
+
+from tsm_jax.accuracy import wilson_interval
+from tsm_jax.errors import UserError
+from tsm_jax.files import read_text
+from tsm_jax.report.results import Evaluation
+from tsm_jax.terminal import printable
+
+PREDICTIONS_FILE = "predictions.csv"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which of N clips were recognised.
+
+    Attributes:
+        name: of the weights or the report.
+        clips: names of the clips and of their classes, N pairs.
+        correct: bool `[N]`.
+    """
+
+    name: str
+    clips: Sequence[tuple[str, str]]
+    correct: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How often the first and the second of two were right.
+
+    Attributes:
+        names: of both.
+        both, only_first, only_second, neither: numbers of clips that they recognise.
+    """
+
+    names: tuple[str, str]
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    @property
+    def difference(self) -> float:
+        """Top-1 of the first less that of the second."""
+        count = self.both + self.only_first + self.only_second + self.neither
+        return (self.only_first - self.only_second) / count
+
+    @property
+    def p_value(self) -> float:
+        """How likely chance makes a difference as large or larger, if both are equally good.
+
+        Reference: McNemar 1947, the exact two-sided test: of the clips that one of the two alone
+        recognises each is as likely the first's as the second's.
+        """
+        fewer, either = sorted((self.only_first, self.only_second))[0], self.only_first
+        either += self.only_second
+        return min(1.0, 2 * float(bdtr(fewer, either, 0.5)))
+
+    def lines(self) -> list[str]:
+        """It in words, for the terminal."""
+        first, second = map(printable, self.names)
+        better = first if self.difference > 0 else second
+        verdict = f"{better} is better" if self.p_value < 0.05 else "this may well be chance"
+        return [
+            f"right: both {self.both} clips, only {first} {self.only_first},"
+            f" only {second} {self.only_second}, neither {self.neither}",
+            f"top1 of {first} less that of {second}: {self.difference:+.5f}; exact McNemar test:"
+            f" p = {self.p_value:.4g}, {verdict}",
+        ]
+
+
+def compare(first: Answers, second: Answers) -> Comparison:
+    """Compares the answers clip by clip.
+
+    Raises:
+        UserError: they are not to the same clips in the same order, with the same classes.
+    """
+    if len(first.clips) != len(second.clips):
+        raise UserError(
+            f"{first.name} was evaluated on {len(first.clips)} clips, {second.name} on"
+            f" {len(second.clips)}: compare on the same list"
+        )
+    for one, other in zip(first.clips, second.clips, strict=True):
+        if one != other:
+            raise UserError(
+                f"{first.name} and {second.name} were not evaluated on the same list: where one has"
+                f" {printable(one[0])} of class '{printable(one[1])}', the other has"
+                f" {printable(other[0])} of class '{printable(other[1])}'"
+            )
+    a, b = first.correct, second.correct
+    counts = (int(part.sum()) for part in (a & b, a & ~b, ~a & b, ~a & ~b))
+    return Comparison((first.name, second.name), *counts)
+
+
+def answers_of(evaluation: Evaluation) -> Answers:
+    """What an evaluation found."""
+    classes = (evaluation.class_names[label] for label in evaluation.labels)
+    clips = list(zip(evaluation.short_names, classes, strict=True))
+    return Answers(evaluation.weights, clips, evaluation.correct)
+
+
+def is_report(path: str) -> bool:
+    """Whether a path is the folder of a report."""
+    return os.path.isfile(os.path.join(path, PREDICTIONS_FILE))
+
+
+def read_answers(folder: str) -> Answers:
+    """The answers in a report.
+
+    Raises:
+        UserError: its table is damaged.
+    """
+    path = os.path.join(folder, PREDICTIONS_FILE)
+    text = read_text(path, "the predictions", errors="surrogateescape")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        clips = [(row["clip"], row["class"]) for row in rows]
+        marks = [{"0": False, "1": True}[row["correct"]] for row in rows]
+    except (KeyError, TypeError, csv.Error):
+        rows, clips, marks = [], [], []
+    if not rows:
+        raise UserError(f"{path} is not the table of a report: write the report again")
+    return Answers(folder, clips, np.array(marks))
+
+
+def summary(answers: Answers) -> str:
+    """Top-1 with its interval, on one line."""
+    right, count = int(answers.correct.sum()), len(answers.correct)
+    low, high = wilson_interval(right, count)
+    return (
+        f"{printable(answers.name)}: top1 {right / count:.5f} (95 %: {low:.5f} to {high:.5f}) on"
+        f" {count} clips"
+    )
