@@ -44,6 +44,7 @@ CHOICES: dict[str, Collection[Any]] = {
         "mmaction2_center_crop",
         "mmaction2_ten_crop",
         "mmaction2_dense_ten_crop",
+        "mmaction2_dense_three_crop",
         "mmaction2_three_crop",
         "mmaction2_twice_three_crop",
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tsm_jax.models.batch_norm import batch_norm
+from tsm_jax.models.depthwise import depthwise_conv
 from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
 
 
@@ -58,9 +61,11 @@ def test_a_folded_layer_answers_as_before(conv):
     for tensor in (layer.norm.scale, layer.norm.bias, layer.norm.mean, layer.norm.var):
         tensor[...] = rng.uniform(0.1, 2, 4).astype(np.float32)
     x = jnp.asarray(images((2, 6, 5, 4)))
-    expected = layer(x, groups=None, relu=True)
+    expected = layer(x, groups=None, activation="relu")
     layer.fold()
-    np.testing.assert_allclose(layer(x, groups=None, relu=True), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        layer(x, groups=None, activation="relu"), expected, rtol=1e-5, atol=1e-5
+    )
     assert 0.1 < float((expected == 0).mean()) < 0.9
 
 
@@ -93,20 +98,29 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
     np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_batch_norm_gradient_is_that_of_its_definition(groups, relu):
+ACTIVATIONS = {
+    None: lambda y: y,
+    "relu": lambda y: jnp.where(y > 0, y, 0),
+    "relu6": lambda y: jnp.clip(y, 0, 6),
+    "leaky_relu": lambda y: jnp.where(y > 0, y, 0.01 * y),
+}
+
+
+@pytest.mark.parametrize(
+    ("activation", "groups"), [*product(["relu", None], [1, 3]), ("relu6", 1), ("leaky_relu", 1)]
+)
+def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
     def by_definition(x, scale, bias):
         grouped = x.reshape(groups, -1, *x.shape[1:])
         mean, var = (f((1, 2, 3), keepdims=True) for f in (grouped.mean, grouped.var))
         y = (grouped - mean) / jnp.sqrt(var + 1e-5) * scale + bias
-        return jnp.maximum(y, 0 if relu else -jnp.inf).reshape(x.shape)
+        return ACTIVATIONS[activation](y).reshape(x.shape)
 
     def ours(x, scale, bias):
-        return batch_norm(x, scale, bias, groups, 1e-5, relu)[0]
+        return batch_norm(x, scale, bias, groups, 1e-5, activation)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
-    arguments = (x, jnp.array([1.0, 2.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
+    arguments = (x, jnp.array([1.0, 8.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
     expected, expected_gradients = jax.vjp(by_definition, *arguments)
     actual, actual_gradients = jax.vjp(ours, *arguments)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
@@ -137,11 +151,32 @@ def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "shape"), [(3, 1, (6, 5)), (3, 2, (6, 5)), (5, 2, (7, 8))]
+)
+def test_depthwise_convolution_on_a_cpu_is_that_of_other_devices(size, stride, shape):
+    def ordinary(x, kernel):
+        numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, padding, dimension_numbers=numbers, feature_group_count=3
+        )
+
+    x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 1, 3)))
+    expected, expected_gradients = jax.vjp(ordinary, x, kernel)
+    actual, actual_gradients = jax.vjp(
+        lambda x, kernel: depthwise_conv(x, kernel, stride), x, kernel
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    cotangent = jnp.asarray(images(expected.shape))
+    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     x = 300 + 1e-2 * images((4, 6, 5, 3))
     exact = x.astype(np.float64).reshape(-1, 3)
     expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5, relu=False)
+    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5, None)
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -77,6 +77,9 @@ def _run(writer: Writer, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[
 
 def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequence[Operand]:
     name = equation.primitive.name
+    if name == "cond" and None in (platforms := equation.params["branches_platforms"] or ()):
+        program = equation.params["branches"][platforms.index(None)]  # for any device
+        return _run(writer, program, operands[1:])
     if name in _CALLS:
         return _run(writer, equation.params[_CALLS[name]], operands)
     if name not in _BROADCASTING:
@@ -275,6 +278,7 @@ _BROADCASTING: dict[str, Callable[..., Any]] = {
     "select_n": _select,
     "convert_element_type": _convert,
     "stop_gradient": lambda writer, equation, x: x,
+    "platform_index": lambda writer, equation: np.int32(0),  # read by a `cond` alone
     "broadcast_in_dim": _broadcast,
 }
 _RULES: dict[str, Callable[..., Any]] = _BROADCASTING | {

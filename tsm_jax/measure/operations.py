@@ -38,6 +38,10 @@ def _count(jaxpr: Any) -> Cost:
         if name in _COUNTED:
             operations += _COUNTED[name](equation)
             moved += _moved(equation)
+        elif name == "cond":  # one of them runs
+            cost = max(_count(branch.jaxpr) for branch in params["branches"])
+            operations += cost.operations
+            moved += cost.bytes
         else:
             times = params.get("length", 1) if name == "scan" else 1
             for cost in map(_count, _inner(params)):

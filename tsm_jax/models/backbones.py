@@ -27,7 +27,17 @@ def _resnet(depth: int, **arguments: Any) -> Any:
     return ResNet(depth, **arguments)
 
 
+def _mobilenet_v2(**arguments: Any) -> Any:
+    from tsm_jax.models.mobilenet_v2 import MobileNetV2
+
+    return MobileNetV2(**arguments)
+
+
 BACKBONES = {
-    f"resnet{depth}": Backbone(f"ResNet-{depth}", partial(_resnet, depth))
-    for depth in (18, 34, 50, 101, 152)
+    **{
+        f"resnet{depth}": Backbone(f"ResNet-{depth}", partial(_resnet, depth))
+        for depth in (18, 34, 50, 101, 152)
+    },
+    "mobilenet_v2": Backbone("MobileNetV2", _mobilenet_v2),
+    "mobilenet_v2_paddle": Backbone("MobileNetV2", partial(_mobilenet_v2, expand_first=True)),
 }

@@ -1,9 +1,9 @@
 """Batch normalisation by the statistics of a batch, with its gradient written by hand.
 
 Forward and backward pass each read the images twice, and in between nothing is kept but the input
-in its own dtype. Automatic differentiation keeps float32 copies and takes more passes. A ReLU that
-follows belongs to it: its gradient is then computed along with both readings, and not in a pass of
-its own.
+in its own dtype. Automatic differentiation keeps float32 copies and takes more passes. An
+activation that follows belongs to it: its gradient is then computed along with both readings, and
+not in a pass of its own.
 
 Ioffe and Szegedy, "Batch Normalization", 2015, section 3 (algorithm 1 and the gradients after it).
 """
@@ -16,10 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tsm_jax.models.activations import Activation, activate, activation_gradient
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    groups: int,
+    epsilon: float,
+    activation: Activation | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises each channel over the images of a group.
 
@@ -29,13 +36,13 @@ def batch_norm(
         bias: `[C]`, float32.
         groups: G, divides M.
         epsilon: added to the variance.
-        relu: take the larger of the result and zero.
+        activation: of the result.
 
     Returns:
         The normalised images in the dtype of `x`; mean and biased variance, float32 `[G, C]`,
         through which no gradient flows.
     """
-    return _forward(x, scale, bias, groups, epsilon, relu)[0]
+    return _forward(x, scale, bias, groups, epsilon, activation)[0]
 
 
 def normalize_by(
@@ -52,7 +59,12 @@ def normalize_by(
 
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float, relu: bool
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    groups: int,
+    epsilon: float,
+    activation: Activation | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     values = _grouped(x, groups)
     count = values.size // (groups * len(scale))
@@ -65,16 +77,14 @@ def _forward(
     mean, var = typical + offset, jnp.maximum(squares - jnp.square(offset), 0.0)
     inverse = lax.rsqrt(var + epsilon)
     y = normalize_by(x, mean, scale * inverse, bias)
-    if relu:
-        y = jnp.maximum(y, 0)
-    return (y, mean, var), (x, mean, inverse, scale, bias)
+    return (activate(y, activation), mean, var), (x, mean, inverse, scale, bias)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _backward(
     groups: int,
     epsilon: float,
-    relu: bool,
+    activation: Activation | None,
     residuals: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -83,8 +93,9 @@ def _backward(
     dy = _grouped(cotangents[0], groups)
     count = dy.size // (groups * len(scale))
     centred = _grouped(x, groups) - _per_channel(mean)
-    if relu:
-        dy = jnp.where(centred * _per_channel(scale * inverse) + bias > 0, dy, 0)
+    if activation:
+        y = centred * _per_channel(scale * inverse) + bias
+        dy = activation_gradient(y, dy, activation)
     # Without the barrier XLA sums over images and groups once more for the sum over groups below.
     bias_gradient = lax.optimization_barrier(_channel_sums(dy))  # [G, C]
     scale_gradient = _channel_sums(dy * centred) * inverse

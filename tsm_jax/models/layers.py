@@ -6,7 +6,8 @@ Flax's own layers pad otherwise at stride 2 and know no batch norm over groups o
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from tsm_jax.models.activations import Activation, activate
 from tsm_jax.models.batch_norm import batch_norm, normalize_by
+from tsm_jax.models.depthwise import depthwise_conv
 
 
 @jax.custom_vjp
@@ -52,6 +55,9 @@ class Conv(nnx.Module):
 
     The padding is explicit because 'SAME' pads one side only where the stride is 2. With as many
     `feature_groups` as features it is a depthwise convolution.
+
+    Its kernel's first values are Kaiming-normal over `fan`: `N(0, 2 / (k * k * C))`, with C the
+    features that a value reads (`in`), or those of the layer's output (`out`).
     """
 
     def __init__(
@@ -62,10 +68,13 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         feature_groups: int = 1,
+        fan: Literal["in", "out"] = "in",
         dtype: jnp.dtype | None = None,
     ):
         shape = (kernel_size, kernel_size, in_features // feature_groups, out_features)
-        self.kernel = nnx.Param(jnp.zeros(shape, jnp.float32))
+        fan_size = kernel_size**2 * (shape[2] if fan == "in" else out_features)
+        zeros = jnp.zeros(shape, jnp.float32)
+        self.kernel = nnx.Param(zeros, deviation=math.sqrt(2 / fan_size))
         self.stride = stride
         self.padding = (kernel_size - 1) // 2
         self.feature_groups = feature_groups
@@ -79,6 +88,8 @@ class Conv(nnx.Module):
             # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
             x = lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1))
             return _pointwise(x, kernel[0, 0])
+        if kernel.shape[2:] == (1, self.feature_groups):
+            return depthwise_conv(x, kernel, self.stride)
         return lax.conv_general_dilated(
             x,
             kernel.astype(dtype),
@@ -112,22 +123,24 @@ class BatchNorm(nnx.Module):
         self.momentum = momentum
         self.epsilon = epsilon
 
-    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
+    ) -> jax.Array:
         """Normalises `[M, H, W, C]`.
 
         Args:
             x: the images of all clips; clips are neighbours, so groups of images are groups of
                 clips.
             groups: the number of groups to train with; None takes the running statistics.
-            relu: take the larger of the result and zero.
+            activation: of the result.
         """
         scale, bias = self.scale[...], self.bias[...]
         if groups is None:
             multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
             mean = self.mean[...][None]
             y = normalize_by(x, mean, multiplier[None], bias)
-            return jnp.maximum(y, 0) if relu else y
-        results: Any = batch_norm(x, scale, bias, groups, self.epsilon, relu)
+            return activate(y, activation)
+        results: Any = batch_norm(x, scale, bias, groups, self.epsilon, activation)
         y, mean, var = results
         self._update_running(mean.mean(0), var.mean(0))
         return y
@@ -145,14 +158,15 @@ class Bias(nnx.Module):
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(bias)
 
-    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
+    ) -> jax.Array:
         assert groups is None
-        y = x + self.bias[...]
-        return jnp.maximum(y, 0) if relu else y
+        return activate(x + self.bias[...], activation)
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch normalisation, and ReLU if wanted. Arguments as of `Conv`."""
+    """Convolution, batch normalisation, activation if wanted. Arguments as of `Conv`."""
 
     def __init__(self, in_features: int, out_features: int, kernel_size: int, **conv: Any):
         self.conv = Conv(in_features, out_features, kernel_size, **conv)
@@ -174,5 +188,7 @@ class ConvNorm(nnx.Module):
         self.conv.kernel = nnx.Param(kernel.astype(dtype))
         self.norm = Bias((bias - mean * multiplier).astype(dtype))
 
-    def __call__(self, x: jax.Array, *, groups: int | None, relu: bool = False) -> jax.Array:
-        return self.norm(self.conv(x), groups=groups, relu=relu)
+    def __call__(
+        self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
+    ) -> jax.Array:
+        return self.norm(self.conv(x), groups=groups, activation=activation)

@@ -6,7 +6,6 @@ Training, evaluation, checkpoints and converters all speak of the same flat dict
 
 from __future__ import annotations
 
-import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tsm_jax.models.architecture import CLASSIFIER, Architecture
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.tsm import TSM
 
 Tensors = dict[str, jax.Array]
@@ -40,6 +39,10 @@ class Network:
             nnx.eval_shape(make_model), nnx.Param, nnx.BatchStat, ...
         )
         self.param_shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
+        self._deviations = {
+            ".".join(map(str, path)): variable.get_metadata().get("deviation")
+            for path, variable in nnx.to_flat_state(params)
+        }
         self.batch_stat_shapes = {name: leaf.shape for name, leaf in _flatten(batch_stats).items()}
 
     def init(
@@ -55,7 +58,9 @@ class Network:
 
         def first_values(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             return {
-                name: given[name] if name in given else initial_tensor(name, shape, seed)
+                name: given[name]
+                if name in given
+                else initial_tensor(name, shape, seed, self._deviations.get(name))
                 for name, shape in shapes.items()
             }
 
@@ -110,14 +115,15 @@ def build_network(
     return Network(model)
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def initial_tensor(
+    name: str, shape: tuple[int, ...], seed: int, deviation: float | None = None
+) -> np.ndarray:
     """A tensor's first value to train from, float32.
 
     Drawn with NumPy on the host: as one compiled program the draws of a ResNet-50 cost every start
     2.7 s, even from the compilation cache (two CPU cores).
 
-    Kernels of convolutions are Kaiming-normal over fan-in, `N(0, 2 / (k * k * C_in))`, and the
-    classifier's is `N(0, 0.001^2)`, as in PaddleVideo's and MIT's recipes; scales and variances of
+    Kernels are normal with the deviation that their module gives them; scales and variances of
     batch norm are 1, biases and means 0.
 
     Args:
@@ -125,6 +131,7 @@ def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
             tensor.
         shape: HWIO for a convolution's kernel, `[C, K]` for the classifier's.
         seed: of the run.
+        deviation: of a kernel's values.
 
     Raises:
         ValueError: there is no rule for this name.
@@ -134,10 +141,8 @@ def initial_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return np.ones(shape, np.float32)
     if kind in ("bias", "mean"):
         return np.zeros(shape, np.float32)
-    if kind != "kernel":
+    if kind != "kernel" or deviation is None:
         raise ValueError(f"no rule for the first value of {name}")
-    fan_in = math.prod(shape[:-1])
-    deviation = 0.001 if name == CLASSIFIER else math.sqrt(2 / fan_in)
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.standard_normal(shape, np.float32) * np.float32(deviation)
 

@@ -8,7 +8,6 @@ He et al., "Deep Residual Learning for Image Recognition", 2015, table 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ from flax import nnx
 
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.pooling import max_pool_3x3_stride_2
-
-Shift = Callable[[jax.Array], jax.Array]
+from tsm_jax.models.shift import Shift, unshifted
 
 
 class BasicBlock(nnx.Module):
@@ -34,7 +32,7 @@ class BasicBlock(nnx.Module):
         self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        y = self.conv1(self.shift(x), groups=groups, relu=True)
+        y = self.conv1(self.shift(x), groups=groups, activation="relu")
         y = self.conv2(y, groups=groups)
         return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
 
@@ -53,8 +51,8 @@ class Bottleneck(nnx.Module):
         self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        y = self.conv1(self.shift(x), groups=groups, relu=True)
-        y = self.conv2(y, groups=groups, relu=True)
+        y = self.conv1(self.shift(x), groups=groups, activation="relu")
+        y = self.conv2(y, groups=groups, activation="relu")
         y = self.conv3(y, groups=groups)
         return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
 
@@ -120,7 +118,7 @@ class ResNet(nnx.Module):
                         features,
                         width * 2**stage,
                         stride=2 if stage > 0 and index == 0 else 1,
-                        shift=shift if index % shift_every == 0 else _unshifted,
+                        shift=shift if index % shift_every == 0 else unshifted,
                         conv_norm=conv_norm,
                     )
                 )
@@ -129,7 +127,7 @@ class ResNet(nnx.Module):
         self.features = features
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
-        x = self.stem(images, groups=groups, relu=True)
+        x = self.stem(images, groups=groups, activation="relu")
         x = max_pool_3x3_stride_2(x)
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         for blocks in self.stages:
@@ -140,7 +138,3 @@ class ResNet(nnx.Module):
 
 def _run(block: BasicBlock | Bottleneck, x: jax.Array, groups: int | None) -> jax.Array:
     return block(x, groups=groups)
-
-
-def _unshifted(x: jax.Array) -> jax.Array:
-    return x

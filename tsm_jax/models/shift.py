@@ -13,10 +13,14 @@ Lin, Gan, Han: "TSM: Temporal Shift Module for Efficient Video Understanding", I
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+Shift = Callable[[jax.Array], jax.Array]
 
 
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
@@ -74,3 +78,8 @@ def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
     padding = [(0, 0, 0)] * clips.ndim
     padding[1] = (step, -step, 0)
     return lax.pad(clips, jnp.zeros((), clips.dtype), padding)
+
+
+def unshifted(x: jax.Array) -> jax.Array:
+    """The shift of a block that has none."""
+    return x

@@ -21,6 +21,8 @@ class Head(nnx.Module):
         self.dropout = dropout
         zeros = nnx.initializers.zeros
         self.fc = nnx.Linear(features, num_classes, kernel_init=zeros, rngs=nnx.Rngs(0))
+        # As in PaddleVideo's, MIT's and mmaction2's recipes.
+        self.fc.kernel.set_metadata(deviation=0.001)
 
     def __call__(
         self, x: jax.Array, num_segments: int, *, dropout_keys: jax.Array | None

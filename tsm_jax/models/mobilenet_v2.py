@@ -1,0 +1,134 @@
+"""MobileNetV2 with a temporal shift in front of the residual branch.
+
+A block widens its input by a 1x1 convolution (`expand`), filters each channel on its own
+(`depthwise`) and narrows again without an activation (`project`). The shift sits at the input of
+`expand` in blocks with a shortcut, which reads the unshifted tensor.
+
+Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from tsm_jax.errors import UserError
+from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.shift import Shift, unshifted
+
+# Features of the last convolution, which narrower networks keep.
+LAST = 1280
+
+
+class _Stage(NamedTuple):
+    expansion: int
+    features: int
+    blocks: int
+    stride: int
+
+
+_STEM = 32
+_STAGES = (
+    _Stage(1, 16, 1, 1),
+    _Stage(6, 24, 2, 2),
+    _Stage(6, 32, 3, 2),
+    _Stage(6, 64, 4, 2),
+    _Stage(6, 96, 3, 1),
+    _Stage(6, 160, 3, 2),
+    _Stage(6, 320, 1, 1),
+)
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 up, 3x3 depthwise with the stride, 1x1 down; without `expand` if nothing widens."""
+
+    def __init__(self, in_features, out_features, stride, *, expansion, expand, shift, conv_norm):
+        inner = in_features * expansion
+        self.residual = stride == 1 and in_features == out_features
+        self.shift = shift if self.residual and expand else unshifted
+        self.expand = conv_norm(in_features, inner, 1) if expand else None
+        self.depthwise = conv_norm(inner, inner, 3, stride=stride, feature_groups=inner)
+        self.project = conv_norm(inner, out_features, 1)
+
+    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+        y = self.shift(x)
+        if self.expand is not None:
+            y = self.expand(y, groups=groups, activation="relu6")
+        y = self.depthwise(y, groups=groups, activation="relu6")
+        y = self.project(y, groups=groups)
+        return x + y if self.residual else y
+
+
+class MobileNetV2(nnx.Module):
+    """Images `[M, H, W, 3]` to features `[M, H/32, W/32, 1280]`.
+
+    Args:
+        expand_first: PaddleVideo's network, whose first block has an `expand` although it does not
+            widen; MIT's, mmaction2's and torchvision's have none there.
+        width: 64 is the paper's network; others scale the channels of every layer in proportion
+            (the paper's width multiplier is `width / 64`), to multiples of 8.
+        shift: what to apply in front of a residual branch.
+        shift_every: 1, there is no other rule for it.
+        remat: compute the inside of a block again in the backward pass instead of keeping it.
+        dtype: of convolutions and activations.
+
+    Raises:
+        UserError: `shift_every` is not 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        expand_first: bool = False,
+        width: int = 64,
+        shift: Shift,
+        shift_every: int = 1,
+        remat: bool = False,
+        dtype=None,
+    ):
+        if shift_every != 1:
+            raise UserError(
+                f"shift_every is {shift_every}: MobileNetV2 shifts in every block that has a"
+                " shortcut; set it to 1"
+            )
+        conv_norm = partial(ConvNorm, fan="out", dtype=dtype)
+        self.remat = remat
+        features = _scaled(_STEM, width)
+        self.stem = conv_norm(3, features, 3, stride=2)
+        self.blocks = nnx.List()
+        for stage in _STAGES:
+            for index in range(stage.blocks):
+                block = InvertedResidual(
+                    features,
+                    _scaled(stage.features, width),
+                    stage.stride if index == 0 else 1,
+                    expansion=stage.expansion,
+                    expand=expand_first or stage.expansion > 1,
+                    shift=shift,
+                    conv_norm=conv_norm,
+                )
+                self.blocks.append(block)
+                features = _scaled(stage.features, width)
+        self.features = max(LAST, _scaled(LAST, width))
+        self.last = conv_norm(features, self.features, 1)
+
+    def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
+        x = self.stem(images, groups=groups, activation="relu6")
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        for block in self.blocks:
+            x = run(block, x, groups)
+        return self.last(x, groups=groups, activation="relu6")
+
+
+def _run(block: InvertedResidual, x: jax.Array, groups: int | None) -> jax.Array:
+    return block(x, groups=groups)
+
+
+def _scaled(features: int, width: int) -> int:
+    """The multiple of 8 next to it that takes away a tenth at the most."""
+    exact = features * width / 64
+    rounded = max(8, int(exact + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * exact else rounded
