@@ -34,7 +34,8 @@ def get_config() -> ConfigDict:
     config.data.prefix = "data/hmdb51/videos"
     config.data.flip = False
 
-    config.init_from = "mmaction2/tsm_r50_256p_1x1x8_50e_kinetics400_rgb"  # but its classifier
+    # The backbone; the classifier starts fresh.
+    config.init_from = "mmaction2/tsm_r50_256p_1x1x8_50e_kinetics400_rgb_20200726-020785e2"
     config.batch_size = 96  # 8 GPUs with 12 clips each
     config.epochs = 25
     config.optimizer.learning_rate = 0.0015

@@ -23,6 +23,7 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
+from tsm_jax.report.comparison import Answers, is_report, read_answers
 from tsm_jax.report.results import Evaluation
 from tsm_jax.terminal import progress
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
@@ -55,28 +56,27 @@ def evaluate_weights(
 
 def evaluate_both(
     config: ConfigDict | None, first: str, second: str, *, average: str | None = None
-) -> tuple[Evaluation | Answers, Evaluation | Answers, Comparison]:
-    """Evaluates two weights on the same list and compares them; either may be a report's folder.
+) -> tuple[Evaluation | Answers, Evaluation | Answers]:
+    """Evaluates two weights on the same list; of either, the folder of a report is read instead.
 
     Args:
         config: as for `evaluate_weights`; None for the recipe of the first that is a workdir.
         average: as for `evaluate_model`.
 
     Raises:
-        UserError: something cannot be read, or clips or classes are not the same.
+        UserError: something cannot be read, or the weights number classes differently.
     """
-    if config is None:
-        weights = [path for path in (first, second) if not is_report(path)]
-        config = _recipe_of(weights[0]) if weights else None
+    weights = [path for path in (first, second) if not is_report(path)]
+    if config is None and weights:
+        config = _recipe_of(next(filter(is_workdir, weights), weights[0]))
     found = [
         read_answers(path) if is_report(path) else evaluate_weights(config, path, average=average)
         for path in (first, second)
     ]
-    models = [one.model for one in found if isinstance(one, Evaluation)]
-    if len(models) == 2 and not (config and config.data.labels):
-        check_same_classes(models[0].labels, models[1].labels, first, second)
-    answers = [answers_of(one) if isinstance(one, Evaluation) else one for one in found]
-    return found[0], found[1], compare(*answers)
+    labels = [one.model.labels for one in found if isinstance(one, Evaluation)]
+    if len(labels) == 2:
+        check_same_order(labels[0], first, labels[1], second)
+    return found[0], found[1]
 
 
 def _recipe_of(weights: str) -> ConfigDict:

@@ -34,6 +34,15 @@ class Answers:
     clips: Sequence[tuple[str, str]]
     correct: np.ndarray
 
+    def summary(self) -> str:
+        """Top-1 with its interval, on one line."""
+        right, count = int(self.correct.sum()), len(self.correct)
+        low, high = wilson_interval(right, count)
+        return (
+            f"{printable(self.name)}: top1 {right / count:.5f} on {count} clips, 95 % interval:"
+            f" {low:.5f} to {high:.5f}"
+        )
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -63,9 +72,8 @@ class Comparison:
         Reference: McNemar 1947, the exact two-sided test: of the clips that one of the two alone
         recognises each is as likely the first's as the second's.
         """
-        fewer, either = sorted((self.only_first, self.only_second))[0], self.only_first
-        either += self.only_second
-        return min(1.0, 2 * float(bdtr(fewer, either, 0.5)))
+        fewer = min(self.only_first, self.only_second)
+        return min(1.0, 2 * float(bdtr(fewer, self.only_first + self.only_second, 0.5)))
 
     def lines(self) -> list[str]:
         """It in words, for the terminal."""
@@ -80,31 +88,33 @@ class Comparison:
         ]
 
 
-def compare(first: Answers, second: Answers) -> Comparison:
-    """Compares the answers clip by clip.
+def compare(one: Evaluation | Answers, other: Evaluation | Answers) -> Comparison:
+    """Compares two evaluations clip by clip.
 
     Raises:
         UserError: they are not to the same clips in the same order, with the same classes.
     """
+    first, second = _answers(one), _answers(other)
     if len(first.clips) != len(second.clips):
         raise UserError(
             f"{first.name} was evaluated on {len(first.clips)} clips, {second.name} on"
             f" {len(second.clips)}: compare on the same list"
         )
-    for one, other in zip(first.clips, second.clips, strict=True):
-        if one != other:
+    for a, b in zip(first.clips, second.clips, strict=True):
+        if a != b:
             raise UserError(
-                f"{first.name} and {second.name} were not evaluated on the same list: where one has"
-                f" {printable(one[0])} of class '{printable(one[1])}', the other has"
-                f" {printable(other[0])} of class '{printable(other[1])}'"
+                f"{first.name} and {second.name} were not evaluated on the same list: one has the"
+                f" clip {printable(a[0])} of class '{printable(a[1])}', the other"
+                f" {printable(b[0])} of class '{printable(b[1])}' in its place"
             )
-    a, b = first.correct, second.correct
-    counts = (int(part.sum()) for part in (a & b, a & ~b, ~a & b, ~a & ~b))
-    return Comparison((first.name, second.name), *counts)
+    right, also = first.correct, second.correct
+    parts = (right & also, right & ~also, ~right & also, ~right & ~also)
+    return Comparison((first.name, second.name), *(int(part.sum()) for part in parts))
 
 
-def answers_of(evaluation: Evaluation) -> Answers:
-    """What an evaluation found."""
+def _answers(evaluation: Evaluation | Answers) -> Answers:
+    if isinstance(evaluation, Answers):
+        return evaluation
     classes = (evaluation.class_names[label] for label in evaluation.labels)
     clips = list(zip(evaluation.short_names, classes, strict=True))
     return Answers(evaluation.weights, clips, evaluation.correct)
@@ -132,13 +142,3 @@ def read_answers(folder: str) -> Answers:
     if not rows:
         raise UserError(f"{path} is not the table of a report: write the report again")
     return Answers(folder, clips, np.array(marks))
-
-
-def summary(answers: Answers) -> str:
-    """Top-1 with its interval, on one line."""
-    right, count = int(answers.correct.sum()), len(answers.correct)
-    low, high = wilson_interval(right, count)
-    return (
-        f"{printable(answers.name)}: top1 {right / count:.5f} (95 %: {low:.5f} to {high:.5f}) on"
-        f" {count} clips"
-    )

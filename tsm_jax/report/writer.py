@@ -73,9 +73,7 @@ def check_target(folder: str) -> None:
         )
 
 
-def write_report(
-    evaluation: Evaluation, folder: str, comparison: Comparison | None = None
-) -> str:
+def write_report(evaluation: Evaluation, folder: str, comparison: Comparison | None = None) -> str:
     """Writes the report of an evaluation, and returns the path of its page.
 
     An earlier report in the folder is replaced when the new one is complete.

@@ -26,9 +26,9 @@ from tsm_jax.data.prepare.check import check_entries
 from tsm_jax.data.prepare.published import DATA_SETS
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
+from tsm_jax.weights.labels import dataset_labels
 
 REPOSITORY = Path(__file__).parents[3]
-NAMES = REPOSITORY / "tests" / "data" / "class_names"
 
 
 def run(*arguments):
@@ -70,8 +70,8 @@ def test_lists_have_the_clips_that_are_there(name, make, tmp_path, capsys):
 
 def test_full_label_files_have_the_published_classes(tmp_path):
     """V1 and V2 of Something-Something have the same names, in another order of their files."""
-    names = (NAMES / "something_something.txt").read_text().splitlines()
-    gestures = (NAMES / "jester.txt").read_text().splitlines()
+    names = sorted(f"Doing something, number {k}" for k in range(174))
+    gestures = dataset_labels("jester_mmaction2")
     frames = tmp_path / "frames" / "1"
     frames.mkdir(parents=True)
     (frames / "000001.jpg").touch()
@@ -100,7 +100,7 @@ def test_full_label_files_have_the_published_classes(tmp_path):
             with pytest.raises(UserError, match="has other classes, or in another order"):
                 run(*lists, "--output", tmp_path / "file")
     assert found["sthv1"] == found["sthv2"] == names
-    assert found["jester"] == sorted(gestures)
+    assert found["jester"] == dataset_labels("jester")
 
 
 V1, HMDB51 = "label files/something-something-v1", "testTrainMulti_7030_splits/wave_test_split1"
