@@ -64,19 +64,16 @@ def evaluate_both(
         average: as for `evaluate_model`.
 
     Raises:
-        UserError: something cannot be read, or the weights number classes differently.
+        UserError: something cannot be read.
     """
     weights = [path for path in (first, second) if not is_report(path)]
     if config is None and weights:
         config = _recipe_of(next(filter(is_workdir, weights), weights[0]))
-    found = [
+    first_found, second_found = (
         read_answers(path) if is_report(path) else evaluate_weights(config, path, average=average)
         for path in (first, second)
-    ]
-    labels = [one.model.labels for one in found if isinstance(one, Evaluation)]
-    if len(labels) == 2:
-        check_same_order(labels[0], first, labels[1], second)
-    return found[0], found[1]
+    )
+    return first_found, second_found
 
 
 def _recipe_of(weights: str) -> ConfigDict:

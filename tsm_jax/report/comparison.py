@@ -14,8 +14,10 @@ from scipy.special import bdtr
 from tsm_jax.accuracy import wilson_interval
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text
+from tsm_jax.models.architecture import MAX_CLASSES
 from tsm_jax.report.results import Evaluation
 from tsm_jax.terminal import printable
+from tsm_jax.weights.labels import check_same_order
 
 PREDICTIONS_FILE = "predictions.csv"
 
@@ -26,12 +28,14 @@ class Answers:
 
     Attributes:
         name: of the weights or the report.
-        clips: names of the clips and of their classes, N pairs.
+        clips: names of the clips and their labels, N pairs.
+        class_names: in the order of the labels, as far as they are known.
         correct: bool `[N]`.
     """
 
     name: str
-    clips: Sequence[tuple[str, str]]
+    clips: Sequence[tuple[str, int]]
+    class_names: Sequence[str]
     correct: np.ndarray
 
     def summary(self) -> str:
@@ -104,9 +108,10 @@ def compare(one: Evaluation | Answers, other: Evaluation | Answers) -> Compariso
         if a != b:
             raise UserError(
                 f"{first.name} and {second.name} were not evaluated on the same list: one has the"
-                f" clip {printable(a[0])} of class '{printable(a[1])}', the other"
-                f" {printable(b[0])} of class '{printable(b[1])}' in its place"
+                f" clip {printable(a[0])} with label {a[1]}, the other {printable(b[0])} with label"
+                f" {b[1]} in its place"
             )
+    check_same_order(first.class_names, first.name, second.class_names, second.name)
     right, also = first.correct, second.correct
     parts = (right & also, right & ~also, ~right & also, ~right & ~also)
     return Comparison((first.name, second.name), *(int(part.sum()) for part in parts))
@@ -115,9 +120,8 @@ def compare(one: Evaluation | Answers, other: Evaluation | Answers) -> Compariso
 def _answers(evaluation: Evaluation | Answers) -> Answers:
     if isinstance(evaluation, Answers):
         return evaluation
-    classes = (evaluation.class_names[label] for label in evaluation.labels)
-    clips = list(zip(evaluation.short_names, classes, strict=True))
-    return Answers(evaluation.weights, clips, evaluation.correct)
+    clips = list(zip(evaluation.short_names, evaluation.labels.tolist(), strict=True))
+    return Answers(evaluation.weights, clips, evaluation.class_names, evaluation.correct)
 
 
 def is_report(path: str) -> bool:
@@ -135,10 +139,12 @@ def read_answers(folder: str) -> Answers:
     text = read_text(path, "the predictions", errors="surrogateescape")
     try:
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        clips = [(row["clip"], row["class"]) for row in rows]
+        clips = [(row["clip"], int(row["label"])) for row in rows]
         marks = [{"0": False, "1": True}[row["correct"]] for row in rows]
-    except (KeyError, TypeError, csv.Error):
-        rows, clips, marks = [], [], []
-    if not rows:
+        names = {int(row["label"]): row["class"] for row in rows}
+    except (KeyError, TypeError, ValueError, csv.Error):
+        rows, clips, marks, names = [], [], [], {}
+    if not rows or not all(0 <= label < MAX_CLASSES for label in names):
         raise UserError(f"{path} is not the table of a report: write the report again")
-    return Answers(folder, clips, np.array(marks))
+    known = [names.get(label, f"class {label}") for label in range(max(names) + 1)]
+    return Answers(folder, clips, known, np.array(marks))
