@@ -126,12 +126,17 @@ def test_it_is_written_again_as_the_newest_version(answers, tmp_path):
 
 def test_a_stored_form_does_not_change_within_a_version():
     """If this fails: add a version (`UPGRADES`) instead of reading the last one's otherwise."""
-    frozen = json.loads((HERE / "version2.json").read_text())
+    frozen = json.loads((HERE / "version3.json").read_text())
     assert frozen["recipe"]["version"] == VERSION and frozen["format_version"] == FORMAT_VERSION
     assert json.loads(json.dumps(to_dict(from_dict(frozen["recipe"])))) == frozen["recipe"]
     assert to_dict(default()).keys() == frozen["recipe"].keys()
     assert asdict(Architecture(**frozen["architecture"])) == frozen["architecture"]
     assert asdict(Preprocessing(**frozen["preprocessing"])) == frozen["preprocessing"]
+
+
+def test_a_recipe_of_version_2_means_what_it_meant():
+    recipe = from_dict(json.loads((HERE / "version2.json").read_text())["recipe"])
+    assert recipe.data.flip and recipe.data.flip_labels == "keep"
 
 
 def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
