@@ -52,7 +52,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
     Raises:
         UserError: clips are mirrored and a class of theirs is missing, as in `mirrored_labels`.
     """
-    swap = config.data.flip and config.data.flip_labels == "swap"
+    swap = config.data.flip_labels == "swap" and config.data.flip
     return TrainClips(
         source,
         num_segments=config.model.num_segments,
