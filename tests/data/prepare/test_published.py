@@ -66,6 +66,10 @@ def test_lists_have_the_clips_that_are_there(name, make, tmp_path, capsys):
         verdicts = check_entries(entries, source, template="{:05}.jpg", processes=1)
         assert {verdict.kind for verdict in verdicts} == {"short"}  # readable; 6 frames for 8
     assert ("frames are named {:05}.jpg" in out) == frames
+    if name == "diving48":
+        (tmp_path / "my diving48" / "Diving48_vocab.json").unlink()
+        run("lists", name, *layout.arguments, "--output", tmp_path / "numbers")
+        assert (tmp_path / "numbers" / "labels.txt").read_text() == "class 0\nclass 1\n"
 
 
 def test_full_label_files_have_the_published_classes(tmp_path):
@@ -118,6 +122,7 @@ MISTAKES = [
     ("sthv2", "labels/x-train.json", "", "[]", "several: train.json, x-train.json"),
     ("hmdb51", f"{HMDB51}.txt", " 2", " 7", "expected 'name.avi' and 0, 1 or 2"),
     ("diving48", "Diving48_V2_train.json", '"label": 1', '"label": 2', "is not below 2"),
+    ("diving48", "Diving48_vocab.json", "[[", '[["a"], ["a"], [', "names a class twice"),
     ("diving48", "Diving48_vocab.json", "[[", "[1, [", "a list of lists of words"),
     ("moments", "moments_categories.txt", ",1", ",0", "numbered from 0 without gaps"),
     ("moments", "trainingSet.csv", "burying/", "running/", "line 2: 'running' is not one"),

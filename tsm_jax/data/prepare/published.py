@@ -113,6 +113,8 @@ def published_lists(
     found = data_set.read(annotations)
     names = found.names if labels is None else list(labels)
     numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) < len(names):
+        raise UserError(f"{annotations} names a class twice: every class needs a name of its own")
     lists = {}
     for part, clips in found.parts.items():
         labelled = [(clip, _number(numbers, label, where)) for clip, label, where in clips]
@@ -242,18 +244,26 @@ def _something_v2(folder: str) -> Annotations:
 
 
 def _diving48(folder: str) -> Annotations:
-    """Items with `vid_name` and `label`; `Diving48_vocab.json` has four words for each class."""
-    path = _file(folder, "vocab.json")
-    vocabulary = read_json(path, "the vocabulary")
-    if not isinstance(vocabulary, list) or not all(isinstance(words, list) for words in vocabulary):
-        raise UserError(f"{path}: expected a list of lists of words")
-    names = ["+".join(map(str, words)) for words in vocabulary]
-    parts: dict[str, list[_Clip]] = {"train": [], "val": []}
-    for clips, ending in zip(parts.values(), ("train.json", "test.json"), strict=True):
-        for where, item in _items(_file(folder, ending), vid_name=(str,), label=(int,)):
+    """Items with `vid_name` and `label`; `Diving48_vocab.json`, which may be missing, has four
+    words for each class."""
+    items = {
+        part: _items(_file(folder, ending), vid_name=(str,), label=(int,))
+        for part, ending in {"train": "train.json", "val": "test.json"}.items()
+    }
+    labels = [item["label"] for placed in items.values() for _, item in placed]
+    names = [f"class {number}" for number in range(max(labels, default=0) + 1)]
+    if any(name.lower().endswith("vocab.json") for name in _names_in(folder)):
+        path = _file(folder, "vocab.json")
+        words = read_json(path, "the vocabulary")
+        if not isinstance(words, list) or not all(isinstance(some, list) for some in words):
+            raise UserError(f"{path}: expected a list of lists of words")
+        names = ["+".join(map(str, some)) for some in words]
+    parts: dict[str, list[_Clip]] = {part: [] for part in items}
+    for part, placed in items.items():
+        for where, item in placed:
             if not 0 <= item["label"] < len(names):
                 raise UserError(f"{where}: the label {item['label']} is not below {len(names)}")
-            clips.append((item["vid_name"], names[item["label"]], where))
+            parts[part].append((item["vid_name"], names[item["label"]], where))
     return Annotations(names, parts)
 
 
