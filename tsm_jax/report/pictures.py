@@ -103,8 +103,8 @@ def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> b
                 for color, kind in zip(COLORS, ("training", "validation"), strict=False):
                     if (points := found.get(title, {}).get(kind)) is not None:
                         name = f"{kind}, {short(run, _NAME_LENGTH)}" if run else kind
-                        style = {"linestyle": "--" if run else "-", "color": color}
-                        axes.plot(*points, marker=".", label=name, **style)
+                        style = {"linestyle": "--" if run else "-", "marker": "x" if run else "."}
+                        axes.plot(*points, color=color, label=name, **style)
             axes.set(title=title, xlabel="epoch")
             axes.set_xlim(left=0)
             axes.legend()
