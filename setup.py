@@ -32,6 +32,7 @@ setup(
         "ml_collections>=1.1",
         "absl-py>=2.1",
         "numpy>=2.0",
+        "scipy>=1.13",
         "av>=15",
         "opencv-python-headless>=5.0",
         "pillow>=11",

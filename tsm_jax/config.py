@@ -48,6 +48,7 @@ CHOICES: dict[str, Collection[Any]] = {
         "mmaction2_three_crop",
         "mmaction2_twice_three_crop",
     ),
+    "data.flip_labels": ("swap", "keep"),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine"),
     "optimizer.decay": ("weights", "fc"),
@@ -70,6 +71,7 @@ CHANGEABLE_ON_RESUME = (
     "data.val_list",
     "data.frame_rate",
     "data.protocol",
+    "data.flip_labels",
     "data.threads",
     "data.workers",
     "data.on_error",
@@ -86,8 +88,8 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Nobody noted how fast the frames of a clip follow each other."""
-    return {"data.frame_rate": 0.0, **recipe}
+    """Frame rates were not noted, and labels of mirrored clips were never swapped."""
+    return {"data.frame_rate": 0.0, "data.flip_labels": "keep", **recipe}
 
 
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
@@ -214,8 +216,11 @@ def _data() -> ConfigDict:
     # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
     # with many of them lower eval_batch_size. Empty: the one view of validation.
     data.protocol = ""
-    # Mirror half of the training clips. Off where left and right are classes.
+    # Mirror half of the training clips.
     data.flip = True
+    # Labels of mirrored clips: `swap` those of classes whose names differ in left and right only,
+    # or in clockwise and counterclockwise (an error if one of two is missing), or `keep` all.
+    data.flip_labels = "swap"
     # Reading threads per process. 0: one per core that the process may use.
     data.threads = 0
     # Worker processes that read. 0: threads of the main process, which is faster unless Python

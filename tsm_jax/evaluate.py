@@ -5,6 +5,7 @@ python -m tsm_jax.evaluate --weights output/quickstart --report quickstart_repor
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -78,16 +79,33 @@ def main(arguments: Sequence[str]) -> None:
         help="write tables, pictures and report.html there; an earlier report is replaced",
     )
     parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help=(
+            "evaluate two weights on the same clips, in place of --weights, and test whether one is"
+            " better; each may also be a report's folder"
+        ),
+    )
+    parser.add_argument(
         "--average",
         choices=("logits", "probabilities"),
         help="what is averaged over the views of a clip (what config.data.protocol does)",
     )
     options, config = parser.parse_with_recipe(arguments)
-    if options.weights is None and config is None:
+    if options.compare and options.weights:
+        parser.error("--compare A B takes the place of --weights")
+    if options.weights is None and config is None and not options.compare:
         raise UserError("nothing to evaluate: give --config, --weights, or both")
+    _evaluate(options, config)
+
+
+def _evaluate(options: argparse.Namespace, config: ConfigDict | None) -> None:
     import jax
 
-    from tsm_jax.assemble.evaluate import evaluate_weights
+    from tsm_jax.assemble.evaluate import evaluate_both, evaluate_weights
+    from tsm_jax.report.comparison import compare, is_report
+    from tsm_jax.report.results import Evaluation
     from tsm_jax.report.writer import check_target, write_report
     from tsm_jax.training.processes import joined
 
@@ -95,13 +113,23 @@ def main(arguments: Sequence[str]) -> None:
         first = jax.process_index() == 0
         if options.report is not None and first:
             check_target(options.report)
-        evaluation = evaluate_weights(config, options.weights, average=options.average)
-        if first:
-            print(evaluation.summary())
-            if evaluation.warning:
-                print(f"warning: {evaluation.warning}")
-        if options.report is not None and first:
-            print(f"report: {write_report(evaluation, options.report)}")
+        if not options.compare:
+            found = (evaluate_weights(config, options.weights, average=options.average),)
+        elif options.report and is_report(options.compare[0]):
+            raise UserError(f"--report is of weights, but {options.compare[0]} is a report itself")
+        else:
+            found = evaluate_both(config, *options.compare, average=options.average)
+        if not first:
+            return
+        for one in found:
+            print(one.summary())
+            if isinstance(one, Evaluation) and one.warning:
+                print(f"warning: {one.warning}")
+        comparison = compare(*found) if len(found) == 2 else None
+        if comparison:
+            print(*comparison.lines(), sep="\n")
+        if options.report is not None and isinstance(found[0], Evaluation):
+            print(f"report: {write_report(found[0], options.report, comparison)}")
 
 
 cli.make_callable(__name__, evaluate)

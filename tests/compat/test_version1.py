@@ -135,6 +135,11 @@ def test_a_stored_form_does_not_change_within_a_version():
     assert asdict(Preprocessing(**frozen["preprocessing"])) == frozen["preprocessing"]
 
 
+def test_a_recipe_of_version_2_means_what_it_meant():
+    recipe = from_dict(json.loads((HERE / "version2.json").read_text())["recipe"])
+    assert recipe.data.flip and recipe.data.flip_labels == "keep"
+
+
 def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
     model = load_model("model")
     write_model_directory(model, str(tmp_path / "model"))

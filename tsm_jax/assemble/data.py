@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.frame_rate import measure_frame_rate
 from tsm_jax.data.lists import read_frame_list, read_video_list
+from tsm_jax.data.mirrored_labels import mirrored_labels
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
@@ -47,7 +48,12 @@ def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
 
 
 def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
-    """The reader of augmented training clips."""
+    """The reader of augmented training clips.
+
+    Raises:
+        UserError: clips are mirrored and a class of theirs is missing, as in `mirrored_labels`.
+    """
+    swap = config.data.flip_labels == "swap" and config.data.flip
     return TrainClips(
         source,
         num_segments=config.model.num_segments,
@@ -55,6 +61,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         flip=config.data.flip,
         seed=config.seed,
         skip_unreadable=config.data.on_error == "skip",
+        mirrored_labels=mirrored_labels(class_names(config)) if swap else None,
     )
 
 

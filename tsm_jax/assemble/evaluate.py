@@ -23,6 +23,7 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
+from tsm_jax.report.comparison import Answers, is_report, read_answers
 from tsm_jax.report.results import Evaluation
 from tsm_jax.terminal import progress
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
@@ -51,6 +52,28 @@ def evaluate_weights(
     weights = weights or recipe.workdir
     model = load_model(weights, num_segments=recipe.model.num_segments)
     return evaluate_model(recipe, model, weights=weights, average=average)
+
+
+def evaluate_both(
+    config: ConfigDict | None, first: str, second: str, *, average: str | None = None
+) -> tuple[Evaluation | Answers, Evaluation | Answers]:
+    """Evaluates two weights on the same list; of either, the folder of a report is read instead.
+
+    Args:
+        config: as for `evaluate_weights`; None for the recipe of the first that is a workdir.
+        average: as for `evaluate_model`.
+
+    Raises:
+        UserError: something cannot be read.
+    """
+    weights = [path for path in (first, second) if not is_report(path)]
+    if config is None and weights:
+        config = _recipe_of(next(filter(is_workdir, weights), weights[0]))
+    first_found, second_found = (
+        read_answers(path) if is_report(path) else evaluate_weights(config, path, average=average)
+        for path in (first, second)
+    )
+    return first_found, second_found
 
 
 def _recipe_of(weights: str) -> ConfigDict:
@@ -89,6 +112,7 @@ def evaluate_model(
     clips = build_eval_clips(
         source, model.preprocessing, architecture.num_segments, config.data.protocol
     )
+    clips.protocol.check_labels(class_names)
     if average is None:
         average = "probabilities" if clips.protocol.average_probabilities else "logits"
     metrics, logits, ranks = _evaluate_clips(config, model, clips, mesh, average, weights)

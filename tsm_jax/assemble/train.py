@@ -25,11 +25,13 @@ from tsm_jax.assemble.data import (
 )
 from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
 from tsm_jax.config import make_plan, part_size
+from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.network import resolve_dtype
+from tsm_jax.terminal import printable
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Progress, RunLog
 from tsm_jax.training.loop import TrainingRun, Validate, train
@@ -70,6 +72,7 @@ def train_recipe(
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
+    train_clips = build_train_clips(config, train_source)
     steps = build_steps(config, plan, mesh)
     with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
@@ -83,7 +86,7 @@ def train_recipe(
             validated=checkpoints.validated(first_step),
             enabled=writes,
         ) as log:
-            for line in (*_first_lines(config, mesh, train_source, val_source), *origin):
+            for line in (*_first_lines(config, mesh, train_clips, labels, val_source), *origin):
                 log.say(line)
             log.say("compiling the first step")
             run = TrainingRun(
@@ -108,7 +111,7 @@ def train_recipe(
                 preemption=preemption or Preemption(),
             )
             batches = train_batches(
-                build_train_clips(config, train_source),
+                train_clips,
                 order,
                 batch_size=config.batch_size,
                 steps=range(first_step, plan.total_steps),
@@ -190,10 +193,11 @@ def _validation(
 
 
 def _first_lines(
-    config: ConfigDict, mesh: Mesh, train_source: Source, val_source: Source
+    config: ConfigDict, mesh: Mesh, train_clips: TrainClips, labels: list[str], val_source: Source
 ) -> Iterator[str]:
     """What is trained, on what, and what may be wrong with it."""
     model, device = config.model, mesh.devices.flat[0]
+    train_source = train_clips.source
     yield (
         f"{architecture_of(model)} (shift {model.shift}), {model.num_segments} segments of"
         f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
@@ -204,6 +208,9 @@ def _first_lines(
         names = (map(source.name, range(len(source))) for source in (train_source, val_source))
         if shared := count_shared(*names):
             yield f"warning: {shared} clips are both in the training and the validation list"
+    swaps = enumerate(train_clips.mirrored_labels or ())
+    if pairs := [f"{labels[a]} <-> {labels[b]}" for a, b in swaps if a < b]:
+        yield f"mirrored clips swap their labels: {printable(', '.join(pairs))}"
     if config.optimizer.schedule == "step":
         # Where the learning rate would step down if the run were longer, as it may become.
         late = [epoch for epoch in config.optimizer.boundaries if epoch >= config.epochs]

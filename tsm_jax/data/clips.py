@@ -7,6 +7,7 @@ clip looks the same in the same epoch whatever thread, worker, host or restart r
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class TrainClips:
         crop_size: of the result, pixels.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
+        mirrored_labels: for each class that of its mirrored clips; None to keep their labels.
     """
 
     source: Source
@@ -44,6 +46,7 @@ class TrainClips:
     flip: bool
     seed: int
     skip_unreadable: bool = False
+    mirrored_labels: Sequence[int] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,7 +84,10 @@ class TrainClips:
         if out is None:
             out = np.empty(self.shape, np.uint8)
         crop_resize_flip(frames, crop, self.crop_size, flip, out=out[0])
-        return _element(out, self.source.label(index), index)
+        label = self.source.label(index)
+        if flip and self.mirrored_labels is not None:
+            label = self.mirrored_labels[label]
+        return _element(out, label, index)
 
     def _read_replacement(
         self, index: int, epoch: int, out: np.ndarray | None, error: UserError

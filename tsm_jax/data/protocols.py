@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.data.mirrored_labels import with_direction
 from tsm_jax.data.sampling import (
     DENSE_CLIPS,
     dense_frames,
@@ -27,9 +28,11 @@ from tsm_jax.data.transforms import (
     ten_crops,
     three_crops,
     three_crops_of_long_side,
+    truncated_center_crop,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.stored import between, check_fields, one_of, shown
+from tsm_jax.terminal import printable
 
 ChooseFrames = Callable[[int, int], np.ndarray]
 Resize = Callable[[Sequence[np.ndarray], int], Sequence[np.ndarray]]
@@ -68,6 +71,15 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
+    def check_labels(self, names: Sequence[str]) -> None:
+        """Raises a UserError if it mirrors clips although classes are told by left and right."""
+        if self.crops is ten_crops and (wrong := with_direction(names)):
+            raise UserError(
+                f"the protocol {self.name} mirrors half of the views, which makes"
+                f" '{printable(wrong[0])}' another class: choose one without mirrored views, such"
+                " as mit_twice_three_crop"
+            )
+
     def resized(self, frames: Sequence[np.ndarray], name: str = "the clip") -> Sequence[np.ndarray]:
         """Frames uint8 `[H, W, 3]` as they are cropped.
 
@@ -103,6 +115,7 @@ _FIXED_RATIO = {"resize": resize_fixed_ratio}
 _MM = {"resize": resize_short_side_cv2, "average_probabilities": True}
 _THREE = {"crops": three_crops, "num_crops": 3}
 _THREE_OF_LONG_SIDE = {"crops": three_crops_of_long_side, "num_crops": 3}
+_CENTRE = {"crops": truncated_center_crop}
 _TEN = {"crops": ten_crops, "num_crops": 10}
 _FULL = {"full_size": True}  # a crop is as large as the short side
 
@@ -118,7 +131,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
     "mit_twice_three_crop": _TWICE | _KEEP_RATIO | _THREE | _FULL,
     "mit_dense_three_crop": _DENSE | _KEEP_RATIO | _THREE | _FULL,
     "mit_ten_crop": _MIDDLE | _KEEP_RATIO | _TEN,
-    "mmaction2_center_crop": _MIDDLE | _MM,
+    "mmaction2_center_crop": _MIDDLE | _MM | _CENTRE,
     "mmaction2_ten_crop": _MIDDLE | _MM | _TEN,
     "mmaction2_dense_ten_crop": _DENSE | _MM | _TEN,
     "mmaction2_dense_three_crop": _DENSE | _MM | _THREE_OF_LONG_SIDE | _FULL,

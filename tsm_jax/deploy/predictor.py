@@ -136,6 +136,7 @@ class Predictor:
         source: str = "the model",
         fingerprint: Callable[[], str] = str,
     ):
+        protocol.check_labels(labels)
         self.engine = engine
         self.labels = list(labels)
         self.architecture = architecture

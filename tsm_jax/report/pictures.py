@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -91,15 +91,20 @@ def draw_calibration(calibration: Calibration) -> bytes:
     return draw_png(6, 6, draw)
 
 
-def draw_curves(curves: Curves) -> bytes:
-    """Learning curves of `read_curves`, side by side."""
+def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> bytes:
+    """Learning curves of `read_curves`, side by side; those of other runs, by name, dashed."""
+    runs = {"": curves, **(others or {})}
 
     def draw(figure: Figure) -> None:
-        for axes, (title, lines) in zip(
-            figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+        for axes, title in zip(
+            figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
         ):
-            for name, points in lines.items():
-                axes.plot(*points, marker=".", label=name)
+            for run, found in runs.items():
+                for color, kind in zip(COLORS, ("training", "validation"), strict=False):
+                    if (points := found.get(title, {}).get(kind)) is not None:
+                        name = f"{kind}, {short(run, _NAME_LENGTH)}" if run else kind
+                        style = {"linestyle": "--" if run else "-", "marker": "x" if run else "."}
+                        axes.plot(*points, color=color, label=name, **style)
             axes.set(title=title, xlabel="epoch")
             axes.set_xlim(left=0)
             axes.legend()
