@@ -1,7 +1,7 @@
 """Prediction against PyTorch eager: the same network, clip, threads and minute.
 
     python -m tsm_jax.export --weights X --output inference/TSM
-    python benchmarks/predict_engines.py --model inference/TSM
+    python benchmarks/predict_engines.py --model inference/TSM [--channels_last]
 
 Needs torch beside the engines. PyTorch gets the exported weights, an input that is normalised
 already, inference mode and every core; its logits are compared before anything is timed. Rounds
@@ -29,7 +29,9 @@ from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import read_model_directory
 
 
-def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.ndarray]:
+def torch_run(
+    folder: str, video: np.ndarray, channels_last: bool
+) -> tuple[Callable[[], object], np.ndarray]:
     """PyTorch eager on a clip, and its logits."""
     architecture = read_model_directory(folder).architecture
     expected = {"shift": "past_first", "shift_every": 1}
@@ -42,6 +44,10 @@ def torch_run(folder: str, video: np.ndarray) -> tuple[Callable[[], object], np.
     ).eval()
     normalised = (video.astype(np.float32) / 255 - MEAN) / STD
     tensor = torch.tensor(normalised.transpose(0, 1, 4, 2, 3).copy())
+    if channels_last:  # of the images; torch.flatten keeps how they lie in memory
+        network = network.to(memory_format=torch.channels_last)
+        images = tensor.flatten(0, 1).to(memory_format=torch.channels_last)
+        tensor = images.unflatten(0, tensor.shape[:2])
 
     def run() -> torch.Tensor:
         with torch.inference_mode():
@@ -54,12 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="exported, ResNet-50 or deeper")
+    parser.add_argument("--model", required=True, help="exported, ResNet-50 or MobileNetV2")
+    parser.add_argument("--channels_last", action="store_true", help="how PyTorch's images lie")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     artifact = read_artifact(arguments.model)
     video = np.random.default_rng(0).integers(0, 256, (1, *artifact.clip_shape), np.uint8)
-    eager, expected = torch_run(arguments.model, video)
+    eager, expected = torch_run(arguments.model, video, arguments.channels_last)
     runs: dict[str, Callable[[], object]] = {"torch eager float32": eager}
     differences = {"torch eager float32": 0.0}
     for (name, precision), file in FILES.items():

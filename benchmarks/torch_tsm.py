@@ -1,4 +1,4 @@
-"""The peer: TSM on a bottleneck ResNet in PyTorch, with the tensors of our network.
+"""The peer: TSM on a bottleneck ResNet or MobileNetV2 in PyTorch, with our network's tensors.
 
 Written as a PyTorch user would: NCHW tensors, `nn` layers, the shift as slices. Our names and
 kernels (HWIO) are turned into PyTorch's, so that both sides can be compared before they are timed.
@@ -31,7 +31,9 @@ def shift_past_first(x: torch.Tensor, segments: int) -> torch.Tensor:
 def conv_norm(tensors: Mapping[str, np.ndarray], name: str, stride: int = 1) -> nn.Sequential:
     kernel = np.asarray(tensors[f"{name}.conv.kernel"]).transpose(3, 2, 0, 1)
     features, channels, size, _ = kernel.shape
-    conv = nn.Conv2d(channels, features, size, stride, (size - 1) // 2, bias=False)
+    groups = features if channels == 1 else 1  # depthwise
+    channels *= groups
+    conv = nn.Conv2d(channels, features, size, stride, (size - 1) // 2, bias=False, groups=groups)
     norm = nn.BatchNorm2d(features)
     conv.weight.data = torch.tensor(kernel.copy())
     norm.weight.data = torch.tensor(np.asarray(tensors[f"{name}.norm.scale"]))
@@ -62,14 +64,37 @@ class Bottleneck(nn.Module):
         return F.relu(y + (x if self.shortcut is None else self.shortcut(x)), inplace=True)
 
 
+class InvertedResidual(nn.Module):
+    def __init__(self, tensors: Mapping[str, np.ndarray], name: str, stride: int, segments: int):
+        super().__init__()
+        self.segments = segments
+        has_expand = f"{name}.expand.conv.kernel" in tensors
+        self.expand = conv_norm(tensors, f"{name}.expand") if has_expand else None
+        self.depthwise = conv_norm(tensors, f"{name}.depthwise", stride)
+        self.project = conv_norm(tensors, f"{name}.project")
+        features = tensors[f"{name}.project.conv.kernel"].shape[-1]
+        self.residual = (
+            has_expand
+            and stride == 1
+            and tensors[f"{name}.expand.conv.kernel"].shape[2] == features
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = shift_past_first(x, self.segments) if self.residual else x
+        if self.expand is not None:
+            y = F.relu6(self.expand(y), inplace=True)
+        y = self.project(F.relu6(self.depthwise(y), inplace=True))
+        return x + y if self.residual else y
+
+
 class TorchTSM(nn.Module):
     """Normalised clips `[N, T, 3, H, W]` to logits `[N, K]`.
 
     Args:
         tensors: parameters and running statistics under our names.
-        backbone: resnet50, resnet101 or resnet152.
+        backbone: resnet50, resnet101, resnet152 or mobilenet_v2.
         segments: T.
-        shift: False for a network without shift.
+        shift: False for a network without shift (a ResNet).
     """
 
     def __init__(
@@ -77,7 +102,28 @@ class TorchTSM(nn.Module):
     ):
         super().__init__()
         self.stem = conv_norm(tensors, "backbone.stem", 2)
-        blocks = [
+        self.last = None
+        if backbone == "mobilenet_v2":
+            self.last = conv_norm(tensors, "backbone.last")
+            names = [f"backbone.blocks.{index}" for index in range(17)]
+            strided = (1, 3, 6, 13)
+            blocks = [
+                InvertedResidual(tensors, name, 2 if index in strided else 1, segments)
+                for index, name in enumerate(names)
+            ]
+        else:
+            blocks = self._bottlenecks(tensors, backbone, segments, shift)
+        self.blocks = nn.Sequential(*blocks)
+        kernel = np.asarray(tensors["head.fc.kernel"])
+        self.fc = nn.Linear(*kernel.shape)
+        self.fc.weight.data = torch.tensor(kernel.T.copy())
+        self.fc.bias.data = torch.tensor(np.asarray(tensors["head.fc.bias"]))
+
+    @staticmethod
+    def _bottlenecks(
+        tensors: Mapping[str, np.ndarray], backbone: str, segments: int, shift: bool
+    ) -> list[nn.Module]:
+        return [
             Bottleneck(
                 tensors,
                 f"backbone.stages.{stage}.{index}",
@@ -88,13 +134,13 @@ class TorchTSM(nn.Module):
             for stage, count in enumerate(STAGES[backbone])
             for index in range(count)
         ]
-        self.blocks = nn.Sequential(*blocks)
-        kernel = np.asarray(tensors["head.fc.kernel"])
-        self.fc = nn.Linear(*kernel.shape)
-        self.fc.weight.data = torch.tensor(kernel.T.copy())
-        self.fc.bias.data = torch.tensor(np.asarray(tensors["head.fc.bias"]))
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.stem(video.flatten(0, 1)), inplace=True)
-        x = self.blocks(F.max_pool2d(x, 3, 2, 1)).mean((2, 3))
+        x = self.stem(video.flatten(0, 1))
+        if self.last is not None:
+            x = self.blocks(F.relu6(x, inplace=True))
+            x = F.relu6(self.last(x), inplace=True)
+        else:
+            x = self.blocks(F.max_pool2d(F.relu(x, inplace=True), 3, 2, 1))
+        x = x.mean((2, 3))
         return self.fc(x).view(len(video), -1, self.fc.out_features).mean(1)

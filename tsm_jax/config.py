@@ -16,6 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from tsm_jax.data import sampling
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
 from tsm_jax.models.backbones import BACKBONES
@@ -28,7 +29,10 @@ CHOICES: dict[str, Collection[Any]] = {
     "model.shift": architecture.SHIFTS,
     "model.shift_fraction": architecture.SHIFT_FRACTIONS,
     "model.shift_every": architecture.SHIFT_EVERY,
+    "model.frozen_batch_norm": ("none", "all", "all_but_first"),
+    "model.running_variance": ("biased", "unbiased"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
+    "data.sampling": sampling.TRAINING,
     "data.render": ("", "moving_shapes"),
     "data.protocol": (
         "",
@@ -50,7 +54,7 @@ CHOICES: dict[str, Collection[Any]] = {
     ),
     "data.flip_labels": ("swap", "keep"),
     "data.on_error": ("raise", "skip"),
-    "optimizer.schedule": ("step", "cosine"),
+    "optimizer.schedule": ("step", "cosine", "whole_cosine"),
     "optimizer.decay": ("weights", "fc"),
 }
 
@@ -88,8 +92,19 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Frame rates were not noted, and labels of mirrored clips were never swapped."""
-    return {"data.frame_rate": 0.0, "data.flip_labels": "keep", **recipe}
+    """Nobody noted frame rates or swapped the labels of mirrored clips; all batch norms were trained,
+    clips not mixed, and the warm-up came before the schedule."""
+    new = {
+        "mixup": 0.0,
+        "model.frozen_batch_norm": "none",
+        "model.running_variance": "biased",
+        "optimizer.nesterov": False,
+        "optimizer.warmup_start": 0.0,
+        "data.sampling": "uniform",
+        "data.frame_rate": 0.0,
+        "data.flip_labels": "keep",
+    }
+    return {**new, **recipe}
 
 
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
@@ -133,6 +148,9 @@ def default() -> ConfigDict:
     config.epochs = 50
     # Share of the target that label smoothing spreads over all classes. 0: none.
     config.label_smoothing = 0.0
+    # Mixup of training clips with their targets: two are mixed in shares that Beta(mixup, mixup)
+    # draws, one draw a step (Zhang et al. 2018). 0: none.
+    config.mixup = 0.0
     # Weights to start from: a .pdparams, a model directory, a workdir, an https address or a name
     # of the zoo. Empty: random ones.
     config.init_from = ""
@@ -181,6 +199,11 @@ def _model() -> ConfigDict:
     # Clips over which batch norm takes its statistics (16: the reference's batch per GPU), so that
     # a recipe means the same on any number of devices. 0: the whole batch.
     model.batch_norm_group = 16
+    # Batch-norm layers that use and keep their running statistics in training, and whose scale and
+    # bias are not trained: `none`, `all`, or `all_but_first` (MIT's "partial batch norm").
+    model.frozen_batch_norm = "none"
+    # The running variance is the `biased` one of the batches, or the `unbiased` one as in PyTorch.
+    model.running_variance = "biased"
     return model
 
 
@@ -216,6 +239,9 @@ def _data() -> ConfigDict:
     # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
     # with many of them lower eval_batch_size. Empty: the one view of validation.
     data.protocol = ""
+    # Frames of a training clip: one from each T-th of it (`uniform`), or every 64/T-th of a window
+    # of 64 frames (`dense`). Validation is uniform; data.protocol has the dense ones.
+    data.sampling = "uniform"
     # Mirror half of the training clips.
     data.flip = True
     # Labels of mirrored clips: `swap` those of classes whose names differ in left and right only,
@@ -240,13 +266,17 @@ def _optimizer() -> ConfigDict:
     # 2017; take a few warmup_epochs with it). 0: it is taken as it is.
     optimizer.reference_batch_size = 0
     # `step`: times decay_factor at each of boundaries. `cosine`: to zero at the last step.
+    # `whole_cosine`: the same from the run's first step on, whose beginning the warm-up replaces.
     optimizer.schedule = "step"
     # Epochs after which the learning rate steps down.
     optimizer.boundaries = (20, 40)
     optimizer.decay_factor = 0.1
-    # Epochs of linear warm-up from zero.
+    # Epochs of linear warm-up, and where it starts, as a share of the peak.
     optimizer.warmup_epochs = 0.0
+    optimizer.warmup_start = 0.0
     optimizer.momentum = 0.9
+    # Look ahead along the velocity (Nesterov's momentum).
+    optimizer.nesterov = False
     # L2 coefficient, added to the clipped gradient (not decoupled).
     optimizer.weight_decay = 1e-4
     # What decays: `weights` (of convolutions and classifier; never biases or batch norm) or `fc`
@@ -331,6 +361,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "accumulation_steps": (1, 10**6),
     "epochs": (1, 10**6),
     "label_smoothing": (0.0, 0.99),
+    "mixup": (0.0, 100.0),
     "log_every": (1, 2**31 - 1),
     "checkpoint_every": (0, 2**31 - 1),
     "max_bad_steps": (0, 2**31 - 2),
@@ -350,6 +381,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optimizer.boundaries": (1e-6, 1e6),
     "optimizer.decay_factor": (1e-6, 1.0),
     "optimizer.warmup_epochs": (0.0, 1e6),
+    "optimizer.warmup_start": (0.0, 1.0),
     "optimizer.momentum": (0.0, 0.9999),
     "optimizer.weight_decay": (0.0, 1.0),
     "optimizer.clip_norm": (0.0, 1e6),
@@ -423,6 +455,11 @@ def _check_data(config: ConfigDict) -> None:
     if not all(isinstance(name, str) and name for name in config.init_ignore):
         raise UserError(
             f"config.init_ignore is {tuple(config.init_ignore)}: it must hold names of tensors"
+        )
+    if data.sampling == "dense" and model.num_segments > 64:
+        raise UserError(
+            f"config.model.num_segments is {model.num_segments}: dense sampling takes at most one"
+            " segment for each of its 64 frames; set config.data.sampling=uniform"
         )
     if (
         model.shift != "none"

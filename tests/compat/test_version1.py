@@ -57,8 +57,20 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
     before |= {f"{part}.{key}": value for part in group for key, value in values[part].items()}
     before = {key: tuple(v) if isinstance(v, list) else v for key, v in before.items()}
     assert (before.pop("model.depth"), before.pop("model.data_format")) == (18, "NHWC")
-    expected = {**before, "model.backbone": "resnet18", "best_metric": "top1"}
-    expected["data.frame_rate"] = 0.0  # not known
+    expected = {
+        **before,
+        "model.backbone": "resnet18",
+        "best_metric": "top1",
+        # What version 3 can do otherwise.
+        "mixup": 0.0,
+        "model.frozen_batch_norm": "none",
+        "model.running_variance": "biased",
+        "data.sampling": "uniform",
+        "data.frame_rate": 0.0,  # not known
+        "data.flip_labels": "keep",
+        "optimizer.nesterov": False,
+        "optimizer.warmup_start": 0.0,
+    }
     assert dict(flatten(from_dict(values))) == expected
 
 

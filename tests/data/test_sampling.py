@@ -6,6 +6,7 @@ import pytest
 from tsm_jax.data.sampling import (
     middle_frame_of_each_segment,
     paddle_predict_frames,
+    random_dense_frames,
     random_frame_of_each_segment,
 )
 
@@ -94,3 +95,11 @@ def test_nothing_to_sample():
 def _check(indices: np.ndarray, expected):
     assert indices.dtype == np.int64
     assert indices.tolist() == list(expected)
+
+
+@pytest.mark.parametrize(("num_frames", "starts"), [(10, 1), (64, 1), (67, 4)])
+def test_dense_training_draws_every_window(num_frames, starts):
+    rng = np.random.default_rng(0)
+    found = {tuple(random_dense_frames(num_frames, 8, rng).tolist()) for _ in range(100)}
+    window = 8 * np.arange(8)
+    assert found == {tuple(((start + window) % num_frames).tolist()) for start in range(starts)}

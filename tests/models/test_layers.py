@@ -180,3 +180,29 @@ def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3
+
+
+def test_frozen_batch_norm_uses_and_keeps_what_it_has():
+    norm = BatchNorm(3)
+    norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 9.0])
+    x = jnp.asarray(images())
+    expected = norm(x, groups=None)
+    norm.frozen = True
+    np.testing.assert_array_equal(norm(x, groups=2), expected)
+    np.testing.assert_array_equal(norm.mean[...], [1, 2, 3])
+
+    def square(x, scale):
+        norm.scale[...] = scale
+        return jnp.square(norm(x, groups=1)).sum()
+
+    for_x, for_scale = jax.grad(square, argnums=(0, 1))(x, jnp.ones(3))
+    assert np.all(for_scale == 0) and np.all(for_x != 0)
+
+
+def test_unbiased_running_variance_is_that_of_pytorch():
+    norm = BatchNorm(3)
+    norm.unbiased = True
+    x = images((4, 2, 2, 3))
+    norm(jnp.asarray(x), groups=2)
+    variance = x.reshape(2, 8, 3).var(1, ddof=1).mean(0)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * variance, rtol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.models.pooling import max_pool_3x3_stride_2
+from tsm_jax.models.pooling import average_pool_2x2, max_pool_3x3_stride_2
 
 
 def images(shape=(2, 7, 8, 3)):
@@ -51,3 +51,12 @@ def test_max_pool_shows_a_nan_when_training(place):
     x = jnp.asarray(images()).at[0, *place, 1].set(jnp.nan)
     trained, _ = jax.vjp(max_pool_3x3_stride_2, x)
     assert jnp.isnan(trained).any()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5, 4), (5, 7)])
+def test_average_pooling_divides_by_the_pixels_that_exist(shape):
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
+    rows, columns = (range(0, size, 2) for size in shape)
+    expected = [[x[:, r : r + 2, c : c + 2].mean((1, 2)) for c in columns] for r in rows]
+    found = average_pool_2x2(jnp.asarray(x))
+    np.testing.assert_allclose(found, np.moveaxis(expected, 2, 0), rtol=1e-5, atol=1e-6)

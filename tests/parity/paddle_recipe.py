@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from tsm_jax.weights.paddle_names import paddle_tensors
 
+GOLDENS = Path(__file__).parent / "goldens"
 
-def state_dict(num_classes: int, seed: int) -> dict[str, np.ndarray]:
-    """Every tensor of PaddleVideo's TSM-ResNet-50, by its name there; each seeds its own draw."""
+
+def state_dict(
+    num_classes: int, seed: int, backbone: str = "resnet50", num_segments: int | None = None
+) -> dict[str, np.ndarray]:
+    """Every tensor of a network of PaddleVideo's, by its name there; each seeds its own draw."""
     return {
-        tensor.paddle: _draw(tensor.paddle, tensor.shape, seed)
-        for tensor in paddle_tensors("resnet50", 64, num_classes)
+        tensor.paddle: draw(tensor.paddle, tensor.shape, seed)
+        for tensor in paddle_tensors(backbone, 64, num_classes, num_segments)
     }
 
 
-def _draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     rng = np.random.default_rng(zlib.crc32(name.encode()) + seed)
-    if name.endswith("conv2._batch_norm.weight"):
-        value = rng.uniform(0.1, 0.3, shape)
-    elif name.endswith(("_batch_norm.weight", "._variance")):
-        value = rng.uniform(0.5, 1.5, shape)
-    elif name.endswith(("_batch_norm.bias", "._mean", "fc.bias")):
+    if name.endswith((".bias", "_mean")):
         value = rng.normal(0, 0.1, shape)
-    elif name.endswith("fc.weight"):
-        value = rng.normal(0, 0.05, shape)
-    else:
+    elif len(shape) == 4:
         value = rng.normal(0, np.sqrt(2.0 / np.prod(shape[1:])), shape)
+    elif len(shape) == 2:
+        value = rng.normal(0, 0.05, shape)
+    elif name.endswith(("conv2._batch_norm.weight", "bn3.weight")):  # the last of a ResNet's block
+        value = rng.uniform(0.1, 0.3, shape)
+    elif name.endswith("_linear_conv._batch_norm.weight"):  # the last of a MobileNetV2's
+        value = rng.uniform(0.2, 0.5, shape)
+    else:
+        value = rng.uniform(0.5, 1.5, shape)
     return value.astype(np.float32)
 
 
@@ -36,6 +43,15 @@ def forward_input(seed: int, clips: int, segments: int, size: int) -> np.ndarray
     """Normalised video, float32 `[N, T, 3, S, S]`."""
     rng = np.random.default_rng(100 + seed)
     return rng.normal(size=(clips, segments, 3, size, size)).astype(np.float32)
+
+
+def mosaic(seed: int, clips: int, segments: int, size: int) -> np.ndarray:
+    """Normalised video, float32 `[N, T, 3, S, S]`: 4x4 squares in each frame, and noise."""
+    rng = np.random.default_rng(500 + seed)
+    squares = rng.normal(size=(clips, segments, 3, 4, 4))
+    noise = rng.normal(size=(clips, segments, 3, size, size))
+    cell = np.arange(size) * 4 // size
+    return (squares[..., cell[:, None], cell] + 0.5 * noise).astype(np.float32)
 
 
 def train_batch(step: int) -> tuple[np.ndarray, np.ndarray]:

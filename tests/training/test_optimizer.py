@@ -48,14 +48,14 @@ def reference(decayed):
     return params
 
 
-def ours(**changes):
+def ours(steps=3, **changes):
     def schedule(step):
         return jnp.asarray(RATES)[step]
 
     optimizer = make_optimizer(schedule, **{**ARGUMENTS, **changes})
     params = {name: jnp.asarray(value, jnp.float32) for name, value in draws(0).items()}
     state = optimizer.init(params)
-    for step in range(len(RATES)):
+    for step in range(steps):
         gradients = {n: jnp.asarray(g, jnp.float32) for n, g in draws(step + 1).items()}
         updates, state = optimizer.update(gradients, state, params)
         params = optax.apply_updates(params, updates)
@@ -120,3 +120,31 @@ def test_cosine_ends_at_zero():
     assert rates([0, 10, 30, 50], schedule="cosine", warmup_steps=10) == pytest.approx(
         expected, abs=1e-8
     )
+
+
+def test_whole_cosine_runs_below_the_warm_up():
+    """PP-TSM: 0.962 of the peak after 10 of 80 epochs, which the warm-up goes to from its start."""
+    found = rates(
+        [0, 5, 10, 40, 80],
+        schedule="whole_cosine",
+        warmup_steps=10,
+        warmup_start=0.5,
+        total_steps=80,
+    )
+    end = 0.02 * (1 + np.cos(np.pi / 8)) / 2
+    assert found == pytest.approx([0.01, (0.01 + end) / 2, end, 0.01, 0.0], abs=1e-8)
+    assert end / 0.02 == pytest.approx(0.962, abs=1e-3)
+
+
+def test_nesterov_looks_ahead():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    parameters = [torch.nn.Parameter(torch.tensor(v)) for v in draws(0).values()]
+    sgd = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+    for step in range(2):  # the rate steps down after
+        for parameter, gradient in zip(parameters, draws(step + 1).values(), strict=True):
+            parameter.grad = torch.tensor(gradient)
+        sgd.step()
+    change = {"clip_norm": 0.0, "weight_decay": 0.0, "fc_weight_multiplier": 1.0}
+    found = ours(2, nesterov=True, fc_bias_multiplier=1.0, **change)
+    for name, wanted in zip(SHAPES, parameters, strict=True):
+        np.testing.assert_allclose(found[name], wanted.detach().numpy(), rtol=1e-5, atol=1e-5)

@@ -24,12 +24,17 @@ def goldens() -> Path:
     return GOLDENS
 
 
-def _tensors(backbone: str = "resnet50", width: int = 8, num_classes: int | None = 10) -> dict:
+def _tensors(
+    backbone: str = "resnet50",
+    width: int = 8,
+    num_classes: int | None = 10,
+    num_segments: int | None = None,
+) -> dict:
     """A PaddleVideo state dict with other values in every tensor; variances are positive."""
     generator = np.random.default_rng(0)
     return {
         tensor.paddle: generator.uniform(0.1, 1.0, tensor.shape).astype(np.float32)
-        for tensor in paddle_tensors(backbone, width, num_classes)
+        for tensor in paddle_tensors(backbone, width, num_classes, num_segments)
     }
 
 

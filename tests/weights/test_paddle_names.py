@@ -240,9 +240,58 @@ def test_the_same_tensor_twice(make_tensors):
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "Student.0."])
-@pytest.mark.parametrize("name", ["bb_0_0.conv0._conv.weight", "conv1_1._conv.weight"])
-def test_pp_tsm_is_recognised(prefix, name):
-    assert "PP-TSM" in failure({prefix + name: np.ones((1, 1, 1, 1), np.float32)})
+def test_mobilenet_v3_is_refused_by_name(prefix):
+    name = f"{prefix}blocks.0.expand_conv.conv.weight"
+    assert "PP-TSM of MobileNetV3" in failure({name: np.ones((1, 1, 1, 1), np.float32)})
+
+
+PPTSM = ["resnet50_vd", "resnet101_vd", "mobilenet_v2_paddle", "pplcnet_v2", "pplcnet_v2_attention"]
+
+
+@pytest.fixture(params=PPTSM)
+def pptsm(request, make_tensors):
+    """A backbone of PP-TSM, small, and its tensors."""
+    segments = {"num_segments": 4} if request.param.endswith("attention") else {}
+    return request.param, make_tensors(request.param, 16, 10, **segments)
+
+
+def test_pp_tsm_there_and_back(pptsm):
+    backbone, tensors = pptsm
+    weights, architecture = from_paddle(tensors)
+    assert architecture.backbone == backbone
+    assert (architecture.width, architecture.num_classes) == (16, 10)
+    assert architecture.num_segments == (4 if backbone.endswith("attention") else None)
+    back = to_paddle(weights, backbone)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor, strict=True, err_msg=name)
+    assert from_paddle(back)[1] == architecture
+    sums = from_paddle(back)[1].ignored
+    assert all(".dw_conv." in name for name in sums)
+    assert bool(sums) == backbone.startswith("pplcnet")
+
+
+def test_a_pp_tsm_distilled(pptsm):
+    backbone, tensors = pptsm
+    distilled = {f"Student.{name}": value for name, value in tensors.items()}
+    distilled |= {f"Teacher.{name}": value + 1 for name, value in tensors.items()}
+    weights, architecture = from_paddle(distilled)
+    assert architecture.backbone == backbone and len(architecture.ignored) == len(tensors)
+    for name, value in from_paddle(tensors)[0].items():
+        np.testing.assert_array_equal(weights[name], value, err_msg=name)
+
+
+def test_the_image_network_that_a_pp_tsm_starts_from(pptsm):
+    """Its classifier must not be taken for one of videos: nothing in it was ever shifted."""
+    backbone, tensors = pptsm
+    image = {
+        name.removeprefix("backbone."): value
+        for name, value in tensors.items()
+        if "head." not in name and "global_attention" not in name
+    }
+    image |= {"out.weight": np.ones((8, 1000), np.float32), "out.bias": np.ones(1000)}
+    weights, architecture = from_paddle(image)
+    assert architecture.backbone == backbone.removesuffix("_attention")
+    assert architecture.num_classes is None and "head.fc.kernel" not in weights
 
 
 def test_optimizer_state_is_recognised(goldens):

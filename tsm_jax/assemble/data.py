@@ -59,6 +59,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         num_segments=config.model.num_segments,
         crop_size=config.data.crop_size,
         flip=config.data.flip,
+        sampling=config.data.sampling,
         seed=config.seed,
         skip_unreadable=config.data.on_error == "skip",
         mirrored_labels=mirrored_labels(class_names(config)) if swap else None,

@@ -37,6 +37,8 @@ def build_training_network(config: ConfigDict) -> Network:
         config.dtype,
         dropout=config.model.dropout,
         batch_norm_group=config.model.batch_norm_group,
+        frozen_batch_norm=config.model.frozen_batch_norm,
+        running_variance=config.model.running_variance,
         remat=config.remat,
     )
 
@@ -50,6 +52,7 @@ def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
         boundaries=plan.boundaries,
         decay_factor=optimizer.decay_factor,
         warmup_steps=plan.warmup_steps,
+        warmup_start=optimizer.warmup_start,
         total_steps=plan.total_steps,
     )
 
@@ -60,6 +63,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
     return make_optimizer(
         schedule,
         momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
         weight_decay=optimizer.weight_decay,
         decay=optimizer.decay,
         clip_norm=optimizer.clip_norm,
@@ -90,6 +94,7 @@ def build_steps(config: ConfigDict, plan: Plan, mesh: Mesh) -> Steps:
         mesh=mesh,
         seed=config.seed,
         label_smoothing=config.label_smoothing,
+        mixup=config.mixup,
         accumulation_steps=config.accumulation_steps,
         deterministic=config.deterministic,
         max_bad_steps=config.max_bad_steps,

@@ -13,16 +13,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from tsm_jax.data.protocols import EvalProtocol
-from tsm_jax.data.sampling import random_frame_of_each_segment
+from tsm_jax.data.sampling import TRAINING
 from tsm_jax.data.sources import Source
-from tsm_jax.data.transforms import crop_resize_flip, draw_multi_scale_crop
+from tsm_jax.data.transforms import (
+    MULTI_SCALES,
+    crop_resize_flip,
+    draw_multi_scale_crop,
+    jitter_color,
+)
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import keep_freed_memory
 
 Element = dict[str, np.ndarray]
 
 # Purposes that a clip's randomness is drawn for, so that none depends on another's draws.
-_FRAMES, _CROP, _FLIP, _REPLACEMENT = range(4)
+_FRAMES, _CROP, _FLIP, _REPLACEMENT, _COLOR = range(5)
 
 MAX_REPLACEMENTS = 20
 
@@ -35,6 +40,9 @@ class TrainClips:
 
     Attributes:
         crop_size: of the result, pixels.
+        crop_scales: sides of a crop, of the short side.
+        color_jitter: strength of `jitter_color`, 0 for none.
+        sampling: of the frames, a name of `TRAINING`.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
         mirrored_labels: for each class that of its mirrored clips; None to keep their labels.
@@ -47,6 +55,9 @@ class TrainClips:
     seed: int
     skip_unreadable: bool = False
     mirrored_labels: Sequence[int] | None = None
+    crop_scales: Sequence[float] = MULTI_SCALES
+    color_jitter: float = 0.0
+    sampling: str = "uniform"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,16 +85,19 @@ class TrainClips:
     def _read(self, index: int, epoch: int, out: np.ndarray | None) -> Element:
         def choose(num_frames: int) -> np.ndarray:
             rng = self._rng(epoch, index, _FRAMES)
-            return random_frame_of_each_segment(num_frames, self.num_segments, rng)
+            return TRAINING[self.sampling](num_frames, self.num_segments, rng)
 
         keep_freed_memory()
         frames = self.source.read(index, choose)
         height, width = frames[0].shape[:2]
-        crop = draw_multi_scale_crop(height, width, self.crop_size, self._rng(epoch, index, _CROP))
+        crop_rng = self._rng(epoch, index, _CROP)
+        crop = draw_multi_scale_crop(height, width, self.crop_size, crop_rng, self.crop_scales)
         flip = self.flip and self._rng(epoch, index, _FLIP).random() < 0.5
         if out is None:
             out = np.empty(self.shape, np.uint8)
         crop_resize_flip(frames, crop, self.crop_size, flip, out=out[0])
+        if self.color_jitter:
+            jitter_color(out[0], self.color_jitter, self._rng(epoch, index, _COLOR))
         label = self.source.label(index)
         if flip and self.mirrored_labels is not None:
             label = self.mirrored_labels[label]

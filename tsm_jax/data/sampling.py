@@ -34,6 +34,20 @@ def random_frame_of_each_segment(
     return segment * average + rng.integers(average, size=num_segments)
 
 
+def random_dense_frames(num_frames: int, num_segments: int, rng: np.random.Generator) -> np.ndarray:
+    """Training: every `64//T`-th frame of one of the windows of `dense_frames`, drawn uniformly.
+
+    Reference: PaddleVideo pipelines/sample.py and MIT ops/dataset.py (`dense_sample`), which never
+    draw the last window.
+    """
+    starts, window = _dense_windows(num_frames, num_segments)
+    return (rng.integers(starts) + window) % num_frames
+
+
+# By `config.data.sampling`.
+TRAINING = {"uniform": random_frame_of_each_segment, "dense": random_dense_frames}
+
+
 def middle_frame_of_each_segment(num_frames: int, num_segments: int) -> np.ndarray:
     """Testing: `int(N/T/2 + N/T*i)`, in float64 and truncated, for every N.
 
@@ -78,17 +92,22 @@ def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
 
     Reference: MIT ops/dataset.py (`--dense_sample`), mmaction2 `DenseSampleFrames`.
     """
+    count, window = _dense_windows(num_frames, num_segments)
+    starts = np.linspace(0, count - 1, DENSE_CLIPS).astype(np.int64)
+    return ((starts[:, None] + window) % num_frames).reshape(-1)
+
+
+def _dense_windows(num_frames: int, num_segments: int) -> tuple[int, np.ndarray]:
+    """How many places a window can start at, and its frames from there."""
     _check(num_frames, num_segments)
     if num_segments > _DENSE_FRAMES:
         raise UserError(
             f"dense sampling takes at most one of {_DENSE_FRAMES} frames per segment, not"
             f" {num_segments}: choose another protocol"
         )
-    last_start = max(1, 1 + num_frames - _DENSE_FRAMES) - 1
-    starts = np.linspace(0, last_start, DENSE_CLIPS).astype(np.int64)
     stride = _DENSE_FRAMES // num_segments
     window = stride * np.arange(num_segments, dtype=np.int64)
-    return ((starts[:, None] + window) % num_frames).reshape(-1)
+    return max(1, 1 + num_frames - _DENSE_FRAMES), window
 
 
 def spread_frames(num_frames: int, count: int) -> np.ndarray:

@@ -41,9 +41,13 @@ class Crop:
 
 
 def draw_multi_scale_crop(
-    height: int, width: int, crop_size: int, rng: np.random.Generator
+    height: int,
+    width: int,
+    crop_size: int,
+    rng: np.random.Generator,
+    scales: Sequence[float] = MULTI_SCALES,
 ) -> Crop:
-    """Draws one of 10 shapes (sides from `MULTI_SCALES` of the short side) and one of 13 places.
+    """Draws a shape (sides from `scales` of the short side) and one of 13 places.
 
     The two sides are at most one scale apart; a side within 2 px of `crop_size` becomes
     `crop_size`, but never more than the picture has. Places are uniform even where they coincide.
@@ -54,7 +58,7 @@ def draw_multi_scale_crop(
     mmaction2 step by an integer.)
     """
     short_side = min(height, width)
-    sides = [_snap(int(short_side * scale), crop_size, short_side) for scale in MULTI_SCALES]
+    sides = [_snap(int(short_side * scale), crop_size, short_side) for scale in scales]
     pairs = [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
     crop_width, crop_height = pairs[rng.integers(len(pairs))]
     x, y = _OFFSETS[rng.integers(len(_OFFSETS))]
@@ -85,6 +89,27 @@ def crop_resize_flip(
         if flip:
             cv2.flip(target, 1, dst=target)
     return out
+
+
+# Of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in Pillow and torchvision.
+_LUMA = np.array([0.299, 0.587, 0.114])
+
+
+def jitter_color(video: np.ndarray, strength: float, rng: np.random.Generator) -> None:
+    """Changes brightness, contrast and saturation of uint8[T, H, W, 3], alike for all frames.
+
+    Three factors are drawn from `[1 - strength, 1 + strength]`, so that what moves keeps its look
+    from frame to frame. In place.
+
+    Reference: torchvision's `ColorJitter`, always in the order brightness, contrast (about the mean
+    brightness of the clip), saturation, and rounded once.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    grey = float(video.mean((0, 1, 2)) @ _LUMA)
+    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    offset = np.full((3, 1), brightness * (1 - contrast) * grey)
+    rows = video.reshape(-1, *video.shape[2:])  # [T*H, W, 3]
+    cv2.transform(rows, np.hstack([brightness * contrast * mix, offset]), dst=rows)
 
 
 def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:

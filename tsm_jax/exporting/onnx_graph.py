@@ -88,6 +88,8 @@ def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequen
     if name == "cond" and None in (platforms := equation.params["branches_platforms"] or ()):
         program = equation.params["branches"][platforms.index(None)]  # for any device
         return _run(writer, program, operands[1:])
+    if name == "jit" and equation.params["name"] in _FUNCTIONS:
+        return [_FUNCTIONS[equation.params["name"]](writer, *operands)]
     if name in _CALLS:
         return _run(writer, equation.params[_CALLS[name]], operands)
     if name not in _BROADCASTING:
@@ -271,6 +273,12 @@ def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
     return writer.matrix(x, y if over_y == (0,) else y.T, _sizes(equation.outvars[0].aval))
 
 
+def _leaky_relu(writer: Writer, x: Any, slope: Any) -> Tensor:
+    return writer.node("LeakyRelu", [x], x.shape, x.channels_first, alpha=float(slope))
+
+
+# Functions of jax.nn that are one node, by the name under which they are jitted.
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"leaky_relu": _leaky_relu}
 # Primitives that hold their program in a parameter.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _ELEMENTWISE = {

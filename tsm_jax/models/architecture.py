@@ -50,5 +50,11 @@ class Architecture:
                 " its channels"
             )
 
+        if BACKBONES[self.backbone].whole_clip and self.shift == "past_only":
+            raise UserError(
+                f"architecture.shift is past_only: {self.backbone} needs all frames of a clip for"
+                " each; take another backbone"
+            )
+
     def __str__(self) -> str:
         return f"TSM-{BACKBONES[self.backbone].title}"

@@ -111,8 +111,9 @@ batch_norm.defvjp(_forward, _backward)
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """`[M, H, W, C]` to float32 `[G, M/G, H, W, C]`."""
-    return x.reshape(groups, -1, *x.shape[1:]).astype(jnp.float32)
+    """`[M, H, W, C]` to `[G, M/G, H, W, C]`, of float32 or better."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    return x.reshape(groups, -1, *x.shape[1:]).astype(dtype)
 
 
 def _middle_pixel(grouped: jax.Array) -> jax.Array:

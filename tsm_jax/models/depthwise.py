@@ -77,7 +77,7 @@ def _gradients_by_products(
         [(0, 0, 0)] + [(padding, padding + more, stride - 1) for more in rest] + [(0, 0, 0)],
     )
     dx = _sum_of_products(dilated, kernel[::-1, ::-1], 1).astype(x.dtype)
-    return dx, _kernel_gradient(_pad(x, (padding, padding, 0)), dy, size, stride)
+    return dx, _kernel_gradient(_pad(x, (padding, padding, 0)), dy, size, stride, kernel.dtype)
 
 
 def _pad(x: jax.Array, ends: tuple[int, int, int]) -> jax.Array:
@@ -104,7 +104,9 @@ def _sum_of_products(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.A
     return sum(products[1:], products[0])
 
 
-def _kernel_gradient(padded: jax.Array, dy: jax.Array, size: int, stride: int) -> jax.Array:
+def _kernel_gradient(
+    padded: jax.Array, dy: jax.Array, size: int, stride: int, dtype: jnp.dtype
+) -> jax.Array:
     """Row by row, so that what is added up stays in the cache; over images only in the end, so
     that devices with images of their own add up once."""
     padded = lax.optimization_barrier(padded)
@@ -112,14 +114,14 @@ def _kernel_gradient(padded: jax.Array, dy: jax.Array, size: int, stride: int) -
     places = [(i, j) for i in range(size) for j in range(size)]
 
     def add_row(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-        window = lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(jnp.float32)
-        cotangent = lax.dynamic_index_in_dim(dy, row, 1, keepdims=False).astype(jnp.float32)
+        window = lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(dtype)
+        cotangent = lax.dynamic_index_in_dim(dy, row, 1, keepdims=False).astype(dtype)
         return [
             total + window[:, i, j : j + (columns - 1) * stride + 1 : stride] * cotangent
             for total, (i, j) in zip(sums, places, strict=True)
         ]
 
-    zeros = [jnp.zeros((images, columns, channels), jnp.float32) for _ in places]
+    zeros = [jnp.zeros((images, columns, channels), dtype) for _ in places]
     sums = [lax.optimization_barrier(total) for total in lax.fori_loop(0, rows, add_row, zeros)]
     gradient = jnp.stack([total.sum(1) for total in sums]).sum(1)
     return gradient.reshape(size, size, 1, channels)

@@ -42,7 +42,7 @@ def _pointwise_backward(
     pixels, features = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = lax.dot_general(features, kernel.astype(x.dtype), (((1,), (1,)), ((), ())))
     kernel_gradient = lax.dot_general(
-        pixels, features, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        pixels, features, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
     )
     return dx.reshape(x.shape), kernel_gradient
 
@@ -107,6 +107,11 @@ class BatchNorm(nnx.Module):
     any number of devices. Statistics are taken in float32 and in one pass over the data; the
     running ones move by the mean over the groups (momentum 0.9, biased variance, as Flax and
     Paddle's CPU kernel keep it). The result has the dtype of the input.
+
+    Attributes:
+        frozen: use and keep the running statistics in training, too, and train neither scale nor
+            bias.
+        unbiased: keep the unbiased variance, as PyTorch and cuDNN do.
     """
 
     def __init__(
@@ -122,6 +127,8 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
         self.momentum = momentum
         self.epsilon = epsilon
+        self.frozen = False
+        self.unbiased = False
 
     def __call__(
         self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
@@ -135,13 +142,18 @@ class BatchNorm(nnx.Module):
             activation: of the result.
         """
         scale, bias = self.scale[...], self.bias[...]
-        if groups is None:
+        if groups is None or self.frozen:
+            if self.frozen:
+                scale, bias = lax.stop_gradient((scale, bias))
             multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
             mean = self.mean[...][None]
             y = normalize_by(x, mean, multiplier[None], bias)
             return activate(y, activation)
         results: Any = batch_norm(x, scale, bias, groups, self.epsilon, activation)
         y, mean, var = results
+        if self.unbiased:
+            count = x.size // (groups * len(scale))
+            var = var * (count / max(count - 1, 1))
         self._update_running(mean.mean(0), var.mean(0))
         return y
 
@@ -150,6 +162,15 @@ class BatchNorm(nnx.Module):
         # a fifth of the time of tracing a step.
         for running, new in ((self.mean, mean), (self.var, var)):
             running.set_value(self.momentum * running[...] + (1 - self.momentum) * new)
+
+
+def linear(in_features: int, out_features: int, deviation: float) -> nnx.Linear:
+    """A fully connected layer; its kernel's first values are `N(0, deviation^2)`."""
+    layer = nnx.Linear(
+        in_features, out_features, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)
+    )
+    layer.kernel.set_metadata(deviation=deviation)
+    return layer
 
 
 class Bias(nnx.Module):

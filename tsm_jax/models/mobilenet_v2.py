@@ -15,9 +15,8 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
-from tsm_jax.errors import UserError
 from tsm_jax.models.layers import ConvNorm
-from tsm_jax.models.shift import Shift, unshifted
+from tsm_jax.models.shift import Shift, only_in_every_block, unshifted
 
 # Features of the last convolution, which narrower networks keep.
 LAST = 1280
@@ -89,11 +88,7 @@ class MobileNetV2(nnx.Module):
         remat: bool = False,
         dtype=None,
     ):
-        if shift_every != 1:
-            raise UserError(
-                f"shift_every is {shift_every}: MobileNetV2 shifts in every block that has a"
-                " shortcut; set it to 1"
-            )
+        only_in_every_block(shift_every, "MobileNetV2")
         conv_norm = partial(ConvNorm, fan="out", dtype=dtype)
         self.remat = remat
         features = _scaled(_STEM, width)

@@ -101,6 +101,8 @@ def build_network(
     *,
     dropout: float = 0.0,
     batch_norm_group: int = 0,
+    frozen_batch_norm: str = "none",
+    running_variance: str = "biased",
     remat: bool = False,
 ) -> Network:
     """The network of an architecture, computing in `config.dtype`."""
@@ -109,6 +111,8 @@ def build_network(
         **asdict(architecture),
         dropout=dropout,
         batch_norm_group=batch_norm_group,
+        frozen_batch_norm=frozen_batch_norm,
+        running_variance=running_variance,
         remat=remat,
         dtype=resolve_dtype(dtype),
     )

@@ -1,4 +1,4 @@
-"""The ResNet stem's max pooling, with a gradient that only reads and adds.
+"""ResNet-vd's average pooling; the ResNet stem's max pooling, whose gradient only reads and adds.
 
 XLA's own gradient is a select-and-scatter: slow on a GPU, several passes with indices on a CPU.
 Here the forward pass keeps for each window which of its nine pixels was the largest (one byte), and
@@ -11,9 +11,27 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _ROWS, _COLUMNS = 1, 2  # axes of `[M, H, W, C]`
+
+
+def average_pool_2x2(x: jax.Array) -> jax.Array:
+    """Means of 2x2 windows, stride 2, over the pixels that exist: H rows become ceil(H / 2).
+
+    Args:
+        x: `[M, H, W, C]`.
+    """
+    height, width = x.shape[1:3]
+    padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    sums = lax.reduce_window(x, 0.0, lax.add, (1, 2, 2, 1), (1, 2, 2, 1), padding)
+    rows, columns = (
+        np.minimum(2, pixels - 2 * np.arange((pixels + 1) // 2)) for pixels in (height, width)
+    )
+    if height % 2 or width % 2:
+        return sums / jnp.asarray(rows[:, None, None] * columns[:, None], x.dtype)
+    return sums / 4
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
@@ -60,8 +78,10 @@ def _backward(size: tuple[int, int], where: jax.Array, cotangent: jax.Array) -> 
     the start of the next.
     """
 
+    dtype = jnp.promote_types(cotangent.dtype, jnp.float32)
+
     def share(i: int, j: int) -> jax.Array:
-        return jnp.where(where == 3 * i + j, cotangent, 0).astype(jnp.float32)
+        return jnp.where(where == 3 * i + j, cotangent, 0).astype(dtype)
 
     def along_columns(i: int) -> jax.Array:
         even, odd = share(i, 1), share(i, 2) + _of_next_window(share(i, 0), _COLUMNS)
@@ -77,7 +97,7 @@ def _of_next_window(shares: jax.Array, axis: int) -> jax.Array:
     """At w what stands at w + 1; zero at the end."""
     padding = [(0, 0, 0)] * 4
     padding[axis] = (-1, 1, 0)
-    return lax.pad(shares, jnp.float32(0), padding)
+    return lax.pad(shares, jnp.zeros((), shares.dtype), padding)
 
 
 def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:

@@ -1,9 +1,11 @@
-"""ResNet-18/34/50/101/152 with a temporal shift in front of the residual branch.
+"""ResNet-18/34/50/101/152, and ResNet-vd, with a temporal shift in front of the residual branch.
 
 The shift sits at the input of the first convolution of a residual block; the shortcut reads the
 unshifted tensor (the paper's "residual TSM"). The stride is in the 3x3 convolution.
 
-He et al., "Deep Residual Learning for Image Recognition", 2015, table 1.
+He et al., "Deep Residual Learning for Image Recognition", 2015, table 1; He et al., "Bag of Tricks
+for Image Classification with Convolutional Neural Networks", 2018, figure 2 (vd: ResNet-C's stem
+and ResNet-D's shortcut).
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+from tsm_jax.models.activations import Activation, activate
 from tsm_jax.models.layers import ConvNorm
-from tsm_jax.models.pooling import max_pool_3x3_stride_2
+from tsm_jax.models.pooling import average_pool_2x2, max_pool_3x3_stride_2
 from tsm_jax.models.shift import Shift, unshifted
 
 
@@ -24,7 +27,8 @@ class BasicBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, in_features, width, stride, *, shift, conv_norm):
+    def __init__(self, in_features, width, stride, *, shift, conv_norm, vd):
+        assert not vd  # PP-TSM's, whose shortcuts differ again, is used at no such depth
         out_features = width * self.expansion
         self.shift = shift
         self.conv1 = conv_norm(in_features, width, 3, stride=stride)
@@ -42,19 +46,25 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_features, width, stride, *, shift, conv_norm):
+    def __init__(self, in_features, width, stride, *, shift, conv_norm, vd):
         out_features = width * self.expansion
         self.shift = shift
         self.conv1 = conv_norm(in_features, width, 1)
         self.conv2 = conv_norm(width, width, 3, stride=stride)
         self.conv3 = conv_norm(width, out_features, 1)
-        self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
+        self.pooled = vd and stride == 2
+        if self.pooled:
+            self.shortcut = conv_norm(in_features, out_features, 1)
+        else:
+            self.shortcut = _shortcut(in_features, out_features, stride, conv_norm)
+        self.activation: Activation = "leaky_relu" if vd else "relu"
 
     def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
-        y = self.conv1(self.shift(x), groups=groups, activation="relu")
-        y = self.conv2(y, groups=groups, activation="relu")
+        y = self.conv1(self.shift(x), groups=groups, activation=self.activation)
+        y = self.conv2(y, groups=groups, activation=self.activation)
         y = self.conv3(y, groups=groups)
-        return nnx.relu(y + _apply_shortcut(self.shortcut, x, groups))
+        x = average_pool_2x2(x) if self.pooled else x
+        return activate(y + _apply_shortcut(self.shortcut, x, groups), self.activation)
 
 
 def _shortcut(in_features, out_features, stride, conv_norm) -> ConvNorm | None:
@@ -86,6 +96,8 @@ class ResNet(nnx.Module):
 
     Args:
         depth: 18, 34, 50, 101 or 152.
+        vd: PP-TSM's variant, for depths from 50: three 3x3 convolutions as a stem, average pooling
+            in front of the shortcuts where the others stride, leaky ReLU.
         width: channels of the stem; 64 is the paper's.
         shift: what to apply in front of a residual branch.
         shift_every: shift in every n-th block of a stage, the first one always. 1 is PaddleVideo's
@@ -98,6 +110,7 @@ class ResNet(nnx.Module):
         self,
         depth: int,
         *,
+        vd: bool = False,
         width: int = 64,
         shift: Shift,
         shift_every: int = 1,
@@ -107,7 +120,13 @@ class ResNet(nnx.Module):
         block, blocks_per_stage = _BLOCKS[depth]
         conv_norm = partial(ConvNorm, dtype=dtype)
         self.remat = remat
-        self.stem = conv_norm(3, width, 7, stride=2)
+        self.activation: Activation = "leaky_relu" if vd else "relu"
+        if vd:
+            half = width // 2
+            convs = [conv_norm(3, half, 3, stride=2), conv_norm(half, half, 3)]
+            self.stem = nnx.List([*convs, conv_norm(half, width, 3)])
+        else:
+            self.stem = conv_norm(3, width, 7, stride=2)
         self.stages = nnx.List()
         features = width
         for stage, num_blocks in enumerate(blocks_per_stage):
@@ -120,6 +139,7 @@ class ResNet(nnx.Module):
                         stride=2 if stage > 0 and index == 0 else 1,
                         shift=shift if index % shift_every == 0 else unshifted,
                         conv_norm=conv_norm,
+                        vd=vd,
                     )
                 )
                 features = width * 2**stage * block.expansion
@@ -127,7 +147,9 @@ class ResNet(nnx.Module):
         self.features = features
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
-        x = self.stem(images, groups=groups, activation="relu")
+        x = images
+        for conv in self.stem if isinstance(self.stem, nnx.List) else [self.stem]:
+            x = conv(x, groups=groups, activation=self.activation)
         x = max_pool_3x3_stride_2(x)
         run = nnx.remat(_run, static_argnums=2) if self.remat else _run
         for blocks in self.stages:

@@ -26,6 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from tsm_jax.errors import UserError
+
 Shift = Callable[[jax.Array], jax.Array]
 
 
@@ -93,6 +95,15 @@ def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
     padding = [(0, 0, 0)] * clips.ndim
     padding[1] = (step, -step, 0)
     return lax.pad(clips, jnp.zeros((), clips.dtype), padding)
+
+
+def only_in_every_block(shift_every: int, network: str) -> None:
+    """Raises a UserError unless `shift_every` is 1: no other rule is known for that network."""
+    if shift_every != 1:
+        raise UserError(
+            f"config.model.shift_every is {shift_every}: only ResNets can shift in every second"
+            f" block, {network} cannot; set it to 1"
+        )
 
 
 def unshifted(x: jax.Array) -> jax.Array:

@@ -10,9 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.models.layers import BatchNorm, linear
 from tsm_jax.models.shift import streaming, temporal_shift
 
 FLOAT32 = jnp.dtype(jnp.float32)
+
+# Of a stem that is one convolution, or several.
+_FIRST_NORMS = (("backbone", "stem", "norm"), ("backbone", "stem", 0, "norm"))
 
 
 class Head(nnx.Module):
@@ -20,15 +24,13 @@ class Head(nnx.Module):
 
     def __init__(self, features: int, num_classes: int, *, dropout: float):
         self.dropout = dropout
-        zeros = nnx.initializers.zeros
-        self.fc = nnx.Linear(features, num_classes, kernel_init=zeros, rngs=nnx.Rngs(0))
         # As in PaddleVideo's, MIT's and mmaction2's recipes.
-        self.fc.kernel.set_metadata(deviation=0.001)
+        self.fc = linear(features, num_classes, deviation=0.001)
 
     def __call__(
         self, x: jax.Array, num_segments: int, *, dropout_keys: jax.Array | None
     ) -> jax.Array:
-        pooled = x.astype(jnp.float32).mean((1, 2))  # [N*T, C]
+        pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))  # [N*T, C]
         if dropout_keys is not None and self.dropout > 0:
             pooled = self._drop(pooled, num_segments, dropout_keys)
         logits = self.fc(pooled)
@@ -56,6 +58,10 @@ class TSM(nnx.Module):
         dropout: rate in front of the classifier.
         batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
             whole batch. A batch that is smaller is one group.
+        frozen_batch_norm: layers that use and keep their running statistics in training, and
+            whose scale and bias are not trained: `none`, `all`, or `all_but_first` (MIT's "partial
+            batch norm": the stem's goes on).
+        running_variance: `biased`, or `unbiased` as in PyTorch and cuDNN.
         remat: keep only the inputs of residual blocks for the backward pass and compute the rest
             again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.
@@ -75,13 +81,18 @@ class TSM(nnx.Module):
         shift_every: int = 1,
         dropout: float = 0.5,
         batch_norm_group: int = 0,
+        frozen_batch_norm: str = "none",
+        running_variance: str = "biased",
         remat: bool = False,
         dtype: jnp.dtype = FLOAT32,
     ):
         self.num_segments = num_segments
         self.batch_norm_group = batch_norm_group
         self.dtype = dtype
-        self.backbone = BACKBONES[backbone].build(
+        _, build, whole_clip = BACKBONES[backbone]
+        if whole_clip:
+            build = partial(build, num_segments=num_segments)
+        self.backbone = build(
             width=width,
             shift=partial(
                 temporal_shift,
@@ -94,6 +105,13 @@ class TSM(nnx.Module):
             dtype=dtype,
         )
         self.head = Head(self.backbone.features, num_classes, dropout=dropout)
+        for path, norm in nnx.iter_modules(self):
+            if isinstance(norm, BatchNorm):
+                first = path in _FIRST_NORMS
+                norm.unbiased = running_variance == "unbiased"
+                norm.frozen = frozen_batch_norm == "all" or (
+                    frozen_batch_norm == "all_but_first" and not first
+                )
 
     def __call__(
         self, video: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None

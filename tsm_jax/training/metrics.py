@@ -17,7 +17,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     With `label_smoothing` e the target is `(1 - e) * onehot + e / K`.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    return optax.softmax_cross_entropy(logits, targets)
 
 
 def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     label_smoothing: float = 0.0,
+    mixup: float = 0.0,
     accumulation_steps: int = 1,
     deterministic: bool = False,
     max_bad_steps: int = 0,
@@ -45,22 +46,26 @@ def make_train_step(
 
     Args:
         schedule: learning rate by step, for the metrics; the optimizer has its own.
-        seed: of dropout.
+        seed: of dropout and mixup.
         label_smoothing: share of the target that is spread over all classes.
+        mixup: clips are mixed in shares drawn from Beta(mixup, mixup), 0 for none, see `_mixed`.
         accumulation_steps: parts that a batch is computed in.
         deterministic: as for `compiler_options`.
         max_bad_steps: as for `skip_bad_step`.
     """
 
     def loss_fn(params: Tensors, batch_stats: Tensors, batch: Batch) -> tuple[jax.Array, Any]:
+        video = normalize(batch["video"][:, 0])  # [B, T, H, W, 3]: one view
+        if mixup:
+            own = batch["own_share"][:, None, None, None, None]
+            video = own * video + (1 - own) * normalize(batch["other_video"][:, 0])
         logits, new_batch_stats = network.apply(
-            params,
-            batch_stats,
-            normalize(batch["video"][:, 0]),  # [B, T, H, W, 3]: one view
-            train=True,
-            dropout_keys=batch["dropout_key"],
+            params, batch_stats, video, train=True, dropout_keys=batch["dropout_key"]
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
+        if mixup:
+            other_losses = cross_entropy(logits, batch["other_label"], label_smoothing)
+            losses = batch["own_share"] * losses + (1 - batch["own_share"]) * other_losses
         sums = clip_sums(clip_ranks(logits, batch["label"]), batch["mask"], losses)
         return sums["loss"] / sums["count"], (new_batch_stats, sums)
 
@@ -72,10 +77,11 @@ def make_train_step(
             return _Outcome(gradients, batch_stats, sums)
 
         step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        dropout_keys = jax.random.split(step_key, batch["label"].shape[0])
-        gradients, batch_stats, sums = _accumulate(
-            compute, {**batch, "dropout_key": dropout_keys}, accumulation_steps, mesh
-        )
+        clips = len(batch["label"])
+        batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
+        if mixup:  # with a key that is none of the clips'
+            batch = _with_others(batch, jax.random.fold_in(step_key, clips), mixup)
+        gradients, batch_stats, sums = _accumulate(compute, batch, accumulation_steps, mesh)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             **sums,
@@ -93,6 +99,22 @@ def make_train_step(
         out_shardings=replicated(mesh),
         compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
+
+
+def _with_others(batch: Batch, key: jax.Array, mixup: float) -> Batch:
+    """Adds the clip that each one is mixed with, the batch from its end, and its own share.
+
+    The order of a batch is random, so this is, too. The two clips of a pair become each other's
+    other one, so the share can be drawn as the larger of the two: the label that accuracy counts is
+    then the one of which there is more.
+    """
+    share = jax.random.beta(key, mixup, mixup)
+    return {
+        **batch,
+        "other_video": batch["video"][::-1],
+        "other_label": batch["label"][::-1],
+        "own_share": jnp.full(len(batch["label"]), jnp.maximum(share, 1 - share)),
+    }
 
 
 class _Outcome(NamedTuple):

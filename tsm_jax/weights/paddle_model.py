@@ -33,7 +33,7 @@ _SHIFT: dict[str, Any] = {
 
 
 def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
-    """A model from a `.pdparams` of PaddleVideo's TSM.
+    """A model from a `.pdparams` of PaddleVideo's TSM or PP-TSM.
 
     Args:
         path: the file.
@@ -48,6 +48,11 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
         raise UserError(
             f"{path} has no classifier of a TSM: it can be trained from (--config.init_from), not"
             " evaluated"
+        )
+    if found.num_segments not in (None, num_segments):
+        raise UserError(
+            f"{path} has an attention over {found.num_segments} segments, not {num_segments}: give"
+            f" the number it was trained with (convert: --num_segments {found.num_segments})"
         )
     architecture = Architecture(
         backbone=found.backbone,

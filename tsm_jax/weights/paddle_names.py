@@ -1,7 +1,8 @@
 """From the tensors of a PaddleVideo file to our weights, and back.
 
 Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
-PaddleVideo's names come from paddlevideo/modeling/backbones/resnet_tsm.py and heads/tsm_head.py.
+PaddleVideo's names come from paddlevideo/modeling/backbones/resnet_tsm.py and heads/tsm_head.py,
+those of PP-TSM from `pptsm_names.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ import numpy as np
 
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
+from tsm_jax.weights.pptsm_names import (
+    ATTENTION,
+    PPTSM,
+    PaddleTensor,
+    is_sum_of_branches,
+    network_of,
+    sums_of_branches,
+)
 from tsm_jax.weights.tensor_checks import (
     Unfit,
     check_fit,
@@ -25,7 +34,7 @@ from tsm_jax.weights.tensor_checks import (
     shape_of,
 )
 
-# Blocks per stage of the networks that PaddleVideo has.
+# Blocks per stage of PaddleVideo's TSMs.
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
 _EXPANSION = 4
@@ -35,9 +44,12 @@ _NORM = (  # ours, theirs, their parameter
     ("mean", "_mean", "batch_norm2d_{number}.w_0"),
     ("var", "_variance", "batch_norm2d_{number}.w_1"),
 )
-_IMAGENET_HEAD = ("out.weight", "out.bias")
+_IMAGENET_HEAD = ("out.weight", "out.bias", "fc.weight", "fc.bias")
 _STEM = "backbone.conv._conv.weight"
-_NETWORK = "a TSM ResNet"
+# Names of parts inside of a backbone, for files that leave `backbone.` out.
+_PART = re.compile(
+    r"(conv\d*(_\d)?|res\d\w+|bb_\d+_\d+|stem|stages|last_conv|global_attention|out|fc)\."
+)
 
 
 @dataclass(frozen=True)
@@ -45,17 +57,20 @@ class PaddleArchitecture:
     """The network that a file's tensors belong to, and what the file was like.
 
     Attributes:
-        backbone: resnet50, resnet101 or resnet152.
-        width: channels of the stem, 64 in every published file.
-        num_classes: None for a file without a head, as the ImageNet one.
+        backbone: a name of `BLOCKS` or `PPTSM`.
+        width: as in `config.model`, 64 in every published file.
+        num_classes: None for a file without a head, as the ImageNet ones.
+        num_segments: T, where the tensors tell it: those of an attention over time.
         dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
         ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
-            (`out.weight`, `out.bias`), the teacher of a distillation.
+            (`out.weight`, `out.bias`), the teacher of a distillation, what PP-LCNetV2's branches
+            make up for.
     """
 
     backbone: str
     width: int
     num_classes: int | None
+    num_segments: int | None = None
     dtypes: Mapping[str, int] = field(default_factory=dict, compare=False)
     ignored: tuple[str, ...] = field(default=(), compare=False)
 
@@ -83,7 +98,7 @@ def from_paddle(
     """
     try:
         return _from_paddle(tensors)
-    except Unfit as reason:
+    except (Unfit, UserError) as reason:
         raise UserError(f"{source}: {reason}") from None
 
 
@@ -94,12 +109,13 @@ def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.
         UserError: the weights are not those of this backbone, or PaddleVideo has none.
     """
     expected = list(paddle_tensors(*_dimensions(weights, backbone)))
-    shapes = {tensor.ours: _our_shape(tensor.shape) for tensor in expected}
+    shapes = {tensor.ours: tensor.our_shape for tensor in expected}
     try:
-        check_fit(shapes, weights, _NETWORK)
+        check_fit(shapes, weights, _network(backbone))
     except Unfit as reason:
         raise UserError(f"weights of a {backbone}: {reason}") from None
-    return {tensor.paddle: _to_theirs(weights[tensor.ours]) for tensor in expected}
+    found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
+    return found | sums_of_branches(found)
 
 
 def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, str]:
@@ -113,12 +129,25 @@ def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[st
     }
 
 
-def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> tuple[str, int, int | None]:
-    if backbone not in BLOCKS:
-        raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {', '.join(BLOCKS)}")
-    stem = shape_of(weights.get("backbone.stem.conv.kernel"))
+_Dimensions = tuple[str, int, int | None, int | None]  # backbone, width, classes, segments
+
+
+def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> _Dimensions:
+    if backbone not in (*BLOCKS, *PPTSM):
+        names = ", ".join((*BLOCKS, *PPTSM))
+        raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {names}")
     fc = shape_of(weights.get(CLASSIFIER))
-    return backbone, stem[-1] if stem else 64, fc[-1] if fc else None
+    if backbone in PPTSM:
+        stem = shape_of(weights.get(PPTSM[backbone].stem))
+        width = PPTSM[backbone].width * stem[-1] if stem else 64
+    else:
+        width = (shape_of(weights.get("backbone.stem.conv.kernel")) or (64,))[-1]
+    segments = shape_of(weights.get(ATTENTION))
+    return backbone, width, fc[-1] if fc else None, segments[-1] if segments else None
+
+
+def _network(backbone: str) -> str:
+    return "a TSM ResNet" if backbone in BLOCKS else f"a PP-TSM of {backbone}"
 
 
 def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
@@ -126,9 +155,10 @@ def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Pad
     _refuse_other_models(found)
     dimensions = _inferred_dimensions(found)
     expected = list(paddle_tensors(*dimensions))
-    check_fit({tensor.paddle: tensor.shape for tensor in expected}, found, _NETWORK)
+    shapes = {tensor.paddle: tensor.shape for tensor in expected}
+    check_fit(shapes, found, _network(dimensions[0]))
     dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
-    weights = {tensor.ours: _to_ours(found[tensor.paddle]) for tensor in expected}
+    weights = {tensor.ours: _to_ours(found[tensor.paddle], tensor) for tensor in expected}
     check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
     return weights, PaddleArchitecture(*dimensions, dict(dtypes), tuple(ignored))
 
@@ -137,10 +167,10 @@ def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
     if not tensors:
         raise Unfit("holds no tensors; is it the .pdparams of a whole model?")
     for name in tensors:
-        if re.search(r"(^|\.)(bb_\d+_\d+|conv1_[123])\.", name):
+        if re.search(r"(^|\.)blocks\.\d+\.(expand|bottleneck|linear)_conv\.", name):
             raise Unfit(
-                f"is a PP-TSM file ({name!a}), another network that is not supported;"
-                " give the weights of TSM"
+                f"is a PP-TSM of MobileNetV3 ({name!a}), a network that does not exist here; take"
+                " the MobileNetV2 or the PP-LCNetV2 (PP-TSMv2)"
             )
         if "_velocity_" in name or name == "LR_Scheduler":
             raise Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
@@ -149,13 +179,19 @@ def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
 def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The tensors under their full PaddleVideo names, and the names of those left aside."""
     role = _chosen_role(tensors)
+    own = [name.removeprefix(role) for name in tensors if name.startswith(role)]
+    # An ImageNet file, whose parts have neither a name nor a number in front of them. (PP-TSM's
+    # MobileNetV2 and PP-LCNetV2 have their classifier for videos in the same place.)
+    bare = not any(name.startswith(("backbone.", "head.", "0.", "1.")) for name in own)
+    classifies = any("conv2._first_block." in name or "last_conv." in name for name in own)
     found: dict[str, Any] = {}
     ignored = []
     for name, value in tensors.items():
-        if not name.startswith(role) or name.removeprefix("backbone.") in _IMAGENET_HEAD:
+        full = _full_name(name.removeprefix(role)) if name.startswith(role) else ""
+        classifier = full.removeprefix("backbone.") in _IMAGENET_HEAD
+        if not full or (classifier and (bare or not classifies)) or is_sum_of_branches(full):
             ignored.append(name)
             continue
-        full = _full_name(name.removeprefix(role))
         if full in found:
             raise Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
         found[full] = value
@@ -175,11 +211,14 @@ def _full_name(name: str) -> str:
     if name.startswith("1."):
         return f"head.{name[2:]}"
     name = name.removeprefix("0.")
-    return f"backbone.{name}" if re.match(r"(conv|res\d\w+)\.", name) else name
+    return f"backbone.{name}" if _PART.match(name) else name
 
 
-def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None]:
-    """Backbone, width and number of classes: from the blocks present, the stem and the head."""
+def _inferred_dimensions(found: Mapping[str, Any]) -> _Dimensions:
+    """From the blocks present, the stem and the head."""
+    pptsm = network_of(found)
+    if pptsm is not None:
+        return PPTSM[pptsm].dimensions(pptsm, found)
     backbone = "resnet50"
     if "backbone.res4b1.conv0._conv.weight" in found:
         is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
@@ -188,45 +227,23 @@ def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None
     bias = shape_of(found.get(FC_BIAS))
     width = stem[0] if stem and stem[0] > 0 else 64
     num_classes = fc[-1] if fc else bias[-1] if bias else None
-    return backbone, width, num_classes or None
+    return backbone, width, num_classes or None, None
 
 
-def _to_ours(value: np.ndarray) -> np.ndarray:
+def _to_ours(value: np.ndarray, tensor: PaddleTensor) -> np.ndarray:
     if value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)  # OIHW to HWIO
-    return float32(value)
+    return float32(value).reshape(tensor.our_shape)
 
 
-def _to_theirs(value: np.ndarray) -> np.ndarray:
-    if value.ndim == 4:
-        value = value.transpose(3, 2, 0, 1)  # HWIO to OIHW
+def _to_theirs(value: np.ndarray, tensor: PaddleTensor) -> np.ndarray:
+    if len(tensor.shape) == 4:
+        out, features_in, height, width = tensor.shape
+        value = value.reshape(height, width, features_in, out).transpose(3, 2, 0, 1)
     return np.asarray(value, np.float32, order="C")
 
 
-def _our_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) != 4:
-        return shape
-    out, features_in, height, width = shape
-    return height, width, features_in, out
-
-
 # Every tensor of PaddleVideo's TSM: its names there and here.
-
-
-class PaddleTensor(NamedTuple):
-    """One tensor.
-
-    Attributes:
-        paddle: its structured name in PaddleVideo, as `backbone.res2a.conv0._conv.weight`.
-        ours: its name here, as `backbone.stages.0.0.conv1.conv.kernel`.
-        shape: in a Paddle file; kernels are OIHW.
-        parameter: Paddle's own name of the parameter, as `res2a_branch2a_weights`.
-    """
-
-    paddle: str
-    ours: str
-    shape: tuple[int, ...]
-    parameter: str
 
 
 class _ConvNorm(NamedTuple):
@@ -237,8 +254,13 @@ class _ConvNorm(NamedTuple):
     norm_parameter: str
 
 
-def paddle_tensors(backbone: str, width: int, num_classes: int | None) -> Iterator[PaddleTensor]:
+def paddle_tensors(
+    backbone: str, width: int, num_classes: int | None, num_segments: int | None = None
+) -> Iterator[PaddleTensor]:
     """Every tensor in the order of PaddleVideo's state dict."""
+    if backbone in PPTSM:
+        yield from PPTSM[backbone].tensors(backbone, width, num_classes, num_segments)
+        return
     for number, layer in enumerate(_conv_norms(backbone, width)):
         yield PaddleTensor(
             f"{layer.paddle}._conv.weight",

@@ -1,0 +1,48 @@
+r"""PP-TSM with MobileNetV2 on Kinetics-400 from video files.
+
+Values: PaddleVideo's recipe of PP-TSM with MobileNetV2 (ed245e9): plain cross
+    entropy, no dropout, one rate for all. There batch norm decays, too; here it does not.
+Expected: top-1 68.09 % (uniform sampling, centre crop, one view). Measured here: not yet.
+Cost: 2.7 M parameters.
+
+    python -m tsm_jax.train --config configs/pptsm_mv2_k400_videos_uniform.py
+    python -m tsm_jax.evaluate --config configs/pptsm_mv2_k400_videos_uniform.py \
+        --weights paddle/pptsm_mv2_k400
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from tsm_jax.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.model.backbone = "mobilenet_v2_paddle"
+    config.model.num_classes = 400
+    config.model.num_segments = 8
+    config.model.shift = "past_first"
+    config.model.shift_fraction = "1/num_segments"
+    config.model.dropout = 0.0
+    config.model.batch_norm_group = 16  # clips per GPU there
+
+    config.data.source = "videos"
+    config.data.train_list = "data/k400/train.list"
+    config.data.val_list = "data/k400/val.list"
+    config.data.prefix = "data/k400/videos"
+
+    config.init_from = "paddle/mobilenet_v2_ssld_imagenet"
+    config.batch_size = 128  # 8 GPUs with 16 clips each
+    config.epochs = 80
+    config.mixup = 0.2
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.schedule = "whole_cosine"
+    config.optimizer.warmup_epochs = 10.0
+    config.optimizer.warmup_start = 0.5
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.clip_norm = 0.0
+    config.optimizer.fc_weight_multiplier = 1.0  # its classifier has no group there
+    config.optimizer.fc_bias_multiplier = 1.0
+    return config

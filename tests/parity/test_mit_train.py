@@ -1,0 +1,124 @@
+"""Six steps of MIT's training in float64, each part of the rule on its own."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import paddle_recipe
+import pytest
+
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.network import build_network
+from tsm_jax.training.metrics import cross_entropy
+from tsm_jax.training.optimizer import global_norm, make_optimizer
+from tsm_jax.weights.torch_names import MIT, from_torch, to_torch
+
+pytestmark = pytest.mark.slow
+
+ARCHITECTURE = Architecture("resnet50", 10, 8, shift="future_first")
+# golden: frozen batch norm, weight seed, learning rate, decay
+CASES = {
+    "full_bn": ("none", 0, 0.01, 1e-4),
+    "partial_bn": ("all_but_first", 0, 0.01, 1e-4),
+    "full_bn_decay": ("none", 1, 0.0005, 0.1),
+    "partial_bn_decay": ("all_but_first", 1, 0.0005, 0.1),
+}
+
+
+def run(case, dtype, running_variance="unbiased", **changes):
+    """Losses, raw gradient norms, and the tensors afterwards under MIT's names."""
+    frozen, seed, rate, decay = CASES[case]
+    network = build_network(
+        ARCHITECTURE,
+        dtype,
+        frozen_batch_norm=changes.pop("frozen_batch_norm", frozen),
+        running_variance=running_variance,
+    )
+    shapes = {**network.param_shapes, **network.batch_stat_shapes}
+    names = to_torch({n: np.zeros(s, np.float32) for n, s in shapes.items()}, ARCHITECTURE, MIT)
+    theirs = {n: paddle_recipe.draw(n, v.shape, seed) for n, v in names.items() if v.shape}
+    tensors = {n: v.astype(dtype) for n, v in from_torch(theirs)[0].items()}
+    params, stats = (
+        {n: tensors[n] for n in part} for part in (network.param_shapes, network.batch_stat_shapes)
+    )
+    rule = {
+        "momentum": 0.9,
+        "weight_decay": decay,
+        "decay": "weights",
+        "clip_norm": 20.0,
+        "fc_weight_multiplier": 5.0,
+        "fc_bias_multiplier": 10.0,
+    }
+    optimizer = make_optimizer(rate, **{**rule, **changes})
+
+    def loss(params, stats, video, labels):
+        logits, stats = network.apply(params, stats, video, train=True)
+        return cross_entropy(logits, labels).mean(), stats
+
+    value_and_grad = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    losses, norms = [], []
+    for step in range(6):
+        draws = np.random.default_rng(90_000 + 1000 * seed + step)
+        video = np.moveaxis(paddle_recipe.mosaic(10_000 + 1000 * seed + step, 2, 8, 64), 2, -1)
+        labels = draws.integers(0, 10, 2)
+        (value, stats), gradients = value_and_grad(params, stats, video.astype(dtype), labels)
+        updates, state = update(gradients, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        losses.append(float(value))
+        norms.append(float(global_norm(gradients)))
+    after = {n: np.asarray(v, np.float32) for n, v in {**params, **stats}.items()}
+    return np.array(losses), np.array(norms), to_torch(after, ARCHITECTURE, MIT)
+
+
+def misses(result, case, goldens):
+    """Which comparisons with the float64 run fail, of what six steps in float32 cannot blur."""
+    losses, norms, tensors = result
+    worst = 2 * goldens[f"{case}.after6.worst_f32"]
+    found = [] if np.allclose(losses, goldens[f"{case}.loss_f64"], rtol=1e-6) else ["loss"]
+    found += [] if np.allclose(norms, goldens[f"{case}.gnorm_f64"], rtol=1e-6) else ["gnorm"]
+    kept = f"{case}.after6.module."
+    for name in (name for name in goldens if name.startswith(kept)):
+        key, expected = name.removeprefix(f"{case}.after6."), goldens[name]
+        actual = tensors[key][:4] if key.endswith("new_fc.weight") else tensors[key]
+        if np.linalg.norm(actual - expected) > worst * np.linalg.norm(expected):
+            found.append(key)
+    return found
+
+
+@pytest.fixture(scope="module")
+def goldens():
+    return dict(np.load(paddle_recipe.GOLDENS / "mit_train.npz"))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_six_steps_in_float64(case, goldens):
+    with jax.enable_x64(True):
+        assert misses(run(case, "float64"), case, goldens) == []
+
+
+@pytest.mark.parametrize("case", ["full_bn_decay", "partial_bn_decay"])
+def test_six_steps_in_float32_are_off_by_rounding(case, goldens):
+    losses, norms, _ = run(case, "float32")
+    for found, name in ((losses, "loss"), (norms, "gnorm")):
+        exact, rounded = goldens[f"{case}.{name}_f64"], goldens[f"{case}.{name}"]
+        assert abs(found / exact - 1).max() < 2 * abs(rounded / exact - 1).max() + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        ("full_bn_decay", {"weight_decay": 0.0}),
+        ("full_bn_decay", {"decay": "fc"}),
+        ("full_bn_decay", {"clip_norm": 0.0}),
+        ("full_bn_decay", {"fc_weight_multiplier": 1.0}),
+        ("full_bn_decay", {"fc_bias_multiplier": 1.0}),
+        ("full_bn_decay", {"running_variance": "biased"}),
+        ("partial_bn_decay", {"frozen_batch_norm": "all"}),
+        ("partial_bn_decay", {"frozen_batch_norm": "none"}),
+    ],
+    ids=str,
+)
+def test_every_part_of_the_rule_shows(case, change, goldens):
+    with jax.enable_x64(True):
+        assert misses(run(case, "float64", **change), case, goldens)

@@ -1,0 +1,102 @@
+"""Logits of PP-TSM's networks from PaddleVideo's weights, and the weights back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import paddle_recipe
+import pytest
+
+from tsm_jax import convert
+from tsm_jax.models.network import build_network
+from tsm_jax.weights.model_directory import read_model_directory
+from tsm_jax.weights.paddle_model import read_paddle_model
+from tsm_jax.weights.paddle_names import from_paddle, to_paddle
+from tsm_jax.weights.paddle_writer import write_paddle
+
+# golden: (backbone, segments, segments of its attention, weight seed, clips); 64 pixels
+CASES = {
+    "pptsm_r50_64": ("resnet50_vd", 8, None, 1, 2),
+    "v2_8_64": ("pplcnet_v2", 8, None, 1, 2),
+    "v2_16_att_64": ("pplcnet_v2_attention", 16, 16, 0, 2),
+    "mnv2_16_64": ("mobilenet_v2_paddle", 16, None, 0, 1),  # whose two folds differ in width
+}
+SLOW = ("v2_8_64",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_for_a_user():
+    """Not here: these are many networks, and the tolerance leaves room for any compiler."""
+
+
+@pytest.fixture(params=[pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
+def case(request, tmp_path):
+    backbone, segments, attention, seed, clips = CASES[request.param]
+    path = tmp_path / "published.pdparams"
+    write_paddle(path, paddle_recipe.state_dict(400, seed, backbone, attention))
+    expected = np.load(paddle_recipe.GOLDENS / "pptsm_forward.npz")[request.param]
+    video = np.moveaxis(paddle_recipe.mosaic(seed, clips, segments, 64), 2, -1)
+    return backbone, path, segments, video, expected
+
+
+def logits(model, video):
+    network = build_network(model.architecture, "float32")
+    params = {name: model.tensors[name] for name in network.param_shapes}
+    stats = {name: model.tensors[name] for name in network.batch_stat_shapes}
+    return np.asarray(jax.jit(network.apply)(params, stats, video)[0])
+
+
+def test_logits_and_the_way_back(case, tmp_path, capsys):
+    backbone, path, segments, video, expected = case
+    directory = str(tmp_path / "model")
+    convert.main(["--input", str(path), "--output", directory, "--num_segments", str(segments)])
+    model = read_model_directory(directory)
+    assert model.architecture.backbone == backbone
+    error = abs(logits(model, video) - expected).max() / abs(expected).max()
+    assert error < 1e-4
+    again = str(tmp_path / "again.pdparams")
+    convert.main(["--input", directory, "--output", again])
+    back = read_paddle_model(again, num_segments=segments)
+    assert back.architecture == model.architecture
+    for name, tensor in model.tensors.items():
+        np.testing.assert_array_equal(back.tensors[name], tensor, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change", [{"shift": "future_first"}, {"shift": "none"}, {"shift_fraction": "1/8"}], ids=str
+)
+def test_every_part_of_the_architecture_shows(case, change):
+    _, path, segments, video, expected = case
+    model = read_paddle_model(str(path), num_segments=segments)
+    if segments == 8 and "shift_fraction" in change:
+        pytest.skip("an eighth is 1/num_segments")
+    changed = replace(model, architecture=replace(model.architecture, **change))
+    assert abs(logits(changed, video) - expected).max() / abs(expected).max() > 1e-3
+
+
+def test_the_sum_of_branches_is_written_for_paddle():
+    """PaddleVideo's network has it beside the branches, and answers from it when deployed."""
+    tensors = paddle_recipe.state_dict(10, 0, "pplcnet_v2")
+    block = "backbone.stages.3.1"
+    back = to_paddle(from_paddle(tensors)[0], "pplcnet_v2")
+    assert back.keys() - tensors.keys() == {
+        f"backbone.stages.{stage}.{index}.dw_conv.{leaf}"
+        for stage, blocks in ((2, 6), (3, 2))
+        for index in range(blocks)
+        for leaf in ("weight", "bias")
+    }
+    x = np.random.default_rng(0).normal(size=5)  # what a channel sees in the middle row
+    layers = [f"{block}.dw_conv_list.{i}" for i in range(3)]
+    expected = 0.0
+    for layer, size in zip(layers, (5, 3, 1), strict=True):
+        kernel = tensors[f"{layer}.conv.weight"][7, 0, size // 2]
+        y = kernel @ x[2 - size // 2 : 3 + size // 2]
+        scale, bias, mean, variance = (
+            tensors[f"{layer}.bn.{leaf}"][7] for leaf in ("weight", "bias", "_mean", "_variance")
+        )
+        expected += (y - mean) / np.sqrt(variance + 1e-5) * scale + bias
+    found = back[f"{block}.dw_conv.weight"][7, 0, 2] @ x + back[f"{block}.dw_conv.bias"][7]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

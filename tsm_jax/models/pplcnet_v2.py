@@ -1,0 +1,207 @@
+"""PP-LCNetV2 as PP-TSMv2 uses it: depthwise separable convolutions and a single temporal shift.
+
+The shift, and in front of it an attention over the frames if wanted, sits between the second and
+the third stage.
+
+PaddleVideo's paddlevideo/modeling/backbones/pptsm_v2.py; PaddleClas's pp_lcnet_v2.py (the "base"
+network).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tsm_jax.models.depthwise import depthwise_conv
+from tsm_jax.models.layers import Bias, Conv, ConvNorm, linear
+from tsm_jax.models.shift import Shift, only_in_every_block
+
+# Features of the last convolution, which narrower networks keep.
+LAST = 1280
+
+# Paddle's dropout in front of the classifier leaves what it keeps as it is in training and makes up
+# for it in inference. With features times this the ordinary dropout of that rate does the same.
+_KEPT = 0.8
+
+
+class _Stage(NamedTuple):
+    features: int
+    blocks: int
+    branches: bool  # several kernels side by side instead of one of 3x3
+    excite: bool
+    split: bool  # two pointwise convolutions with half of the features between them
+    residual: bool  # in blocks with a stride of 1
+
+
+_STEM = 32
+_STAGES = (
+    _Stage(128, 2, branches=False, excite=False, split=False, residual=False),
+    _Stage(256, 2, branches=False, excite=False, split=False, residual=False),
+    _Stage(512, 6, branches=True, excite=True, split=True, residual=False),
+    _Stage(1024, 2, branches=True, excite=False, split=False, residual=True),
+)
+_SHIFTED = 2  # the stage behind the shift
+
+
+class DepthwiseBranches(nnx.Module):
+    """The sum of depthwise convolutions of several sizes, each with its batch norm.
+
+    Of folded ones it is one convolution, whose kernel is the sum of theirs.
+    """
+
+    def __init__(self, features, sizes, stride, *, conv_norm):
+        self.stride = stride
+        self.branches = nnx.List(
+            conv_norm(features, features, size, stride=stride, feature_groups=features)
+            for size in sizes
+        )
+
+    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+        first, *others = self.branches
+        if isinstance(first.norm, Bias):
+            size = len(first.conv.kernel[...])
+            kernel: Any = sum(_grown(branch.conv.kernel[...], size) for branch in self.branches)
+            bias: Any = sum(branch.norm.bias[...] for branch in self.branches)
+            return depthwise_conv(x, kernel, self.stride) + bias
+        return sum((branch(x, groups=groups) for branch in others), first(x, groups=groups))
+
+
+def _grown(kernel: jax.Array, size: int) -> np.ndarray:
+    """With zeros around it. In NumPy: the sum is to be a constant of the exported graph."""
+    rim = (size - len(kernel)) // 2
+    return np.pad(np.asarray(kernel), ((rim, rim), (rim, rim), (0, 0), (0, 0)))
+
+
+class SqueezeExcite(nnx.Module):
+    """Each channel times a share that the averages of all channels decide."""
+
+    def __init__(self, features):
+        self.reduce = linear(features, features // 4, math.sqrt(2 / features))
+        self.expand = linear(features // 4, features, math.sqrt(8 / features))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2))  # [M, C]
+        shares = nnx.sigmoid(self.expand(nnx.relu(self.reduce(y))))
+        return x * shares[:, None, None, :].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """A depthwise and a pointwise convolution."""
+
+    def __init__(self, in_features, out_features, stride, stage, *, conv_norm):
+        self.residual = stage.residual and stride == 1 and in_features == out_features
+        if stage.branches:
+            sizes = (5, 3, 1) if stride == 1 else (5, 3)
+            self.depthwise = DepthwiseBranches(in_features, sizes, stride, conv_norm=conv_norm)
+        else:
+            self.depthwise = conv_norm(
+                in_features, in_features, 3, stride=stride, feature_groups=in_features
+            )
+        self.excite = SqueezeExcite(in_features) if stage.excite else None
+        inner = out_features // 2
+        self.reduce = conv_norm(in_features, inner, 1) if stage.split else None
+        self.pointwise = conv_norm(inner if stage.split else in_features, out_features, 1)
+
+    def __call__(self, x: jax.Array, *, groups: int | None) -> jax.Array:
+        y = nnx.relu(self.depthwise(x, groups=groups))
+        if self.excite is not None:
+            y = self.excite(y)
+        if self.reduce is not None:
+            y = self.reduce(y, groups=groups, activation="relu")
+        y = self.pointwise(y, groups=groups, activation="relu")
+        return x + y if self.residual else y
+
+
+class TemporalAttention(nnx.Module):
+    """Each frame times a share that the averages of all frames of its clip decide."""
+
+    def __init__(self, num_segments):
+        self.num_segments = num_segments
+        self.fc = linear(num_segments, num_segments, math.sqrt(1 / num_segments))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        means = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2, 3))
+        shares = nnx.sigmoid(self.fc(means.reshape(-1, self.num_segments)))
+        return x * shares.reshape(-1, 1, 1, 1).astype(x.dtype)
+
+
+class PPLCNetV2(nnx.Module):
+    """Images `[M, H, W, 3]` to features `[M, 1, 1, 1280]`: the last convolution is behind the pool.
+
+    Args:
+        attention: over the frames of a clip, in front of the shift.
+        num_segments: frames of a clip, for the attention.
+        width: 64 is PP-TSMv2's network; others scale the channels of every layer in proportion, to
+            multiples of 8.
+        shift: what to apply in front of the third stage.
+        shift_every: 1, there is no other rule for it.
+        remat: compute the inside of a block again in the backward pass instead of keeping it.
+        dtype: of convolutions and activations.
+
+    Raises:
+        UserError: `shift_every` is not 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention: bool = False,
+        num_segments: int = 0,
+        width: int = 64,
+        shift: Shift,
+        shift_every: int = 1,
+        remat: bool = False,
+        dtype=None,
+    ):
+        only_in_every_block(shift_every, "PP-LCNetV2")
+        conv_norm = partial(ConvNorm, dtype=dtype)
+        self.shift = shift
+        self.remat = remat
+        first = _Stage(0, 1, branches=False, excite=False, split=False, residual=False)
+        narrow, before = (_scaled(n, width) for n in (_STEM, 2 * _STEM))
+        self.stem: Any = nnx.List(
+            [
+                conv_norm(3, narrow, 3, stride=2),
+                Block(narrow, before, 1, first, conv_norm=conv_norm),
+            ]
+        )
+        self.attention = TemporalAttention(num_segments) if attention else None
+        self.stages = nnx.List()
+        for stage in _STAGES:
+            blocks = nnx.List()
+            for index in range(stage.blocks):
+                after = _scaled(stage.features, width)
+                blocks.append(
+                    Block(before, after, 2 if index == 0 else 1, stage, conv_norm=conv_norm)
+                )
+                before = after
+            self.stages.append(blocks)
+        self.features = max(LAST, _scaled(LAST, width))
+        self.last = Conv(before, self.features, 1, dtype=dtype)
+
+    def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
+        x = self.stem[0](images, groups=groups, activation="relu")
+        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        x = run(self.stem[1], x, groups)
+        for number, blocks in enumerate(self.stages):
+            if number == _SHIFTED:
+                x = x if self.attention is None else self.attention(x)
+                x = self.shift(x)
+            for block in blocks:
+                x = run(block, x, groups)
+        pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
+        return nnx.relu(self.last(pooled.astype(x.dtype))) * _KEPT
+
+
+def _run(block: Block, x: jax.Array, groups: int | None) -> jax.Array:
+    return block(x, groups=groups)
+
+
+def _scaled(features: int, width: int) -> int:
+    return max(8, round(features * width / 64 / 8) * 8)
