@@ -15,8 +15,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    packages=[*find_packages(include=["tsm_jax", "tsm_jax.*"]), "tsm_jax.configs"],
+    package_dir={"tsm_jax.configs": "configs"},  # tsm_jax/recipe_files.py finds either place
     package_data={
+        "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt"],
         "tsm_jax.report": ["templates/*.jinja"],
         "tsm_jax.exporting": ["templates/*.jinja"],
@@ -30,6 +32,7 @@ setup(
         "grain>=0.2.18",
         "ml_collections>=1.1",
         "absl-py>=2.1",
+        "argcomplete>=3.5",
         "numpy>=2.0",
         "av>=15",
         "opencv-python-headless>=5.0",
@@ -55,6 +58,8 @@ setup(
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "openvino": ["openvino>=2025.0"],
+        "wandb": ["wandb>=0.19"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "test": [
             "pytest>=8.3",
             "pytest-xdist>=3.6",

@@ -19,11 +19,11 @@ FLOORS = (
     ("data", "models"),
     ("weights", "config"),
     ("deploy", "training"),
-    ("exporting", "report"),
+    ("exporting", "report", "recipe_files"),
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("train", "evaluate", "predict", "export", "convert", "prepare", "benchmark"),
+    ("train", "evaluate", "predict", "export", "convert", "prepare", "benchmark", "recipes"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

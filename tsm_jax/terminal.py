@@ -1,7 +1,8 @@
-"""What reaches a terminal: text without control codes, and progress bars."""
+"""What reaches a terminal: text without control codes, commands as typed, progress bars."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,24 @@ def _escaped(match: re.Match[str]) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that os.fsdecode could not decode
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+MODULES = "python -m tsm_jax."
+
+
+def typed(command: str) -> str:
+    """A command the way this one was typed: `tsm train` or `python -m tsm_jax.train`."""
+    return launcher() + command
+
+
+def launcher() -> str:
+    """What stands before a verb."""
+    folder, name = os.path.split(sys.argv[0])
+    if os.path.splitext(name)[0] == "tsm":
+        return "tsm "
+    if name == "__main__.py" and os.path.basename(folder) == "tsm_jax":
+        return "python -m tsm_jax "
+    return MODULES
 
 
 @contextmanager

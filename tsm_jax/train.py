@@ -1,6 +1,6 @@
 """Trains a recipe; run again, it continues.
 
-python -m tsm_jax.train --config configs/quickstart.py
+python -m tsm_jax.train quickstart
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "train",
         description="Trains a recipe on every device it sees. The same command continues a run.",
-        example="python -m tsm_jax.train --config configs/quickstart.py --config.epochs=5",
+        example="python -m tsm_jax.train quickstart --epochs=5",
     )
     parser.add_recipe(required=True)
     _, config = parser.parse_with_recipe(arguments)

@@ -14,7 +14,7 @@ from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import progress_bar
+from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all
 from tsm_jax.weights.labels import labels_or_numbers, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
@@ -125,7 +125,7 @@ def _labels_file(config: ConfigDict) -> str | None:
 def _without_names(train_list: str) -> str:
     if not os.path.exists(train_list):
         return (
-            f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"
+            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
             f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
             " --config.data.train_list"
         )

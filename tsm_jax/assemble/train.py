@@ -30,6 +30,7 @@ from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.network import resolve_dtype
+from tsm_jax.terminal import typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Progress, RunLog
 from tsm_jax.training.loop import TrainingRun, Validate, train
@@ -214,7 +215,7 @@ def _last_lines(checkpoints: Checkpoints, config: ConfigDict) -> Iterator[str]:
         f"training finished: best {metric} {checkpoints.metrics(best_step)[metric]:.5f}, saved in"
         f" {checkpoints.path(best_step)}"
     )
-    yield f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO"
+    yield f"next: {typed('predict')} --model {config.workdir} --input VIDEO"
 
 
 def _write_card(
