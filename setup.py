@@ -61,6 +61,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "test": [
+            "build>=1.2",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pyyaml>=6.0",
