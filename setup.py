@@ -57,6 +57,7 @@ setup(
         # A peer that benchmarks/data_pipeline.py measures beside PyAV.
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=1.0"],
         "openvino": ["openvino>=2025.0"],
         "wandb": ["wandb>=0.19"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
@@ -73,6 +74,7 @@ setup(
             "ipykernel>=6.29",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "huggingface_hub>=1.0",
         ],
     },
 )

@@ -23,7 +23,17 @@ FLOORS = (
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("train", "evaluate", "predict", "export", "convert", "prepare", "benchmark", "recipes"),
+    (
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "convert",
+        "prepare",
+        "push",
+        "benchmark",
+        "recipes",
+    ),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

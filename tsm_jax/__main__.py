@@ -22,6 +22,7 @@ VERBS = {
     "predict": "name the action in videos",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn PaddleVideo's .pdparams into a model directory, or back",
+    "push": "put a model on the Hugging Face Hub",
     "benchmark": "measure reading, the training step, and prediction by engine",
 }
 _SYNONYMS = {"recipe": "recipes"}

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
@@ -189,6 +190,15 @@ def choose(
     else:
         chosen = parser.parse_args(arguments[:1]).command
     commands[chosen](arguments[1:])
+
+
+def make_callable(module: str, function: Callable[..., object]) -> None:
+    """Lets `tsm_jax.train(config)` call a function, although `tsm_jax.train` is a module, too."""
+
+    class Command(ModuleType):
+        __call__ = staticmethod(function)
+
+    sys.modules[module].__class__ = Command
 
 
 def run(

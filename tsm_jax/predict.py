@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> None:
         if value is not None and not 1 <= value <= largest:
             most = "" if largest == math.inf else f" and at most {largest}"
             raise UserError(f"--{name} is {value}: it must be at least 1{most}")
-    from tsm_jax.assemble.predict import load_predictor
+    from tsm_jax.assemble.load import load
     from tsm_jax.deploy.inputs import find_videos
 
     videos = find_videos(options.input)
-    predictor = load_predictor(
+    predictor = load(
         options.model,
         engine=options.engine,
         precision=options.precision,

@@ -70,6 +70,20 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
     return config
 
 
+def recipe_of(config: ConfigDict | str | os.PathLike[str]) -> ConfigDict:
+    """A validated recipe, from what `tsm_jax.train` and `tsm_jax.evaluate` take.
+
+    Raises:
+        UserError: as `load_recipe`, or a value that was changed is not allowed.
+    """
+    if isinstance(config, str | os.PathLike):
+        return load_recipe(os.fspath(config))
+    config_lib.validate(config)
+    if not config.workdir:
+        raise UserError("config.workdir is empty: say where the run is to be kept")
+    return config
+
+
 def _key(override: str) -> str:
     return override.removeprefix("--").removeprefix("config.")
 

@@ -5,11 +5,35 @@ python -m tsm_jax.train quickstart
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from tsm_jax import cli
+from tsm_jax.recipe_files import recipe_of
 from tsm_jax.training.preemption import EXIT_CODE, Preempted, Preemption
+
+
+def train(config: ConfigDict | str | os.PathLike[str]) -> str:
+    """Trains a recipe on every device that jax sees; called again, it continues.
+
+    Args:
+        config: a recipe as `tsm_jax.load_recipe` gives it, changed or not; or its file.
+
+    Returns:
+        The workdir of the run, for `tsm_jax.load` and `tsm_jax.evaluate`.
+
+    Raises:
+        UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
+            loss is not finite.
+    """
+    recipe = recipe_of(config)
+    from tsm_jax.assemble.train import train_recipe
+
+    train_recipe(recipe)
+    return recipe.workdir
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,6 +65,8 @@ def main(arguments: Sequence[str]) -> None:
                 print(f"{reason}: the same command continues", flush=True)
                 sys.exit(EXIT_CODE)
 
+
+cli.make_callable(__name__, train)
 
 if __name__ == "__main__":
     cli.run(main)

@@ -20,7 +20,6 @@ from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.config import flatten
 from tsm_jax.data import moving_shapes
-from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.training.checkpoint import Checkpoints
@@ -239,7 +238,7 @@ def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path):
     workdir = str(trained[0])
     export_model(load_model(workdir), str(tmp_path / "TSM"), formats=("stablehlo",))
     lines = [line.split() for line in (data / "val.list").read_text().splitlines()]
-    predictor = Predictor.load(str(tmp_path / "TSM"), engine="jax")
+    predictor = tsm_jax.load(str(tmp_path / "TSM"), engine="jax")
     answers = predictor.predict_many([str(data / path) for path, _ in lines], top_k=5, batch_size=5)
     ranked = [[p.index for p in answer.predictions] for answer in answers]
     labels = [int(label) for _, label in lines]

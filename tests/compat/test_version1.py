@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-import tsm_jax
 from tsm_jax.assemble.evaluate import evaluate_weights
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.config import VERSION, default, flatten, from_dict, to_dict
@@ -73,7 +73,7 @@ def test_a_description_keeps_its_meaning(answers, folder):
 
 @pytest.mark.parametrize("weights", ["workdir", "model", "exported"])
 def test_weights_answer_as_they_did(answers, weights):
-    recognizer = tsm_jax.load(weights)
+    recognizer = Recognizer(load_model(weights))
     video = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 3)).astype("float32")
     assert relative_difference(recognizer.forward(video), np.array(answers["forward"])) < 1e-5
     if weights == "workdir":

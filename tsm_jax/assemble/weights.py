@@ -9,6 +9,7 @@ import numpy as np
 
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
+from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
@@ -24,7 +25,8 @@ def load_model(
 
     Args:
         weights: a model directory; a workdir, of which the best checkpoint is taken; a
-            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
+            `.pdparams` of PaddleVideo; or an https address or a zoo name of one; or
+            `hf://owner/name`.
         num_segments: T of a `.pdparams`, 8 if None. Other weights know it themselves.
         labels: a file of class names for a `.pdparams`, one a line; None for those known by their
             number.
@@ -60,12 +62,14 @@ def local_path(weights: str) -> str:
     Raises:
         UserError: there is no such file, or it is of no known kind.
     """
+    if is_hub_address(weights):
+        return fetch_from_hub(weights)
     if is_remote(weights):
         return str(fetch(weights))
     if not os.path.exists(weights):
         raise UserError(
             f"there are no weights at {weights}: give a workdir, a model directory, a .pdparams,"
-            f" an https address, or one of {', '.join(ZOO)}"
+            f" an https address, hf://owner/name, or one of {', '.join(ZOO)}"
         )
     usable = is_model_directory(weights) or is_workdir(weights)
     if not usable and not weights.endswith(PADDLE_SUFFIX):

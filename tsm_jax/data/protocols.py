@@ -67,8 +67,8 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
-    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
-        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`.
+    def resized(self, frames: Sequence[np.ndarray], name: str = "the clip") -> Sequence[np.ndarray]:
+        """Frames uint8 `[H, W, 3]` as they are cropped.
 
         Raises:
             UnreadableClipError: the frames of the clip `name` are too narrow.
@@ -79,7 +79,12 @@ class EvalProtocol:
                 f"{name}: frames of {long}x{short} are too narrow to be resized to a short side of"
                 f" {self.short_side} px: leave it out"
             )
-        crops = self.crops(self.resize(frames, self.short_side), self.crop_size)
+        return self.resize(frames, self.short_side)
+
+    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
+        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`; raises
+        as `resized`."""
+        crops = self.crops(self.resized(frames, name), self.crop_size)
         if self.num_views == 1:
             return crops[0][None]  # without a copy
         video = np.stack(crops, axis=1)  # [clips * T, crops, S, S, 3]

@@ -24,7 +24,7 @@ import numpy as np
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, reason, sha256
-from tsm_jax.models.architecture import CLASSIFIER
+from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
@@ -55,16 +55,20 @@ class Artifact:
     """An exported folder.
 
     Attributes:
-        num_segments: T.
         labels: K class names.
         hashes: file name to SHA-256 of every graph and of the tensors.
     """
 
     folder: str
-    num_segments: int
+    architecture: Architecture
     preprocessing: Preprocessing
     labels: Sequence[str]
     hashes: Mapping[str, str]
+
+    @property
+    def num_segments(self) -> int:
+        """T."""
+        return self.architecture.num_segments
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -169,7 +173,7 @@ def read_artifact(folder: str) -> Artifact:
             f"{labels_path} has other names than {path}: to rename classes, change both"
         )
     hashes = _hashes(exported.get("files"), path)
-    return Artifact(folder, architecture.num_segments, preprocessing, labels, hashes)
+    return Artifact(folder, architecture, preprocessing, labels, hashes)
 
 
 def _hashes(files: Any, path: str) -> dict[str, str]:

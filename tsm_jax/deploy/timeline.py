@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 from tsm_jax.data.decode import open_video
 from tsm_jax.deploy.prediction import Prediction, softmax
 from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.deploy.videos import VideoPath, is_path, local_file
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.files import reason
 
@@ -46,7 +47,7 @@ class Moment(NamedTuple):
 
 def timeline(
     predictor: Predictor,
-    path: str,
+    video: VideoPath,
     *,
     window: float,
     step: float | None = None,
@@ -56,7 +57,7 @@ def timeline(
 
     Args:
         predictor: the network.
-        path: of the video.
+        video: a path or an https address.
         window: seconds, rounded to whole frames.
         step: from one window to the next, seconds; None for half a window. It is rounded to whole
             T-ths of a window, at least one, so that windows share their frames.
@@ -67,9 +68,18 @@ def timeline(
 
     Raises:
         UnreadableClipError: the video cannot be decoded; what came before is valid.
-        UserError: the window or the step is not a sensible number.
+        UserError: the window or the step is not a sensible number, or the video an array.
     """
     step = check_lengths(window, step)
+    if not is_path(video):
+        raise UserError("an array says nothing of time: give timeline a video file")
+    with local_file(video) as path:
+        yield from _slide(predictor, path, window, step, top_k)
+
+
+def _slide(
+    predictor: Predictor, path: str, window: float, step: float, top_k: int
+) -> Iterator[Moment]:
     protocol, count = predictor.protocol, 0
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
@@ -83,7 +93,7 @@ def timeline(
 
         for frame, image in _shown(path, stream, float(rate), wanted):
             if image is not None:
-                held[frame] = protocol.resize([image], protocol.short_side)[0]
+                held[frame] = protocol.resized([image], path)[0]
             count = frame + 1
             start = count - length
             if start >= 0 and start % stride == 0:

@@ -29,7 +29,7 @@ from tsm_jax.deploy.artifact import (
     read_artifact,
 )
 from tsm_jax.deploy.engine import missing, open_engine
-from tsm_jax.deploy.prediction import read_views
+from tsm_jax.deploy.videos import read_views
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import PLATFORMS, export_stablehlo, make_program
 from tsm_jax.exporting.readme import write_readme
