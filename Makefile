@@ -12,6 +12,8 @@ lint:
 
 types:
 	pyright --pythonpath "$$(python -c 'import sys; print(sys.executable)')"
+	# What a user of the public names sees, with pyright's defaults and in its strict mode.
+	pyright --pythonpath "$$(python -c 'import sys; print(sys.executable)')" -p tests/typed
 
 # The documentation as HTML; to look at it while writing: mkdocs serve -f docs/mkdocs.yml
 SITE ?= $(or $(TMPDIR),/tmp)/tsm_jax_site

@@ -9,9 +9,13 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tsm_jax.deploy.predictor import Predictor
 
 # 126 and above mean other things to a shell.
 _LARGEST_EXIT_CODE = 125
@@ -49,9 +53,11 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(min(failed, _LARGEST_EXIT_CODE))
 
 
-def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+def _run(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
     if options.step is not None and options.window is None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
+    if options.embed:
+        return _embed(predictor, videos, options)
     from tsm_jax.deploy.prediction_run import predict_videos
 
     return predict_videos(
@@ -64,6 +70,23 @@ def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
         threads=options.threads,
         output=options.output,
         visualize=options.visualize,
+        inputs=options.input,
+        overwrite=options.overwrite,
+    )
+
+
+def _embed(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+    for name in ("window", "visualize"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--embed gives features, not classes: leave out --{name}")
+    from tsm_jax.deploy.embedding_file import write_embeddings
+
+    return write_embeddings(
+        predictor,
+        videos,
+        options.output,
+        batch_size=options.batch_size,
+        threads=options.threads,
         inputs=options.input,
         overwrite=options.overwrite,
     )
@@ -110,6 +133,11 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument(
         "--visualize", metavar="PATH", help="a .png for one video, or a folder for pictures"
+    )
+    parser.add_argument(
+        "--embed",
+        action="store_true",
+        help="write the features before the classifier to --output FILE.npz instead of classes",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results and pictures that exist"

@@ -48,7 +48,7 @@ def panel(
     """A film that plays over the scores of the two classes of its pair."""
     half = (WIDTH - GAP) // 2
     plain, bold = font(14), font(14, "bold")
-    still = Image.new("RGB", (half, SIDE + 190), "white")
+    still = Image.new("RGB", (half, SIDE + 172), "white")
     draw = ImageDraw.Draw(still)
     y = SIDE + 12
     for network, found in scores.items():

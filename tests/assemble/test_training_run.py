@@ -120,6 +120,24 @@ def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
     assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
 
 
+def test_training_and_evaluation_are_functions_too(trained, data, one_device, monkeypatch):
+    workdir, _ = trained
+    monkeypatch.setattr(training_run, "make_mesh", lambda: one_device)
+    config = recipe(data, workdir)
+    assert tsm_jax.train(config) == str(workdir)  # done already
+    assert tsm_jax.train.main is train.main
+    best = max(line["top1"] for line in metrics(workdir, "val"))
+    assert tsm_jax.evaluate(workdir).metrics["top1"] == best
+    assert tsm_jax.evaluate(config=config, average="logits").metrics["top1"] == best
+    config.epochs = 0
+    with pytest.raises(UserError, match="config.epochs"):
+        tsm_jax.train(config)
+    with pytest.raises(UserError, match="there is no recipe configs/nothing.py"):
+        tsm_jax.train("configs/nothing.py")
+    with pytest.raises(UserError, match="nothing to evaluate: give weights, a recipe, or both"):
+        tsm_jax.evaluate()
+
+
 def test_evaluate_shows_the_views_of_a_protocol(trained, data):
     config = recipe(data, trained[0], **{"data.protocol": "mit_twice_three_crop"})
     evaluation = evaluate_weights(config, None)

@@ -65,11 +65,6 @@ def build_eval_clips(
     return EvalClips(source, num_segments, protocol_of(preprocessing, protocol))
 
 
-def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """The part of `config.data` that is stored with weights."""
-    return Preprocessing(crop_size=data.crop_size, short_side=data.short_side)
-
-
 def build_reading(config: ConfigDict) -> Reading:
     """How this process reads."""
     return Reading(threads=config.data.threads, workers=config.data.workers)

@@ -44,8 +44,10 @@ class Recognizer(Predictor):
         self._network = build_network(model.architecture, precision)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
-        self.params = {name: jnp.asarray(model.tensors[name]) for name in params}
-        self.batch_stats = {name: jnp.asarray(model.tensors[name]) for name in stats}
+        # Not `jnp.asarray`, which compiles a program for each shape.
+        self.params, self.batch_stats = jax.device_put(
+            tuple({name: model.tensors[name] for name in names} for names in (params, stats))
+        )
         self._forward, self._features = jax.jit(self._apply), jax.jit(self._apply_backbone)
         shape = (model.architecture.num_segments, None, None, 3)
         super().__init__(

@@ -20,10 +20,9 @@ from tsm_jax.assemble.data import (
     class_names,
     ensure_rendered,
     host_share,
-    preprocessing_of,
     with_num_classes,
 )
-from tsm_jax.assemble.network import Steps, architecture_of, build_steps
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches

@@ -8,6 +8,7 @@ safetensors, no pickle.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -87,6 +88,8 @@ def _client(address: str) -> Any:
         raise UserError(
             f"{address}: the hub needs {error.name}: pip install 'tsm-jax[hub]'"
         ) from error
+    if not sys.stderr.isatty():  # its bars would fill a log
+        huggingface_hub.utils.disable_progress_bars()
     return huggingface_hub
 
 
