@@ -61,17 +61,21 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
         if self._completes:
             self._complete()
-        words = [_underscored(word) for word in args or ()]
-        # First: "--output is required" would not help who has written --ouput.
-        self._refuse(
-            [word for word in words if word.startswith("--") and not self._has_option(word)]
-        )
-        return super().parse_known_args(words, namespace)
+        return super().parse_known_args(self._spelled(args or ()), namespace)
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         options, rest = self.parse_known_args(args, namespace)
         self._refuse(rest)
         return options
+
+    def _spelled(self, words: Sequence[str]) -> list[str]:
+        """The words, options as this parser spells them.
+
+        It refuses unknown ones here: "--output is required" would not help who wrote --ouput.
+        """
+        words = [_underscored(word) for word in words]
+        self._refuse([w for w in words if w.startswith("--") and not self._has_option(w)])
+        return words
 
     def _has_option(self, word: str) -> bool:
         return word.partition("=")[0] in ("--", *self._option_string_actions)
@@ -118,7 +122,7 @@ class Parser(argparse.ArgumentParser):
         if self._completes:
             self._complete()
         own, overrides = self._split(arguments)
-        known, rest = self.parse_known_intermixed_args(own)
+        known, rest = self.parse_known_intermixed_args(self._spelled(own))
         self._refuse(rest)
         if known.recipe and known.config:
             self.error(f"two recipes, {known.recipe} and {known.config}: give one")
