@@ -15,7 +15,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    packages=[*find_packages(include=["tsm_jax", "tsm_jax.*"]), "tsm_jax.configs"],
+    package_dir={"tsm_jax.configs": "configs"},  # tsm_jax/recipe_files.py finds either place
     package_data={
         "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
@@ -31,6 +32,7 @@ setup(
         "grain>=0.2.18",
         "ml_collections>=1.1",
         "absl-py>=2.1",
+        "argcomplete>=3.5",
         "numpy>=2.0",
         "scipy>=1.13",
         "av>=15",
@@ -58,7 +60,10 @@ setup(
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=1.0"],
         "openvino": ["openvino>=2025.0"],
+        "wandb": ["wandb>=0.19"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "test": [
+            "build>=1.2",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pyyaml>=6.0",

@@ -19,11 +19,22 @@ FLOORS = (
     ("data", "models"),
     ("weights", "config"),
     ("deploy", "training"),
-    ("exporting", "report"),
+    ("exporting", "report", "recipe_files"),
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("train", "evaluate", "predict", "stream", "export", "convert", "prepare", "push", "benchmark"),
+    (
+        "train",
+        "evaluate",
+        "predict",
+        "stream",
+        "export",
+        "convert",
+        "prepare",
+        "push",
+        "benchmark",
+        "recipes",
+    ),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import benchmark, cli, convert, evaluate, export, predict, prepare, train
+from tsm_jax import (
+    benchmark,
+    cli,
+    convert,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    push,
+    recipes,
+    train,
+)
 from tsm_jax.config import default, flatten
 from tsm_jax.data.protocols import PROTOCOLS
 
@@ -29,9 +40,12 @@ MAINS = {
     "export": export.main,
     "predict": predict.main,
     "prepare": prepare.main,
+    "push": push.main,
+    "recipe": recipes.main,
+    "recipes": recipes.main,
     "train": train.main,
 }
-PLACEHOLDERS = {"RECIPE": "configs/quickstart.py"}
+PLACEHOLDERS = {"RECIPE": "configs/quickstart.py", "NAME": "quickstart", "mine.py": "quickstart"}
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELLS = ("", "sh", "bash")
 TRANSLATED = sorted(REPOSITORY.rglob("*.zh-CN.md"))

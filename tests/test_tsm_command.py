@@ -51,8 +51,9 @@ def tsm_here(words):
 def test_help_names_every_verb_on_a_line(words):
     result = tsm(*words)
     assert result.returncode == 0
-    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("  ")]
-    assert [line[0] for line in lines][: len(VERBS)] == list(VERBS)
+    verbs = result.stdout.partition("verbs:\n")[2].partition("\n\n")[0]
+    lines = [line.split() for line in verbs.splitlines() if not line.startswith("    ")]
+    assert [line[0] for line in lines] == list(VERBS)
     assert all(len(line) > 3 for line in lines)
 
 
@@ -93,7 +94,7 @@ def test_help_waits_for_nothing():
     ("word", "message"),
     [
         ("trian", "error: there is no verb trian: did you mean `tsm train`?\n"),
-        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, train,"),
+        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, recipes,"),
         ("--config", "error: there is no verb --config: the verbs are"),
     ],
 )
@@ -110,5 +111,37 @@ def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
         result = tsm("train", program=program)
         assert result.returncode == 1
         assert result.stderr == (
-            f"error: the following arguments are required: --config (see {typed} --help)\n"
+            f"error: which recipe? `{typed.removesuffix('train')}recipes` lists them"
+            f" (see {typed} --help)\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tsm pred", {"predict"}),
+        ("tsm train quick", {"quickstart"}),
+        ("tsm train quickstart --model.sh", {"shift", "shift_fraction", "shift_every"}),
+        ("tsm prepare lists --val", {"--val_share"}),
+        ("tsm prepare che", {"check"}),
+        ("tsm recipe quick", {"quickstart"}),
+    ],
+)
+def test_the_shell_is_told_what_could_come_next(line, expected, tmp_path, monkeypatch):
+    answer = tmp_path / "answer"
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setenv("_ARGCOMPLETE_STDOUT_FILENAME", str(answer))
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    tsm()
+    words = {word.strip() for word in answer.read_text().split("\v")}
+    assert {word.removeprefix("--model.") for word in words} == expected
+
+
+def test_help_is_filled_to_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for words in ([], ["prepare", "lists", "--help"]):
+        result = tsm(*words)
+        commands = ("  tsm ", "  eval ")
+        lines = [line for line in result.stdout.splitlines() if not line.startswith(commands)]
+        assert max(map(len, lines)) <= 60

@@ -92,8 +92,8 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Nobody noted frame rates or swapped the labels of mirrored clips; all batch norms were trained,
-    clips not mixed, and the warm-up came before the schedule."""
+    """Frame rates were not noted and labels of mirrored clips not swapped; all batch norms were
+    trained, clips not mixed, and the warm-up came before the schedule."""
     new = {
         "mixup": 0.0,
         "model.frozen_batch_norm": "none",

@@ -29,14 +29,13 @@ _RANGES = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {f.__name__: f for f in (download, lists, frames, check, pack)}
-    parser = cli.Parser(
+    cli.choose(
         "prepare",
+        {f.__name__: f for f in (download, lists, frames, check, pack)},
+        arguments,
         description="Prepares data sets; see `prepare COMMAND --help` and docs/data.md.",
         example="python -m tsm_jax.prepare frames --help",
     )
-    parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
-    commands[parser.parse_args(arguments[:1]).command](arguments[1:])
 
 
 def download(arguments: Sequence[str]) -> None:
@@ -226,7 +225,7 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
     absent = [name for name in made.classes if not made.counts["val"][name]]
     why = "" if "val" in layout.splits else "only one recording, so "
     _print_some(f"classes, {why}not in validation", absent)
-    print(f"next: {cli.typed('train')} --config configs/own_videos.py{_list_overrides(made.lists)}")
+    print(f"next: {cli.typed('train')} own_videos{_list_overrides(made.lists)}")
 
 
 def _list_overrides(lists) -> str:

@@ -1,6 +1,6 @@
 """Trains a recipe; run again, it continues.
 
-python -m tsm_jax.train --config configs/quickstart.py
+python -m tsm_jax.train quickstart
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from tsm_jax import cli
+from tsm_jax.recipe_files import recipe_of
 from tsm_jax.training.preemption import EXIT_CODE, Preempted, Preemption
 
 
@@ -28,7 +29,7 @@ def train(config: ConfigDict | str | os.PathLike[str]) -> str:
         UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
             loss is not finite.
     """
-    recipe = cli.recipe_of(config)
+    recipe = recipe_of(config)
     from tsm_jax.assemble.train import train_recipe
 
     train_recipe(recipe)
@@ -39,19 +40,27 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "train",
         description="Trains a recipe on every device it sees. The same command continues a run.",
-        example="python -m tsm_jax.train --config configs/quickstart.py --config.epochs=5",
+        example="python -m tsm_jax.train quickstart --epochs=5",
     )
     parser.add_recipe(required=True)
-    _, config = parser.parse_with_recipe(arguments)
+    parser.add_argument(
+        "--wandb", action="store_true", help="log to Weights & Biases as well (extra wandb)"
+    )
+    options, config = parser.parse_with_recipe(arguments)
     assert config is not None
     with Preemption() as preemption:
         # Late: a mistake in the command is reported at once, and reading workers need no jax.
         from tsm_jax.assemble.train import train_recipe
         from tsm_jax.training.processes import joined
 
+        loggers = []
+        if options.wandb:
+            from tsm_jax.training.wandb_log import WeightsAndBiases
+
+            loggers.append(WeightsAndBiases)
         with joined():
             try:
-                train_recipe(config, preemption=preemption)
+                train_recipe(config, preemption=preemption, loggers=loggers)
             except Preempted as reason:
                 print(f"{reason}: the same command continues", flush=True)
                 sys.exit(EXIT_CODE)

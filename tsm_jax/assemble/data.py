@@ -14,9 +14,10 @@ from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.mirrored_labels import mirrored_labels
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
+from tsm_jax.data.rendered import description, holds
 from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import progress_bar
+from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all
 from tsm_jax.weights.labels import labels_or_numbers, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
@@ -138,7 +139,7 @@ def _labels_file(config: ConfigDict) -> str | None:
 def _without_names(train_list: str) -> str:
     if not os.path.exists(train_list):
         return (
-            f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"
+            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
             f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
             " --config.data.train_list"
         )
@@ -162,10 +163,12 @@ def ensure_rendered(config: ConfigDict) -> None:
 
 
 def _render(config: ConfigDict) -> None:
-    from tsm_jax.data import moving_shapes
-
     directory = os.path.dirname(config.data.train_list)
     train_videos, val_videos = config.data.rendered_clips
+    if holds(directory, description(train_videos, val_videos, RENDER_SEED)):
+        return
+    from tsm_jax.data import moving_shapes
+
     with progress_bar("render") as update:
 
         def show(done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -31,9 +31,9 @@ from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.network import resolve_dtype
-from tsm_jax.terminal import printable
+from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
-from tsm_jax.training.log import Progress, RunLog
+from tsm_jax.training.log import Logger, Progress, RunLog
 from tsm_jax.training.loop import TrainingRun, Validate, train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.preemption import Preemption
@@ -44,7 +44,10 @@ from tsm_jax.weights.model_directory import LABELS_FILE, Model
 
 
 def train_recipe(
-    config: ConfigDict, mesh: Mesh | None = None, preemption: Preemption | None = None
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    preemption: Preemption | None = None,
+    loggers: Sequence[Callable[[ConfigDict], Logger]] = (),
 ) -> TrainState:
     """Trains `config` in `config.workdir`, or continues the run that is there.
 
@@ -52,6 +55,8 @@ def train_recipe(
         config: a validated recipe.
         mesh: the devices, by default all.
         preemption: entered, by the caller, to stop when a scheduler wants the machine back.
+        loggers: each is called with the recipe, in the first process only, and gives what receives
+            the run's numbers besides metrics.jsonl and TensorBoard.
 
     Returns:
         The state after the last step.
@@ -85,6 +90,7 @@ def train_recipe(
             first_step=first_step,
             validated=checkpoints.validated(first_step),
             enabled=writes,
+            loggers=[connect(config) for connect in loggers] if writes else (),
         ) as log:
             for line in (*_first_lines(config, mesh, train_clips, labels, val_source), *origin):
                 log.say(line)
@@ -96,7 +102,7 @@ def train_recipe(
                 class_names=labels,
                 first_step=first_step,
                 train_step=compiled_together(steps.train_step, "training step"),
-                validate=_validation(config, mesh, steps.eval_step, val_source, log),
+                validate=_validation(config, mesh, steps.eval_step, val_source),
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
@@ -105,6 +111,7 @@ def train_recipe(
                     plan,
                     order=order,
                     clip_name=train_source.name,
+                    val_clips=len(val_source),
                     first_step=first_step,
                     saved=saved,
                 ),
@@ -165,14 +172,12 @@ def _start(
     return state, 0, None, origin
 
 
-def _validation(
-    config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source, log: RunLog
-) -> Validate:
+def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source) -> Validate:
     clips = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), len(source), mesh)
     eval_step = compiled_together(eval_step, "evaluation step")
 
-    def validate(state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
+    def validate(state: TrainState, on_batch: Callable[[int, int], None]) -> dict[str, float]:
         batches = eval_batches(
             clips,
             batch_size=batch_size,
@@ -182,8 +187,7 @@ def _validation(
         done = itertools.count(1)
 
         def after_batch() -> None:
-            log.show("validate", next(done), -(-len(source) // batch_size))
-            on_batch()
+            on_batch(next(done), -(-len(source) // batch_size))
 
         return evaluate(
             eval_step, state.params, state.batch_stats, batches, mesh, on_batch=after_batch
@@ -228,7 +232,7 @@ def _last_lines(checkpoints: Checkpoints, config: ConfigDict) -> Iterator[str]:
         f"training finished: best {metric} {checkpoints.metrics(best_step)[metric]:.5f}, saved in"
         f" {checkpoints.path(best_step)}"
     )
-    yield f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO"
+    yield f"next: {typed('predict')} --model {config.workdir} --input VIDEO"
 
 
 def _write_card(
