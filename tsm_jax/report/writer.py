@@ -17,7 +17,13 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import new_folder, reason, write_json, write_text
 from tsm_jax.report.curves import read_curves
 from tsm_jax.report.page import clip_answers, data_uri, render
-from tsm_jax.report.pictures import draw_calibration, draw_confusion, draw_curves, draw_strip
+from tsm_jax.report.pictures import (
+    draw_calibration,
+    draw_confusion,
+    draw_curves,
+    draw_frames_seen,
+    draw_strip,
+)
 from tsm_jax.report.results import Evaluation
 from tsm_jax.report.statistics import (
     BINS,
@@ -38,6 +44,7 @@ _FILES = {
     "confusion.csv": "number of clips by true class (rows) and predicted class (columns)",
     "confusion.png": "the same as a picture",
     "calibration.png": "accuracy by confidence",
+    "frames_seen.png": "top-1 by the number of frames seen",
     "curves.png": "loss and accuracy over the epochs of the training",
     "mistakes": "the frames of the most confident mistakes",
 }
@@ -99,7 +106,6 @@ def _fill(folder: str, evaluation: Evaluation) -> None:
         **_conditions(evaluation),
     }
     names = _without_directory(evaluation.names)
-    write_json(os.path.join(folder, "metrics.json"), metrics)
     np.save(os.path.join(folder, "scores.npy"), evaluation.scores)
     _write_predictions(folder, evaluation, names)
     head = ["label", "class", *ClassResult._fields[2:]]
@@ -110,8 +116,13 @@ def _fill(folder: str, evaluation: Evaluation) -> None:
         "confusion.png": draw_confusion(matrix, evaluation.class_names),
         "calibration.png": draw_calibration(calibration),
     }
+    if evaluation.right_after is not None:
+        accuracies = evaluation.right_after.mean(0, dtype=np.float64)
+        metrics["top1_after_frames"] = accuracies.tolist()
+        pictures["frames_seen.png"] = draw_frames_seen(accuracies)
     if curves := read_curves(evaluation.weights):
         pictures["curves.png"] = draw_curves(curves)
+    write_json(os.path.join(folder, "metrics.json"), metrics)
     mistakes = []
     for path, clip in zip(_MISTAKES, evaluation.confident_mistakes(len(_MISTAKES)), strict=False):
         video = evaluation.clips.read(clip)["video"]  # [V, T, S, S, 3]
