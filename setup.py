@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
     package_data={
-        "tsm_jax.weights": ["labels/*.txt"],
+        "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
         "tsm_jax.report": ["templates/*.jinja"],
         "tsm_jax.exporting": ["templates/*.jinja", "page/*"],
     },

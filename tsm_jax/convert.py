@@ -1,7 +1,9 @@
-"""Converts weights: PaddleVideo's `.pdparams` to a model directory, and back.
+"""Converts weights of other projects to a model directory, and back.
 
 python -m tsm_jax.convert --input TSM_k400.pdparams --output models/tsm_k400
 python -m tsm_jax.convert --input models/tsm_k400 --output TSM.pdparams
+python -m tsm_jax.convert --input models/mine --output TSM.pth --to mit
+python -m tsm_jax.convert --list
 """
 
 from __future__ import annotations
@@ -11,59 +13,94 @@ from collections.abc import Sequence
 from tsm_jax import cli
 from tsm_jax.errors import UserError
 
+TORCH = (".pth", ".pth.tar")
+
 
 def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "convert",
-        description="Converts weights to a model directory, or to PaddleVideo's .pdparams.",
+        description=(
+            "Converts weights of PaddleVideo (.pdparams), MIT, mmaction2, torchvision and timm"
+            " (.pth, .pth.tar, .safetensors) to a model directory, and networks back to the first"
+            " three."
+        ),
         example="python -m tsm_jax.convert --input TSM_k400.pdparams --output models/tsm_k400",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the published weights that have a name"
     )
     parser.add_argument(
         "--input",
         metavar="PATH",
-        required=True,
-        help="a .pdparams, a model directory, a workdir, a URL or a name of the zoo",
+        help="a file of weights, a model directory, a workdir, a URL or a name that --list prints",
     )
-    parser.add_argument("--output", metavar="PATH", required=True, help="what to write")
+    parser.add_argument("--output", metavar="PATH", help="what to write")
     parser.add_argument(
         "--to",
-        choices=("model", "pdparams"),
-        help="what to write it as (by the name of --output: pdparams if it ends so, else model)",
+        choices=("model", "pdparams", "mit", "mmaction2"),
+        help=(
+            "what to write it as (by the name of --output: pdparams if it ends so, else model); mit"
+            " and mmaction2 are for a .pth"
+        ),
     )
     parser.add_argument(
         "--num_segments",
         metavar="T",
         type=int,
-        help="frames per clip that a .pdparams was trained with; it does not store it (8)",
+        help="frames per clip that a file was trained with, if it does not tell (.pdparams: 8)",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", help="class names of a .pdparams, one a line, if not well known"
+        "--labels", metavar="FILE", help="class names of a file, one a line, if not well known"
     )
     options = parser.parse_args(arguments)
+    if options.list:
+        from tsm_jax.weights.zoo import table
+
+        print(table())
+        return
+    for name in ("input", "output"):
+        if getattr(options, name) is None:
+            parser.error(f"the following arguments are required: --{name}")
     if options.num_segments is not None and options.num_segments < 2:
         raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
-    named_pdparams = options.output.endswith(".pdparams")
-    to = options.to or ("pdparams" if named_pdparams else "model")
-    if named_pdparams != (to == "pdparams"):
-        raise UserError(
-            f"--output is {options.output} and --to is {to}: the name of a .pdparams ends so, and"
-            " that of a model directory does not"
-        )
+    to = _written_as(options.output, options.to)
     from tsm_jax.assemble.weights import load_model
-    from tsm_jax.weights.model_directory import write_model_directory
-    from tsm_jax.weights.paddle_model import write_paddle_model
 
     model = load_model(options.input, num_segments=options.num_segments, labels=options.labels)
-    if to == "pdparams":
+    if to == "model":
+        from tsm_jax.weights.model_directory import write_model_directory
+
+        write_model_directory(model, options.output)
+    elif to == "pdparams":
+        from tsm_jax.weights.paddle_model import write_paddle_model
+
         write_paddle_model(model, options.output)
     else:
-        write_model_directory(model, options.output)
+        from tsm_jax.weights.torch_model import write_torch_model
+
+        write_torch_model(model, options.output, to)
     architecture = model.architecture
     print(
         f"{options.output}: {architecture}, {architecture.num_classes} classes,"
-        f" {architecture.num_segments} segments, shift {architecture.shift} by"
-        f" {architecture.shift_fraction}"
+        f" {architecture.num_segments} segments, shift {architecture.shift}"
+        + (f" by {architecture.shift_fraction}" if architecture.shift != "none" else "")
     )
+
+
+def _written_as(output: str, to: str | None) -> str:
+    is_torch, is_paddle = output.endswith(TORCH), output.endswith(".pdparams")
+    if is_torch and to is None:
+        raise UserError(
+            f"--output is {output}: say whose names it shall have, --to mit or mmaction2"
+        )
+    to = to or ("pdparams" if is_paddle else "model")
+    if (is_paddle, is_torch) != (to == "pdparams", to in ("mit", "mmaction2")):
+        raise UserError(
+            f"--output is {output} and --to is {to}: the name of a .pdparams ends so, that of a"
+            " file for mit or mmaction2 in .pth or .pth.tar, and that of a model directory in"
+            " none of them"
+        )
+    return to
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def download(
     what: str,
     setting: str,
     max_bytes: int,
+    sha256: str = "",
     on_progress: OnProgress = lambda done, total: None,
 ) -> Path:
     """Gives `path` back with the content of `url` in it; later calls find it there.
@@ -63,19 +64,20 @@ def download(
         what: what is downloaded, for messages: "the weights".
         setting: what the user changes to store it elsewhere, for messages: "--output".
         max_bytes: a larger file is refused, before or during the download.
+        sha256: of the content, in hexadecimal digits: as many of the first as are published.
         on_progress: called with the bytes so far and their total, None if the server is silent.
 
     Raises:
         UserError: the address is not allowed, the server refuses, keeps failing, is too slow or
-            sends a web page, the file is empty or too large, or the file at `path` is not the one
-            that was downloaded.
+            sends a web page, the file is empty, too large or not that of the checksum, or the file
+            at `path` is not the one that was downloaded.
     """
     check_address(url, url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(path.name + ".lock")):
             if not path.exists():
-                _Transfer(url, path, what, max_bytes, on_progress).run()
+                _Transfer(url, path, what, max_bytes, sha256, on_progress).run()
             else:
                 _check_recorded_hash(path)
     except OSError as error:
@@ -176,13 +178,22 @@ class _StartOver(Exception):
 class _Transfer:
     """Brings `url`, which `check_address` has passed, to `path`'s temporary name."""
 
-    def __init__(self, url: str, path: Path, what: str, max_bytes: int, on_progress: OnProgress):
+    def __init__(
+        self,
+        url: str,
+        path: Path,
+        what: str,
+        max_bytes: int,
+        sha256: str,
+        on_progress: OnProgress,
+    ):
         self._url = url
         self._path = path
         self._part = path.with_name(path.name + ".part")
         self._notes = path.with_name(path.name + ".part.json")
         self._what = what
         self._max_bytes = max_bytes
+        self._sha256 = sha256
         self._on_progress = on_progress
         direct = [urllib.request.ProxyHandler({})] if _kind(url) == "local" else []
         self._opener = urllib.request.build_opener(_CheckedRedirect(url), *direct)
@@ -219,7 +230,14 @@ class _Transfer:
     def _finish(self) -> None:
         self._check_content()
         # The hash comes first, so that the file never lacks one.
-        _record_hash(self._path, files.sha256(self._part))
+        digest = files.sha256(self._part)
+        if not digest.startswith(self._sha256):
+            self._forget()
+            raise UserError(
+                f"{self._url}: what arrived is not the published file: its SHA-256 begins with"
+                f" {digest[:8]}, not {self._sha256}; it was deleted, try again"
+            )
+        _record_hash(self._path, digest)
         os.replace(self._part, self._path)
         self._forget()
 

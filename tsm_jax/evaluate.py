@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--weights",
         metavar="PATH",
-        help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
+        help="a workdir, a model directory, a file of weights, a URL or a name of the zoo",
     )
     parser.add_argument(
         "--report",

@@ -69,7 +69,7 @@ def _parser() -> cli.Parser:
         "--weights",
         metavar="PATH",
         required=True,
-        help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
+        help="a workdir, a model directory, a file of weights, a URL or a name of the zoo",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
     parser.add_argument(
@@ -103,10 +103,15 @@ def _parser() -> cli.Parser:
         help="videos, folders or lists, to check with and to calibrate int8",
     )
     parser.add_argument(
-        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+        "--num_segments",
+        metavar="T",
+        type=int,
+        help="frames per clip, if a file of weights does not tell",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", help="class names of a .pdparams, one a line, if not well known"
+        "--labels",
+        metavar="FILE",
+        help="class names of a file of weights, one a line, if not well known",
     )
     return parser
 

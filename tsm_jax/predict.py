@@ -82,7 +82,7 @@ def _parser() -> cli.Parser:
         "--model",
         metavar="PATH",
         required=True,
-        help="an exported folder; or a workdir, a model directory, a .pdparams",
+        help="an exported folder; or a workdir, a model directory, a file of weights",
     )
     parser.add_argument(
         "--input", metavar="PATH", nargs="+", required=True, help="videos, folders, .txt lists"
@@ -130,7 +130,10 @@ def _parser() -> cli.Parser:
         "--threads", metavar="N", type=int, help="that decode videos (one per core)"
     )
     parser.add_argument(
-        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+        "--num_segments",
+        metavar="T",
+        type=int,
+        help="frames per clip, if a file of weights does not tell",
     )
     parser.add_argument(
         "--protocol",

@@ -33,8 +33,10 @@ NUM_VIEWS = {
     "mit_twice_three_crop": 6,
     "mit_dense_three_crop": 30,
     "mit_ten_crop": 10,
+    "mmaction2_center_crop": 1,
     "mmaction2_ten_crop": 10,
     "mmaction2_dense_ten_crop": 100,
+    "mmaction2_dense_three_crop": 30,
     "mmaction2_three_crop": 3,
     "mmaction2_twice_three_crop": 6,
 }

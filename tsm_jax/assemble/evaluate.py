@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -26,8 +28,8 @@ from tsm_jax.terminal import progress
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
 from tsm_jax.training.processes import compiled_together
 from tsm_jax.training.steps import evaluate, make_eval_step
-from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import Model, check_tensors
+from tsm_jax.weights.labels import check_same_order, read_labels
+from tsm_jax.weights.model_directory import LABELS_FILE, Model, check_tensors
 
 AVERAGES = ("logits", "probabilities")
 
@@ -80,9 +82,7 @@ def evaluate_model(
             f"{weights} has {architecture.num_classes} classes, the recipe"
             f" {config.model.num_classes}: evaluate on a list with the classes it was trained on"
         )
-    class_names = list(model.labels)
-    if config.data.labels:
-        class_names = read_labels(config.data.labels, architecture.num_classes)
+    class_names = _class_names(config, model, weights)
     mesh = make_mesh()
     ensure_rendered(config)
     source = build_source(config.data, "val", architecture.num_classes)
@@ -107,6 +107,19 @@ def evaluate_model(
         ranks=answers["rank"],
         right_after=answers.get("right_after"),
     )
+
+
+def _class_names(config: ConfigDict, model: Model, weights: str) -> list[str]:
+    """Those of the recipe, else those of the model, which are compared with the list's own."""
+    names = list(model.labels)
+    beside = os.path.join(os.path.dirname(config.data.val_list), LABELS_FILE)
+    if config.data.labels:
+        given = read_labels(config.data.labels, model.architecture.num_classes)
+        check_same_order(names, weights, given, config.data.labels)
+        return given
+    if os.path.isfile(beside):
+        check_same_order(names, weights, read_labels(beside), beside)
+    return names
 
 
 def _evaluate_clips(

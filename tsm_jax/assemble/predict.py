@@ -23,7 +23,7 @@ def load_predictor(
             `tsm_jax.load` takes, which then runs in jax.
         engine: `auto`, `jax`, `onnxruntime` or `openvino`.
         precision: `float32`, `bfloat16` or `int8`.
-        num_segments: T of a `.pdparams`, which does not store it.
+        num_segments: T of a file of weights that does not tell it.
         protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None for
             the one stored with the weights.
 

@@ -155,8 +155,9 @@ def load(
 
     Args:
         weights: a model directory; a workdir of a training run (its best checkpoint); a
-            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
-        num_segments: T of a `.pdparams`, which does not store it; 8 if None.
+            `.pdparams` of PaddleVideo; a `.pth`, `.pth.tar` or `.safetensors` of MIT, mmaction2,
+            torchvision or timm; or an https address or a zoo name of such a file.
+        num_segments: T of a file that does not tell it; 8 for a `.pdparams` if None.
         dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
         protocol: which views of a video `predict` averages, one of `tsm_jax.data.protocols`;
             None for the one that is stored with the weights.

@@ -73,7 +73,7 @@ def train_recipe(
     labels = class_names(config)
     steps = build_steps(config, plan, mesh)
     with closing(Checkpoints(config.workdir)) as checkpoints:
-        state, first_step, saved, origin = _start(checkpoints, config, steps, mesh)
+        state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
         checkpoints.choose_best_by(config.best_metric)
         writes = jax.process_index() == 0
         if writes:
@@ -125,7 +125,7 @@ def train_recipe(
 
 
 def _start(
-    checkpoints: Checkpoints, config: ConfigDict, steps: Steps, mesh: Mesh
+    checkpoints: Checkpoints, config: ConfigDict, labels: list[str], steps: Steps, mesh: Mesh
 ) -> tuple[TrainState, int, dict[str, Any] | None, list[str]]:
     """The state to train from, its step and progress, and where they come from in lines.
 
@@ -142,18 +142,22 @@ def _start(
     loaded, origin = None, ["starting from random weights"]
     if config.init_from:
         # Late: without it no reader of other formats and no download is needed.
-        from tsm_jax.assemble.weights import load_tensors, stored_shift
+        from tsm_jax.assemble.weights import load_source
+        from tsm_jax.weights.labels import check_same_order
         from tsm_jax.weights.start import choose_start, shift_change
 
+        source = load_source(config.init_from)
+        if config.init_head and source.labels:
+            check_same_order(source.labels, config.init_from, labels, "config.data.labels")
         start = choose_start(
-            load_tensors(config.init_from),
+            source.tensors,
             {**steps.network.param_shapes, **steps.network.batch_stat_shapes},
             with_head=config.init_head,
             ignore=config.init_ignore,
             source=config.init_from,
         )
         loaded, origin = start.loaded, [f"starting from {config.init_from}: {start}"]
-        if change := shift_change(stored_shift(config.init_from), config.model.shift):
+        if change := shift_change(source.shift, config.model.shift):
             origin.append(change)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin

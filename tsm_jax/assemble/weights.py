@@ -1,45 +1,49 @@
-"""Weights of any kind: model directory, workdir of a training run, `.pdparams`, or remote."""
+"""Weights of any kind: model directory, workdir of a training run, a file, or remote."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import (
     Model,
     is_model_directory,
-    read_description,
     read_model_directory,
 )
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
-from tsm_jax.weights.zoo import ZOO, fetch, is_remote
+from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
 PADDLE_SUFFIX = ".pdparams"
+TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
+SUFFIXES = (PADDLE_SUFFIX, *TORCH_SUFFIXES)
 
 
 def load_model(
     weights: str, *, num_segments: int | None = None, labels: str | None = None
 ) -> Model:
-    """Reads a network with its weights.
+    """Reads a network with its weights. What a file of another project was read as goes to stderr.
 
     Args:
         weights: a model directory; a workdir, of which the best checkpoint is taken; a
-            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
-        num_segments: T of a `.pdparams`, 8 if None. Other weights know it themselves.
-        labels: a file of class names for a `.pdparams`, one a line; None for those known by their
-            number.
+            `.pdparams` of PaddleVideo; a `.pth`, `.pth.tar` or `.safetensors` of MIT, mmaction2,
+            torchvision or timm; or an https address or a zoo name of one of these files.
+        num_segments: T of a file, which may not tell it. Other weights know it themselves.
+        labels: a file of class names for a file of weights, one a line; None for those known.
 
     Raises:
         UserError: there is nothing there, or nothing that can be read.
     """
     path = local_path(weights)
-    if path.endswith(PADDLE_SUFFIX):
-        model = read_paddle_model(path, num_segments=8 if num_segments is None else num_segments)
+    if path.endswith(SUFFIXES):
+        model = _read_file(path, num_segments)
+        _say(path, model.provenance["read_as"])
         if labels is not None:
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)
@@ -51,22 +55,38 @@ def load_model(
     return model
 
 
-def load_tensors(weights: str) -> dict[str, np.ndarray]:
-    """The tensors of weights of any kind, also those of a `.pdparams` without a classifier."""
+@dataclass(frozen=True)
+class Source:
+    """What a training may start from.
+
+    Attributes:
+        tensors: by name, with or without a classifier.
+        shift: as in `config.model`; None of an image network.
+        labels: of the classifier; None where they are not known.
+    """
+
+    tensors: dict[str, np.ndarray]
+    shift: str | None
+    labels: list[str] | None
+
+
+def load_source(weights: str) -> Source:
+    """The tensors of weights of any kind, also of a file without a classifier or of segments."""
     path = local_path(weights)
     if path.endswith(PADDLE_SUFFIX):
-        return read_paddle_tensors(path)[0]
-    return dict(load_model(path).tensors)
+        tensors, found = read_paddle_tensors(path)
+        return Source(tensors, "past_first" if found.num_classes else None, None)
+    if path.endswith(TORCH_SUFFIXES):
+        # Late, as below: a .pdparams is read without.
+        from tsm_jax.weights.torch_model import described, read_torch_start
+        from tsm_jax.weights.torch_names import IMAGE
 
-
-def stored_shift(weights: str) -> str | None:
-    """The direction that weights were trained with; None where it is not stored with them."""
-    path = local_path(weights)
-    if is_workdir(path):
-        from tsm_jax.assemble.workdir import read_recipe  # late, as above
-
-        return read_recipe(path).model.shift
-    return read_description(path)[0].shift if is_model_directory(path) else None
+        tensors, network, labels = read_torch_start(path)
+        _say(path, described(network))
+        shift = None if network.family == IMAGE else network.shift
+        return Source(tensors, shift, labels)
+    model = load_model(path)
+    return Source(dict(model.tensors), model.architecture.shift, list(model.labels))
 
 
 def local_path(weights: str) -> str:
@@ -79,14 +99,15 @@ def local_path(weights: str) -> str:
         return str(fetch(weights))
     if not os.path.exists(weights):
         raise UserError(
-            f"there are no weights at {weights}: give a workdir, a model directory, a .pdparams,"
-            f" an https address, or one of {', '.join(ZOO)}"
+            f"there are no weights at {weights}: give a workdir, a model directory, a file"
+            f" ({', '.join(SUFFIXES)}), an https address, or the name of published weights;"
+            f" {names_like(weights)}"
         )
     usable = is_model_directory(weights) or is_workdir(weights)
-    if not usable and not weights.endswith(PADDLE_SUFFIX):
+    if not usable and not weights.endswith(SUFFIXES):
         raise UserError(
             f"{weights} is neither a model directory nor the workdir of a training run nor a"
-            f" {PADDLE_SUFFIX}"
+            f" file of weights ({', '.join(SUFFIXES)})"
         )
     return weights
 
@@ -94,6 +115,18 @@ def local_path(weights: str) -> str:
 def is_workdir(path: str) -> bool:
     """Whether a path is the workdir of a training run."""
     return os.path.isdir(os.path.join(path, CHECKPOINTS))
+
+
+def _read_file(path: str, num_segments: int | None) -> Model:
+    if path.endswith(PADDLE_SUFFIX):
+        return read_paddle_model(path, num_segments=8 if num_segments is None else num_segments)
+    from tsm_jax.weights.torch_model import read_torch_model
+
+    return read_torch_model(path, num_segments=num_segments)
+
+
+def _say(path: str, read_as: str) -> None:
+    print(f"{printable(os.path.basename(path))}: {printable(read_as)}", file=sys.stderr, flush=True)
 
 
 def _read_directory(path: str) -> Model:

@@ -113,8 +113,10 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
     "mit_twice_three_crop": _TWICE | _KEEP_RATIO | _THREE | _FULL,
     "mit_dense_three_crop": _DENSE | _KEEP_RATIO | _THREE | _FULL,
     "mit_ten_crop": _MIDDLE | _KEEP_RATIO | _TEN,
+    "mmaction2_center_crop": _MIDDLE | _MM,
     "mmaction2_ten_crop": _MIDDLE | _MM | _TEN,
     "mmaction2_dense_ten_crop": _DENSE | _MM | _TEN,
+    "mmaction2_dense_three_crop": _DENSE | _MM | _THREE_OF_LONG_SIDE | _FULL,
     "mmaction2_three_crop": _MIDDLE | _MM | _THREE_OF_LONG_SIDE | _FULL,
     "mmaction2_twice_three_crop": _TWICE | _MM | _THREE_OF_LONG_SIDE | _FULL,
 }

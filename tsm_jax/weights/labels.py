@@ -1,8 +1,9 @@
-"""Class names in label order: those of Kinetics-400 and UCF-101, or a user's own file."""
+"""Class names in label order: those that come with the package, or a user's own file."""
 
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from importlib import resources
@@ -11,7 +12,11 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import read_text
 from tsm_jax.stored import shown
 
-_FILES = {400: "kinetics400.txt", 101: "ucf101.txt"}
+# Something-Something's names may not be passed on. Its two versions have 174 classes each, in other
+# orders: a number of classes is only taken for a data set where nothing else has it.
+_BY_NUMBER = {400: "kinetics400", 101: "ucf101"}
+# MIT numbers Jester's classes in alphabetical order, mmaction2 in that of the data set's own file.
+_PACKAGED = ("kinetics400", "ucf101", "jester", "jester_mmaction2")
 
 
 def labels_for(num_classes: int) -> list[str] | None:
@@ -20,15 +25,26 @@ def labels_for(num_classes: int) -> list[str] | None:
     400 is taken for Kinetics-400 and 101 for UCF-101. PaddleVideo, MIT and mmaction2 number the
     classes alike (UCF-101: `classInd.txt` minus one).
     """
-    if num_classes not in _FILES:
+    name = _BY_NUMBER.get(num_classes)
+    return dataset_labels(name) if name else None
+
+
+def dataset_labels(name: str) -> list[str] | None:
+    """The names of a data set, or None if they do not come with the package."""
+    if name not in _PACKAGED:
         return None
     folder = resources.files("tsm_jax.weights") / "labels"
-    return (folder / _FILES[num_classes]).read_text(encoding="utf-8").splitlines()
+    return (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def labels_or_numbers(num_classes: int) -> list[str]:
     """`labels_for`, or else `class 0`, `class 1` and so on."""
-    return labels_for(num_classes) or [f"class {index}" for index in range(num_classes)]
+    return labels_for(num_classes) or numbered(num_classes)
+
+
+def numbered(num_classes: int) -> list[str]:
+    """`class 0`, `class 1` and so on: stand-ins where no names are known."""
+    return [f"class {index}" for index in range(num_classes)]
 
 
 def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) -> list[str]:
@@ -72,6 +88,33 @@ def check_labels(names: Sequence[str], num_classes: int, place: str) -> None:
             f"{source} has {len(names)} labels, but the model has {num_classes}"
             " classes; give one name a line, in label order"
         )
+
+
+def check_same_order(names: Sequence[str], source: str, others: Sequence[str], other: str) -> None:
+    """Raises a UserError if a name that both lists have has another number in each.
+
+    Only letters and digits count. Names that only one list has may be other spellings or another
+    language, and `class 5` is no name.
+
+    Args:
+        source, other: where the lists are from, for messages.
+    """
+    numbers = {_key(name): number for number, name in enumerate(names)}
+    for number, name in enumerate(others):
+        theirs = numbers.get(_key(name), number)
+        if theirs != number and not re.fullmatch(r"class \d+", name):
+            same = sorted(numbers) == sorted(map(_key, others))
+            order = "the same classes in another order" if same else "some of the same classes"
+            raise UserError(
+                f"{source} and {other} have {order}: {shown(name)} is number {theirs} of the one"
+                f" and {number} of the other, so every answer would get a wrong name; use weights"
+                " and lists that number the classes alike"
+            )
+
+
+def _key(name: str) -> str:
+    """`playing_guitar` and `Playing guitar` are one class."""
+    return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _is_control(character: str) -> bool:

@@ -12,6 +12,7 @@ from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.files import sha256
 from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.weights.labels import labels_or_numbers
 from tsm_jax.weights.model_directory import Model
 from tsm_jax.weights.paddle_names import (
@@ -58,6 +59,11 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
+        "source_family": "PaddleVideo",
+        "read_as": (
+            f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes;"
+            f" {num_segments} segments and the shift are not in it"
+        ),
         "source_dtypes": found.dtypes,
         "source_ignored": list(found.ignored),
     }

@@ -16,6 +16,14 @@ import numpy as np
 
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
+from tsm_jax.weights.tensor_checks import (
+    Unfit,
+    check_fit,
+    check_sound,
+    dtype_name,
+    float32,
+    shape_of,
+)
 
 # Blocks per stage of the networks that PaddleVideo has.
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
@@ -29,12 +37,7 @@ _NORM = (  # ours, theirs, their parameter
 )
 _IMAGENET_HEAD = ("out.weight", "out.bias")
 _STEM = "backbone.conv._conv.weight"
-_FLOATS = ("float16", "uint16", "float32", "float64")
-_SHOWN = 5
-
-
-class _Unfit(Exception):
-    """Why tensors are not taken, as half a line."""
+_NETWORK = "a TSM ResNet"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def from_paddle(
     """
     try:
         return _from_paddle(tensors)
-    except _Unfit as reason:
+    except Unfit as reason:
         raise UserError(f"{source}: {reason}") from None
 
 
@@ -93,8 +96,8 @@ def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.
     expected = list(paddle_tensors(*_dimensions(weights, backbone)))
     shapes = {tensor.ours: _our_shape(tensor.shape) for tensor in expected}
     try:
-        _check(shapes, weights)
-    except _Unfit as reason:
+        check_fit(shapes, weights, _NETWORK)
+    except Unfit as reason:
         raise UserError(f"weights of a {backbone}: {reason}") from None
     return {tensor.paddle: _to_theirs(weights[tensor.ours]) for tensor in expected}
 
@@ -113,8 +116,8 @@ def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[st
 def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> tuple[str, int, int | None]:
     if backbone not in BLOCKS:
         raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {', '.join(BLOCKS)}")
-    stem = _shape(weights.get("backbone.stem.conv.kernel"))
-    fc = _shape(weights.get(CLASSIFIER))
+    stem = shape_of(weights.get("backbone.stem.conv.kernel"))
+    fc = shape_of(weights.get(CLASSIFIER))
     return backbone, stem[-1] if stem else 64, fc[-1] if fc else None
 
 
@@ -123,24 +126,24 @@ def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Pad
     _refuse_other_models(found)
     dimensions = _inferred_dimensions(found)
     expected = list(paddle_tensors(*dimensions))
-    _check({tensor.paddle: tensor.shape for tensor in expected}, found)
-    dtypes = Counter(_dtype_name(found[tensor.paddle]) for tensor in expected)
+    check_fit({tensor.paddle: tensor.shape for tensor in expected}, found, _NETWORK)
+    dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
     weights = {tensor.ours: _to_ours(found[tensor.paddle]) for tensor in expected}
-    _check_values(weights, {tensor.ours: tensor.paddle for tensor in expected})
+    check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
     return weights, PaddleArchitecture(*dimensions, dict(dtypes), tuple(ignored))
 
 
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
     if not tensors:
-        raise _Unfit("holds no tensors; is it the .pdparams of a whole model?")
+        raise Unfit("holds no tensors; is it the .pdparams of a whole model?")
     for name in tensors:
         if re.search(r"(^|\.)(bb_\d+_\d+|conv1_[123])\.", name):
-            raise _Unfit(
+            raise Unfit(
                 f"is a PP-TSM file ({name!a}), another network that is not supported;"
                 " give the weights of TSM"
             )
         if "_velocity_" in name or name == "LR_Scheduler":
-            raise _Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
+            raise Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
 
 
 def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -154,7 +157,7 @@ def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             continue
         full = _full_name(name.removeprefix(role))
         if full in found:
-            raise _Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
+            raise Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
         found[full] = value
     return found, ignored
 
@@ -181,74 +184,17 @@ def _inferred_dimensions(found: Mapping[str, Any]) -> tuple[str, int, int | None
     if "backbone.res4b1.conv0._conv.weight" in found:
         is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
         backbone = "resnet152" if is_152 else "resnet101"
-    stem, fc = _shape(found.get(_STEM)), _shape(found.get(FC_WEIGHT))
-    bias = _shape(found.get(FC_BIAS))
+    stem, fc = shape_of(found.get(_STEM)), shape_of(found.get(FC_WEIGHT))
+    bias = shape_of(found.get(FC_BIAS))
     width = stem[0] if stem and stem[0] > 0 else 64
     num_classes = fc[-1] if fc else bias[-1] if bias else None
     return backbone, width, num_classes or None
 
 
-def _shape(value: Any) -> tuple[int, ...]:
-    return value.shape if isinstance(value, np.ndarray) else ()
-
-
-def _check(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any]) -> None:
-    """Exactly the expected names and shapes, and only floating point tensors."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    both = [(name, shape) for name, shape in expected.items() if name in found]
-    others = [
-        f"{name} is {_described(found[name])}, not {shape}"
-        for name, shape in both
-        if _shape(found[name]) != shape or _dtype_name(found[name]) not in (*_FLOATS, "bfloat16")
-    ]
-    problems = [
-        f"{len(names)} {kind} ({_listed(names)})"
-        for kind, names in [("missing", missing), ("unexpected", unexpected), ("wrong", others)]
-        if names
-    ]
-    if problems:
-        raise _Unfit(f"not a TSM ResNet: {', '.join(problems)}; check that it is the right file")
-
-
-def _described(value: Any) -> str:
-    if not isinstance(value, np.ndarray):
-        return type(value).__name__
-    return f"{value.dtype} {value.shape}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The first few, on one line whatever a file calls its tensors."""
-    names = list(names)
-    shown = [ascii(name)[1:-1][:120] for name in names[:_SHOWN]]
-    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
-    return ", ".join(shown + more)
-
-
-def _check_values(weights: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
-    bad = [names[ours] for ours, value in weights.items() if not np.isfinite(value).all()]
-    if bad:
-        raise _Unfit(f"{len(bad)} tensors hold values that are not finite: {_listed(bad)}")
-    bad = [
-        names[ours] for ours, value in weights.items() if ours.endswith(".var") and value.min() < 0
-    ]
-    if bad:
-        raise _Unfit(f"{len(bad)} running variances are negative: {_listed(bad)}")
-
-
-def _dtype_name(value: Any) -> str:
-    if not isinstance(value, np.ndarray):
-        return type(value).__name__
-    return "bfloat16" if value.dtype == np.uint16 else value.dtype.name
-
-
 def _to_ours(value: np.ndarray) -> np.ndarray:
     if value.ndim == 4:
         value = value.transpose(2, 3, 1, 0)  # OIHW to HWIO
-    if value.dtype == np.uint16:  # bfloat16: the upper half of a float32
-        return (value.astype(np.uint32, order="C") << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # an overflow to infinity is reported with its name
-        return np.asarray(value, np.float32, order="C")
+    return float32(value)
 
 
 def _to_theirs(value: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tsm_jax.files import replacing
 from tsm_jax.weights.paddle_pickle import NAME_TABLE
+from tsm_jax.weights.pickle_writer import integer, integers, text
 
 _DTYPES = frozenset(("f2", "f4", "f8", "u1", "u2", "i1", "i2", "i4", "i8", "b1"))
 
@@ -50,11 +51,11 @@ def _pickle(
 ) -> Iterator[bytes | memoryview]:
     yield pickle.PROTO + b"\x04" + pickle.EMPTY_DICT + pickle.MARK
     for key, tensor in tensors.items():
-        yield _text(key)
+        yield text(key)
         yield from _array(key, tensor)
-    yield _text(NAME_TABLE) + pickle.EMPTY_DICT + pickle.MARK
+    yield text(NAME_TABLE) + pickle.EMPTY_DICT + pickle.MARK
     for key, name in names.items():
-        yield _text(key) + _text(name)
+        yield text(key) + text(name)
     yield pickle.SETITEMS + pickle.SETITEMS + pickle.STOP
 
 
@@ -65,39 +66,24 @@ def _array(key: str, tensor: np.ndarray) -> Iterator[bytes | memoryview]:
         raise ValueError(f"{key}: Paddle files have no dtype {tensor.dtype}")
     values = np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
     yield _global("numpy.core.multiarray", "_reconstruct") + _global("numpy", "ndarray")
-    yield _integer(0) + pickle.TUPLE1 + _bytes_header(1) + b"b" + pickle.TUPLE3 + pickle.REDUCE
-    yield pickle.MARK + _integer(1) + _shape(values.shape) + _dtype(code) + pickle.NEWFALSE
+    yield integer(0) + pickle.TUPLE1 + _bytes_header(1) + b"b" + pickle.TUPLE3 + pickle.REDUCE
+    yield pickle.MARK + integer(1) + integers(values.shape) + _dtype(code) + pickle.NEWFALSE
     yield _bytes_header(values.nbytes)
     yield values.reshape(-1).view(np.uint8).data
     yield pickle.TUPLE + pickle.BUILD
 
 
-def _shape(shape: tuple[int, ...]) -> bytes:
-    return pickle.MARK + b"".join(_integer(length) for length in shape) + pickle.TUPLE
-
-
 def _dtype(code: str) -> bytes:
     """`dtype(code, False, True)`, then BUILD with its byte order and the absent extras."""
     order = "|" if code[1:] == "1" else "<"
-    made = _global("numpy", "dtype") + _text(code) + pickle.NEWFALSE + pickle.NEWTRUE
+    made = _global("numpy", "dtype") + text(code) + pickle.NEWFALSE + pickle.NEWTRUE
     made += pickle.TUPLE3 + pickle.REDUCE
-    extras = pickle.NONE * 3 + _integer(-1) * 2 + _integer(0)
-    return made + pickle.MARK + _integer(3) + _text(order) + extras + pickle.TUPLE + pickle.BUILD
+    extras = pickle.NONE * 3 + integer(-1) * 2 + integer(0)
+    return made + pickle.MARK + integer(3) + text(order) + extras + pickle.TUPLE + pickle.BUILD
 
 
 def _global(module: str, name: str) -> bytes:
-    return _text(module) + _text(name) + pickle.STACK_GLOBAL
-
-
-def _text(text: str) -> bytes:
-    data = text.encode()
-    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-
-
-def _integer(value: int) -> bytes:
-    if -(2**31) <= value < 2**31:
-        return pickle.BININT + struct.pack("<i", value)
-    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
+    return text(module) + text(name) + pickle.STACK_GLOBAL
 
 
 def _bytes_header(length: int) -> bytes:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import re
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -12,23 +15,110 @@ from tsm_jax.download import OnProgress, check_address, download
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar
 
-_TSM = "https://videotag.bj.bcebos.com/PaddleVideo-release2.1/TSM"
-_PRETRAINED = "https://videotag.bj.bcebos.com/PaddleVideo/PretrainModel"
-
-# PaddleVideo's model zoo: docs/en/model_zoo/recognition/tsm.md
-ZOO = {
-    "paddle/tsm_k400": f"{_TSM}/TSM_k400.pdparams",
-    "paddle/tsm_ucf101_nchw": f"{_TSM}/TSM_ucf101_nchw.pdparams",
-    "paddle/tsm_ucf101_amp_nchw": f"{_TSM}/TSM_ucf101_amp_nchw.pdparams",
-    "paddle/tsm_ucf101_amp_nhwc": f"{_TSM}/TSM_ucf101_amp_nhwc.pdparams",
-    "paddle/resnet50_imagenet": f"{_PRETRAINED}/ResNet50_pretrain.pdparams",
+# What a published accuracy was measured on, as a recipe here has it.
+_RECIPES = {
+    "kinetics400": "configs/tsm_k400_videos.py",
+    "ucf101": "configs/tsm_ucf101_videos.py",
+    "hmdb51": "configs/tsm_hmdb51_videos.py",
+    "jester": "configs/tsm_jester_frames.py",
+    "diving48": "configs/tsm_diving48_videos.py",
+    "something_v1": "configs/tsm_sthv1_frames.py",
+    "something_v2": "configs/tsm_sthv2_frames.py",
 }
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published file of weights.
+
+    Attributes:
+        name: how it is called here.
+        data: the data set it was trained for.
+        segments: T that it is tested with; 0 for image networks.
+        top1: published accuracies in percent, each with its protocol: one of
+            `tsm_jax.data.protocols`, or `its own` where none here is the same.
+        megabytes: of the file, where its publisher tells; else 0.
+        note: why it cannot be used (`not supported: ...`), or what else to know.
+        address: where it lies.
+    """
+
+    name: str
+    data: str
+    segments: int
+    top1: tuple[tuple[float, str], ...]
+    megabytes: float
+    note: str
+    address: str
+
+    @property
+    def sha256(self) -> str:
+        """The digits of the checksum that are published: the first eight, in the file's name."""
+        if not self.name.startswith(("mmaction2/", "torchvision/")):
+            return ""
+        return re.search(r"[-_]([0-9a-f]{8})\.pth$", self.address)[1]  # pyright: ignore
+
+    @property
+    def is_supported(self) -> bool:
+        return not self.note.startswith("not supported")
+
+    @property
+    def command(self) -> str:
+        """What should give the first accuracy; how to start from an image network."""
+        if not self.is_supported:
+            return ""
+        if self.data == "imagenet":
+            return f"python -m tsm_jax.train --config RECIPE --config.init_from={self.name}"
+        if not self.top1 or self.data not in _RECIPES:
+            return ""
+        segments = f" --config.model.num_segments={self.segments}" if self.segments != 8 else ""
+        return (
+            f"python -m tsm_jax.evaluate --config {_RECIPES[self.data]} --weights {self.name}"
+            f"{segments} --config.data.protocol={self.top1[0][1]}"
+        )
+
+
+def _read() -> dict[str, Published]:
+    """zoo.tsv: PaddleVideo's, MIT's and mmaction2's model zoos, and torchvision's networks."""
+    lines = (resources.files("tsm_jax.weights") / "zoo.tsv").read_text("utf-8").splitlines()
+    found = {}
+    for line in lines[1:]:
+        name, data, segments, top1, megabytes, note, address = line.split("\t")
+        pairs = [pair.split(" ", 1) for pair in top1.split(", ") if pair]
+        results = tuple((float(accuracy), protocol) for accuracy, protocol in pairs)
+        found[name] = Published(
+            name, data, int(segments or 0), results, float(megabytes or 0), note, address
+        )
+    return found
+
+
+ZOO = _read()
+
+
+def table() -> str:
+    """The published weights for people: a block of lines each."""
+    blocks = []
+    for entry in ZOO.values():
+        facts = [entry.data, f"{entry.segments} segments" if entry.segments else ""]
+        facts += [f"top-1 {accuracy:g} ({protocol})" for accuracy, protocol in entry.top1]
+        facts += [f"{entry.megabytes:g} MB" if entry.megabytes else ""]
+        facts += [f"SHA-256 {entry.sha256}..." if entry.sha256 else "", entry.note]
+        lines = [entry.name, ", ".join(filter(None, facts)), entry.address, entry.command]
+        blocks.append("\n    ".join(filter(None, lines)))
+    return "\n".join(blocks)
+
+
 MAX_BYTES = 2 * 2**30
 
 
 def is_remote(text: str) -> bool:
     """Whether `text` is a name of the zoo or an address, rather than a path."""
     return text in ZOO or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
+
+
+def names_like(text: str) -> str:
+    """For a message: names of the zoo that `text` may have meant."""
+    alike = difflib.get_close_matches(text, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
+    return f"there are {', '.join(alike)} and others: python -m tsm_jax.convert --list"
 
 
 def fetch(
@@ -50,6 +140,9 @@ def fetch(
             good, or a copy that is no longer what was downloaded.
     """
     url = _url(name_or_url)
+    known = ZOO.get(name_or_url)
+    if known and not known.is_supported:
+        raise UserError(f"{known.name}: {known.note}")
     check_address(url, url)
     path = _cache_path(url, Path(cache_dir) if cache_dir else _default_cache())
     with progress_bar(path.name, in_bytes=True) as update:
@@ -59,16 +152,17 @@ def fetch(
             what="the weights",
             setting="TSM_JAX_CACHE",
             max_bytes=max_bytes,
+            sha256=known.sha256 if known else "",
             on_progress=on_progress or update,
         )
 
 
 def _url(name_or_url: str) -> str:
     if name_or_url in ZOO:
-        return ZOO[name_or_url]
+        return ZOO[name_or_url].address
     if is_remote(name_or_url):
         return name_or_url
-    raise UserError(f"{name_or_url}: no published weights of this name; there are {', '.join(ZOO)}")
+    raise UserError(f"{name_or_url}: no published weights of this name; {names_like(name_or_url)}")
 
 
 def _default_cache() -> Path:

@@ -1,0 +1,384 @@
+"""From the tensors of a PyTorch project to our weights, and back.
+
+The names are those of MIT's temporal-shift-module (ops/models.py, archs/mobilenet_v2.py,
+online_demo/mobilenet_v2_tsm.py), mmaction2 (models/backbones) and torchvision, whose names timm's
+ResNets share. Convolution kernels are OIHW there and HWIO here; the fully connected layer is
+(out, in) there and (in, out) here. MIT and mmaction2 wrap the module behind a shift: its tensors
+have `.net.` in their names, which shows where the network shifts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tsm_jax.errors import UserError
+from tsm_jax.models.architecture import HEAD, SHIFT_EVERY, Architecture
+from tsm_jax.weights.tensor_checks import Unfit, check_fit, check_sound, float32, listed, shape_of
+
+MIT, MIT_ONLINE, MMACTION2, IMAGE = "MIT", "MIT's online demo", "mmaction2", "torchvision or timm"
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+MOBILENET = "mobilenet_v2"
+COUNTER = (
+    "num_batches_tracked"  # of batch norm's steps: no network reads it, and a file may lack it
+)
+
+_NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_STAGES = (1, 2, 3, 4, 3, 3, 1)  # inverted residual blocks of MobileNetV2 with the same width
+
+
+class _Names(NamedTuple):
+    """What another project calls the parts of a network.
+
+    Attributes:
+        prefix: of all but the classifier.
+        classifier: the fully connected layer.
+        parts: from the path of one of our `ConvNorm`s to their convolution and their batch norm.
+        wraps_norm: the module that a shift wraps holds the batch norm, too.
+    """
+
+    prefix: str
+    classifier: str
+    parts: Callable[[list[str]], tuple[str, str]]
+    wraps_norm: bool = False
+
+
+def _resnet(path: list[str]) -> tuple[str, str]:
+    match path:
+        case ["stem"]:
+            return "conv1", "bn1"
+        case ["stages", stage, block, "shortcut"]:
+            name = f"layer{int(stage) + 1}.{block}.downsample"
+            return f"{name}.0", f"{name}.1"
+    _, stage, block, conv = path
+    name = f"layer{int(stage) + 1}.{block}"
+    return f"{name}.{conv}", f"{name}.{conv.replace('conv', 'bn')}"
+
+
+def _resnet_mmaction2(path: list[str]) -> tuple[str, str]:
+    name = _resnet(path)[0].removesuffix(".0") if path[-1] == "shortcut" else _resnet(path)[0]
+    return f"{name}.conv", f"{name}.bn"
+
+
+def _mobilenet(path: list[str]) -> tuple[str, str]:
+    block, place = _feature(path)
+    if block in (0, 18):
+        return f"features.{block}.0", f"features.{block}.1"
+    name = f"features.{block}.conv.{place}"
+    if path[-1] == "project":
+        return name, f"features.{block}.conv.{place + 1}"
+    return f"{name}.0", f"{name}.1"
+
+
+def _mobilenet_mit(path: list[str]) -> tuple[str, str]:
+    block, place = _feature(path)
+    if block in (0, 18):
+        return f"features.{block}.0", f"features.{block}.1"
+    return f"features.{block}.conv.{3 * place}", f"features.{block}.conv.{3 * place + 1}"
+
+
+def _mobilenet_mmaction2(path: list[str]) -> tuple[str, str]:
+    block, place = _feature(path)
+    if block in (0, 18):
+        name = "conv1" if block == 0 else "conv2"
+    else:
+        stage, index = _place_in_stage(block - 1)
+        name = f"layer{stage + 1}.{index}.conv.{place}"
+    return f"{name}.conv", f"{name}.bn"
+
+
+def _feature(path: list[str]) -> tuple[int, int]:
+    """The entry of torchvision's `features`, and which of its convolutions."""
+    match path:
+        case ["stem"]:
+            return 0, 0
+        case ["last"]:
+            return 18, 0
+    block = int(path[1])
+    # The first block does not expand.
+    return block + 1, ("expand", "depthwise", "project").index(path[2]) - (block == 0)
+
+
+def _place_in_stage(block: int) -> tuple[int, int]:
+    stage = 0
+    while block >= _STAGES[stage]:
+        block -= _STAGES[stage]
+        stage += 1
+    return stage, block
+
+
+_NAMES: dict[tuple[str, bool], _Names] = {  # by family, and whether it is a MobileNetV2
+    (MIT, False): _Names("base_model.", "new_fc", _resnet),
+    (MIT, True): _Names("base_model.", "new_fc", _mobilenet_mit),
+    (MIT_ONLINE, True): _Names("", "classifier", _mobilenet_mit),
+    (MMACTION2, False): _Names("backbone.", "cls_head.fc_cls", _resnet_mmaction2),
+    (MMACTION2, True): _Names("backbone.", "cls_head.fc_cls", _mobilenet_mmaction2, True),
+    (IMAGE, False): _Names("", "fc", _resnet),
+    (IMAGE, True): _Names("", "classifier.1", _mobilenet),
+}
+_SHIFTS = {MIT: "future_first", MMACTION2: "future_first", MIT_ONLINE: "past_only", IMAGE: "none"}
+
+# The first that is found decides.
+_FAMILIES = {
+    MIT: r"^(base_model|new_fc)\.",
+    MMACTION2: r"^cls_head\.|^backbone\.(conv1|layer\d\.\d+\.conv\d?(\.\d)?)\.(net\.)?(conv|bn)\.",
+    MIT_ONLINE: r"^features\.1\.conv\.0\.weight$",
+    IMAGE: r"^(conv1|features\.0\.0)\.weight$",
+}
+
+# Parts of networks that are not here, by how their tensors are called.
+_UNSUPPORTED = {
+    r"\.nl\.|\.non_local_block\.": "non-local blocks",
+    r"^(base_model|backbone)\.layer\d\.net\.": "pooling in time (--temporal_pool)",
+    r"\.layer\d\.\d+\.net\.": "a shift of whole blocks (--shift_place block)",
+    r"inception_|conv1_7x7_s2": "a BNInception",
+    r"\bstage\d\.|branch_": "a MobileOne",
+    r"^stages\.|^stem\.|^conv1\.\d|\.se\.": "a variant of timm's",
+}
+
+
+@dataclass(frozen=True)
+class TorchNetwork:
+    """The network that a file's tensors belong to.
+
+    Attributes:
+        family: `MIT`, `MIT_ONLINE`, `MMACTION2` or `IMAGE`.
+        num_classes: None without a classifier.
+        shift, shift_every: as in `Architecture`.
+        shifted: how many blocks shift.
+    """
+
+    family: str
+    backbone: str
+    width: int
+    num_classes: int | None
+    shift: str
+    shift_every: int
+    shifted: int
+
+
+def from_torch(
+    tensors: Mapping[str, Any], source: str = "these tensors"
+) -> tuple[dict[str, np.ndarray], TorchNetwork]:
+    """Our weights from the tensors of a state dict.
+
+    Args:
+        tensors: by their names; float16 and float64 are turned into float32.
+        source: what error messages begin with: the file's name.
+
+    Returns:
+        Weights by our names, float32 and contiguous, and the network that they tell.
+
+    Raises:
+        UserError: a tensor is missing, unexpected, of another shape or not finite, or the network
+            is one that does not exist here.
+    """
+    try:
+        return _from_torch(tensors)
+    except (Unfit, UserError) as reason:
+        raise UserError(f"{source}: {reason}") from None
+
+
+def to_torch(
+    weights: Mapping[str, np.ndarray], architecture: Architecture, family: str
+) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`, with batch norm's counters at zero.
+
+    Raises:
+        UserError: that project has no such network, or the weights are not of the architecture.
+    """
+    if (family, architecture.backbone == MOBILENET) not in _NAMES or (
+        architecture.backbone not in (*RESNETS, MOBILENET)
+    ):
+        raise UserError(f"{family} has no {architecture}")
+    _check_shift(architecture, family)
+    backbone = architecture.backbone
+    expected = _tensors(backbone, architecture.width, architecture.num_classes)
+    try:
+        check_fit(expected, weights, f"the tensors of a {architecture}")
+    except Unfit as reason:
+        raise UserError(f"the weights are {reason}") from None
+    every = 0 if architecture.shift in ("none", "past_only") else architecture.shift_every
+    wrapped = list(_wrapped(family, backbone, expected, every))
+    prefix = "module." if family == MIT else ""  # what its DataParallel leaves behind
+    found: dict[str, np.ndarray] = {}
+    for ours in expected:
+        theirs = _their_name(family, backbone, ours)
+        for module in wrapped:
+            if theirs.startswith(module):
+                theirs = f"{module}net.{theirs.removeprefix(module)}"
+        found[prefix + theirs] = np.ascontiguousarray(_transposed(weights[ours], _TO_THEIRS))
+        if ours.endswith("norm.var"):
+            counter = theirs.removesuffix(_NORM["var"]) + COUNTER
+            found[prefix + counter] = np.zeros((), np.int64)
+    return found
+
+
+def _check_shift(architecture: Architecture, family: str) -> None:
+    every = 2 if architecture.backbone in ("resnet101", "resnet152") else 1
+    eighth = architecture.shift_fraction == "1/8" or architecture.num_segments == 8
+    is_theirs = architecture.shift == _SHIFTS[family] and architecture.shift_every == every
+    if architecture.shift != "none" and not (is_theirs and eighth):
+        raise UserError(
+            f"{family} shifts {_SHIFTS[family]}, by 1/8, in every {'second ' if every == 2 else ''}"
+            f"block; this model has shift={architecture.shift},"
+            f" shift_fraction={architecture.shift_fraction},"
+            f" shift_every={architecture.shift_every}: its weights would answer something else"
+            " there"
+        )
+
+
+def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], TorchNetwork]:
+    tensors = {name: value for name, value in tensors.items() if isinstance(value, np.ndarray)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    if not tensors:
+        raise Unfit("it holds no tensors by name")
+    for pattern, part in _UNSUPPORTED.items():
+        if found := [name for name in tensors if re.search(pattern, name)]:
+            raise Unfit(f"it is of {part}, which is not supported ({listed(found[:1])})")
+    family, backbone = _recognised(tensors)
+    names = _NAMES[family, backbone == MOBILENET]
+    found, wrapped = {}, set()
+    for name, value in tensors.items():
+        if name.endswith(f".{COUNTER}"):
+            continue
+        name = re.sub(r"^base_model\.(fc|classifier)\.(?=weight|bias)", "new_fc.", name)
+        before, net, after = name.partition(".net.")
+        if net:
+            wrapped.add(f"{before}.")
+        name = f"{before}.{after}" if net else name
+        if name in found:
+            raise Unfit(f"it holds {listed([name])} in two spellings")
+        found[name] = value.astype(np.int32) if value.dtype == np.uint16 else value
+    stem = shape_of(found.get(_their_name(family, backbone, "backbone.stem.conv.kernel")))
+    fc = shape_of(found.get(f"{names.classifier}.weight"))
+    if stem[1:2] == (10,):
+        raise Unfit("it is of optical flow (10 input channels), which is not supported")
+    width = _width(family, backbone, found)
+    num_classes = fc[0] if fc else None
+    ours = _tensors(backbone, width, num_classes)
+    theirs = {name: _their_name(family, backbone, name) for name in ours}
+    shapes = {theirs[name]: _their_shape(shape) for name, shape in ours.items()}
+    what = f"{family}'s {backbone}" if "'" not in family else f"the {backbone} of {family}"
+    check_fit(shapes, found, what)
+    network = TorchNetwork(
+        family, backbone, width, num_classes, *_shift(family, backbone, ours, wrapped), len(wrapped)
+    )
+    weights = {name: float32(_transposed(found[theirs[name]], _TO_OURS)) for name in ours}
+    check_sound(weights, theirs)
+    return weights, network
+
+
+def _recognised(names: Iterable[str]) -> tuple[str, str]:
+    """Family and backbone; of a file that lacks tensors the likely ones."""
+    lines = "\n".join(sorted(names))
+    for family, pattern in _FAMILIES.items():
+        if re.search(pattern, lines, re.MULTILINE):
+            return family, _backbone(lines)
+    if re.search(r"^backbone\.(stem|stages|blocks)\.", lines, re.MULTILINE):
+        raise Unfit("it has our own names: give the folder in which it lies")
+    raise Unfit(
+        "its names are none of MIT's, mmaction2's, torchvision's or timm's ResNets and"
+        f" MobileNetV2: {listed(lines.splitlines())}"
+    )
+
+
+def _backbone(names: str) -> str:
+    if re.search(r"features\.\d|^backbone\.layer\d\.\d+\.conv\.\d", names, re.MULTILINE):
+        return MOBILENET
+    is_bottleneck = "layer1.0.conv3." in names
+    if "layer3.23." in names or (is_bottleneck and "layer2.4." in names):
+        return "resnet152"
+    if "layer3.6." in names:
+        return "resnet101"
+    if is_bottleneck:
+        return "resnet50"
+    return "resnet34" if "layer1.2." in names else "resnet18"
+
+
+def _width(family: str, backbone: str, found: Mapping[str, Any]) -> int:
+    """From the stem; MobileNetV2 rounds its channels there, so from the last block's 5 x width."""
+    last = "blocks.16.project" if backbone == MOBILENET else "stem"
+    shape = shape_of(found.get(_their_name(family, backbone, f"backbone.{last}.conv.kernel")))
+    return (shape[0] // (5 if backbone == MOBILENET else 1) if shape else 0) or 64
+
+
+def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -> tuple[str, int]:
+    """`shift` and `shift_every`, from the modules that are wrapped."""
+    if not wrapped:
+        return ("past_only" if family == MIT_ONLINE else "none"), 1
+    patterns = {every: set(_wrapped(family, backbone, ours, every)) for every in SHIFT_EVERY}
+    for every, expected in patterns.items():
+        if wrapped == expected and _SHIFTS[family] == "future_first":
+            return "future_first", every
+    nearest = min(patterns.values(), key=lambda expected: len(wrapped ^ expected))
+    raise Unfit(
+        f"it shifts in other blocks than any {backbone} of {family}:"
+        f" missing {listed(sorted(nearest - wrapped)) or 'none'};"
+        f" unexpected {listed(sorted(wrapped - nearest)) or 'none'}"
+    )
+
+
+def _wrapped(family: str, backbone: str, ours: Iterable[str], every: int) -> Iterator[str]:
+    """Their modules behind a shift, as beginnings of names, if every n-th block shifts."""
+    names = _NAMES[family, backbone == MOBILENET]
+    for name in ours if every else ():
+        match name.split("."):
+            case ["backbone", "stages", _, block, "conv1", "conv", _]:
+                shifts = int(block) % every == 0
+            case ["backbone", "blocks", block, "expand", "conv", _]:
+                index = _place_in_stage(int(block))[1]  # the first of a width has no residual
+                shifts = index > 0 and index % every == 0
+            case _:
+                continue
+        if shifts:
+            module = names.parts(name.split(".")[1:-2])[0]
+            yield names.prefix + (module.removesuffix("conv") if names.wraps_norm else f"{module}.")
+
+
+def _their_name(family: str, backbone: str, ours: str) -> str:
+    """Without the `net` of a wrapped module."""
+    names = _NAMES[family, backbone == MOBILENET]
+    if ours.startswith(HEAD):
+        return f"{names.classifier}.{'weight' if ours.endswith('kernel') else 'bias'}"
+    *path, kind, leaf = ours.split(".")[1:]
+    convolution, norm = names.parts(path)
+    own = f"{convolution}.weight" if kind == "conv" else f"{norm}.{_NORM[leaf]}"
+    return names.prefix + own
+
+
+def _tensors(backbone: str, width: int, num_classes: int | None) -> dict[str, tuple[int, ...]]:
+    """Shapes by our names."""
+    shapes = dict(_with_one_class(backbone, width))
+    for name in [name for name in shapes if name.startswith(HEAD)]:
+        *features, _ = shapes.pop(name)
+        if num_classes is not None:
+            shapes[name] = (*features, num_classes)
+    return shapes
+
+
+@lru_cache(maxsize=16)
+def _with_one_class(backbone: str, width: int) -> dict[str, tuple[int, ...]]:
+    """From the network itself."""
+    from tsm_jax.models.network import build_network  # late: it brings in jax
+
+    network = build_network(Architecture(backbone, 1, num_segments=8, width=width), "float32")
+    return {**network.param_shapes, **network.batch_stat_shapes}
+
+
+_TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0)}
+_TO_THEIRS = {4: (3, 2, 0, 1), 2: (1, 0)}
+
+
+def _transposed(value: np.ndarray, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
+    return value.transpose(axes[value.ndim]) if value.ndim in axes else value
+
+
+def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(shape[axis] for axis in _TO_THEIRS.get(len(shape), range(len(shape))))
