@@ -3,8 +3,8 @@
 python benchmarks/stream_speed.py --backbone mobilenet_v2
 python benchmarks/stream_speed.py --backbone mobilenet_v2 --memory_frames 100000 --size 64
 
-Random weights: time and memory do not depend on them. Frames and clips take turns, so that what else
-the machine does meets both.
+Random weights: time and memory do not depend on them. Frames and clips take turns, so that what
+else the machine does meets both.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from tsm_jax.exporting.stream_writer import export_stream
 
 DEMO = Path(__file__).parents[2] / "demo"
 PAGE = Path(browser.__file__).parent / "page"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 NODE = shutil.which("node")
 MODULES = DEMO / "node_modules"
 
