@@ -21,6 +21,7 @@ from tsm_jax import (
     prepare,
     push,
     recipes,
+    stream,
     train,
 )
 from tsm_jax.config import default, flatten
@@ -43,6 +44,7 @@ MAINS = {
     "push": push.main,
     "recipe": recipes.main,
     "recipes": recipes.main,
+    "stream": stream.main,
     "train": train.main,
 }
 PLACEHOLDERS = {"RECIPE": "configs/quickstart.py", "NAME": "quickstart", "mine.py": "quickstart"}

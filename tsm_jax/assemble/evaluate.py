@@ -115,7 +115,7 @@ def evaluate_model(
     clips.protocol.check_labels(class_names)
     if average is None:
         average = "probabilities" if clips.protocol.average_probabilities else "logits"
-    metrics, logits, ranks = _evaluate_clips(config, model, clips, mesh, average, weights)
+    metrics, answers = _evaluate_clips(config, model, clips, mesh, average, weights)
     labels = np.array([source.label(i) for i in range(len(source))], np.int32)
     return Evaluation(
         metrics=metrics,
@@ -127,8 +127,9 @@ def evaluate_model(
         dtype=str(resolve_dtype(config.dtype)),
         class_names=class_names,
         labels=labels,
-        logits=logits,
-        ranks=ranks,
+        logits=answers["logits"],
+        ranks=answers["rank"],
+        right_after=answers.get("right_after"),
     )
 
 
@@ -147,8 +148,8 @@ def _class_names(config: ConfigDict, model: Model, weights: str) -> list[str]:
 
 def _evaluate_clips(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics, and `clips` of the evaluation step in the order of the list."""
     num_clips = len(clips.source)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
     network = build_network(model.architecture, config.dtype)
@@ -162,25 +163,26 @@ def _evaluate_clips(
         network,
         mesh=mesh,
         average_probabilities=average == "probabilities",
+        by_frames=model.architecture.shift == "past_only",
         deterministic=config.deterministic,
     )
     eval_step = compiled_together(eval_step, "evaluation step")
     batches = eval_batches(
         clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
     )
-    logits, ranks = [], []
+    kept: list[dict[str, np.ndarray]] = []
 
     def keep(clips: dict[str, jax.Array]) -> None:
         mask = np.asarray(clips["mask"])
-        logits.append(np.asarray(clips["logits"])[mask])
-        ranks.append(np.asarray(clips["rank"])[mask])
+        kept.append({name: np.asarray(values)[mask] for name, values in clips.items()})
 
     batches = progress(batches, "evaluate", -(-num_clips // batch_size))
     metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
-    scores = np.concatenate(logits)
+    answers = {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}
+    scores = answers["logits"]
     if bad := int((~np.isfinite(scores)).any(1).sum()):
         raise UserError(
             f"{weights}: the scores of {bad} of {len(scores)} clips are not finite: the weights are"
             " damaged, or too large for config.dtype"
         )
-    return metrics, scores, np.concatenate(ranks)
+    return metrics, answers

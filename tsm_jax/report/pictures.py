@@ -91,6 +91,24 @@ def draw_calibration(calibration: Calibration) -> bytes:
     return draw_png(6, 6, draw)
 
 
+def draw_frames_seen(accuracies: np.ndarray) -> bytes:
+    """Top-1 after 1, 2, ..., T frames of a clip, float `[T]`."""
+    seen = np.arange(1, len(accuracies) + 1)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.plot(seen, accuracies, marker="o", color=_CORRECT)
+        if len(seen) <= _IN_ROW:
+            for count, accuracy in zip(seen, accuracies, strict=True):
+                place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
+                axes.annotate(f"{accuracy:.3f}", (count, accuracy), fontsize=9, **place)
+            axes.set_xticks(seen)
+        axes.set(ylim=(0, 1.08), ylabel="top-1", xlabel=f"frames seen, of {len(seen)}")
+        add_grid(axes)
+
+    return draw_png(6, 4, draw)
+
+
 def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> bytes:
     """Learning curves of `read_curves`, side by side; those of other runs, by name, dashed."""
     runs = {"": curves, **(others or {})}

@@ -33,6 +33,8 @@ class Evaluation:
         logits: averaged over views, float32 `[N, K]`.
         ranks: number of other classes that score at least as high as the true one, int32 `[N]`:
             0 is a correct answer.
+        right_after: whether the answer is right after 1, 2, ..., T frames, bool `[N, T]`; None of a
+            network that needs all of them at once.
     """
 
     metrics: dict[str, float]
@@ -46,6 +48,7 @@ class Evaluation:
     labels: np.ndarray
     logits: np.ndarray
     ranks: np.ndarray
+    right_after: np.ndarray | None = None
 
     def summary(self) -> str:
         """One line with the figures and what they are of."""

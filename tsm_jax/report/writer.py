@@ -19,7 +19,13 @@ from tsm_jax.files import new_folder, reason, write_json, write_text
 from tsm_jax.report.comparison import PREDICTIONS_FILE, Comparison
 from tsm_jax.report.curves import read_curves
 from tsm_jax.report.page import clip_answers, data_uri, render
-from tsm_jax.report.pictures import draw_calibration, draw_confusion, draw_curves, draw_strip
+from tsm_jax.report.pictures import (
+    draw_calibration,
+    draw_confusion,
+    draw_curves,
+    draw_frames_seen,
+    draw_strip,
+)
 from tsm_jax.report.results import Evaluation, without_directory
 from tsm_jax.report.statistics import (
     BINS,
@@ -40,6 +46,7 @@ _FILES = {
     "confusion.csv": "number of clips by true class (rows) and predicted class (columns)",
     "confusion.png": "the same as a picture",
     "calibration.png": "accuracy by confidence",
+    "frames_seen.png": "top-1 by the number of frames seen",
     "curves.png": "loss and accuracy over the epochs of the training",
     "mistakes": "the frames of the most confident mistakes",
 }
@@ -112,7 +119,6 @@ def _fill(folder: str, evaluation: Evaluation, comparison: Comparison | None) ->
             "p_value": comparison.p_value,
         }
     names = evaluation.short_names
-    write_json(os.path.join(folder, "metrics.json"), metrics)
     np.save(os.path.join(folder, "scores.npy"), evaluation.scores)
     _write_predictions(folder, evaluation, names)
     head = ["label", "class", *ClassResult._fields[2:]]
@@ -128,6 +134,11 @@ def _fill(folder: str, evaluation: Evaluation, comparison: Comparison | None) ->
         pictures["curves.png"] = draw_curves(
             curves, {os.path.basename(os.path.normpath(name)): found for name, found in others}
         )
+    if evaluation.right_after is not None:
+        accuracies = evaluation.right_after.mean(0, dtype=np.float64)
+        metrics["top1_after_frames"] = accuracies.tolist()
+        pictures["frames_seen.png"] = draw_frames_seen(accuracies)
+    write_json(os.path.join(folder, "metrics.json"), metrics)
     mistakes = []
     for path, clip in zip(_MISTAKES, evaluation.confident_mistakes(len(_MISTAKES)), strict=False):
         video = evaluation.clips.read(clip)["video"]  # [V, T, S, S, 3]
