@@ -15,11 +15,13 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["tsm_jax", "tsm_jax.*"]),
+    packages=[*find_packages(include=["tsm_jax", "tsm_jax.*"]), "tsm_jax.configs"],
+    package_dir={"tsm_jax.configs": "configs"},  # tsm_jax/recipe_files.py finds either place
     package_data={
+        "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
         "tsm_jax.report": ["templates/*.jinja"],
-        "tsm_jax.exporting": ["templates/*.jinja"],
+        "tsm_jax.exporting": ["templates/*.jinja", "page/*"],
     },
     entry_points={"console_scripts": ["tsm = tsm_jax.__main__:main"]},
     install_requires=[
@@ -30,7 +32,9 @@ setup(
         "grain>=0.2.18",
         "ml_collections>=1.1",
         "absl-py>=2.1",
+        "argcomplete>=3.5",
         "numpy>=2.0",
+        "scipy>=1.13",
         "av>=15",
         "opencv-python-headless>=5.0",
         "pillow>=11",
@@ -54,8 +58,12 @@ setup(
         # A peer that benchmarks/data_pipeline.py measures beside PyAV.
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+        "hub": ["huggingface_hub>=1.0"],
         "openvino": ["openvino>=2025.0"],
+        "wandb": ["wandb>=0.19"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "test": [
+            "build>=1.2",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "pyyaml>=6.0",
@@ -67,6 +75,7 @@ setup(
             "ipykernel>=6.29",
             "onnx>=1.17",
             "onnxruntime>=1.20",
+            "huggingface_hub>=1.0",
         ],
     },
 )

@@ -1,7 +1,11 @@
-"""Damages valid `.pdparams` and `.pth` files at random and checks that reading stays harmless.
+"""Damages valid files of weights at random and checks that reading stays harmless.
 
     python benchmarks/fuzz_checkpoints.py --format paddle --cases 100000 --seed 0
     python benchmarks/fuzz_checkpoints.py --format torch --cases 100000 --seed 0
+    python benchmarks/fuzz_checkpoints.py --format safetensors --cases 100000 --seed 0
+    python benchmarks/fuzz_checkpoints.py --format names --cases 100000 --seed 0
+
+`names` leaves the file whole and changes the names, shapes and dtypes of a network's tensors.
 
 Every case must end in a dictionary of plain values or in a `UserError` of one line: no other
 exception, no event that Python's audit hooks report (import, exec, a process, a socket, another
@@ -28,13 +32,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+from safetensors.numpy import save
 
 from tsm_jax.errors import UserError
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.network import build_network
 from tsm_jax.weights.paddle_names import from_paddle
 from tsm_jax.weights.paddle_pickle import SLICE_TABLE, read_paddle
 from tsm_jax.weights.pickle_values import Opaque
+from tsm_jax.weights.tensor_file import read_any_tensors
 from tsm_jax.weights.torch_file import read_torch
+from tsm_jax.weights.torch_names import IMAGE, MIT, MMACTION2, from_torch, to_torch
 from tsm_jax.weights.weight_file import TORCH_MAGIC
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "weights" / "goldens"
@@ -154,6 +164,11 @@ def torch_files() -> list[bytes]:
             torch.save(checkpoint, file, _use_new_zipfile_serialization=is_zip)
             files.append(file.getvalue())
     return [*files, zipped(members(files[0]), zipfile.ZIP_DEFLATED)]
+
+
+def safetensors_files() -> list[bytes]:
+    values = {"a": np.ones((2, 3), np.float32), "b": np.ones(3, np.float16), "c": np.array(1)}
+    return [save(values), save({"bits": np.ones((4, 1), ml_dtypes.bfloat16), **values})]
 
 
 def members(archive: bytes) -> dict[str, bytes]:
@@ -280,10 +295,24 @@ def read_paddle_file(path: Path) -> None:
 
 
 def read_torch_file(path: Path) -> None:
-    check_plain(read_torch(path))
+    tree = read_torch(path)
+    check_plain(tree)
+    for state in (tree, tree.get("state_dict")):
+        try:
+            from_torch(state if isinstance(state, dict) else {})
+        except UserError as error:
+            one_line(error)
 
 
-FORMATS = {"paddle": (paddle_files, read_paddle_file), "torch": (torch_files, read_torch_file)}
+def read_safetensors_file(path: Path) -> None:
+    check_plain(read_any_tensors(str(path)))
+
+
+FORMATS = {
+    "paddle": (paddle_files, read_paddle_file),
+    "torch": (torch_files, read_torch_file),
+    "safetensors": (safetensors_files, read_safetensors_file),
+}
 
 
 def run_case(path: Path, read: Callable[[Path], None]) -> str:
@@ -353,15 +382,105 @@ def fuzz(name: str, cases: int, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def networks() -> list[dict[str, Any]]:
+    """State dicts of small networks by the names of every family."""
+    found: list[dict[str, Any]] = []
+    for backbone, family, shift in (
+        ("resnet18", MIT, "future_first"),
+        ("resnet50", MMACTION2, "future_first"),
+        ("mobilenet_v2", MIT, "future_first"),
+        ("mobilenet_v2", IMAGE, "none"),
+    ):
+        architecture = Architecture(backbone, 3, 8, width=8, shift=shift)
+        network = build_network(architecture, "float32")
+        shapes = {**network.param_shapes, **network.batch_stat_shapes}
+        ours = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+        found.append(to_torch(ours, architecture, family))
+    return found
+
+
+STRANGE: list[Any] = [
+    np.float32(1),
+    np.ones(3, np.uint16),
+    np.full((2, 2), np.nan, np.float32),
+    np.ones((0, 3), np.float32),
+    np.ones((1,) * 9, np.float32),
+    np.ones((2**12, 3, 7, 7), bool),
+    np.broadcast_to(np.float32(1), (2**20, 10)),
+    "text",
+    None,
+    {"a": 1},
+]
+
+
+def renamed(state: dict[str, Any], rng: random.Random, all_names: list[str]) -> dict[str, Any]:
+    state = dict(state)
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        name = rng.choice([*state, "x"])
+        other = rng.choice(all_names)
+        cut = rng.randrange(len(name) + 1)
+        match rng.randrange(7):
+            case 0:
+                state.pop(name, None)
+            case 1:
+                state[other] = state.get(name)
+            case 2:
+                state[name] = rng.choice(STRANGE)
+            case 3:
+                state[
+                    name[:cut] + rng.choice((".net", "module.", "\n", "\x1b[31m", "é")) + name[cut:]
+                ] = state.pop(name, None)
+            case 4:
+                state = {name[rng.choice((0, 7, 11)) :]: value for name, value in state.items()}
+            case 5:
+                state = {f"module.{name}": value for name, value in state.items()}
+            case 6:
+                state[name] = rng.choice(list(state.values()) or [None])
+    return state
+
+
+def fuzz_names(cases: int, seed: int) -> dict[str, Any]:
+    states, rng = networks(), random.Random(seed)
+    all_names = [name for state in states for name in state]
+    for state in states:
+        from_torch(state)
+    outcomes: Counter[str] = Counter()
+    memory, start = peak_memory(), time.perf_counter()
+    for _ in range(cases):
+        state = renamed(rng.choice(states), rng, all_names)
+        signal.setitimer(signal.ITIMER_REAL, SECONDS_PER_CASE)
+        try:
+            weights, _ = from_torch(state)
+            check_plain(weights)
+            outcomes["read"] += 1
+        except UserError as error:
+            outcomes[re.split(r"['\"\d(]", one_line(error))[0][:60]] += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    assert peak_memory() - memory < MAX_GROWTH
+    return {
+        "format": "names",
+        "cases": cases,
+        "seed": seed,
+        "read": outcomes.pop("read"),
+        "refused": outcomes.total(),
+        "most_frequent": dict(outcomes.most_common(12)),
+        "peak_growth_mb": round((peak_memory() - memory) / 1e6, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--format", choices=FORMATS, required=True)
+    parser.add_argument("--format", choices=(*FORMATS, "names"), required=True)
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     signal.signal(signal.SIGALRM, on_alarm)
+    if arguments.format == "names":
+        print(json.dumps(fuzz_names(arguments.cases, arguments.seed)))
+        return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(fuzz(arguments.format, arguments.cases, arguments.seed, Path(folder))))
 

@@ -105,7 +105,13 @@ def main() -> None:
                     checkpoints=checkpoints,
                     log=log,
                     progress=Progress(
-                        log, config, plan, order=order, clip_name=source.name, first_step=0
+                        log,
+                        config,
+                        plan,
+                        order=order,
+                        clip_name=source.name,
+                        val_clips=0,
+                        first_step=0,
                     ),
                     preemption=Preemption(),
                 )

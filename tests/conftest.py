@@ -30,9 +30,30 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of processes that tests start
 jax.config.update("jax_disable_most_optimizations", True)
 
-pytest_plugins = ("exported_models", "toy_backbone")
+pytest_plugins = ("exported_models", "small_recipe")
 
 REPOSITORY = Path(__file__).parents[1]
+
+# Begun first, so that no process is left with one of them while the others have nothing to do.
+LONG_FILES = (
+    "training/test_layouts.py",
+    "training/test_processes.py",
+    "parity/test_train.py",
+    "training/test_interrupted_training.py",
+    "test_notebook.py",
+    "compat/test_version1.py",
+    "assemble/test_training_run.py",
+    "training/test_steps.py",
+    "data/prepare/test_frames_and_pack.py",
+    "exporting/test_graphs.py",
+    "deploy/test_views.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {REPOSITORY / "tests" / name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 # Hides what is not installed on a pretended machine.
 HIDE = """

@@ -19,11 +19,23 @@ FLOORS = (
     ("data", "models"),
     ("weights", "config"),
     ("deploy", "training"),
-    ("exporting", "report"),
+    ("exporting", "report", "recipe_files"),
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("probe", "train", "evaluate", "predict", "export", "convert", "prepare", "benchmark"),
+    (
+        "probe",
+        "train",
+        "evaluate",
+        "predict",
+        "stream",
+        "export",
+        "convert",
+        "prepare",
+        "push",
+        "benchmark",
+        "recipes",
+    ),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import cli, evaluate, predict, train
+from tsm_jax import (
+    benchmark,
+    cli,
+    convert,
+    evaluate,
+    export,
+    predict,
+    prepare,
+    recipe_files,
+    recipes,
+    train,
+)
+from tsm_jax.config import flatten
 from tsm_jax.errors import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,11 +46,17 @@ def write_list(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "the following arguments are required: --config"),
-        (["--config", "nope.py"], "there is no recipe nope.py: the recipes are in configs/"),
-        (["--config", "quickstart"], "did you mean configs/quickstart.py?"),
-        (["configs/quickstart.py"], "write it as --config configs/quickstart.py"),
-        (["--config", RECIPE, "--epochs=3"], "unknown argument --epochs=3"),
+        ([], "which recipe?"),
+        (["--config", "nope.py"], "there is no recipe nope.py: `"),
+        (["quikstart"], "there is no recipe quikstart: did you mean quickstart?"),
+        (["elsewhere/quickstart.py"], "did you mean quickstart?"),
+        (["quickstart", "--config", RECIPE], "two recipes, quickstart and "),
+        (["quickstart", "own_videos"], "unknown argument own_videos"),
+        (["quickstart", "--epohs=3"], "unknown argument --epohs=3; did you mean --epochs?"),
+        (["--lr", "1", "quickstart"], "unknown argument --lr"),
+        (["quickstart", "--learning-rate=1"], "did you mean --optimizer.learning_rate?"),
+        (["quickstart", "--model.shft=none"], "--model.shft=none: there is no such key; did you"),
+        (["quickstart", "--epochs", "--seed=1"], "write it as --epochs=VALUE"),
         (
             ["--config", RECIPE, "--config.model.shft=none"],
             "no such key; did you mean --config.model.shift",
@@ -55,6 +73,50 @@ def test_train_names_the_argument(arguments, message, monkeypatch):
         train.main(arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quickstart", "--epochs", "7", "--model.shift=none", "--label-smoothing=0.25"],
+        ["--epochs=7", "--config.model.shift", "none", "--label_smoothing", "0.25", "quickstart"],
+        ["--config", RECIPE, "--config.epochs=7", "--model.shift=none", "--label-smoothing=0.25"],
+    ],
+)
+def test_every_spelling_of_a_key_means_the_same(arguments):
+    parser = cli.Parser("train", description="", example="")
+    parser.add_recipe(required=True)
+    _, config = parser.parse_with_recipe(arguments)
+    changed = {"epochs": 7, "model.shift": "none", "label_smoothing": 0.25}
+    expected = {**dict(flatten(cli.load_recipe(RECIPE))), **changed}
+    assert dict(flatten(config)) == {**expected, "workdir": "output/quickstart,shift=none"}
+
+
+def test_own_options_of_a_verb_come_before_keys_and_values_keep_their_hyphens():
+    parser = cli.Parser("verb", description="", example="")
+    parser.add_recipe(required=False)
+    parser.add_argument("--seed")
+    parser.add_argument("--two_words")
+    options, config = parser.parse_with_recipe(["--seed", "3", "--two-words=a-b", "quickstart"])
+    assert (options.seed, options.two_words) == ("3", "a-b")
+    assert config is not None
+    assert config.seed == cli.load_recipe(RECIPE).seed
+
+
+def test_recipes_are_listed_each_with_its_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    recipes.main([])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_files.names()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_a_printed_recipe_can_be_changed_and_trained(capsys, tmp_path):
+    recipes.main(["quickstart"])
+    printed = capsys.readouterr().out
+    (tmp_path / "my.py").write_text(printed.replace("config.epochs = 4", "config.epochs = 9"))
+    config = cli.load_recipe(str(tmp_path / "my.py"))
+    assert (config.epochs, config.workdir) == (9, "output/my")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +177,14 @@ def test_train_names_the_line_of_a_list(write_list, text, message):
         (evaluate.main, ["--weights", "/nowhere"], "there are no weights at /nowhere"),
         (evaluate.main, ["--weights", "tests"], "tests is neither a model directory"),
         (predict.main, ["--model", "/nowhere", "--input", "x"], "no weights at /nowhere"),
+        (evaluate.main, ["--epochs=5"], "--epochs=5 needs a recipe"),
         (predict.main, ["--model", "m"], "required: --input"),
+        (predict.main, ["--modle", "m"], "unknown argument --modle; did you mean --model?"),
+        (prepare.main, ["lists", "folders", "--vidoes=v"], "did you mean --videos?"),
+        (export.main, ["--weihgts=w"], "did you mean --weights?"),
+        (convert.main, ["--inptu", "m"], "did you mean --input?"),
+        (benchmark.main, ["data", "--clip", "3"], "did you mean --clips?"),
+        (recipes.main, ["--hlep"], "did you mean --help?"),
         (predict.main, ["--model", "m", "--input", "x", "--top_k", "0"], "--top_k is 0"),
     ],
 )
@@ -145,11 +214,13 @@ def test_a_mistake_is_one_line_and_exit_code_1():
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "export"])
-def test_help_has_an_example(command):
-    result = run(f"tsm_jax.{command}", "--help")
-    assert result.returncode == 0
-    assert f"python -m tsm_jax.{command} --" in result.stdout
+@pytest.mark.parametrize("command", [train, evaluate, predict, export], ids=lambda m: m.__name__)
+def test_help_has_an_example(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [command.__file__])  # as after python -m
+    with pytest.raises(SystemExit) as end:
+        command.main(["--help"])
+    assert end.value.code == 0
+    assert f"\n  python -m {command.__name__} " in capsys.readouterr().out
 
 
 def test_reading_clips_and_parsing_arguments_need_no_jax():

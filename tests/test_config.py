@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble import data as build_data
@@ -82,23 +83,11 @@ def step_without_compiling(state, batch):
 
 def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     """Each key is read by a training, an evaluation, or what opens other kinds of data."""
-    values = {
-        "data.render": "",
-        "data.source": "synthetic",
-        "data.crop_size": 32,
-        "data.short_side": 32,
-        "model.width": 8,
-        "model.num_segments": 4,
-        "model.dropout": 0.5,
-        "batch_size": 8,
-        "epochs": 1,
-        "init_from": "weights",
-        "workdir": tmp_path / "work",
-    }
-    recipe = str(REPOSITORY / "configs" / "quickstart.py")
-    config = cli.load_recipe(recipe, [f"--config.{key}={value}" for key, value in values.items()])
+    changes = {"data.source": "synthetic", "epochs": 1, "init_from": "weights"}
+    config = cli.load_recipe(RECIPE, overrides(tmp_path, tmp_path / "work", **changes))
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
-    monkeypatch.setattr(weights, "load_tensors", lambda _: {})
+    nothing = weights.Source({}, None, None)
+    monkeypatch.setattr(weights, "load_source", lambda _: nothing)
     monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))

@@ -85,6 +85,7 @@ def check(cells, folder):
     assert f"top1 {report['top1']:.5f}" in told(cells["evaluate"])
     assert (folder / "evaluation" / "report" / "report.html").is_file()
     assert 1 <= len(shown(cells["looked"], "image/png")) <= 3
+    assert shown(cells["your-video"], "image/png")
     assert shown(cells["confusion"], "image/png")
     assert shown(cells["calibration"], "image/png")
     (worst,) = shown(cells["worst"], "text/html")
@@ -133,6 +134,7 @@ def test_shows_what_the_shift_adds(tmp_path):
     """As it stands, with the quickstart's network: about five minutes on two cores."""
     cells = execute(tmp_path)
     report, comparison = check(cells, tmp_path)
+    assert shown(cells["curves"], "image/png")
     assert report["top1"] > 0.95
     without = re.search(r"\| trained without \| ([\d.]+)% \|", comparison)
     assert without, comparison

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from tsm_jax.__main__ import VERBS
+from tsm_jax import cli
+from tsm_jax.__main__ import VERBS, main
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 def tsm(*words, program="tsm"):
-    """Runs what setuptools installs as the script `tsm`, whether or not it is installed."""
+    """Runs what setuptools installs as the script `tsm`, here, or `python -m PROGRAM`."""
     if program == "tsm":
-        code = "import sys; sys.argv[0] = '/usr/bin/tsm'; from tsm_jax.__main__ import main; main()"
-        start = [sys.executable, "-c", code]
-    else:
-        start = [sys.executable, "-m", program]
+        return tsm_here(words)
     return subprocess.run(
-        [*start, *words],
+        [sys.executable, "-m", program, *words],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -32,12 +32,28 @@ def tsm(*words, program="tsm"):
     )
 
 
+def tsm_here(words):
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        patch.setattr(sys, "argv", ["/usr/bin/tsm", *words])
+        patch.setattr(cli, "enable_compilation_cache", lambda: None)  # that of the tests stays
+        with pytest.raises(SystemExit) as end:
+            main()
+    code = end.value.code or 0
+    return subprocess.CompletedProcess(words, code, stdout.getvalue(), stderr.getvalue())
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_help_names_every_verb_on_a_line(words):
     result = tsm(*words)
     assert result.returncode == 0
-    lines = [line.split() for line in result.stdout.splitlines() if line.startswith("  ")]
-    assert [line[0] for line in lines][: len(VERBS)] == list(VERBS)
+    verbs = result.stdout.partition("verbs:\n")[2].partition("\n\n")[0]
+    lines = [line.split() for line in verbs.splitlines() if not line.startswith("    ")]
+    assert [line[0] for line in lines] == list(VERBS)
     assert all(len(line) > 3 for line in lines)
 
 
@@ -78,7 +94,7 @@ def test_help_waits_for_nothing():
     ("word", "message"),
     [
         ("trian", "error: there is no verb trian: did you mean `tsm train`?\n"),
-        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, train,"),
+        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, recipes,"),
         ("--config", "error: there is no verb --config: the verbs are"),
     ],
 )
@@ -95,5 +111,37 @@ def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
         result = tsm("train", program=program)
         assert result.returncode == 1
         assert result.stderr == (
-            f"error: the following arguments are required: --config (see {typed} --help)\n"
+            f"error: which recipe? `{typed.removesuffix('train')}recipes` lists them"
+            f" (see {typed} --help)\n"
         )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("tsm pred", {"predict"}),
+        ("tsm train quick", {"quickstart"}),
+        ("tsm train quickstart --model.sh", {"shift", "shift_fraction", "shift_every"}),
+        ("tsm prepare lists --val", {"--val_share"}),
+        ("tsm prepare che", {"check"}),
+        ("tsm recipe quick", {"quickstart"}),
+    ],
+)
+def test_the_shell_is_told_what_could_come_next(line, expected, tmp_path, monkeypatch):
+    answer = tmp_path / "answer"
+    monkeypatch.setenv("_ARGCOMPLETE", "1")
+    monkeypatch.setenv("_ARGCOMPLETE_STDOUT_FILENAME", str(answer))
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    tsm()
+    words = {word.strip() for word in answer.read_text().split("\v")}
+    assert {word.removeprefix("--model.") for word in words} == expected
+
+
+def test_help_is_filled_to_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    for words in ([], ["prepare", "lists", "--help"]):
+        result = tsm(*words)
+        commands = ("  tsm ", "  eval ")
+        lines = [line for line in result.stdout.splitlines() if not line.startswith(commands)]
+        assert max(map(len, lines)) <= 60

@@ -6,6 +6,7 @@ it is 0.6875. The mean recall over classes of such a network is 1 / K.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,28 @@ def class_metrics(counts: np.ndarray) -> dict[str, float]:
         "largest_class_share": float(clips[largest] / clips.sum()),
         "most_answered_class": answered,
         "most_answered_share": float(answers[answered] / clips.sum()),
+    }
+
+
+def wilson_interval(right: int, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share: `right` of `count` independent clips, at least one.
+
+    Reference: Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
+    """
+    z = 1.959963984540054
+    share, spread = right / count, z * z / count
+    middle = share + spread / 2
+    half = z * math.sqrt((share * (1 - share) + spread / 4) / count)
+    return max(0.0, (middle - half) / (1 + spread)), min(1.0, (middle + half) / (1 + spread))
+
+
+def intervals(metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """The `wilson_interval` of each share of clips among the metrics of an evaluation."""
+    count = metrics["count"]
+    return {
+        f"{name}_interval": wilson_interval(round(metrics[name] * count), count)
+        for name in ("top1", "top5")
+        if name in metrics
     }
 
 

@@ -14,14 +14,13 @@ from tsm_jax.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {"train": train, "data": data, "predict": predict}
-    parser = cli.Parser(
+    cli.choose(
         "benchmark",
+        {"train": train, "data": data, "predict": predict},
+        arguments,
         description="Measures a part of the program; `benchmark COMMAND --help` says more.",
         example="python -m tsm_jax.benchmark predict --help",
     )
-    parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
-    commands[parser.parse_args(arguments[:1]).command](arguments[1:])
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -33,10 +32,7 @@ def train(arguments: Sequence[str]) -> None:
             " (without and with the cache), planned memory, the step, its share of the device's"
             " roofline, peak memory."
         ),
-        example=(
-            "python -m tsm_jax.benchmark train --config configs/tsm_k400_frames.py"
-            " --config.batch_size=64"
-        ),
+        example=("python -m tsm_jax.benchmark train tsm_k400_frames --batch_size=64"),
     )
     parser.add_recipe(required=True)
     parser.add_argument("--steps", metavar="N", type=int, default=20, help="to time (20)")
@@ -70,9 +66,7 @@ def data(arguments: Sequence[str]) -> None:
             " recipe on one core, the same with augmentation, and the whole pipeline with every"
             " number of --threads and --workers."
         ),
-        example=(
-            "python -m tsm_jax.benchmark data --config configs/tsm_k400_packed.py --threads 1 2 4"
-        ),
+        example=("python -m tsm_jax.benchmark data tsm_k400_packed --threads 1 2 4"),
     )
     parser.add_recipe(required=True)
     parser.add_argument(

@@ -8,56 +8,108 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, reason
+from tsm_jax.files import reason
 from tsm_jax.host import enable_compilation_cache
-from tsm_jax.terminal import printable
+from tsm_jax.recipe_files import closest_key, load_recipe
+from tsm_jax.recipe_files import names as recipe_names
+from tsm_jax.terminal import MODULES, launcher, printable, typed
 
-OVERRIDES_HELP = "any key of the recipe, for example --config.batch_size=32 (see tsm_jax/config.py)"
-
-_MODULES = "python -m tsm_jax."
-
-
-def typed(command: str) -> str:
-    """A command the way this one was typed: `tsm train` or `python -m tsm_jax.train`."""
-    return _launcher() + command
+# Set by the shell's completion, which asks the program what could come next (argcomplete).
+COMPLETING = "_ARGCOMPLETE"
 
 
-def _launcher() -> str:
-    folder, name = os.path.split(sys.argv[0])
-    if os.path.splitext(name)[0] == "tsm":
-        return "tsm "
-    if name == "__main__.py" and os.path.basename(folder) == "tsm_jax":
-        return "python -m tsm_jax "
-    return _MODULES
+class _Formatter(argparse.HelpFormatter):
+    """Fills text to the width of the terminal; indented lines, which are commands, stay."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text
+        lines = text.splitlines()
+        return "\n".join(
+            line if line.startswith("  ") else fill(line, width, indent) for line in lines
+        )
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours: one line, exit code 1."""
+    """An argument parser whose errors are ours: one line, exit code 1.
+
+    Words of an option may be joined by `-` or `_`. An unknown option is an error that names a
+    similar one.
+    """
 
     def __init__(self, command: str, *, description: str, example: str):
         super().__init__(
             prog=typed(command),
             description=description,
-            epilog=f"example:\n  {example.replace(_MODULES, _launcher())}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=f"example:\n  {example.replace(MODULES, launcher())}",
+            formatter_class=_Formatter,
             allow_abbrev=False,
         )
+        self._keys: list[str] = []  # of recipes, if this command takes one
+        self._completes = COMPLETING in os.environ
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[override]
+        if self._completes:
+            self._complete()
+        return super().parse_known_args(self._spelled(args or ()), namespace)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        options, rest = self.parse_known_args(args, namespace)
+        self._refuse(rest)
+        return options
+
+    def _spelled(self, words: Sequence[str]) -> list[str]:
+        """The words, options as this parser spells them.
+
+        It refuses unknown ones here: "--output is required" would not help who wrote --ouput.
+        """
+        words = [_underscored(word) for word in words]
+        self._refuse([w for w in words if w.startswith("--") and not self._has_option(w)])
+        return words
+
+    def _has_option(self, word: str) -> bool:
+        return word.partition("=")[0] in ("--", *self._option_string_actions)
+
+    def _refuse(self, rest: Sequence[str]) -> None:
+        """Reports the first of the words that no option or key of a recipe took."""
+        if not rest:
+            return
+        word = rest[0]
+        name = word.partition("=")[0]
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        close = difflib.get_close_matches(name, options, n=1)
+        if not close and (key := closest_key(name.lstrip("-"), self._keys)):
+            close = [f"--{key}"]
+        hint = f"; did you mean {close[0]}?" if close and word.startswith("-") else ""
+        self.error(f"unknown argument {word}{hint}")
+
     def add_recipe(self, *, required: bool) -> None:
-        """Adds `--config FILE` and documents `--config.KEY=VALUE`."""
-        self.add_argument("--config", metavar="FILE", required=required, help="the recipe")
-        self.add_argument("--config.KEY", metavar="VALUE", dest="_", help=OVERRIDES_HELP)
+        """Adds the recipe, by its name or as `--config FILE`, and documents its keys."""
+        self._recipe_required = required
+        self._keys = [key for key, _ in config_lib.flatten(config_lib.default())]
+        argument = self.add_argument(
+            "recipe",
+            metavar="RECIPE",
+            nargs="?",
+            help="a name that the verb `recipes` lists, or a file of your own",
+        )
+        complete_with(argument, recipe_names)
+        self.add_argument("--config", metavar="FILE", help="the same as RECIPE")
+        self.add_argument_group(
+            "keys of the recipe",
+            "Each can be changed, for example --epochs=5 --model.shift=none; --config.epochs=5 is"
+            " the same. tsm_jax/config.py says what they are.",
+        )
 
     def parse_with_recipe(
         self, arguments: Sequence[str]
@@ -67,71 +119,90 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown argument or key, a value of another type, no such recipe.
         """
-        if arguments and arguments[0].endswith(".py"):
-            self.error(f"write it as --config {arguments[0]}")
-        known, rest = self.parse_known_args(arguments)
-        strangers = [word for word in rest if not word.startswith("--config.")]
-        if strangers:
-            self.error(f"unknown argument {strangers[0]}")
-        if known.config is None:
-            if rest:
-                self.error(f"{rest[0]} needs --config FILE")
+        if self._completes:
+            self._complete()
+        own, overrides = self._split(arguments)
+        known, rest = self.parse_known_intermixed_args(self._spelled(own))
+        self._refuse(rest)
+        if known.recipe and known.config:
+            self.error(f"two recipes, {known.recipe} and {known.config}: give one")
+        recipe = known.recipe or known.config
+        if recipe is None:
+            if self._recipe_required:
+                self.error(f"which recipe? `{typed('recipes')}` lists them")
+            if overrides:
+                self.error(f"{overrides[0]} needs a recipe")
             return known, None
-        return known, load_recipe(known.config, rest)
+        return known, load_recipe(recipe, overrides)
+
+    def _split(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+        """This parser's own arguments, and keys of the recipe, `--KEY=VALUE` each."""
+        own, overrides = [], []
+        words = iter(arguments)
+        for word in words:
+            name, equals, value = _underscored(word).partition("=")
+            if not self._is_key(name):
+                own.append(word)
+                continue
+            if not equals:
+                value = next(words, "--")
+                if value.startswith("--"):
+                    raise UserError(f"{name}: write it as {name}=VALUE")
+            overrides.append(f"{name}={value}")
+        return own, overrides
+
+    def _is_key(self, name: str) -> bool:
+        if not name.startswith("--") or self._has_option(name):
+            return False
+        return "." in name or name[2:] in self._keys
+
+    def _complete(self) -> None:
+        """Prints what could come next, and ends the process."""
+        import argcomplete
+
+        self._completes = False  # argcomplete parses as well
+        for key in self._keys:
+            self.add_argument(f"--{key}", help=argparse.SUPPRESS)
+        argcomplete.autocomplete(self, always_complete_options=False, print_suppressed=True)
 
 
-def load_recipe(path: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The validated recipe of a file.
+def complete_with(argument: argparse.Action, words: Callable[[], list[str]]) -> None:
+    """What the shell offers for an argument."""
+    argument.completer = lambda **_: words()  # type: ignore[attr-defined]
 
-    Args:
-        path: a Python file with `get_config()`.
-        overrides: `--config.KEY=VALUE` each.
 
-    Raises:
-        UserError: names what is wrong with the path, the key or the value.
-    """
-    if os.path.exists(path):
-        check_regular(path, "the recipe")
+def _underscored(word: str) -> str:
+    """`--val-share=0.2` as `--val_share=0.2`."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def choose(
+    command: str,
+    commands: Mapping[str, Callable[[Sequence[str]], None]],
+    arguments: Sequence[str],
+    *,
+    description: str,
+    example: str,
+) -> None:
+    """Runs the one of several commands behind a verb that the first argument names."""
+    parser = Parser(command, description=description, example=example)
+    parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
+    if COMPLETING in os.environ and arguments and arguments[0] in commands:
+        os.environ[COMPLETING] = "3"  # words before what its own parser completes, and one
+        chosen = arguments[0]
     else:
-        there = os.path.join("configs", os.path.splitext(os.path.basename(path))[0] + ".py")
-        hint = f"did you mean {there}?" if os.path.isfile(there) else "the recipes are in configs/"
-        raise UserError(f"there is no recipe {path}: {hint}")
-    recipe = _apply(path, ())
-    _check_keys(recipe, overrides)
-    config = _apply(path, overrides)
-    config_lib.validate(config)
-    if not config.workdir:
-        config.workdir = config_lib.default_workdir(path, recipe, config)
-    return config
+        chosen = parser.parse_args(arguments[:1]).command
+    commands[chosen](arguments[1:])
 
 
-def _check_keys(recipe: ConfigDict, overrides: Sequence[str]) -> None:
-    keys = [f"--config.{key}" for key, _ in config_lib.flatten(recipe)]
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if key not in keys:
-            close = difflib.get_close_matches(key, keys, n=1)
-            hint = f"did you mean {close[0]}?" if close else "tsm_jax/config.py lists the keys"
-            hint = config_lib.OLD_KEYS.get(key.removeprefix("--config."), hint).format(value=value)
-            raise UserError(f"{override}: there is no such key; {hint}")
-        if not equals:
-            raise UserError(f"{override}: write it as {override}=VALUE")
+def make_callable(module: str, function: Callable[..., object]) -> None:
+    """Lets `tsm_jax.train(config)` call a function, although `tsm_jax.train` is a module, too."""
 
+    class Command(ModuleType):
+        __call__ = staticmethod(function)
 
-def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
-    values = flags.FlagValues()
-    arguments = ["tsm_jax", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-        config = values["config"].value
-    except Exception as error:  # the recipe is a program of the user's, with any defect
-        what = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
-        raise UserError(f"{path}: {what}{' '.join(str(error).split())}") from error
-    known = dict(config_lib.flatten(config_lib.default())).keys()
-    if not isinstance(config, ConfigDict) or dict(config_lib.flatten(config)).keys() != known:
-        raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
-    return config
+    sys.modules[module].__class__ = Command
 
 
 def run(

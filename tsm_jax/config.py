@@ -52,6 +52,7 @@ CHOICES: dict[str, Collection[Any]] = {
         "mmaction2_three_crop",
         "mmaction2_twice_three_crop",
     ),
+    "data.flip_labels": ("swap", "keep"),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine", "whole_cosine"),
     "optimizer.decay": ("weights", "fc"),
@@ -74,7 +75,9 @@ CHANGEABLE_ON_RESUME = (
     "patience",
     "data.val_list",
     "data.groups",
+    "data.frame_rate",
     "data.protocol",
+    "data.flip_labels",
     "data.threads",
     "data.workers",
     "data.on_error",
@@ -91,7 +94,8 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Nothing was balanced, frozen or mixed; colours stayed; runs ended when their plan did."""
+    """Frame rates were not noted and labels of mirrored clips not swapped; nothing was balanced,
+    frozen or mixed; colours stayed; the warm-up came before the schedule."""
     new = {
         "class_balance": 0.0,
         "mixup": 0.0,
@@ -105,6 +109,8 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
         "data.sampling": "uniform",
         "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
         "data.color_jitter": 0.0,
+        "data.frame_rate": 0.0,
+        "data.flip_labels": "keep",
     }
     return {**new, **recipe}
 
@@ -193,7 +199,8 @@ def _model() -> ConfigDict:
     # Frames per clip T, one from each of T equal parts of the video.
     model.num_segments = 8
     # Direction of the first fold of channels: `past_first` (PaddleVideo), `future_first` (MIT,
-    # mmaction2), or `none` for a network without shift (TSN).
+    # mmaction2), `past_only` (no second fold: the network can follow a live stream), or `none` for
+    # a network without shift (TSN).
     model.shift = "past_first"
     # Share of the channels that moves in one direction: `1/8` (the paper, MIT, mmaction2) or
     # `1/num_segments` (PaddleVideo; the same at 8 segments).
@@ -238,6 +245,10 @@ def _data() -> ConfigDict:
     data.render = ""
     # How many training and validation clips it has.
     data.rendered_clips = (1200, 400)
+    # Frames per second that the network sees: its T frames over the length of a typical clip. It is
+    # stored with the weights, and live streams are followed at this rate. 0: measured from the
+    # training videos; of folders of frames nobody knows it.
+    data.frame_rate = 0.0
     # Side of the square that the network sees, pixels.
     data.crop_size = 224
     # Evaluation scales the short side of a frame to this before its centre is cropped, pixels.
@@ -250,7 +261,7 @@ def _data() -> ConfigDict:
     # where clips have few frames), or every 64/T-th of a window of 64 frames (`dense`). Validation
     # is uniform; data.protocol has the dense ones.
     data.sampling = "uniform"
-    # Mirror half of the training clips. Off where left and right are classes.
+    # Mirror half of the training clips.
     data.flip = True
     # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
     # fixed cameras and small differences.
@@ -258,6 +269,9 @@ def _data() -> ConfigDict:
     # Brightness, contrast and saturation of a training clip change by up to this share, alike in
     # all of its frames. 0: not at all.
     data.color_jitter = 0.0
+    # Labels of mirrored clips: `swap` those of classes whose names differ in left and right only,
+    # or in clockwise and counterclockwise (an error if one of two is missing), or `keep` all.
+    data.flip_labels = "swap"
     # Reading threads per process. 0: one per core that the process may use.
     data.threads = 0
     # Worker processes that read. 0: threads of the main process, which is faster unless Python
@@ -389,6 +403,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "model.dropout": (0.0, 0.99),
     "model.batch_norm_group": (0, 10**6),
     "data.rendered_clips": (1, 10**6),
+    "data.frame_rate": (0.0, 1000.0),
     "data.crop_size": (32, 4096),
     "data.short_side": (32, 4096),
     "data.crop_scales": (0.05, 1.0),

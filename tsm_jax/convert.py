@@ -82,8 +82,8 @@ def main(arguments: Sequence[str]) -> None:
     architecture = model.architecture
     print(
         f"{options.output}: {architecture}, {architecture.num_classes} classes,"
-        f" {architecture.num_segments} segments, shift {architecture.shift} by"
-        f" {architecture.shift_fraction}"
+        f" {architecture.num_segments} segments, shift {architecture.shift}"
+        + (f" by {architecture.shift_fraction}" if architecture.shift != "none" else "")
     )
 
 

@@ -18,18 +18,31 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     if options.num_segments is not None and options.num_segments < 2:
         raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
+    if not options.streaming and (options.browser or options.fps is not None):
+        raise UserError("--browser and --fps are for streams: add --streaming")
+    if options.streaming and set(options.precisions) != {"float32"}:
+        raise UserError("a stream is exported in float32 alone: leave --precisions out")
     from tsm_jax.assemble.weights import load_model
     from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.exporting.stream_writer import export_stream
     from tsm_jax.exporting.writer import export_model
 
     model = load_model(options.weights, num_segments=options.num_segments, labels=options.labels)
-    exported = export_model(
-        model,
-        options.output,
-        videos=find_videos(options.videos) if options.videos else (),
-        formats=options.formats,
-        precisions=options.precisions,
-    )
+    common = {
+        "videos": find_videos(options.videos) if options.videos else (),
+        "formats": options.formats,
+    }
+    if options.streaming:
+        exported = export_stream(
+            model,
+            options.output,
+            frame_rate=options.fps,
+            browser=options.browser,
+            source=options.weights,
+            **common,
+        )
+    else:
+        exported = export_model(model, options.output, precisions=options.precisions, **common)
     for check in exported["self_check"]:
         print(
             "{file} in {engine} ({precision}) on {input} input: logits differ by"
@@ -56,7 +69,7 @@ def _parser() -> cli.Parser:
         "--weights",
         metavar="PATH",
         required=True,
-        help="a workdir, a model directory, a .pdparams, a URL or a name of the zoo",
+        help="a workdir, a model directory, a file of weights, a URL or a name of the zoo",
     )
     parser.add_argument("--output", metavar="DIR", required=True, help="the folder to write")
     parser.add_argument(
@@ -70,16 +83,35 @@ def _parser() -> cli.Parser:
         help="bfloat16 adds a StableHLO graph for GPU and TPU, int8 an ONNX graph (float32)",
     )
     parser.add_argument(
+        "--streaming",
+        action="store_true",
+        help="one graph for one frame, for tsm stream: of a network with shift=past_only",
+    )
+    parser.add_argument(
+        "--browser", action="store_true", help="with --streaming: add a page that runs it"
+    )
+    parser.add_argument(
+        "--fps",
+        metavar="RATE",
+        type=float,
+        help="with --streaming: frames per second to see (as stored with the weights)",
+    )
+    parser.add_argument(
         "--videos",
         metavar="PATH",
         nargs="+",
         help="videos, folders or lists, to check with and to calibrate int8",
     )
     parser.add_argument(
-        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+        "--num_segments",
+        metavar="T",
+        type=int,
+        help="frames per clip, if a file of weights does not tell",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", help="class names of a .pdparams, one a line, if not well known"
+        "--labels",
+        metavar="FILE",
+        help="class names of a file of weights, one a line, if not well known",
     )
     return parser
 

@@ -9,9 +9,13 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tsm_jax.deploy.predictor import Predictor
 
 # 126 and above mean other things to a shell.
 _LARGEST_EXIT_CODE = 125
@@ -27,11 +31,11 @@ def main(arguments: Sequence[str]) -> None:
         if value is not None and not 1 <= value <= largest:
             most = "" if largest == math.inf else f" and at most {largest}"
             raise UserError(f"--{name} is {value}: it must be at least 1{most}")
-    from tsm_jax.assemble.predict import load_predictor
+    from tsm_jax.assemble.load import load
     from tsm_jax.deploy.inputs import find_videos
 
     videos = find_videos(options.input)
-    predictor = load_predictor(
+    predictor = load(
         options.model,
         engine=options.engine,
         precision=options.precision,
@@ -49,9 +53,11 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(min(failed, _LARGEST_EXIT_CODE))
 
 
-def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+def _run(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
     if options.step is not None and options.window is None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
+    if options.embed:
+        return _embed(predictor, videos, options)
     from tsm_jax.deploy.prediction_run import predict_videos
 
     return predict_videos(
@@ -64,6 +70,23 @@ def _run(predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
         threads=options.threads,
         output=options.output,
         visualize=options.visualize,
+        inputs=options.input,
+        overwrite=options.overwrite,
+    )
+
+
+def _embed(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+    for name in ("window", "visualize"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--embed gives features, not classes: leave out --{name}")
+    from tsm_jax.deploy.embedding_file import write_embeddings
+
+    return write_embeddings(
+        predictor,
+        videos,
+        options.output,
+        batch_size=options.batch_size,
+        threads=options.threads,
         inputs=options.input,
         overwrite=options.overwrite,
     )
@@ -82,7 +105,7 @@ def _parser() -> cli.Parser:
         "--model",
         metavar="PATH",
         required=True,
-        help="an exported folder; or a workdir, a model directory, a .pdparams",
+        help="an exported folder; or a workdir, a model directory, a file of weights",
     )
     parser.add_argument(
         "--input", metavar="PATH", nargs="+", required=True, help="videos, folders, .txt lists"
@@ -112,6 +135,11 @@ def _parser() -> cli.Parser:
         "--visualize", metavar="PATH", help="a .png for one video, or a folder for pictures"
     )
     parser.add_argument(
+        "--embed",
+        action="store_true",
+        help="write the features before the classifier to --output FILE.npz instead of classes",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace results and pictures that exist"
     )
     parser.add_argument(
@@ -130,7 +158,10 @@ def _parser() -> cli.Parser:
         "--threads", metavar="N", type=int, help="that decode videos (one per core)"
     )
     parser.add_argument(
-        "--num_segments", metavar="T", type=int, help="frames per clip of a .pdparams (8)"
+        "--num_segments",
+        metavar="T",
+        type=int,
+        help="frames per clip, if a file of weights does not tell",
     )
     parser.add_argument(
         "--protocol",

@@ -16,8 +16,6 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
 
-FRAME_TEMPLATE = "img_{:05}.jpg"
-
 # Of options, the ends included.
 _RANGES = {
     "clips_per_shard": (1, 10**6),
@@ -31,14 +29,13 @@ _RANGES = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    commands = {f.__name__: f for f in (download, lists, frames, check, pack)}
-    parser = cli.Parser(
+    cli.choose(
         "prepare",
+        {f.__name__: f for f in (download, lists, frames, check, pack)},
+        arguments,
         description="Prepares data sets; see `prepare COMMAND --help` and docs/data.md.",
         example="python -m tsm_jax.prepare frames --help",
     )
-    parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
-    commands[parser.parse_args(arguments[:1]).command](arguments[1:])
 
 
 def download(arguments: Sequence[str]) -> None:
@@ -59,27 +56,34 @@ def download(arguments: Sequence[str]) -> None:
 
 def lists(arguments: Sequence[str]) -> None:
     """Lists of videos and frames."""
+    from tsm_jax.data.prepare.published import DATA_SETS
+
     parser = cli.Parser(
         "prepare lists",
         description=(
-            "Writes lists in PaddleVideo's format, and labels.txt beside them. ucf101: all of the"
-            " official splits in --splits, into the folder --output. kinetics400 and folders: one"
-            " list, the file --output, of <class>/<video> (or, for kinetics400 with --annotations,"
-            " of the videos that the csv names, wherever they lie). folders with --val_share, or"
-            " of <split>/<class>/<video>, splits being train, val and test: train.list, val.list"
-            " and test.list in the folder --output."
+            "Writes lists of clips, and labels.txt beside them. DATASET is one of"
+            f" {', '.join(DATA_SETS)}, whose lists come from the label files in --annotations and"
+            " go into the folder --output (docs/data.md has the commands); or kinetics400 or"
+            " folders: one list, the file --output, of <class>/<video> (or, for kinetics400 with"
+            " --annotations, of the videos that the csv names, wherever they lie). folders with"
+            " --val_share, or of <split>/<class>/<video>, splits being train, val and test:"
+            " train.list, val.list and test.list in the folder --output."
         ),
         example=(
             "python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2"
             " --output data/own"
         ),
     )
-    parser.add_argument("dataset", metavar="DATASET", choices=["ucf101", "kinetics400", "folders"])
+    choices = [*DATA_SETS, "kinetics400", "folders"]
+    parser.add_argument("dataset", metavar="DATASET", choices=choices)
     parser.add_argument("--videos", metavar="DIR", help="the videos")
     parser.add_argument("--frames", metavar="DIR", help="the folders of extracted frames")
     parser.add_argument("--output", metavar="PATH", required=True, help="what to write")
-    parser.add_argument("--splits", metavar="DIR", help="ucf101: the folder of the split files")
-    parser.add_argument("--annotations", metavar="CSV", help="kinetics400: the annotation file")
+    parser.add_argument(
+        *("--annotations", "--splits"),
+        metavar="PATH",
+        help="the folder of the label files or splits; for kinetics400 the csv file",
+    )
     parser.add_argument("--labels", metavar="FILE", help="class names in the order of the labels")
     parser.add_argument(
         "--val_share",
@@ -102,28 +106,47 @@ def lists(arguments: Sequence[str]) -> None:
         parser.error("nothing to list: give --videos, --frames, or both")
     if options.layout and (options.dataset != "folders" or options.frames or options.annotations):
         parser.error("--layout goes with folders --videos only")
-    if options.dataset == "folders" and not (options.frames or options.annotations):
+    if options.dataset in DATA_SETS:
+        _published_lists(parser, options)
+    elif options.dataset == "folders" and not (options.frames or options.annotations):
         _lists_of_folders(parser, options)
-        return
-    from tsm_jax.data.prepare import make_lists
-
-    if options.dataset == "ucf101":
-        if not options.splits:
-            parser.error("ucf101 needs --splits")
-        written = make_lists.ucf101_lists(
-            options.splits, options.output, videos=options.videos, frames=options.frames
-        )
+    elif options.videos and options.frames:
+        parser.error("one list at a time: give --videos or --frames")
     else:
-        if options.videos and options.frames:
-            parser.error("one list at a time: give --videos or --frames")
-        written = [_one_list(parser, options)]
-    for made in written:
-        missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
-        print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
+        _print_list(_one_list(parser, options))
+
+
+def _print_list(made) -> None:
+    missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
+    print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
+
+
+def _published_lists(parser: cli.Parser, options) -> None:
+    from tsm_jax.data.prepare.make_lists import FRAME_TEMPLATE, read_names
+    from tsm_jax.data.prepare.published import DATA_SETS, published_lists
+
+    if not options.annotations:
+        parser.error(f"{options.dataset} needs --annotations, the folder of its label files")
+    names, made = published_lists(
+        options.dataset,
+        options.annotations,
+        options.output,
+        videos=options.videos,
+        frames=options.frames,
+        labels=read_names(options.labels) if options.labels else None,
+    )
+    for written in made:
+        _print_list(written)
+    if template := next((w.template for w in made if w.template not in ("", FRAME_TEMPLATE)), ""):
+        print(f"frames are named {template}: set config.data.frame_template, check --template")
+    print(f"{len(names)} classes: {_some(names)}")
+    published = DATA_SETS[options.dataset].num_classes
+    if len(names) != published:
+        print(f"warning: {options.dataset} was published with {published} classes")
 
 
 def _check_split_options(parser: cli.Parser, options) -> None:
-    for name in ("frames", "splits", "annotations", "labels"):
+    for name in ("frames", "annotations", "labels"):
         if getattr(options, name) is not None:
             parser.error(f"--val_share does not go with --{name}")
     if options.dataset != "folders" or options.videos is None:
@@ -202,7 +225,7 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
     absent = [name for name in made.classes if not made.counts["val"][name]]
     why = "" if "val" in layout.splits else "only one recording, so "
     _print_some(f"classes, {why}not in validation", absent)
-    print(f"next: {cli.typed('train')} --config configs/own_videos.py{_list_overrides(made.lists)}")
+    print(f"next: {cli.typed('train')} own_videos{_list_overrides(made.lists)}")
 
 
 def _list_overrides(lists) -> str:
@@ -463,7 +486,7 @@ def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
 
 def _add_source_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--source", choices=["videos", "frames"], required=True, help="of the list")
-    parser.add_argument("--template", default=FRAME_TEMPLATE, help="name of a frame, for frames")
+    parser.add_argument("--template", default="img_{:05}.jpg", help="name of a frame, for frames")
 
 
 def _add_picture_arguments(parser: cli.Parser) -> None:

@@ -1,12 +1,13 @@
-"""What reaches a terminal: text without control codes, and progress bars."""
+"""What reaches a terminal: text without control codes, commands as typed, progress bars."""
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 Item = TypeVar("Item")
 
@@ -32,16 +33,38 @@ def _escaped(match: re.Match[str]) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+MODULES = "python -m tsm_jax."
+
+
+def typed(command: str) -> str:
+    """A command the way this one was typed: `tsm train` or `python -m tsm_jax.train`."""
+    return launcher() + command
+
+
+def launcher() -> str:
+    """What stands before a verb."""
+    folder, name = os.path.split(sys.argv[0])
+    if os.path.splitext(name)[0] == "tsm":
+        return "tsm "
+    if name == "__main__.py" and os.path.basename(folder) == "tsm_jax":
+        return "python -m tsm_jax "
+    return MODULES
+
+
+class UpdateBar(Protocol):
+    """Shows what is done and the total (None: unknown), and a note in place of its own ETA."""
+
+    def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress_bar(
-    title: str, *, in_bytes: bool = False
-) -> Iterator[Callable[[int, int | None], None]]:
-    """Gives a function to call with what is done and the total (None: unknown), which shows it.
+def progress_bar(title: str, *, in_bytes: bool = False) -> Iterator[UpdateBar]:
+    """Gives what updates a progress bar.
 
     The bar is on stderr, on a terminal only, appears with the first call and vanishes at the end.
     """
     if not sys.stderr.isatty():
-        yield lambda done, total: None
+        yield lambda done, total, note="": None
         return
     from rich.console import Console
     from rich.progress import (
@@ -49,22 +72,33 @@ def progress_bar(
         DownloadColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.text import Text
+
+    class Remaining(TimeRemainingColumn):
+        max_refresh = None  # a note is shown as soon as it is there
+
+        def render(self, task: Task) -> Text:
+            note = task.fields["note"]
+            return Text(note, style="progress.remaining") if note else super().render(task)
 
     numbers = (DownloadColumn(), TransferSpeedColumn()) if in_bytes else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), *numbers)
     with Progress(
         *columns,
-        TimeRemainingColumn(),
+        Remaining(),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=sys.stdout.isatty(),  # lines for a file or a pipe must stay out of stderr
     ) as bar:
-        task = bar.add_task(printable(title), visible=False)
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+        task = bar.add_task(printable(title), visible=False, note="")
+        yield lambda done, total, note="": bar.update(
+            task, completed=done, total=total, note=note, visible=True
+        )
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:

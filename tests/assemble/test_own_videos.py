@@ -19,6 +19,7 @@ RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
 
 # Smaller than the recipe, so that this takes seconds; nothing that a user would have to give.
 SMALLER = {
+    "model.backbone": "toy",
     "model.width": 8,
     "model.num_segments": 4,
     "data.crop_size": 32,

@@ -1,4 +1,7 @@
-"""The commands end to end on rendered videos: train, continue, evaluate, predict."""
+"""The commands end to end on rendered videos: train, continue, evaluate, predict, export.
+
+The backbone is one that only the tests know: whatever works here works with its name alone.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,6 @@ from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.config import flatten
 from tsm_jax.data import moving_shapes
-from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.training.checkpoint import Checkpoints
@@ -102,7 +104,7 @@ def best(workdir):
     return max(metrics(workdir, "val"), key=lambda line: (line["top1"], -line["step"]))
 
 
-@pytest.mark.parametrize("batch_size", [8, 16, 24])
+@pytest.mark.parametrize("batch_size", [16, 24])
 def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
     workdir, _ = trained
     evaluation = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None)
@@ -119,6 +121,24 @@ def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
     workdir, _ = trained
     evaluate.main(["--weights", str(workdir)])
     assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
+
+
+def test_training_and_evaluation_are_functions_too(trained, data, one_device, monkeypatch):
+    workdir, _ = trained
+    monkeypatch.setattr(training_run, "make_mesh", lambda: one_device)
+    config = recipe(data, workdir)
+    assert tsm_jax.train(config) == str(workdir)  # done already
+    assert tsm_jax.train.main is train.main
+    best = max(line["top1"] for line in metrics(workdir, "val"))
+    assert tsm_jax.evaluate(workdir).metrics["top1"] == best
+    assert tsm_jax.evaluate(config=config, average="logits").metrics["top1"] == best
+    config.epochs = 0
+    with pytest.raises(UserError, match="config.epochs"):
+        tsm_jax.train(config)
+    with pytest.raises(UserError, match="there is no recipe configs/nothing.py"):
+        tsm_jax.train("configs/nothing.py")
+    with pytest.raises(UserError, match="nothing to evaluate: give weights, a recipe, or both"):
+        tsm_jax.evaluate()
 
 
 def test_evaluate_shows_the_views_of_a_protocol(trained, data):
@@ -234,12 +254,13 @@ def test_a_recipe_of_no_network_is_refused(trained, monkeypatch):
         load_model(str(trained[0]))
 
 
-def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path):
+def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path, formats):
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     workdir = str(trained[0])
-    export_model(load_model(workdir), str(tmp_path / "TSM"), formats=("stablehlo",))
+    export_model(load_model(workdir), str(tmp_path / "TSM"), formats=formats)
+    assert "TSM-Toy" in (tmp_path / "TSM" / "README.md").read_text()
     lines = [line.split() for line in (data / "val.list").read_text().splitlines()]
-    predictor = Predictor.load(str(tmp_path / "TSM"), engine="jax")
+    predictor = tsm_jax.load(str(tmp_path / "TSM"), engine="jax")
     answers = predictor.predict_many([str(data / path) for path, _ in lines], top_k=5, batch_size=5)
     ranked = [[p.index for p in answer.predictions] for answer in answers]
     labels = [int(label) for _, label in lines]

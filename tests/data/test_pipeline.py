@@ -78,9 +78,8 @@ def test_threads_do_not_change_batches(train, reading):
     assert_same(read_train(reading=reading), train)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_worker_processes_do_not_change_batches(train, workers):
-    assert_same(read_train(reading=Reading(threads=1, workers=workers)), train)
+def test_worker_processes_do_not_change_batches(train):
+    assert_same(read_train(reading=Reading(threads=1, workers=2)), train)
 
 
 @pytest.mark.parametrize("start", [1, 5, 7])

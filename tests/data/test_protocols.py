@@ -17,6 +17,7 @@ from tsm_jax.data.transforms import (
     ten_crops,
     three_crops,
     three_crops_of_long_side,
+    truncated_center_crop,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.normalize import normalize
@@ -68,9 +69,27 @@ def test_dense_frames_of_a_short_video_start_over():
     np.testing.assert_array_equal(frames, [[0, 8, 16, 4, 12, 0, 8, 16]] * 10)
 
 
-def test_twice_is_the_middles_and_the_beginnings():
-    expected = [18, 56, 93, 131, 168, 206, 243, 281, 0, 37, 75, 112, 150, 187, 225, 262]
-    assert twice_frames(300, 8).tolist() == expected
+# Numbers of files, which start at 1, by MIT's and mmaction2's formulas.
+WORKED_EXAMPLES = {
+    (300, 8): [
+        *(19, 57, 94, 132, 169, 207, 244, 282),
+        *(1, 38, 76, 113, 151, 188, 226, 263),
+    ],
+    (300, 16): [
+        *(10, 29, 47, 66, 85, 104, 122, 141, 160, 179, 197, 216, 235, 254, 272, 291),
+        *(1, 19, 38, 57, 76, 94, 113, 132, 151, 169, 188, 207, 226, 244, 263, 282),
+    ],
+    (250, 8): [16, 47, 79, 110, 141, 172, 204, 235],
+}
+
+
+@pytest.mark.parametrize(("size", "expected"), WORKED_EXAMPLES.items(), ids=str)
+def test_twice_is_the_middles_and_the_beginnings(size, expected):
+    found = (twice_frames(*size) + 1).tolist()
+    assert found[: len(expected)] == expected
+    for name in ("mit_twice_three_crop", "mmaction2_twice_three_crop"):
+        protocol = eval_protocol(name, short_side=40, crop_size=32)
+        assert (protocol.choose_frames(*size) + 1).tolist() == found
 
 
 def position_frames(height, width, count=2):
@@ -86,6 +105,8 @@ def position_frames(height, width, count=2):
     ("crops", "size", "corners"),
     [
         # PIL.crop at (0, 2h), (4w, 2h), (2w, 2h) with w, h = free space // 4
+        (truncated_center_crop, 40, [(5, 9)]),
+        (truncated_center_crop, 49, [(0, 5)]),
         (three_crops, 40, [(4, 0), (4, 16), (4, 8)]),
         (three_crops, 50, [(0, 0), (0, 8), (0, 4)]),
         # 0, 2s, s with s = free space // 2

@@ -20,6 +20,7 @@ from tsm_jax.deploy.engine import choose_engine, installed, open_engine
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.files import sha256
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.normalize import normalize
 
 
@@ -69,7 +70,7 @@ def test_engines_refuse_other_shapes(artifact, name, shape, dtype):
 
 
 def test_a_recognizer_refuses_other_clips_but_takes_any_size(model):
-    engine = Recognizer(model).predictor().engine
+    engine = Recognizer(model).engine
     for clip in (np.zeros((1, 8, 32, 32, 3), np.uint8), np.zeros((1, 4, 32, 32, 3), np.float32)):
         for run in (engine.logits, engine.features):
             with pytest.raises(ValueError, match=r"it must be uint8 \[N, 4, any, any, 3\]"):
@@ -205,7 +206,7 @@ def test_a_wrong_description_is_refused(copied, change, message):
     ("changes", "message"),
     [
         ({"labels": list("abc")}, r"float32\[N, 5\] instead of float32\[N, 3\]"),
-        ({"num_segments": 3}, r"instead of uint8\[N, 3, 32, 32, 3\]"),
+        ({"architecture": Architecture("resnet18", 5, 3)}, r"instead of uint8\[N, 3, 32, 32, 3\]"),
         ({"preprocessing": Preprocessing(48, 48)}, r"instead of uint8\[N, 4, 48, 48, 3\]"),
     ],
 )

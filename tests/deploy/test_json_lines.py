@@ -15,6 +15,7 @@ from tsm_jax.deploy.json_lines import UNFINISHED, Results, json_line
 from tsm_jax.deploy.prediction_run import predict_videos
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.models.architecture import Architecture
 
 
 class Engine:
@@ -45,7 +46,7 @@ class Fake(Predictor):
         super().__init__(
             self.fake,
             labels,
-            4,
+            Architecture("resnet18", 2, 4),
             rules,
             lambda: np.ones((1, 2), np.float32),
             fingerprint=lambda: weights,

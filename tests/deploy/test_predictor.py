@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import tsm_jax
-from tsm_jax.assemble.predict import load_predictor
 from tsm_jax.assemble.recognizer import Recognizer
-from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.weights.model_directory import write_model_directory
@@ -20,7 +19,7 @@ from tsm_jax.weights.paddle_model import read_paddle_model, write_paddle_model
 
 @pytest.fixture(scope="module")
 def predictor(exported):
-    return Predictor.load(str(exported))
+    return tsm_jax.load(str(exported))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def paths(videos):
 
 
 def test_an_exported_folder_answers_as_the_recognizer(exported, predictor, videos):
-    recognizer = tsm_jax.load(str(exported))
+    recognizer = Recognizer(load_model(str(exported)))
     for name in ("0.mp4", "5.mp4"):
         expected = recognizer.predict(str(videos / name))
         actual = predictor.predict(str(videos / name))
@@ -39,7 +38,7 @@ def test_an_exported_folder_answers_as_the_recognizer(exported, predictor, video
 
 def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     write_model_directory(model, str(tmp_path / "model"))
-    other = load_predictor(str(tmp_path / "model"))
+    other = tsm_jax.load(str(tmp_path / "model"))
     assert other.engine.name == "jax"
     path = str(videos / "3.mp4")
     expected = [p.score for p in predictor.predict(path)]
@@ -49,7 +48,7 @@ def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     np.testing.assert_allclose(maps, predictor.activation_maps(clip, 2), atol=1e-4)
     for engine, precision in (("onnxruntime", "float32"), ("auto", "int8")):
         with pytest.raises(UserError, match=r"is not an exported folder: \w+ runs what python -m"):
-            load_predictor(str(tmp_path / "model"), engine=engine, precision=precision)
+            tsm_jax.load(str(tmp_path / "model"), engine=engine, precision=precision)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 16])
@@ -136,13 +135,13 @@ def test_predict_raises_for_a_broken_video(predictor, videos):
 
 
 def test_the_protocol_can_be_chosen(exported, predictor, videos):
-    other = Predictor.load(str(exported), protocol="paddle_predict")
+    other = tsm_jax.load(str(exported), protocol="paddle_predict")
     path = str(videos / "4.mp4")
     assert not np.array_equal(other.read(path), predictor.read(path))
     with pytest.raises(UserError, match="there is no protocol 'other'"):
-        Predictor.load(str(exported), protocol="other")
+        tsm_jax.load(str(exported), protocol="other")
     with pytest.raises(UserError, match="was exported for 4 segments, not 8"):
-        Predictor.load(str(exported), num_segments=8)
+        tsm_jax.load(str(exported), num_segments=8)
 
 
 def test_a_pdparams_through_export_answers_as_before(make_model, videos, tmp_path):
@@ -153,7 +152,7 @@ def test_a_pdparams_through_export_answers_as_before(make_model, videos, tmp_pat
     read = replace(read_paddle_model(str(tmp_path / "TSM.pdparams")), labels=made.labels)
     model = replace(read, preprocessing=made.preprocessing)
     export_model(model, str(tmp_path / "TSM"), formats=("onnx",))
-    exported = Predictor.load(str(tmp_path / "TSM"), engine="onnxruntime")
+    exported = tsm_jax.load(str(tmp_path / "TSM"), engine="onnxruntime")
     expected = Recognizer(model).predict(str(videos / "3.mp4"))
     actual = exported.predict(str(videos / "3.mp4"))
     assert [p.index for p in actual] == [p.index for p in expected]

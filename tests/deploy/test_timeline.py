@@ -20,6 +20,7 @@ from tsm_jax.deploy.prediction import best_classes
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.models.architecture import Architecture
 
 
 class GreyLevels:
@@ -41,7 +42,10 @@ class GreyLevels:
 @pytest.fixture
 def grey_predictor():
     protocol = eval_protocol("test", short_side=16, crop_size=16)
-    return Predictor(GreyLevels(), ["late", "early"], 4, protocol, lambda: np.zeros((1, 2)))
+    architecture = Architecture("resnet18", 2, 4)
+    return Predictor(
+        GreyLevels(), ["late", "early"], architecture, protocol, lambda: np.zeros((1, 2))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.decode import every_frame
@@ -17,7 +18,6 @@ from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, Preprocessing, eval_protocol
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.engine import installed
-from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.timeline import timeline
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
@@ -29,6 +29,20 @@ from tsm_jax.training.steps import make_eval_step
 FULL_SIZE = {name for name in PROTOCOLS if "three_crop" in name}
 SHORT_SIDE = 36
 ENGINES = ("jax", "onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def model(make_model):
+    """The network does not matter here, and this one is compiled quickly."""
+    return make_model(backbone="toy")
+
+
+@pytest.fixture(scope="module")
+def exported(model, formats, tmp_path_factory):
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
+    folder = tmp_path_factory.mktemp("inference") / "TSM"
+    export_model(model, str(folder), formats=formats)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +61,7 @@ def load(exported, full_size_exported):
 
     @cache
     def opened(folder, engine):
-        return Predictor.load(str(folder), engine=engine)
+        return tsm_jax.load(str(folder), engine=engine)
 
     def load(name, engine):
         if not installed(engine):
@@ -186,7 +200,7 @@ def test_another_size_than_the_graph_takes_is_refused(exported, engine):
         " --protocol test, paddle_predict, paddle_dense?"
     )
     with pytest.raises(UserError, match=message) as error:
-        Predictor.load(str(exported), engine=engine, protocol="mit_three_crop")
+        tsm_jax.load(str(exported), engine=engine, protocol="mit_three_crop")
     assert "three_crop" not in str(error.value).split("choose", 1)[1]
 
 

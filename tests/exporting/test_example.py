@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
+import tsm_jax
 from tsm_jax.data import moving_shapes
-from tsm_jax.deploy.predictor import Predictor
 
 # What `pip install` of its README brings; Pillow and PyAV are PIL and av.
 ALONE = ("av", "numpy", "PIL")
@@ -54,7 +54,7 @@ def shapes(film, tmp_path_factory):
 def test_it_prints_what_predict_answers(folder, shapes, capsys, monkeypatch, protocol, short_side):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     copy = folder("onnx", protocol, short_side)
-    predictor = Predictor.load(str(copy), engine="onnxruntime")
+    predictor = tsm_jax.load(str(copy), engine="onnxruntime")
     monkeypatch.setattr(sys, "argv", ["example.py", *shapes])
     example = runpy.run_path(str(copy / "example.py"), run_name="__main__")
     printed = capsys.readouterr().out
@@ -83,7 +83,7 @@ runpy.run_path({str(copy / "example.py")!r}, run_name="__main__")
     result = run_with_only(code, *ALONE, *ENGINES[graph], "opt_einsum", "scipy")
     assert result.returncode == 0, result.stderr
     engine = {"onnx": "onnxruntime", "stablehlo": "jax"}[graph]
-    best = Predictor.load(str(copy), engine=engine).predict(shapes[0])[0]
+    best = tsm_jax.load(str(copy), engine=engine).predict(shapes[0])[0]
     assert f"1. {best.label} (class {best.index})  {best.score:.4f}" in result.stdout
 
 

@@ -26,10 +26,12 @@ class Computation:
 
     function: Any
 
+    outputs = ("logits", "features")
+
     @property
-    def video(self):
+    def inputs(self):
         (clips,) = jax.export.symbolic_shape("N")
-        return jax.ShapeDtypeStruct((clips, 2, 6, 8, 3), jnp.uint8)
+        return {"video": jax.ShapeDtypeStruct((clips, 2, 6, 8, 3), jnp.uint8)}
 
     def __call__(self, video):
         x = video.reshape(-1, *video.shape[2:]).astype(jnp.float32) / 64 - 2

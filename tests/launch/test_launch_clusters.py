@@ -187,6 +187,8 @@ def test_the_image_copies_what_exists_and_is_not_ignored():
         assert f"!{source}" in ignored
     needed = {"setup.py", "README.md", "tsm_jax", "configs"}  # setup.py reads README.md
     assert needed <= set(sources)
+    names = [name for name, _ in instructions()]
+    assert "COPY" not in names[names.index("RUN") :]  # what is installed has to be there before
 
 
 def test_the_image_installs_an_extra_that_exists_and_starts_python_itself():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from small_recipe import RECIPE
 
 from tsm_jax import benchmark, cli
 from tsm_jax.assemble.network import build_training_network
@@ -16,14 +16,12 @@ from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.measure.operations import Cost, count
 
-REPOSITORY = Path(__file__).parents[2]
-RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
-SMALL = ["--config.model.width=8", "--config.data.crop_size=32", "--config.data.short_side=32"]
 OF_A_BARE_MACHINE = (
     *("tsm_jax", "jax", "jaxlib", "flax", "optax", "numpy", "ml_collections", "absl", "yaml"),
     # What those need themselves.
     *("ml_dtypes", "opt_einsum", "scipy", "chex", "toolz", "treescope", "typing_extensions"),
     *("etils", "msgpack", "orbax", "tensorstore", "rich", "contextlib2", "six"),
+    "toy_backbone",  # of the recipe here
 )
 
 
@@ -74,12 +72,11 @@ def test_counts_the_published_operations_of_the_network():
 def test_reads_the_clips_of_the_recipe(tmp_path, capsys):
     moving_shapes.render(tmp_path / "shapes", train_videos=16, val_videos=8, seed=0)
     data = {
-        "render": "",
         "train_list": tmp_path / "shapes/train.list",
         "prefix": tmp_path / "shapes",
     }
     overrides = [f"--config.data.{key}={value}" for key, value in data.items()]
-    arguments = ["train", "--config", RECIPE, *SMALL, *overrides, "--steps", "1"]
+    arguments = ["train", "--config", RECIPE, *overrides, "--steps", "1"]
     benchmark.main([*arguments, "--input", "recipe", "--config.batch_size=8"])
     lines = {
         line["measure"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())
@@ -92,7 +89,7 @@ def test_reads_the_clips_of_the_recipe(tmp_path, capsys):
 def test_prints_lines_that_add_up_on_a_machine_with_nothing_but_jax_and_flax(run_with_only):
     code = f"""
 from tsm_jax import benchmark, cli
-cli.run(benchmark.main, ["train", "--config", {RECIPE!r}, *{SMALL!r}, "--steps", "2"])
+cli.run(benchmark.main, ["train", "--config", {RECIPE!r}, "--steps", "2"])
 """
     result = run_with_only(code, *OF_A_BARE_MACHINE)
     assert result.returncode == 0, result.stderr

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tsm_jax.models.shift import fold_sizes, temporal_shift
+from tsm_jax.models.shift import fold_sizes, streaming, temporal_shift
 
 SEGMENTS = (2, 3, 5, 8, 10, 16)
 
@@ -16,7 +16,9 @@ def shift_by_definition(clips, first_end, second_end, direction):
     """`[N, T, H, W, C]` frame by frame, in NumPy."""
     shifted = clips.copy()
     num_segments = clips.shape[1]
-    first_source, second_source = (-1, +1) if direction == "past_first" else (+1, -1)
+    first_source, second_source = (+1, -1) if direction == "future_first" else (-1, +1)
+    if direction == "past_only":
+        second_end = first_end
     for t in range(num_segments):
         for source, channels in (
             (t + first_source, slice(0, first_end)),
@@ -34,7 +36,7 @@ def random_clips(num_segments, channels=24, clips=2):
 
 @pytest.mark.parametrize("num_segments", SEGMENTS)
 @pytest.mark.parametrize("fraction", ["1/8", "1/num_segments"])
-@pytest.mark.parametrize("direction", ["past_first", "future_first"])
+@pytest.mark.parametrize("direction", ["past_first", "future_first", "past_only"])
 def test_follows_the_definition(num_segments, fraction, direction):
     clips = random_clips(num_segments)
     images = clips.reshape(-1, *clips.shape[2:])
@@ -58,6 +60,36 @@ def test_gradient_of_a_frame_reaches_its_neighbours_and_no_further(t):
     mixed = jax.grad(lambda x: (temporal_shift(x, 5)[t] ** 2).sum())(clips)
     reached = [i for i in range(5) if np.any(mixed[i])]
     assert reached == [i for i in (t - 1, t, t + 1) if 0 <= i < 5]
+
+
+@pytest.mark.parametrize("t", range(5))
+def test_past_only_reaches_the_frame_before_alone(t):
+    clips = jnp.asarray(random_clips(5, clips=1)[0])
+    mixed = jax.grad(lambda x: (temporal_shift(x, 5, direction="past_only")[t] ** 2).sum())(clips)
+    assert [i for i in range(5) if np.any(mixed[i])] == [i for i in (t - 1, t) if i >= 0]
+
+
+def test_a_stream_is_the_clip_frame_by_frame():
+    clips = jnp.asarray(random_clips(5)).swapaxes(0, 1)  # [T, N, H, W, C]: two streams at once
+    expected = temporal_shift(
+        clips.swapaxes(0, 1).reshape(-1, *clips.shape[2:]), 5, direction="past_only"
+    ).reshape(2, 5, *clips.shape[2:])
+    state = None
+    for t, frames in enumerate(clips):
+        with streaming(state) as after:
+            shifted = temporal_shift(frames, 5, direction="past_only")
+        np.testing.assert_array_equal(shifted, expected[:, t])
+        state = list(after)
+        assert state[0].shape == (2, 3, 2, 3)  # an eighth of 24 channels
+
+
+def test_a_stream_has_no_future_and_no_other_state():
+    frames = jnp.ones((1, 2, 2, 16))
+    with pytest.raises(ValueError, match="past_first needs them"), streaming(None):
+        temporal_shift(frames, 8, direction="past_first")
+    with pytest.raises(ValueError, match="2 tensors, the network 1"), streaming([frames] * 2):
+        temporal_shift(frames, 8, direction="past_only")
+    assert temporal_shift(frames, 1).shape == frames.shape  # outside, it is a clip again
 
 
 def test_the_ends_are_zero_and_clips_do_not_mix():

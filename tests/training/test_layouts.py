@@ -144,10 +144,8 @@ def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, la
     assert "on 4 x cpu" in output
     assert f"continuing {two_by_two} at step 1" in output
     assert "[1] epoch" not in output  # only the first process logs
-    assert_same_step(two_by_two, after_two, 2)
-
-    run_here(two_by_two, devices=1, epochs=3)  # what two processes have saved
-    assert curve(two_by_two).keys() == {1, 2, 3}
+    assert_same_step(two_by_two, after_two, 2)  # which one device reads
+    assert curve(two_by_two).keys() == {1, 2}
 
 
 @pytest.mark.slow

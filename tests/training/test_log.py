@@ -7,12 +7,16 @@ import json
 import resource
 import struct
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from tsm_jax.config import Plan, default
 from tsm_jax.errors import UserError
-from tsm_jax.training.log import METRICS_FILE, RunLog, StepTimer
+from tsm_jax.training.log import METRICS_FILE, RunLog
+from tsm_jax.training.timing import MovingAverage, RemainingTime, StepTimer
+from tsm_jax.training.wandb_log import WeightsAndBiases
 
 
 def lines(directory):
@@ -126,6 +130,55 @@ def test_a_full_disk_fails_at_the_line(tmp_path, full):
     assert written == (earlier if full == "metrics" else written.splitlines()[0] + "\n")
 
 
+def test_other_loggers_get_the_numbers_and_are_closed(tmp_path):
+    class Recorder:
+        def __init__(self):
+            self.written, self.closed = [], False
+
+        def write(self, kind, step, numbers):
+            self.written.append((kind, step, dict(numbers)))
+
+        def close(self):
+            self.closed = True
+
+    recorder = Recorder()
+    with open_log(tmp_path, loggers=[recorder]) as log:
+        log.record("val", 3, {"loss": 0.5, "clips": ["a"], "top1": float("nan")})
+        assert recorder.written == [("val", 3, {"loss": 0.5})]
+    assert recorder.closed
+
+
+def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    runs = []
+
+    class Wandb:
+        Error = RuntimeError
+
+        @staticmethod
+        def init(**options):
+            runs.append((options, logged := []))
+            return SimpleNamespace(
+                define_metric=lambda *_, **__: None, log=logged.append, finish=lambda: None
+            )
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    config = default()
+    config.workdir = str(tmp_path / "my_run")
+    (tmp_path / "my_run").mkdir()
+    for step in (2, 4):
+        with open_log(tmp_path, step, loggers=[WeightsAndBiases(config)]) as log:
+            log.record("train", step, {"loss": 1.0})
+    assert [logged for _, logged in runs] == [[{"step": s, "train/loss": 1.0}] for s in (2, 4)]
+    assert runs[0][0]["id"] == runs[1][0]["id"]
+    assert runs[0][0]["config"]["model"]["backbone"] == config.model.backbone
+    monkeypatch.setattr(Wandb, "init", lambda **_: (_ for _ in ()).throw(Wandb.Error("no key")))
+    with pytest.raises(UserError, match="wandb: no key"):
+        WeightsAndBiases(config)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="not installed"):
+        WeightsAndBiases(config)
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -135,14 +188,14 @@ def test_bars_follow_each_other_on_stderr_and_lines_stay_on_stdout(tmp_path, mon
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     with open_log(tmp_path) as log:
-        log.show("train", 1, 4)
-        log.say("epoch 1/2")
+        log.show("train", 1, 4, "epoch 1/2  ETA 0:12:34")
+        log.say("a line")
         log.show("validate", 1, 3)
         log.show("train", 2, 4)
-    assert capsys.readouterr().out == "epoch 1/2\n"
+    assert capsys.readouterr().out == "a line\n"
     shown = sys.stderr.getvalue()
-    assert all(part in shown for part in ("train", "1/4", "validate", "1/3", "2/4"))
-    assert "epoch" not in shown
+    assert all(part in shown for part in ("train", "1/4", "ETA 0:12:34", "validate", "1/3", "2/4"))
+    assert "a line" not in shown
 
 
 def test_there_is_no_speed_before_a_step_was_timed():
@@ -150,3 +203,30 @@ def test_there_is_no_speed_before_a_step_was_timed():
     assert (timer.batch_seconds, timer.reader_seconds) == (None, None)
     timer.count(0.5)
     assert timer.reader_seconds == 0.5
+
+
+def test_the_remaining_time_has_every_validation_that_is_to_come():
+    plan = Plan(steps_per_epoch=10, total_steps=30, boundaries=(), warmup_steps=0)
+    remaining = RemainingTime(plan, validation_steps=4.0)
+    assert remaining.seconds(1) is None
+    remaining.step.add(2.0)
+    assert remaining.seconds(0) == 30 * 2 + 3 * 8  # estimated from the work
+    remaining.validation.add(5.0)
+    assert remaining.seconds(10) == 20 * 2 + 3 * 5  # that of the first epoch is to come
+    assert remaining.seconds(10, validated=0.2) == 20 * 2 + 2.8 * 5
+    assert remaining.seconds(11) == 19 * 2 + 2 * 5
+    assert remaining.seconds(30, validated=1.0) == 0
+
+
+def test_a_moving_average_follows_slowly_and_forgets_its_start():
+    average = MovingAverage(0.02)
+    for value in (1.0, 3.0):
+        average.add(value)
+    assert average.value == 2.0  # a plain mean at first
+    for _ in range(60):
+        average.add(2.0)
+    average.add(102.0)  # one slow step
+    assert 2 < average.value <= 4.0001
+    for _ in range(300):
+        average.add(7.0)
+    assert average.value == pytest.approx(7.0, abs=0.05)

@@ -60,7 +60,7 @@ class Training:
         self.mesh = make_mesh(jax.devices()[:num_devices])
         network = self.network = CountingNetwork(
             lambda: TSM(
-                "resnet18",
+                "toy",
                 num_classes=CLASSES,
                 num_segments=4,
                 width=8,

@@ -3,7 +3,13 @@ from __future__ import annotations
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.labels import check_labels, labels_for, read_labels
+from tsm_jax.weights.labels import (
+    check_labels,
+    check_same_order,
+    dataset_labels,
+    labels_for,
+    read_labels,
+)
 
 
 def test_kinetics_400():
@@ -67,3 +73,34 @@ def test_missing_file_and_folder(tmp_path):
         read_labels(tmp_path / "absent", 3)
     with pytest.raises(UserError, match="cannot read the labels .*: it is a folder"):
         read_labels(tmp_path, 3)
+
+
+def test_no_names_by_the_number_of_something_something():
+    assert labels_for(174) is None and labels_for(27) is None
+
+
+def test_jester_in_both_orders():
+    ours, theirs = dataset_labels("jester"), dataset_labels("jester_mmaction2")
+    assert ours is not None and theirs is not None
+    assert ours == sorted(theirs) and ours != theirs
+    assert (theirs[0], theirs[26], len(theirs)) == ("Swiping Left", "Doing other things", 27)
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (["run", "jump", "sit down"], None),
+        (["Run", "jump", "sit_down"], None),  # other spellings
+        (["laufen", "springen", "sitzen"], None),  # other words
+        (["class 1", "class 0", "class 2"], None),
+        (["jump", "run", "sit down"], "the same classes in another order: 'jump' is number 1"),
+        (["stand", "run", "jump"], "some of the same classes: 'run' is number 0"),
+    ],
+)
+def test_the_same_classes_in_another_order_are_an_error(others, message):
+    names = ["run", "jump", "sit down"]
+    if message is None:
+        check_same_order(names, "the model", others, "labels.txt")
+        return
+    with pytest.raises(UserError, match=message):
+        check_same_order(names, "the model", others, "labels.txt")

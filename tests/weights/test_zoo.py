@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tsm_jax.data.protocols import PROTOCOLS
+from tsm_jax.download import check_address
 from tsm_jax.errors import UserError
 from tsm_jax.weights import zoo
+from tsm_jax.weights.torch_model import told_by_name
 from tsm_jax.weights.zoo import ZOO, fetch, is_remote
 
 
@@ -20,10 +25,54 @@ def answer(handler):
 
 def test_the_published_addresses():
     tsm = "https://videotag.bj.bcebos.com/PaddleVideo-release2.1/TSM/"
-    assert ZOO["paddle/tsm_k400"] == tsm + "TSM_k400.pdparams"
-    assert ZOO["paddle/tsm_ucf101_amp_nhwc"] == tsm + "TSM_ucf101_amp_nhwc.pdparams"
-    assert ZOO["paddle/resnet50_imagenet"].endswith("/PretrainModel/ResNet50_pretrain.pdparams")
-    assert len(ZOO) == 5 and all(is_remote(name) for name in ZOO)
+    assert ZOO["paddle/tsm_k400"].address == tsm + "TSM_k400.pdparams"
+    assert ZOO["paddle/tsm_ucf101_amp_nhwc"].address == tsm + "TSM_ucf101_amp_nhwc.pdparams"
+    families = Counter(name.partition("/")[0] for name in ZOO)
+    # MIT's 14, mmaction2's 36 of version 0 and 12 of version 1, as their model zoos list them.
+    assert (families["mit"], families["mmaction2"], families["torchvision"]) == (14, 48, 10)
+    assert sum("/v1.0/" in entry.address for entry in ZOO.values()) == 12
+    assert len({entry.address for entry in ZOO.values()}) == len(ZOO)
+    ported = "mmaction2/tsm_mobilenetv2_dense_1x1x8_kinetics400_rgb_port_20210922-aa5cadf6"
+    assert (ZOO[ported].sha256, ZOO[ported].top1[0][0]) == ("aa5cadf6", 69.89)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_an_entry_is_usable(name):
+    entry = ZOO[name]
+    assert is_remote(name) and check_address(entry.address, entry.address) is None
+    assert entry.address.endswith((".pdparams", ".pth", ".pth.tar"))
+    assert len(entry.sha256) == (8 if name.startswith(("mmaction2", "torchvision")) else 0)
+    for accuracy, protocol in entry.top1:
+        assert 40 < accuracy < 98 and protocol in (*PROTOCOLS, "its own")
+    command = entry.command.split()
+    assert bool(command) == (entry.is_supported and bool(entry.top1 or entry.data == "imagenet"))
+    if "evaluate" in entry.command:
+        assert f"--config.data.protocol={entry.top1[0][1]}" in command
+        assert entry.segments == 8 or f"--config.model.num_segments={entry.segments}" in command
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(("mit", "mmaction2"))])
+def test_a_file_name_tells_the_segments_and_the_data_set(name):
+    """What the reader takes from the name of a published file is what the table says of it."""
+    entry = ZOO[name]
+    told = told_by_name(entry.address.rpartition("/")[2])
+    assert told.data == entry.data
+    if told.num_segments != entry.segments:
+        assert "TSN" in entry.note or "streams" in entry.note
+
+
+def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path, monkeypatch):
+    server.answer = answer  # its SHA-256 begins with 2cf24dba
+    name = "torchvision/resnet50"
+    for digits, is_right in (("0676ba61", False), ("2cf24dba", True)):
+        address = server.url.rpartition("/")[0] + f"/resnet50-{digits}.pth"
+        monkeypatch.setitem(ZOO, name, replace(ZOO[name], address=address))
+        if is_right:
+            assert fetch(name, tmp_path).read_bytes() == b"hello"
+        else:
+            with pytest.raises(UserError, match="begins with 2cf24dba, not 0676ba61"):
+                fetch(name, tmp_path)
+            assert not list(tmp_path.rglob("*.pth*[!k]"))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +104,8 @@ def test_fetch(server, tmp_path):
 
 def test_fetch_by_name(server, tmp_path, monkeypatch):
     server.answer = answer
-    monkeypatch.setitem(ZOO, "paddle/tsm_k400", server.url)
+    entry = replace(ZOO["paddle/tsm_k400"], address=server.url)
+    monkeypatch.setitem(ZOO, entry.name, entry)
     assert fetch("paddle/tsm_k400", tmp_path).read_bytes() == b"hello"
 
 

@@ -9,12 +9,15 @@ import jax
 from ml_collections import ConfigDict
 
 from tsm_jax.data.clips import EvalClips, TrainClips
+from tsm_jax.data.frame_rate import measure_frame_rate
 from tsm_jax.data.lists import read_frame_list, read_video_list
+from tsm_jax.data.mirrored_labels import mirrored_labels
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
+from tsm_jax.data.rendered import description, holds
 from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import progress_bar
+from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all
 from tsm_jax.weights.labels import labels_or_numbers, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
@@ -46,7 +49,12 @@ def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
 
 
 def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
-    """The reader of augmented training clips."""
+    """The reader of augmented training clips.
+
+    Raises:
+        UserError: clips are mirrored and a class of theirs is missing, as in `mirrored_labels`.
+    """
+    swap = config.data.flip_labels == "swap" and config.data.flip
     return TrainClips(
         source,
         num_segments=config.model.num_segments,
@@ -57,6 +65,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         skip_unreadable=config.data.on_error == "skip",
         crop_scales=config.data.crop_scales,
         color_jitter=config.data.color_jitter,
+        mirrored_labels=mirrored_labels(class_names(config)) if swap else None,
     )
 
 
@@ -65,11 +74,6 @@ def build_eval_clips(
 ) -> EvalClips:
     """The reader of clips that are evaluated, as `protocol_of` says."""
     return EvalClips(source, num_segments, protocol_of(preprocessing, protocol))
-
-
-def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """The part of `config.data` that is stored with weights."""
-    return Preprocessing(crop_size=data.crop_size, short_side=data.short_side)
 
 
 def build_reading(config: ConfigDict) -> Reading:
@@ -120,6 +124,15 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
     return counted
 
 
+def with_frame_rate(config: ConfigDict, source: Source) -> ConfigDict:
+    """The recipe with the frame rate of its training clips, where that is 0 and can be measured."""
+    if config.data.frame_rate:
+        return config
+    measured = copy.deepcopy(config)
+    measured.data.frame_rate = measure_frame_rate(source, config.model.num_segments)
+    return measured
+
+
 def _labels_file(config: ConfigDict) -> str | None:
     beside = os.path.join(os.path.dirname(config.data.train_list), LABELS_FILE)
     return config.data.labels or (beside if os.path.isfile(beside) else None)
@@ -128,7 +141,7 @@ def _labels_file(config: ConfigDict) -> str | None:
 def _without_names(train_list: str) -> str:
     if not os.path.exists(train_list):
         return (
-            f"there is no {train_list}: write it with `python -m tsm_jax.prepare lists folders"
+            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
             f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
             " --config.data.train_list"
         )
@@ -152,10 +165,12 @@ def ensure_rendered(config: ConfigDict) -> None:
 
 
 def _render(config: ConfigDict) -> None:
-    from tsm_jax.data import moving_shapes
-
     directory = os.path.dirname(config.data.train_list)
     train_videos, val_videos = config.data.rendered_clips
+    if holds(directory, description(train_videos, val_videos, RENDER_SEED)):
+        return
+    from tsm_jax.data import moving_shapes
+
     with progress_bar("render") as update:
 
         def show(done: int, total: int) -> None:

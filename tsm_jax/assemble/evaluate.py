@@ -23,6 +23,7 @@ from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
+from tsm_jax.report.comparison import Answers, is_report, read_answers
 from tsm_jax.report.results import Evaluation
 from tsm_jax.terminal import progress
 from tsm_jax.training.mesh import eval_batch_size, make_mesh, replicated
@@ -51,6 +52,28 @@ def evaluate_weights(
     weights = weights or recipe.workdir
     model = load_model(weights, num_segments=recipe.model.num_segments)
     return evaluate_model(recipe, model, weights=weights, average=average)
+
+
+def evaluate_both(
+    config: ConfigDict | None, first: str, second: str, *, average: str | None = None
+) -> tuple[Evaluation | Answers, Evaluation | Answers]:
+    """Evaluates two weights on the same list; of either, the folder of a report is read instead.
+
+    Args:
+        config: as for `evaluate_weights`; None for the recipe of the first that is a workdir.
+        average: as for `evaluate_model`.
+
+    Raises:
+        UserError: something cannot be read.
+    """
+    weights = [path for path in (first, second) if not is_report(path)]
+    if config is None and weights:
+        config = _recipe_of(next(filter(is_workdir, weights), weights[0]))
+    first_found, second_found = (
+        read_answers(path) if is_report(path) else evaluate_weights(config, path, average=average)
+        for path in (first, second)
+    )
+    return first_found, second_found
 
 
 def _recipe_of(weights: str) -> ConfigDict:
@@ -89,9 +112,10 @@ def evaluate_model(
     clips = build_eval_clips(
         source, model.preprocessing, architecture.num_segments, config.data.protocol
     )
+    clips.protocol.check_labels(class_names)
     if average is None:
         average = "probabilities" if clips.protocol.average_probabilities else "logits"
-    metrics, logits, ranks = _evaluate_clips(config, model, clips, mesh, average, weights)
+    metrics, answers = _evaluate_clips(config, model, clips, mesh, average, weights)
     labels = np.array([source.label(i) for i in range(len(source))], np.int32)
     return Evaluation(
         metrics=metrics,
@@ -103,8 +127,9 @@ def evaluate_model(
         dtype=str(resolve_dtype(config.dtype)),
         class_names=class_names,
         labels=labels,
-        logits=logits,
-        ranks=ranks,
+        logits=answers["logits"],
+        ranks=answers["rank"],
+        right_after=answers.get("right_after"),
     )
 
 
@@ -123,8 +148,8 @@ def _class_names(config: ConfigDict, model: Model, weights: str) -> list[str]:
 
 def _evaluate_clips(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """Metrics, logits `[N, K]` and ranks `[N]` in the order of the list."""
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Metrics, and `clips` of the evaluation step in the order of the list."""
     num_clips = len(clips.source)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
     network = build_network(model.architecture, config.dtype)
@@ -138,25 +163,26 @@ def _evaluate_clips(
         network,
         mesh=mesh,
         average_probabilities=average == "probabilities",
+        by_frames=model.architecture.shift == "past_only",
         deterministic=config.deterministic,
     )
     eval_step = compiled_together(eval_step, "evaluation step")
     batches = eval_batches(
         clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
     )
-    logits, ranks = [], []
+    kept: list[dict[str, np.ndarray]] = []
 
     def keep(clips: dict[str, jax.Array]) -> None:
         mask = np.asarray(clips["mask"])
-        logits.append(np.asarray(clips["logits"])[mask])
-        ranks.append(np.asarray(clips["rank"])[mask])
+        kept.append({name: np.asarray(values)[mask] for name, values in clips.items()})
 
     batches = progress(batches, "evaluate", -(-num_clips // batch_size))
     metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
-    scores = np.concatenate(logits)
+    answers = {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}
+    scores = answers["logits"]
     if bad := int((~np.isfinite(scores)).any(1).sum()):
         raise UserError(
             f"{weights}: the scores of {bad} of {len(scores)} clips are not finite: the weights are"
             " damaged, or too large for config.dtype"
         )
-    return metrics, scores, np.concatenate(ranks)
+    return metrics, answers

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from tsm_jax.config import default
 from tsm_jax.data.lists import list_lines
-from tsm_jax.data.prepare.make_lists import LABELS_FILE, class_key, folder_list, ucf101_lists
+from tsm_jax.data.prepare.make_lists import LABELS_FILE, class_key, folder_list
+from tsm_jax.data.prepare.published import published_lists
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
-from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import Model
 
 
@@ -44,8 +44,7 @@ def ucf101(model: Model, data: str, output: str) -> ConfigDict:
     """
     splits, videos = os.path.join(data, "ucfTrainTestlist"), os.path.join(data, "videos")
     folder = os.path.join(output, "ucf101")
-    ucf101_lists(splits, folder, videos=videos)
-    names = read_labels(os.path.join(folder, LABELS_FILE))
+    names, _ = published_lists("ucf101", splits, folder, videos=videos)
     if [class_key(name) for name in names] != [class_key(name) for name in model.labels]:
         raise UserError(
             f"the model knows {len(model.labels)} classes ({model.labels[0]}, ...), {splits} has"

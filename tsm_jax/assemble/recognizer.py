@@ -1,53 +1,68 @@
-"""The Python interface: a network that names the action in a video."""
+"""A network in jax that names the action in videos."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import cached_property
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tsm_jax.assemble.weights import load_model
 from tsm_jax.data.protocols import protocol_of
-from tsm_jax.deploy.artifact import FEATURES
-from tsm_jax.deploy.engine import Engine
-from tsm_jax.deploy.prediction import Prediction
+from tsm_jax.deploy.artifact import FEATURES, State
+from tsm_jax.deploy.engine import Engine, StreamEngine
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.exporting.program import make_program
+from tsm_jax.deploy.stream import Stream
+from tsm_jax.exporting.program import make_stream_program
 from tsm_jax.models.architecture import CLASSIFIER
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 
-class Recognizer:
-    """A network with its weights and its preprocessing.
+class Recognizer(Predictor):
+    """A predictor that has its network and weights: `tsm_jax.load` of anything not exported.
 
     Args:
         model: what was read.
-        dtype: of convolutions: `float32`, `bfloat16`, or `auto` as in `config.dtype`.
+        precision: of convolutions: `float32` or `bfloat16`.
+        protocol: which views of a video are averaged; None for the one of `model`.
         source: where it was read from, for messages.
+
+    Attributes:
+        model: what was read.
     """
 
-    def __init__(self, model: Model, *, dtype: str = "float32", source: str = "the model"):
+    def __init__(
+        self,
+        model: Model,
+        *,
+        precision: str = "float32",
+        protocol: str | None = None,
+        source: str = "the model",
+    ):
         self.model = model
-        self.labels = list(model.labels)
-        self._source, self._dtype = source, dtype
-        self._network = build_network(model.architecture, dtype)
+        self._precision = precision
+        self._network = build_network(model.architecture, precision)
         params, stats = self._network.param_shapes, self._network.batch_stat_shapes
         check_tensors(model.tensors, {**params, **stats}, source)
-        self.params = {name: jnp.asarray(model.tensors[name]) for name in params}
-        self.batch_stats = {name: jnp.asarray(model.tensors[name]) for name in stats}
-        self._forward = jax.jit(self._apply)
-
-    @property
-    def num_segments(self) -> int:
-        """T, the frames of a clip."""
-        return self.model.architecture.num_segments
+        # Not `jnp.asarray`, which compiles a program for each shape.
+        self.params, self.batch_stats = jax.device_put(
+            tuple({name: model.tensors[name] for name in names} for names in (params, stats))
+        )
+        self._forward, self._features = jax.jit(self._apply), jax.jit(self._apply_backbone)
+        shape = (model.architecture.num_segments, None, None, 3)
+        super().__init__(
+            Engine("jax", precision, jax.default_backend(), shape, self._run_engine),
+            model.labels,
+            model.architecture,
+            protocol_of(model.preprocessing, protocol),
+            lambda: np.asarray(self.params[CLASSIFIER]),
+            source=source,
+            fingerprint=self._fingerprint,
+        )
 
     def forward(self, video: np.ndarray) -> np.ndarray:
         """Logits of clips.
@@ -67,41 +82,34 @@ class Recognizer:
             raise ValueError(f"video has shape {video.shape}: it must be {expected}")
         return np.asarray(self._forward(self.params, self.batch_stats, video))
 
-    def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
-        """The most likely classes of a video file, best first, over all views of the protocol.
-
-        Args:
-            path: of the file.
-            top_k: how many, at most K.
+    def stream(self) -> Stream:
+        """A stream of frames at its start; each call gives another one, and they never mix.
 
         Raises:
-            UnreadableClipError: the video cannot be decoded.
-            UserError: the scores are not finite.
+            UserError: the network was not trained with `shift="past_only"`, so it needs frames from
+                the future.
         """
-        return self.predictor().predict(path, top_k)
-
-    def predictor(self, protocol: str | None = None) -> Predictor:
-        """What predicts many videos with this network, by its stored protocol or another one."""
-        shape = (self.num_segments, None, None, 3)
-        return Predictor(
-            Engine("jax", self._dtype, jax.default_backend(), shape, self._run),
-            self.labels,
-            self.num_segments,
-            protocol_of(self.model.preprocessing, protocol),
-            lambda: np.asarray(self.params[CLASSIFIER]),
-            source=self._source,
-            fingerprint=self._fingerprint,
+        preprocessing, source = self.model.preprocessing, self.source
+        return Stream(
+            self._stream_engine, self.labels, self.num_segments, preprocessing, source=source
         )
 
-    def _run(self, video: np.ndarray, output: str) -> np.ndarray:
-        if output == FEATURES:
-            return np.asarray(self._features(video))
-        return self.forward(np.asarray(normalize(video)))
-
     @cached_property
-    def _features(self) -> Callable[[np.ndarray], jax.Array]:
-        program = make_program(self.model)
-        return jax.jit(lambda video: program(video)[1])
+    def _stream_engine(self) -> StreamEngine:
+        program = make_stream_program(self.model, self._precision, self.source)
+        forward = jax.jit(lambda *inputs: program(*inputs))
+
+        def step(frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+            logits, *after = forward(frame, *state)  # which stays on the device
+            return np.asarray(logits), after
+
+        start = [jnp.zeros(each.shape, each.dtype) for each in program.state]
+        return StreamEngine("jax", jax.default_backend(), start, step)
+
+    def _run_engine(self, video: np.ndarray, output: str) -> np.ndarray:
+        if output == FEATURES:
+            return np.asarray(self._features(self.params, self.batch_stats, video))
+        return self.forward(np.asarray(normalize(video)))
 
     def _fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.model.architecture).encode())
@@ -118,28 +126,11 @@ class Recognizer:
     ) -> jax.Array:
         return self._network.apply(params, batch_stats, video)[0]
 
-
-def load(
-    weights: str,
-    *,
-    num_segments: int | None = None,
-    dtype: str = "float32",
-    protocol: str | None = None,
-) -> Recognizer:
-    """Loads a network to use it.
-
-    Args:
-        weights: a model directory; a workdir of a training run (its best checkpoint); a
-            `.pdparams` of PaddleVideo; or an https address or a zoo name of one.
-        num_segments: T of a `.pdparams`, which does not store it; 8 if None.
-        dtype: of convolutions: `float32`, `bfloat16`, or `auto`.
-        protocol: which views of a video `predict` averages, one of `tsm_jax.data.protocols`;
-            None for the one that is stored with the weights.
-
-    Raises:
-        UserError: nothing usable is there.
-    """
-    model = load_model(weights, num_segments=num_segments)
-    if protocol is not None:
-        model = replace(model, preprocessing=replace(model.preprocessing, protocol=protocol))
-    return Recognizer(model, dtype=dtype, source=weights)
+    def _apply_backbone(
+        self,
+        params: Mapping[str, jax.Array],
+        batch_stats: Mapping[str, jax.Array],
+        video: jax.Array,
+    ) -> jax.Array:
+        features = self._network.module(params, batch_stats).features(normalize(video))
+        return features.astype(jnp.float32).reshape(*video.shape[:2], *features.shape[1:])

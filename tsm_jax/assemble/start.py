@@ -11,18 +11,18 @@ from tsm_jax.models.network import Network
 
 def load_start(
     config: ConfigDict, labels: list[str], network: Network
-) -> tuple[dict[str, np.ndarray] | None, str]:
-    """Tensors to start from, by name, and where they come from in words; None for random ones.
+) -> tuple[dict[str, np.ndarray] | None, list[str]]:
+    """Tensors to start from, by name, and where they come from in lines; None for random ones.
 
     Raises:
         UserError: they cannot be had, or do not fit.
     """
     if not config.init_from:
-        return None, "starting from random weights"
+        return None, ["starting from random weights"]
     # Late: without it no reader of other formats and no download is needed.
     from tsm_jax.assemble.weights import load_source
     from tsm_jax.weights.labels import check_same_order
-    from tsm_jax.weights.start import choose_start
+    from tsm_jax.weights.start import choose_start, shift_change
     from tsm_jax.weights.zoo import is_remote
 
     try:
@@ -32,7 +32,7 @@ def load_start(
             raise
         raise UserError(
             f"{error}; or fetch that file on another machine, bring it here and give"
-            " --config.init_from=FILE (configs/own_videos.py trains without one)"
+            " --config.init_from=FILE (the recipe own_videos trains without one)"
         ) from error
     if config.init_head and source.labels:
         check_same_order(source.labels, config.init_from, labels, "config.data.labels")
@@ -43,10 +43,7 @@ def load_start(
         ignore=config.init_ignore,
         source=config.init_from,
     )
-    loaded, origin = start.loaded, f"starting from {config.init_from}: {start}"
-    if source.shift not in ("none", config.model.shift):
-        origin += (
-            f"; warning: they were trained with shift {source.shift}, config.model.shift is"
-            f" {config.model.shift}"
-        )
-    return loaded, origin
+    origin = [f"starting from {config.init_from}: {start}"]
+    if change := shift_change(source.shift, config.model.shift):
+        origin.append(change)
+    return start.loaded, origin

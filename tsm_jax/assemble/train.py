@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -21,20 +21,22 @@ from tsm_jax.assemble.data import (
     class_names,
     ensure_rendered,
     host_share,
-    preprocessing_of,
+    with_frame_rate,
     with_num_classes,
 )
-from tsm_jax.assemble.network import Steps, architecture_of, build_steps
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
 from tsm_jax.assemble.probe_result import known_probe
 from tsm_jax.assemble.start import load_start
 from tsm_jax.config import make_plan, part_size
+from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.network import resolve_dtype
+from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
-from tsm_jax.training.log import Progress, RunLog
+from tsm_jax.training.log import Logger, Progress, RunLog
 from tsm_jax.training.loop import TrainingRun, Validate, train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.metrics import class_weights
@@ -46,7 +48,10 @@ from tsm_jax.weights.model_directory import LABELS_FILE, Model
 
 
 def train_recipe(
-    config: ConfigDict, mesh: Mesh | None = None, preemption: Preemption | None = None
+    config: ConfigDict,
+    mesh: Mesh | None = None,
+    preemption: Preemption | None = None,
+    loggers: Sequence[Callable[[ConfigDict], Logger]] = (),
 ) -> TrainState:
     """Trains `config` in `config.workdir`, or continues the run that is there.
 
@@ -54,6 +59,8 @@ def train_recipe(
         config: a validated recipe.
         mesh: the devices, by default all.
         preemption: entered, by the caller, to stop when a scheduler wants the machine back.
+        loggers: each is called with the recipe, in the first process only, and gives what receives
+            the run's numbers besides metrics.jsonl and TensorBoard.
 
     Returns:
         The state after the last step.
@@ -70,9 +77,11 @@ def train_recipe(
     config = with_num_classes(config)
     train_source = build_source(config.data, "train", config.model.num_classes)
     val_source = build_source(config.data, "val", config.model.num_classes)
+    config = with_frame_rate(config, train_source)
     plan = make_plan(config, len(train_source))
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
+    train_clips = build_train_clips(config, train_source)
     steps = build_steps(config, plan, mesh, _class_weights(config, train_source))
     with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
@@ -85,12 +94,13 @@ def train_recipe(
             first_step=first_step,
             validated=checkpoints.validated(first_step),
             enabled=writes,
+            loggers=[connect(config) for connect in loggers] if writes else (),
         ) as log:
-            for line in _first_lines(config, mesh, train_source, val_source):
+            for line in (*_first_lines(config, mesh, train_clips, labels, val_source), *origin):
                 log.say(line)
             if probe := known_probe(config.workdir):
                 log.say(f"to be above: {probe}")
-            log.say(f"{origin}; compiling the first step")
+            log.say("compiling the first step")
             run = TrainingRun(
                 config=config,
                 plan=plan,
@@ -98,7 +108,7 @@ def train_recipe(
                 class_names=labels,
                 first_step=first_step,
                 train_step=compiled_together(steps.train_step, "training step"),
-                validate=_validation(config, mesh, steps.eval_step, val_source, log),
+                validate=_validation(config, mesh, steps.eval_step, val_source),
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
@@ -107,13 +117,14 @@ def train_recipe(
                     plan,
                     order=order,
                     clip_name=train_source.name,
+                    val_clips=len(val_source),
                     first_step=first_step,
                     saved=saved,
                 ),
                 preemption=preemption or Preemption(),
             )
             batches = train_batches(
-                build_train_clips(config, train_source),
+                train_clips,
                 order,
                 batch_size=config.batch_size,
                 steps=range(first_step, plan.total_steps),
@@ -138,8 +149,8 @@ def _class_weights(config: ConfigDict, source: Source) -> np.ndarray | None:
 
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, labels: list[str], steps: Steps, mesh: Mesh
-) -> tuple[TrainState, int, dict[str, Any] | None, str]:
-    """The state to train from, its step and progress, and where they come from in words.
+) -> tuple[TrainState, int, dict[str, Any] | None, list[str]]:
+    """The state to train from, its step and progress, and where they come from in lines.
 
     The newest checkpoint of this run; else `config.init_from`; else random weights. The step is
     given besides, because to ask the state for it is to wait until its weights are drawn.
@@ -150,20 +161,18 @@ def _start(
         check_same_run(checkpoints.recipe(step), config, config.workdir)
         like = abstract_state(steps.network, steps.optimizer, mesh)
         state, progress = checkpoints.restore(step, like)
-        return state, step, progress, f"continuing {config.workdir} at step {step}"
+        return state, step, progress, [f"continuing {config.workdir} at step {step}"]
     loaded, origin = load_start(config, labels, steps.network)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
 
 
-def _validation(
-    config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source, log: RunLog
-) -> Validate:
+def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source) -> Validate:
     clips = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), len(source), mesh)
     eval_step = compiled_together(eval_step, "evaluation step")
 
-    def validate(state: TrainState, on_batch: Callable[[], None]) -> dict[str, float]:
+    def validate(state: TrainState, on_batch: Callable[[int, int], None]) -> dict[str, float]:
         batches = eval_batches(
             clips,
             batch_size=batch_size,
@@ -173,8 +182,7 @@ def _validation(
         done = itertools.count(1)
 
         def after_batch() -> None:
-            log.show("validate", next(done), -(-len(source) // batch_size))
-            on_batch()
+            on_batch(next(done), -(-len(source) // batch_size))
 
         return evaluate(
             eval_step, state.params, state.batch_stats, batches, mesh, on_batch=after_batch
@@ -184,10 +192,11 @@ def _validation(
 
 
 def _first_lines(
-    config: ConfigDict, mesh: Mesh, train_source: Source, val_source: Source
+    config: ConfigDict, mesh: Mesh, train_clips: TrainClips, labels: list[str], val_source: Source
 ) -> Iterator[str]:
     """What is trained, on what, and what may be wrong with it."""
     model, device = config.model, mesh.devices.flat[0]
+    train_source = train_clips.source
     yield (
         f"{architecture_of(model)} (shift {model.shift}), {model.num_segments} segments of"
         f" {config.data.crop_size} px, {resolve_dtype(config.dtype)}, on {mesh.size} x"
@@ -198,6 +207,9 @@ def _first_lines(
         names = (map(source.name, range(len(source))) for source in (train_source, val_source))
         if shared := count_shared(*names):
             yield f"warning: {shared} clips are both in the training and the validation list"
+    swaps = enumerate(train_clips.mirrored_labels or ())
+    if pairs := [f"{labels[a]} <-> {labels[b]}" for a, b in swaps if a < b]:
+        yield f"mirrored clips swap their labels: {printable(', '.join(pairs))}"
     if config.optimizer.schedule == "step":
         # Where the learning rate would step down if the run were longer, as it may become.
         late = [epoch for epoch in config.optimizer.boundaries if epoch >= config.epochs]
@@ -215,7 +227,7 @@ def _last_lines(checkpoints: Checkpoints, config: ConfigDict) -> Iterator[str]:
         f"training finished: best {metric} {checkpoints.metrics(best_step)[metric]:.5f}, saved in"
         f" {checkpoints.path(best_step)}"
     )
-    yield f"next: python -m tsm_jax.predict --model {config.workdir} --input VIDEO"
+    yield f"next: {typed('predict')} --model {config.workdir} --input VIDEO"
 
 
 def _write_card(

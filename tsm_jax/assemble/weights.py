@@ -11,10 +11,15 @@ import numpy as np
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
+from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
+from tsm_jax.weights.model_directory import (
+    Model,
+    is_model_directory,
+    read_model_directory,
+)
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
-from tsm_jax.weights.zoo import fetch, is_remote
+from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
 PADDLE_SUFFIX = ".pdparams"
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
@@ -29,7 +34,8 @@ def load_model(
     Args:
         weights: a model directory; a workdir, of which the best checkpoint is taken; a
             `.pdparams` of PaddleVideo; a `.pth`, `.pth.tar` or `.safetensors` of MIT, mmaction2,
-            torchvision or timm; or an https address or a zoo name of one of these files.
+            torchvision or timm; an https address or a zoo name of one of these files; or
+            `hf://owner/name`.
         num_segments: T of a file, which may not tell it. Other weights know it themselves.
         labels: a file of class names for a file of weights, one a line; None for those known.
 
@@ -57,12 +63,12 @@ class Source:
 
     Attributes:
         tensors: by name, with or without a classifier.
-        shift: as in `config.model`; `none` of an image network.
+        shift: as in `config.model`; None of an image network.
         labels: of the classifier; None where they are not known.
     """
 
     tensors: dict[str, np.ndarray]
-    shift: str
+    shift: str | None
     labels: list[str] | None
 
 
@@ -71,14 +77,16 @@ def load_source(weights: str) -> Source:
     path = local_path(weights)
     if path.endswith(PADDLE_SUFFIX):
         tensors, found = read_paddle_tensors(path)
-        return Source(tensors, "past_first" if found.num_classes else "none", None)
+        return Source(tensors, "past_first" if found.num_classes else None, None)
     if path.endswith(TORCH_SUFFIXES):
         # Late, as below: a .pdparams is read without.
         from tsm_jax.weights.torch_model import described, read_torch_start
+        from tsm_jax.weights.torch_names import IMAGE
 
         tensors, network, labels = read_torch_start(path)
         _say(path, described(network))
-        return Source(tensors, network.shift, labels)
+        shift = None if network.family == IMAGE else network.shift
+        return Source(tensors, shift, labels)
     model = load_model(path)
     return Source(dict(model.tensors), model.architecture.shift, list(model.labels))
 
@@ -89,13 +97,15 @@ def local_path(weights: str) -> str:
     Raises:
         UserError: there is no such file, or it is of no known kind.
     """
+    if is_hub_address(weights):
+        return fetch_from_hub(weights)
     if is_remote(weights):
         return str(fetch(weights))
     if not os.path.exists(weights):
         raise UserError(
             f"there are no weights at {weights}: give a workdir, a model directory, a file"
-            f" ({', '.join(SUFFIXES)}), an https address, or a name that python -m tsm_jax.convert"
-            " --list prints, such as paddle/tsm_k400"
+            f" ({', '.join(SUFFIXES)}), an https address, hf://owner/name, or the name of published"
+            f" weights; {names_like(weights)}"
         )
     usable = is_model_directory(weights) or is_workdir(weights)
     if not usable and not weights.endswith(SUFFIXES):

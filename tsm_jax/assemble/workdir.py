@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax.assemble.data import preprocessing_of
-from tsm_jax.assemble.network import architecture_of
+from tsm_jax.assemble.network import architecture_of, preprocessing_of
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
 from tsm_jax.training.checkpoint import Checkpoints

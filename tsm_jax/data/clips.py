@@ -45,6 +45,7 @@ class TrainClips:
         sampling: of the frames, a name of `TRAINING`.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
+        mirrored_labels: for each class that of its mirrored clips; None to keep their labels.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class TrainClips:
     flip: bool
     seed: int
     skip_unreadable: bool = False
+    mirrored_labels: Sequence[int] | None = None
     crop_scales: Sequence[float] = MULTI_SCALES
     color_jitter: float = 0.0
     sampling: str = "uniform"
@@ -96,7 +98,10 @@ class TrainClips:
         crop_resize_flip(frames, crop, self.crop_size, flip, out=out[0])
         if self.color_jitter:
             jitter_color(out[0], self.color_jitter, self._rng(epoch, index, _COLOR))
-        return _element(out, self.source.label(index), index)
+        label = self.source.label(index)
+        if flip and self.mirrored_labels is not None:
+            label = self.mirrored_labels[label]
+        return _element(out, label, index)
 
     def _read_replacement(
         self, index: int, epoch: int, out: np.ndarray | None, error: UserError

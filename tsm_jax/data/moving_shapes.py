@@ -19,8 +19,9 @@ import av
 import cv2
 import numpy as np
 
+from tsm_jax.data.rendered import DESCRIPTION_FILE, description, holds
 from tsm_jax.errors import UserError
-from tsm_jax.files import new_folder, read_json, write_json, write_lines
+from tsm_jax.files import new_folder, write_json, write_lines
 from tsm_jax.host import usable_cores
 
 LABELS = (
@@ -30,10 +31,6 @@ LABELS = (
     *("grow", "shrink"),
 )
 
-# Raise it with every change of the pixels: an older set on disk is then not taken for this one.
-VERSION = 1
-
-_COMPLETE = "dataset.json"
 _TRAIN, _VAL = 0, 1
 
 _FRAMES = (24, 49)  # half-open ranges
@@ -57,8 +54,8 @@ def ensure(
 
     Several processes may do so at once: the first one to finish wins.
     """
-    wanted = _description(train_videos, val_videos, seed)
-    if _holds(directory, wanted):
+    wanted = description(train_videos, val_videos, seed)
+    if holds(directory, wanted):
         return
     try:
         render(
@@ -69,7 +66,7 @@ def ensure(
             on_progress=on_progress,
         )
     except UserError:
-        if not _holds(directory, wanted):
+        if not holds(directory, wanted):
             raise
 
 
@@ -120,7 +117,7 @@ def render(
                 [f"{_name(i, n)} {i % len(LABELS)}" for split, i, n in jobs if split == wanted],
             )
         write_lines(root / "labels.txt", LABELS)
-        write_json(root / _COMPLETE, _description(train_videos, val_videos, seed))
+        write_json(root / DESCRIPTION_FILE, description(train_videos, val_videos, seed))
 
 
 def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
@@ -239,20 +236,6 @@ def _render_file(path: Path, seed: int, split: int, i: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _holds(directory: str | Path, wanted: dict[str, int]) -> bool:
-    """Whether there is a complete set in `directory`; UserError if it is another one."""
-    path = Path(directory) / _COMPLETE
-    if not path.exists():
-        return False
-    found = read_json(path, "the description of the data set")
-    if found != wanted:
-        raise UserError(
-            f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
-            "delete it or choose another folder"
-        )
-    return True
-
-
 def _remove_if_empty(directory: Path) -> None:
     with suppress(OSError):  # it has something in it, or is not there
         directory.rmdir()
@@ -265,12 +248,3 @@ def _remove_if_empty(directory: Path) -> None:
 
 def _name(i: int, number: int) -> str:
     return f"videos/{LABELS[i % len(LABELS)]}/{number:05}.mp4"
-
-
-def _description(train_videos: int, val_videos: int, seed: int) -> dict[str, int]:
-    return {
-        "version": VERSION,
-        "train_videos": train_videos,
-        "val_videos": val_videos,
-        "seed": seed,
-    }

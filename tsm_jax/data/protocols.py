@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.data.mirrored_labels import with_direction
 from tsm_jax.data.sampling import (
     DENSE_CLIPS,
     dense_frames,
@@ -27,9 +28,11 @@ from tsm_jax.data.transforms import (
     ten_crops,
     three_crops,
     three_crops_of_long_side,
+    truncated_center_crop,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.stored import between, check_fields, one_of
+from tsm_jax.stored import between, check_fields, one_of, shown
+from tsm_jax.terminal import printable
 
 ChooseFrames = Callable[[int, int], np.ndarray]
 Resize = Callable[[Sequence[np.ndarray], int], Sequence[np.ndarray]]
@@ -37,6 +40,7 @@ Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 
 MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
 MAX_SHORT_SIDE = 4096
+MAX_FRAME_RATE = 1000
 # Of a resized frame: a narrow strip would become a picture of gigabytes.
 _MAX_PIXELS = 64e6
 
@@ -67,8 +71,17 @@ class EvalProtocol:
         """V."""
         return self.num_clips * self.num_crops
 
-    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
-        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`.
+    def check_labels(self, names: Sequence[str]) -> None:
+        """Raises a UserError if it mirrors clips although classes are told by left and right."""
+        if self.crops is ten_crops and (wrong := with_direction(names)):
+            raise UserError(
+                f"the protocol {self.name} mirrors half of the views, which makes"
+                f" '{printable(wrong[0])}' another class: choose one without mirrored views, such"
+                " as mit_twice_three_crop"
+            )
+
+    def resized(self, frames: Sequence[np.ndarray], name: str = "the clip") -> Sequence[np.ndarray]:
+        """Frames uint8 `[H, W, 3]` as they are cropped.
 
         Raises:
             UnreadableClipError: the frames of the clip `name` are too narrow.
@@ -79,7 +92,12 @@ class EvalProtocol:
                 f"{name}: frames of {long}x{short} are too narrow to be resized to a short side of"
                 f" {self.short_side} px: leave it out"
             )
-        crops = self.crops(self.resize(frames, self.short_side), self.crop_size)
+        return self.resize(frames, self.short_side)
+
+    def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
+        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`; raises
+        as `resized`."""
+        crops = self.crops(self.resized(frames, name), self.crop_size)
         if self.num_views == 1:
             return crops[0][None]  # without a copy
         video = np.stack(crops, axis=1)  # [clips * T, crops, S, S, 3]
@@ -97,6 +115,7 @@ _FIXED_RATIO = {"resize": resize_fixed_ratio}
 _MM = {"resize": resize_short_side_cv2, "average_probabilities": True}
 _THREE = {"crops": three_crops, "num_crops": 3}
 _THREE_OF_LONG_SIDE = {"crops": three_crops_of_long_side, "num_crops": 3}
+_CENTRE = {"crops": truncated_center_crop}
 _TEN = {"crops": ten_crops, "num_crops": 10}
 _FULL = {"full_size": True}  # a crop is as large as the short side
 
@@ -112,7 +131,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
     "mit_twice_three_crop": _TWICE | _KEEP_RATIO | _THREE | _FULL,
     "mit_dense_three_crop": _DENSE | _KEEP_RATIO | _THREE | _FULL,
     "mit_ten_crop": _MIDDLE | _KEEP_RATIO | _TEN,
-    "mmaction2_center_crop": _MIDDLE | _MM,
+    "mmaction2_center_crop": _MIDDLE | _MM | _CENTRE,
     "mmaction2_ten_crop": _MIDDLE | _MM | _TEN,
     "mmaction2_dense_ten_crop": _DENSE | _MM | _TEN,
     "mmaction2_dense_three_crop": _DENSE | _MM | _THREE_OF_LONG_SIDE | _FULL,
@@ -148,7 +167,10 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels, as in `config.data`, and the protocol the network was validated with.
+    """Pixels and time, as in `config.data`, and the protocol the network was validated with.
+
+    `frame_rate` is how many frames of a second the network sees, see `tsm_jax.data.frame_rate`; 0
+    where that is not known.
 
     Raises:
         UserError: a value is of another type, not one of its choices or out of range.
@@ -157,6 +179,7 @@ class Preprocessing:
     crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
     short_side: int = field(default=256, metadata=between(MIN_CROP_SIZE, MAX_SHORT_SIDE))
     protocol: str = field(default="test", metadata=one_of(PROTOCOLS))
+    frame_rate: float = 0.0
 
     def __post_init__(self):
         check_fields(self)
@@ -164,6 +187,11 @@ class Preprocessing:
             raise UserError(
                 f"preprocessing.short_side is {self.short_side}: it must be at least"
                 f" preprocessing.crop_size ({self.crop_size})"
+            )
+        if type(self.frame_rate) not in (int, float) or not 0 <= self.frame_rate <= MAX_FRAME_RATE:
+            raise UserError(
+                f"preprocessing.frame_rate is {shown(self.frame_rate)}: it must be a number from 0"
+                f" to {MAX_FRAME_RATE}"
             )
 
 

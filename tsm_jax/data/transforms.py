@@ -179,6 +179,14 @@ def one_crop(frames: Frames, size: int) -> list[np.ndarray]:
     return [center_crop(frames, size)]
 
 
+def truncated_center_crop(frames: Frames, size: int) -> list[np.ndarray]:
+    """As `one_crop`, but an odd free space is halved down.
+
+    Reference: mmaction2 `CenterCrop`.
+    """
+    return _crops(frames, size, ((1, 1),), parts=2)
+
+
 def three_crops(frames: Frames, size: int) -> list[np.ndarray]:
     """Left, right and centre of the middle: three of uint8[T, size, size, 3].
 

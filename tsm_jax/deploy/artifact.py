@@ -6,13 +6,17 @@ model.safetensors            the tensors, to load or export them again
 example.py                   predicts with a graph and without this package
 labels.txt, README.md        for readers
 config.json                  architecture and preprocessing as in any model directory, and under
-                             `export` what the graphs take and give, labels, versions and hashes
+                             `export` its kind, what the graphs take and give, labels, versions and
+                             hashes
+
+There are two kinds: graphs of whole clips, and graphs of one frame of a stream with its state.
 
 It is a model directory, too: everything that reads one reads this.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,18 +28,32 @@ import numpy as np
 from tsm_jax.data.protocols import Preprocessing, protocol_of
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, reason, sha256
-from tsm_jax.models.architecture import CLASSIFIER
+from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
 from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
 from tsm_jax.weights.tensor_file import read_tensors
 
+# The kinds of exported folders, and what writes and runs them, for messages.
+CLIPS, STREAM = "clips", "stream"
+_WRITTEN_BY = {CLIPS: "tsm export", STREAM: "tsm export --streaming"}
+_RUN_BY = {CLIPS: "tsm predict", STREAM: "tsm stream"}
+_SHOWN = {CLIPS: "for whole clips", STREAM: "for streams, frame by frame"}
+
+
+def _from_version_1(exported: dict[str, Any]) -> dict[str, Any]:
+    """0.1.0 exported clips alone."""
+    return {"kind": CLIPS, **exported}
+
+
 # What `export` of config.json of older versions means, see `stored.upgraded`.
-UPGRADES = ()
+UPGRADES = (_from_version_1,)
 EXPORT_VERSION = len(UPGRADES) + 1
 
 # A graph's input and outputs.
 VIDEO, LOGITS, FEATURES = "video", "logits", "features"
+# Those of a stream, one of each for every shift.
+FRAME, STATE, NEXT_STATE = "frame", "state_{}", "next_state_{}"
 
 STABLEHLO_FILE = "model.stablehlo"
 BFLOAT16_STABLEHLO_FILE = "model_bfloat16.stablehlo"
@@ -48,6 +66,8 @@ README_FILE = "README.md"
 Shape = tuple[int | None, ...]
 # Of a graph's inputs and outputs: dtype and shape by name.
 Ports = Mapping[str, tuple[str, Shape]]
+# What a frame of a stream leaves for the next one: arrays of whatever kind an engine likes best.
+State = Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -55,16 +75,22 @@ class Artifact:
     """An exported folder.
 
     Attributes:
-        num_segments: T.
         labels: K class names.
         hashes: file name to SHA-256 of every graph and of the tensors.
+        kind: `CLIPS` or `STREAM`.
     """
 
     folder: str
-    num_segments: int
+    architecture: Architecture
     preprocessing: Preprocessing
     labels: Sequence[str]
     hashes: Mapping[str, str]
+    kind: str = CLIPS
+
+    @property
+    def num_segments(self) -> int:
+        """T."""
+        return self.architecture.num_segments
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -97,13 +123,7 @@ class Artifact:
 
     def check_graph(self, name: str, ports: Ports) -> None:
         """Raises a UserError unless the graph in a file takes and gives what is described."""
-        expected: Ports = {
-            VIDEO: ("uint8", (None, *self.clip_shape)),
-            LOGITS: ("float32", (None, len(self.labels))),
-        }
-        if FEATURES in ports:
-            rest = ports[FEATURES][1][2:]  # the graph's own; ordered by its format
-            expected = {**expected, FEATURES: ("float32", (None, self.num_segments, *rest))}
+        expected = self._stream_ports(ports) if self.kind == STREAM else self._clip_ports(ports)
         for port, wanted in expected.items():
             if port not in ports:
                 raise UserError(f"{self.folder}/{name} has no {port}: export the model again")
@@ -112,6 +132,28 @@ class Artifact:
                     f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {port} is"
                     f" {_port(*ports[port])} instead of {_port(*wanted)}; export the model again"
                 )
+
+    def _clip_ports(self, ports: Ports) -> Ports:
+        expected: Ports = {
+            VIDEO: ("uint8", (None, *self.clip_shape)),
+            LOGITS: ("float32", (None, len(self.labels))),
+        }
+        if FEATURES in ports:
+            rest = ports[FEATURES][1][2:]  # the graph's own; ordered by its format
+            expected = {**expected, FEATURES: ("float32", (None, self.num_segments, *rest))}
+        return expected
+
+    def _stream_ports(self, ports: Ports) -> Ports:
+        """What a state is, is the graph's own; but it has to come out as it goes in."""
+        expected: dict[str, tuple[str, Shape]] = {
+            FRAME: ("uint8", (1, *self.clip_shape[1:])),
+            LOGITS: ("float32", (1, len(self.labels))),
+            STATE.format(0): ("float32", ()),
+        }
+        for i, (name, (_, shape)) in enumerate(states(ports).items()):
+            fixed = tuple(size or 0 for size in shape)
+            expected |= dict.fromkeys((name, NEXT_STATE.format(i)), ("float32", fixed))
+        return expected
 
     def classifier(self) -> np.ndarray:
         """The weights of the classifier, float32 `[C, K]`.
@@ -126,6 +168,12 @@ class Artifact:
                 f"{path}: {CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
             )
         return kernel
+
+
+def states(ports: Ports) -> Ports:
+    """The state that the graph of a stream takes: those of `ports`, in order."""
+    names = itertools.takewhile(ports.__contains__, map(STATE.format, itertools.count()))
+    return {name: ports[name] for name in names}
 
 
 def _port(dtype: str, shape: Shape) -> str:
@@ -145,11 +193,16 @@ def is_artifact(path: str) -> bool:
     return isinstance(description, dict) and "export" in description
 
 
-def read_artifact(folder: str) -> Artifact:
+def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
     """Reads what `export` wrote.
 
+    Args:
+        folder: exported.
+        kind: that it has to be, `CLIPS` or `STREAM`.
+
     Raises:
-        UserError: it is not an exported folder, or of another version, or its config is broken.
+        UserError: it is not an exported folder, or of another kind or version, or its config is
+            broken.
     """
     if not is_artifact(folder):
         raise UserError(f"{folder} is not an exported folder: write one with tsm export")
@@ -159,6 +212,14 @@ def read_artifact(folder: str) -> Artifact:
     if not isinstance(exported, dict):
         raise UserError(f"{path}: export is {shown(exported)}: export the model again")
     exported = upgraded(exported, exported.get("version"), UPGRADES, f"the export in {folder}")
+    found = exported.get("kind")
+    if found not in (CLIPS, STREAM):
+        raise UserError(f"{path}: export.kind is {shown(found)}: it must be {CLIPS} or {STREAM}")
+    if found != kind:
+        raise UserError(
+            f"{folder} was exported {_SHOWN[found]}: run it with {_RUN_BY[found]}, or write the"
+            f" other kind with {_WRITTEN_BY[kind]} --weights {folder}"
+        )
     labels = exported.get("labels")
     if not isinstance(labels, list):
         raise UserError(f"{path}: export.labels is {shown(labels)}: it must be a list")
@@ -169,7 +230,7 @@ def read_artifact(folder: str) -> Artifact:
             f"{labels_path} has other names than {path}: to rename classes, change both"
         )
     hashes = _hashes(exported.get("files"), path)
-    return Artifact(folder, architecture.num_segments, preprocessing, labels, hashes)
+    return Artifact(folder, architecture, preprocessing, labels, hashes, kind)
 
 
 def _hashes(files: Any, path: str) -> dict[str, str]:

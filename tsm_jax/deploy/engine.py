@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from tsm_jax.deploy.artifact import (
     STABLEHLO_FILE,
     Artifact,
     Shape,
+    State,
+    states,
 )
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
@@ -93,6 +96,24 @@ class Engine:
         return np.ascontiguousarray(video)
 
 
+@dataclass
+class StreamEngine:
+    """A network that is ready to follow streams.
+
+    Attributes:
+        name: which engine.
+        device: what it runs on, for the reader.
+        start: the state before the first frame.
+        step: (uint8 `[1, S, S, 3]`, state) to logits, float32 `[1, K]`, and the next state. It
+            keeps nothing: whoever holds a state holds a stream.
+    """
+
+    name: str
+    device: str
+    start: State
+    step: Callable[[np.ndarray, State], tuple[np.ndarray, State]]
+
+
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
     """Opens the graph of an exported folder.
 
@@ -105,6 +126,19 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
         UserError: there is no such engine, it is not installed, it cannot do the precision, or the
             folder has no graph for it or one that is not what its config.json says.
     """
+    name, graph = _open_graph(artifact, name, precision)
+    return Engine(name, precision, graph.device, artifact.clip_shape, graph.run)
+
+
+def open_stream_engine(artifact: Artifact, name: str = "auto") -> StreamEngine:
+    """Opens the graph of a folder that was exported for streams; otherwise as `open_engine`."""
+    name, graph = _open_graph(artifact, name, "float32")
+    shapes = (shape for _, shape in states(graph.ports).values())
+    start = [np.zeros([size or 0 for size in shape], np.float32) for shape in shapes]
+    return StreamEngine(name, graph.device, start, graph.step)
+
+
+def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any]:
     check_names(name, precision)
     if name == "auto":
         name = choose_engine(artifact, precision)
@@ -125,7 +159,7 @@ def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float3
             from tsm_jax.deploy.openvino_engine import OpenVinoGraph as Graph
     graph = Graph(path, precision)
     artifact.check_graph(file, graph.ports)
-    return Engine(name, precision, graph.device, artifact.clip_shape, graph.run)
+    return name, graph
 
 
 def choose_engine(artifact: Artifact, precision: str) -> str:

@@ -6,7 +6,16 @@ import jax
 import numpy as np
 from jax import export
 
-from tsm_jax.deploy.artifact import FEATURES, LOGITS, VIDEO, Ports
+from tsm_jax.deploy.artifact import (
+    FEATURES,
+    FRAME,
+    LOGITS,
+    NEXT_STATE,
+    STATE,
+    VIDEO,
+    Ports,
+    State,
+)
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 
@@ -30,6 +39,9 @@ class JaxGraph:
             ) from error
         self.device = jax.default_backend()
         names, avals = (VIDEO, LOGITS, FEATURES), (*exported.in_avals, *exported.out_avals)
+        if len(exported.in_avals) > 1:  # that of a stream
+            numbers = range(len(exported.in_avals) - 1)
+            names = FRAME, *map(STATE.format, numbers), LOGITS, *map(NEXT_STATE.format, numbers)
         self.ports: Ports = {
             name: (str(aval.dtype), tuple(n if isinstance(n, int) else None for n in aval.shape))
             for name, aval in zip(names, avals, strict=False)
@@ -39,6 +51,11 @@ class JaxGraph:
             LOGITS: jax.jit(lambda video: exported.call(video)[0]),
             FEATURES: jax.jit(lambda video: exported.call(video)[1]),
         }
+        self._step = jax.jit(exported.call)
 
     def run(self, video: np.ndarray, output: str) -> np.ndarray:
         return np.asarray(self._outputs[output](video))
+
+    def step(self, frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        logits, *state = self._step(frame, *state)  # which stays on the device
+        return np.asarray(logits), state

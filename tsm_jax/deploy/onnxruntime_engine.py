@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.artifact import FEATURES, VIDEO, Ports
+from tsm_jax.deploy.artifact import FEATURES, FRAME, LOGITS, NEXT_STATE, VIDEO, Ports, State, states
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 
@@ -48,11 +48,20 @@ class OnnxRuntimeGraph:
         }
 
     def run(self, video: np.ndarray, output: str) -> np.ndarray:
+        result = np.asarray(self._run([output], {VIDEO: video})[0])
+        return np.moveaxis(result, 2, -1) if output == FEATURES else result
+
+    def step(self, frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        inputs = dict(zip(states(self.ports), state, strict=True))
+        outputs = [LOGITS, *(NEXT_STATE.format(i) for i in range(len(state)))]
+        logits, *state = self._run(outputs, {FRAME: frame, **inputs})
+        return logits, state
+
+    def _run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[Any]:
         try:
-            result = np.asarray(self._session.run([output], {VIDEO: video})[0])
+            return list(self._session.run(outputs, inputs))
         except Exception as error:  # such as a lack of memory
             raise UserError(f"ONNX Runtime cannot run {self._path}: {reason(error)}") from error
-        return np.moveaxis(result, 2, -1) if output == FEATURES else result
 
 
 def gpu_providers() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 
 import numpy as np
 
@@ -14,7 +15,16 @@ sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgu
 import openvino  # noqa: E402  # pyright: ignore[reportMissingImports]
 from openvino.frontend import FrontEndManager  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.artifact import FEATURES, VIDEO, Ports  # noqa: E402
+from tsm_jax.deploy.artifact import (  # noqa: E402
+    FEATURES,
+    FRAME,
+    LOGITS,
+    NEXT_STATE,
+    VIDEO,
+    Ports,
+    State,
+    states,
+)
 from tsm_jax.errors import UserError  # noqa: E402
 from tsm_jax.files import reason  # noqa: E402
 
@@ -61,6 +71,7 @@ class OpenVinoGraph:
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
         }
+        self._one_at_a_time = threading.Lock()
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}
 
     def run(self, video: np.ndarray, output: str) -> np.ndarray:
@@ -69,9 +80,19 @@ class OpenVinoGraph:
         result = request.get_tensor(output).data.copy()
         return np.moveaxis(result, 2, -1) if output == FEATURES else result
 
+    def step(self, frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        inputs = dict(zip(states(self.ports), state, strict=True))
+        outputs = (LOGITS, *(NEXT_STATE.format(i) for i in range(len(state))))
+        with self._one_at_a_time:  # streams of other threads use the same request
+            request = self._requests.get(frame.shape) or self._compile(frame.shape)
+            request.infer({FRAME: frame, **inputs}, share_inputs=True)
+            logits, *state = (request.get_tensor(name).data.copy() for name in outputs)
+        return logits, state
+
     def _compile(self, shape: tuple[int, ...]) -> openvino.InferRequest:
         model = self._model.clone()
-        model.reshape(openvino.PartialShape(list(shape)))
+        if VIDEO in self.ports:
+            model.reshape(openvino.PartialShape(list(shape)))
         compiled = _core().compile_model(model, "CPU", self._settings)
         self._requests[shape] = compiled.create_infer_request()
         return self._requests[shape]

@@ -1,4 +1,4 @@
-"""From a video to an answer: its views, and classes with their probabilities."""
+"""From scores to an answer: the average over views, and classes with their probabilities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.errors import UserError
 
 
@@ -18,19 +16,6 @@ class Prediction(NamedTuple):
     index: int
     label: str
     score: float
-
-
-def read_views(path: str, protocol: EvalProtocol, num_segments: int) -> np.ndarray:
-    """What a protocol shows of a video, uint8 `[V, T, S, S, 3]`.
-
-    Raises:
-        UnreadableClipError: it cannot be decoded.
-    """
-
-    def choose(num_frames: int) -> np.ndarray:
-        return protocol.choose_frames(num_frames, num_segments)
-
-    return protocol.views(decode_frames(path, choose), path)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -1,30 +1,40 @@
-"""Names the action in many videos: decoding overlaps with the network.
-
-from tsm_jax import Predictor
-predictor = Predictor.load("inference/TSM")
-for answer in predictor.predict_many(["a.mp4", "b.avi"]):
-    print(answer.path, answer.predictions or answer.error)
+"""Names the action in videos: decoding overlaps with the network.
 
 An exported folder needs neither flax nor anything else of training.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
-from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
-from tsm_jax.deploy.artifact import Artifact, read_artifact
-from tsm_jax.deploy.engine import FILES, Engine, check_names, open_engine
-from tsm_jax.deploy.prediction import Prediction, average_views, best_classes, read_views
+from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.deploy.artifact import FEATURES, LOGITS
+from tsm_jax.deploy.engine import Engine
+from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.videos import (
+    Frame,
+    Video,
+    VideoPath,
+    are_paths,
+    is_path,
+    read_views,
+    take_frames,
+)
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
+from tsm_jax.models.architecture import Architecture
+
+if TYPE_CHECKING:
+    from tsm_jax.deploy.timeline import Moment
+    from tsm_jax.models.summary import Summary
 
 _READ_AHEAD = 1 << 30  # bytes of pixels
 
@@ -33,6 +43,7 @@ class Answer(NamedTuple):
     """What became of one video.
 
     Attributes:
+        path: of the video; `video 3` for an array that was the fourth.
         predictions: best first; empty if it could not be read.
         error: one line why it could not be read, or None.
         clip: the frames of the first view, uint8 `[T, S, S, 3]`, or None.
@@ -44,8 +55,32 @@ class Answer(NamedTuple):
     clip: np.ndarray | None
 
 
-# A video's path, and its views, uint8 `[V, T, S, S, 3]`, or why they cannot be decoded.
-_Read = tuple[str, np.ndarray | UnreadableClipError]
+class Embedding(NamedTuple):
+    """The features that the classifier sees, averaged over each frame's pixels and crops.
+
+    Attributes:
+        clip: float32 `[C]`, the mean over the frames.
+        frames: float32 `[T, C]`, in the order of the protocol's frames (those of all its clips in
+            time, if it takes several).
+    """
+
+    clip: np.ndarray
+    frames: np.ndarray
+
+
+class _Read(NamedTuple):
+    """A video's name, and its views, uint8 `[V, T, S, S, 3]`, or why there are none."""
+
+    name: str
+    views: np.ndarray | UnreadableClipError
+
+
+class _Scored(NamedTuple):
+    """What the engine gave for the views of a video, `[V, ...]`, and the first of them."""
+
+    name: str
+    clip: np.ndarray | None
+    output: np.ndarray | UnreadableClipError
 
 
 @dataclass
@@ -71,109 +106,83 @@ class Usage:
 
 
 class Predictor:
-    """A network, its preprocessing and its labels.
+    """A network, its preprocessing and its labels: what `tsm_jax.load` gives.
 
     Args:
         engine: runs the network.
         labels: K class names.
-        num_segments: T.
+        architecture: of the network.
         protocol: which frames and pixels the network sees.
         classifier: gives the classifier's weights `[C, K]`, for activation maps.
         source: where the network came from, for messages.
         fingerprint: gives the SHA-256 of the network.
 
     Attributes:
-        usage: of the engine in the last `predict_many`.
+        engine: what runs the network: its `name`, `precision` and `device`.
+        labels: K class names, in the order of the scores.
+        architecture: backbone, shift, classes and frames of the network.
+        protocol: which frames and pixels the network sees.
+        usage: how busy the engine was in the last call for many videos.
     """
 
     def __init__(
         self,
         engine: Engine,
         labels: Sequence[str],
-        num_segments: int,
+        architecture: Architecture,
         protocol: EvalProtocol,
         classifier: Callable[[], np.ndarray],
         *,
         source: str = "the model",
         fingerprint: Callable[[], str] = str,
     ):
+        protocol.check_labels(labels)
         self.engine = engine
         self.labels = list(labels)
-        self.num_segments = num_segments
+        self.architecture = architecture
         self.protocol = protocol
         self._classifier = classifier
         self.source = source
         self.fingerprint = fingerprint
         self.usage = Usage()
 
-    @classmethod
-    def load(
-        cls,
-        folder: str,
-        *,
-        engine: str = "auto",
-        precision: str = "float32",
-        num_segments: int | None = None,
-        protocol: str | None = None,
-    ) -> Predictor:
-        """Opens what `export` wrote (`tsm_jax.load_predictor` opens any weights).
+    @property
+    def num_segments(self) -> int:
+        """T, the frames of a clip."""
+        return self.architecture.num_segments
+
+    @overload
+    def predict(
+        self, video: VideoPath | np.ndarray | Sequence[Frame], top_k: int = 5
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, video: Sequence[VideoPath], top_k: int = 5) -> list[list[Prediction]]: ...
+
+    def predict(
+        self, video: Video | Sequence[VideoPath], top_k: int = 5
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """The most likely classes of a video, best first, over all views of the protocol.
 
         Args:
-            folder: exported.
-            engine, precision: as for `open_engine`.
-            num_segments: T, to be checked.
-            protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None
-                for the one stored with the weights.
+            video: a path; an https address; the frames of a whole video as an array uint8
+                `[frames, H, W, 3]`, RGB, or as a sequence of uint8 `[H, W, 3]`; or a list of paths,
+                which gives a list of answers. Of an array the protocol takes the frames that it
+                would take of a file.
+            top_k: how many, at most K.
 
         Raises:
-            UserError: the folder is damaged, or it cannot run this way.
+            UnreadableClipError: a video cannot be decoded.
+            UserError: an array is no video, or the model's scores are not finite.
         """
-        check_names(engine, precision)
-        artifact = read_artifact(folder)
-        if num_segments not in (None, artifact.num_segments):
-            raise UserError(
-                f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
-                f" {num_segments}"
-            )
-        chosen = _fitting_protocol(artifact, protocol)
-        opened = open_engine(artifact, engine, precision)
-        return cls(
-            opened,
-            artifact.labels,
-            artifact.num_segments,
-            chosen,
-            artifact.classifier,
-            source=artifact.folder,
-            fingerprint=lambda: artifact.hashes[FILES[opened.name, precision]],
-        )
-
-    def read(self, path: str) -> np.ndarray:
-        """The views of a video, see `read_views`."""
-        return read_views(path, self.protocol, self.num_segments)
-
-    def logits(self, views: np.ndarray) -> np.ndarray:
-        """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
-        size = self.engine.batch_size
-        batches = (views[start : start + size] for start in range(0, len(views), size))
-        logits = np.concatenate([self.engine.logits(batch) for batch in batches])
-        return average_views(logits, self.protocol.average_probabilities)
-
-    def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
-        """The most likely classes, see `best_classes`."""
-        return best_classes(logits, self.labels, top_k, self.source)
-
-    def predict(self, path: str, top_k: int = 5) -> list[Prediction]:
-        """The most likely classes of a video, best first.
-
-        Raises:
-            UnreadableClipError: it cannot be decoded.
-            UserError: the model's scores are not finite.
-        """
-        return self.best(self.logits(self.read(path)), top_k)
+        if are_paths(video):
+            answers = self._outputs(video, LOGITS)
+            return [self.best(self._average(_output(answer)), top_k) for answer in answers]
+        return self.best(self.logits(self.read(video)), top_k)  # pyright: ignore[reportArgumentType]
 
     def predict_many(
         self,
-        paths: Iterable[str],
+        videos: Iterable[Video],
         top_k: int = 5,
         *,
         batch_size: int | None = None,
@@ -181,31 +190,100 @@ class Predictor:
     ) -> Iterator[Answer]:
         """Answers in the order of the videos; threads decode ahead while the engine works.
 
+        Videos are taken from the iterable as they are needed, and memory holds those of a few
+        batches. An array may be used again once the next one is asked for.
+
         Args:
-            paths: videos. One that cannot be read becomes an answer with an error.
+            videos: each as for `predict`. One that cannot be read becomes an answer with an error.
             top_k: classes in an answer.
             batch_size: views that the engine gets at once; None for what it likes.
             threads: that decode; None for one per core.
 
         Raises:
-            UserError: the model's scores are not finite.
+            UserError: an array is no video, or the model's scores are not finite.
         """
-        size = batch_size or self.engine.batch_size
-        self.usage = Usage()
-        waiting: deque[_Read] = deque()
-        clips: list[np.ndarray] = []
-        scored: deque[np.ndarray] = deque()  # logits of the clips of `waiting`, the oldest first
-        for path, views in self._read_ahead(paths, threads or usable_cores(), size):
-            waiting.append((path, views))
-            if isinstance(views, np.ndarray):
-                clips.extend(views)
-            while len(clips) >= size:
-                scored.extend(self._run(clips[:size], size))
-                del clips[:size]
-            yield from self._answers(waiting, scored, top_k)
-        if clips:
-            scored.extend(self._run(clips, size))
-        yield from self._answers(waiting, scored, top_k)
+        for name, clip, logits in self._outputs(videos, LOGITS, batch_size, threads):
+            if isinstance(logits, UnreadableClipError):
+                yield Answer(name, [], " ".join(str(logits).split()), None)
+            else:
+                yield Answer(name, self.best(self._average(logits), top_k), None, clip)
+
+    def embed(self, video: Video) -> Embedding:
+        """The features of a video, before the classifier.
+
+        `clip @ W + b`, with the classifier's weights and biases, are its logits (where the protocol
+        averages logits).
+
+        Args:
+            video: one, as for `predict`.
+
+        Raises:
+            UnreadableClipError: it cannot be decoded.
+            UserError: an array is no video, or the features are not finite.
+        """
+        views, size = self.read(video), self.engine.batch_size
+        batches = (views[start : start + size] for start in range(0, len(views), size))
+        return self._embedding(np.concatenate([self._pooled(batch) for batch in batches]))
+
+    def embed_many(
+        self,
+        videos: Iterable[Video],
+        *,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> Iterator[tuple[str, Embedding | UnreadableClipError]]:
+        """A name and the features of each video, or why it could not be read; as `predict_many`."""
+        for name, _, features in self._outputs(videos, FEATURES, batch_size, threads):
+            failed = isinstance(features, UnreadableClipError)
+            yield name, features if failed else self._embedding(features)
+
+    def timeline(
+        self, video: VideoPath, *, window: float = 4.0, step: float | None = None, top_k: int = 5
+    ) -> Iterator[Moment]:
+        """What happens when: see `tsm_jax.deploy.timeline.timeline`.
+
+        Args:
+            video: a path or an https address.
+            window: seconds; about as long as the clips that the network was trained on.
+            step: seconds from one window to the next; None for half a window.
+            top_k: classes in an answer.
+
+        Yields:
+            `Moment(start, end, predictions, scores)`, as soon as its last frame is decoded.
+
+        Raises:
+            UnreadableClipError: the video cannot be decoded; what came before is valid.
+            UserError: the window or the step is not a sensible number, or the video an array.
+        """
+        from tsm_jax.deploy.timeline import timeline  # here, because it takes a predictor
+
+        return timeline(self, video, window=window, step=step, top_k=top_k)
+
+    def summary(self) -> Summary:
+        """Layers, parameters and multiply-adds of the network for one view; printed, a table.
+
+        Raises:
+            UserError: flax, which knows the layers, is not installed.
+        """
+        try:
+            from tsm_jax.models.summary import summarize  # here: an exported folder needs no flax
+        except ImportError as error:
+            raise UserError(f"a summary needs {error.name}: pip install {error.name}") from error
+        return summarize(self.architecture, self.protocol.crop_size)
+
+    def read(self, video: Video) -> np.ndarray:
+        """The views of a video, uint8 `[V, T, S, S, 3]`, see `read_views`."""
+        return read_views(video, self.protocol, self.num_segments)
+
+    def logits(self, views: np.ndarray) -> np.ndarray:
+        """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
+        size = self.engine.batch_size
+        batches = (views[start : start + size] for start in range(0, len(views), size))
+        return self._average(np.concatenate([self.engine.logits(batch) for batch in batches]))
+
+    def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
+        """The most likely classes, see `best_classes`."""
+        return best_classes(logits, self.labels, top_k, self.source)
 
     def activation_maps(self, clip: np.ndarray, index: int) -> np.ndarray:
         """Where each frame speaks for a class: float32 `[T, h, w]`.
@@ -220,70 +298,110 @@ class Predictor:
         """
         return self.engine.features(clip[None])[0] @ self._classifier()[:, index]
 
-    def _read_ahead(self, paths: Iterable[str], threads: int, batch_size: int) -> Iterator[_Read]:
+    def _average(self, logits: np.ndarray) -> np.ndarray:
+        return average_views(logits, self.protocol.average_probabilities)
+
+    def _pooled(self, batch: np.ndarray) -> np.ndarray:
+        """Features of views, `[N, T, C]`."""
+        return self.engine.features(batch).mean((2, 3))
+
+    def _embedding(self, features: np.ndarray) -> Embedding:
+        """From those of all views, `[V, T, C]`: crops of one frame are averaged."""
+        if not np.isfinite(features).all():
+            raise UserError(f"{self.source} gives features that are NaN or infinite")
+        clips, crops = self.protocol.num_clips, self.protocol.num_crops
+        frames = features.reshape(clips, crops, *features.shape[1:]).mean(1)
+        frames = frames.reshape(-1, features.shape[-1])
+        return Embedding(frames.mean(0), frames)
+
+    def _outputs(
+        self,
+        videos: Iterable[Video],
+        output: str,
+        batch_size: int | None = None,
+        threads: int | None = None,
+    ) -> Iterator[_Scored]:
+        """What the engine gives for the views of each video, in order."""
+        size = batch_size or self.engine.batch_size
+        self.usage = Usage()
+        waiting: deque[_Read] = deque()
+        clips: list[np.ndarray] = []
+        scored: deque[np.ndarray] = deque()  # of the clips of `waiting`, the oldest first
+        for read in self._read_ahead(videos, threads or usable_cores(), size):
+            waiting.append(read)
+            if isinstance(read.views, np.ndarray):
+                clips.extend(read.views)
+            while len(clips) >= size:
+                scored.extend(self._run(clips[:size], size, output))
+                del clips[:size]
+            yield from _complete(waiting, scored)
+        if clips:
+            scored.extend(self._run(clips, size, output))
+        yield from _complete(waiting, scored)
+
+    def _read_ahead(
+        self, videos: Iterable[Video], threads: int, batch_size: int
+    ) -> Iterator[_Read]:
         """Videos in order; two batches and a video per thread are in memory, or `_READ_AHEAD`."""
-        protocol, pending = self.protocol, deque[tuple[str, Future[np.ndarray]]]()
-        video_bytes = protocol.num_views * self.num_segments * protocol.crop_size**2 * 3
+        protocol, pending, held = self.protocol, deque[tuple[str, int, Future[np.ndarray]]](), 0
+        view_bytes = protocol.num_views * self.num_segments * protocol.crop_size**2 * 3
         ahead = threads + -(-2 * batch_size // protocol.num_views)
-        ahead = min(ahead, max(2, _READ_AHEAD // video_bytes))
         with ThreadPoolExecutor(threads, "decode") as pool:
             try:
-                for path in paths:
-                    pending.append((path, pool.submit(self.read, path)))
-                    if len(pending) >= ahead:
-                        yield _result(*pending.popleft())
+                for number, video in enumerate(videos):
+                    if is_path(video):
+                        name, size = os.fspath(video), view_bytes
+                        future = pool.submit(self.read, video)
+                    else:
+                        name = f"video {number}"
+                        frames = take_frames(video, protocol, self.num_segments, name)
+                        size = view_bytes + sum(frame.nbytes for frame in frames)
+                        future = pool.submit(protocol.views, frames, name)
+                    pending.append((name, size, future))
+                    held += size
+                    while len(pending) >= ahead or (held > _READ_AHEAD and len(pending) > 1):
+                        name, size, future = pending.popleft()
+                        held -= size
+                        yield _result(name, future)
                 while pending:
-                    yield _result(*pending.popleft())
+                    name, _, future = pending.popleft()
+                    yield _result(name, future)
             finally:
-                for _, future in pending:
+                for _, _, future in pending:
                     future.cancel()
 
-    def _answers(
-        self, waiting: deque[_Read], scored: deque[np.ndarray], top_k: int
-    ) -> Iterator[Answer]:
-        """Takes those from the front that are complete."""
-        while waiting:
-            path, views = waiting[0]
-            if isinstance(views, UnreadableClipError):
-                yield Answer(path, [], " ".join(str(views).split()), None)
-            elif len(scored) < len(views):
-                return
-            else:
-                logits = np.stack([scored.popleft() for _ in views])
-                logits = average_views(logits, self.protocol.average_probabilities)
-                yield Answer(path, self.best(logits, top_k), None, views[0].copy())
-            waiting.popleft()
-
-    def _run(self, clips: list[np.ndarray], batch_size: int) -> np.ndarray:
-        """Logits `[len(clips), K]`; the last of several batches is filled up, so that one shape is
-        compiled."""
+    def _run(self, clips: list[np.ndarray], batch_size: int, output: str) -> np.ndarray:
+        """Logits `[len(clips), K]` or pooled features; the last of several batches is filled up, so
+        that one shape is compiled."""
         batch = np.stack(clips + clips[-1:] * ((batch_size - len(clips)) * bool(self.usage.clips)))
         start = time.perf_counter()
-        logits = self.engine.logits(batch)
+        scores = self.engine.logits(batch) if output == LOGITS else self._pooled(batch)
         self.usage.add(start, time.perf_counter(), len(clips))
-        return logits[: len(clips)]
+        return scores[: len(clips)]
 
 
-def _result(path: str, future: Future[np.ndarray]) -> _Read:
+def _result(name: str, future: Future[np.ndarray]) -> _Read:
     try:
-        return path, future.result()
+        return _Read(name, future.result())
     except UnreadableClipError as error:
-        return path, error
+        return _Read(name, error)
 
 
-def _fitting_protocol(artifact: Artifact, name: str | None) -> EvalProtocol:
-    """The protocol of that name, None for the stored one.
+def _complete(waiting: deque[_Read], scored: deque[np.ndarray]) -> Iterator[_Scored]:
+    """Takes those from the front that are complete."""
+    while waiting:
+        name, views = waiting[0]
+        if isinstance(views, UnreadableClipError):
+            yield _Scored(name, None, views)
+        elif len(scored) < len(views):
+            return
+        else:
+            output = np.stack([scored.popleft() for _ in views])
+            yield _Scored(name, views[0].copy(), output)
+        waiting.popleft()
 
-    Raises:
-        UserError: there is none, or its views are not of the size that the graphs take.
-    """
-    protocol, size = protocol_of(artifact.preprocessing, name), artifact.clip_shape[1]
-    if protocol.crop_size == size:
-        return protocol
-    described = [protocol_of(artifact.preprocessing, other) for other in PROTOCOLS]
-    fitting = [other.name for other in described if other.crop_size == size]
-    raise UserError(
-        f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"
-        f" graph takes {size} px: choose --protocol {', '.join(fitting)}; or give --model the"
-        " weights that were exported, which take any size"
-    )
+
+def _output(answer: _Scored) -> np.ndarray:
+    if isinstance(answer.output, UnreadableClipError):
+        raise answer.output
+    return answer.output

@@ -8,25 +8,20 @@ windows, however long the video is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import NamedTuple
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
-from av.video.stream import VideoStream
 
 from tsm_jax.data.decode import open_video
+from tsm_jax.data.playing import frame_rate, shown_frames
 from tsm_jax.deploy.prediction import Prediction, softmax
 from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.deploy.videos import VideoPath, is_path, local_file
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.files import reason
 
 _SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
-_FASTEST = 1000  # frames a second; more are a broken header
-_LONGEST_FRAME = 3600  # seconds; a longer one is a broken time stamp
 
 
 class Moment(NamedTuple):
@@ -46,7 +41,7 @@ class Moment(NamedTuple):
 
 def timeline(
     predictor: Predictor,
-    path: str,
+    video: VideoPath,
     *,
     window: float,
     step: float | None = None,
@@ -56,7 +51,7 @@ def timeline(
 
     Args:
         predictor: the network.
-        path: of the video.
+        video: a path or an https address.
         window: seconds, rounded to whole frames.
         step: from one window to the next, seconds; None for half a window. It is rounded to whole
             T-ths of a window, at least one, so that windows share their frames.
@@ -67,13 +62,22 @@ def timeline(
 
     Raises:
         UnreadableClipError: the video cannot be decoded; what came before is valid.
-        UserError: the window or the step is not a sensible number.
+        UserError: the window or the step is not a sensible number, or the video an array.
     """
     step = check_lengths(window, step)
+    if not is_path(video):
+        raise UserError("an array says nothing of time: give timeline a video file")
+    with local_file(video) as path:
+        yield from _slide(predictor, path, window, step, top_k)
+
+
+def _slide(
+    predictor: Predictor, path: str, window: float, step: float, top_k: int
+) -> Iterator[Moment]:
     protocol, count = predictor.protocol, 0
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
-        rate = min(stream.average_rate or Fraction(25), Fraction(_FASTEST))
+        rate = frame_rate(stream)
         length, stride, offsets = _windows(predictor, path, window, step, rate)
         # Of the frames that some windows use, by their remainder, the first one.
         first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
@@ -81,9 +85,9 @@ def timeline(
         def wanted(frame: int) -> bool:
             return frame >= first_use.get(frame % stride, math.inf)
 
-        for frame, image in _shown(path, stream, float(rate), wanted):
+        for frame, image in shown_frames(path, stream, float(rate), wanted):
             if image is not None:
-                held[frame] = protocol.resize([image], protocol.short_side)[0]
+                held[frame] = protocol.resized([image], path)[0]
             count = frame + 1
             start = count - length
             if start >= 0 and start % stride == 0:
@@ -128,47 +132,3 @@ def _moment(
 ) -> Moment:
     logits = predictor.logits(views)
     return Moment(float(start), float(end), predictor.best(logits, top_k), softmax(logits))
-
-
-def _shown(
-    path: str, stream: VideoStream, rate: float, wanted: Callable[[int], bool]
-) -> Iterator[tuple[int, np.ndarray | None]]:
-    """What is on screen at `(i + 0.5) / rate` seconds, i = 0, 1, ...: the i-th frame where the rate
-    is constant. uint8 `[H, W, 3]`, or None where it is not wanted."""
-    container, size, i = stream.container, None, 0
-    assert isinstance(container, InputContainer)
-    try:
-        for frame, end in _with_ends(container.decode(stream), path, rate):
-            size = size or (frame.width, frame.height)
-            while (i + 0.5) / rate < end:
-                yield i, _upright(frame, size) if wanted(i) else None
-                i += 1
-    except (FFmpegError, OSError, ValueError) as error:
-        raise UnreadableClipError(
-            f"cannot decode {path}: {reason(error)}; fetch it again"
-        ) from error
-
-
-def _with_ends(
-    frames: Iterator[av.VideoFrame], path: str, rate: float
-) -> Iterator[tuple[av.VideoFrame, float]]:
-    """Frames, and when the next one is shown, seconds from the first one."""
-    previous, first, time = None, 0.0, 0.0
-    for number, frame in enumerate(frames):
-        before, time = time, number / rate if frame.time is None else frame.time
-        if previous is None:
-            first = time
-        elif time - before > _LONGEST_FRAME:
-            raise UnreadableClipError(
-                f"{path} has a gap of {time - before:.0f} s after frame {number - 1}: repair it"
-            )
-        else:
-            yield previous, time - first
-        previous = frame
-    if previous is not None:
-        yield previous, time - first + 1 / rate
-
-
-def _upright(frame: av.VideoFrame, size: tuple[int, int]) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))

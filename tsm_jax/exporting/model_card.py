@@ -39,13 +39,14 @@ class _AsItIs(str):
     """Text that is Markdown already."""
 
 
-def model_card(model: Model, *, title: str, path: str) -> str:
+def model_card(model: Model, *, title: str, path: str, streams: bool = False) -> str:
     """Markdown; names of classes and files cannot break it.
 
     Args:
         model: of which `tensors` may be empty.
         title: what to call it.
         path: to the weights, as its reader will type it; of an absolute one the name is left.
+        streams: they are exported for streams, so `tsm predict` does not run them.
     """
     provenance = model.provenance
     metrics, recipe = provenance.get("metrics") or {}, _recipe(provenance)
@@ -66,6 +67,7 @@ def model_card(model: Model, *, title: str, path: str) -> str:
         version=tsm_jax.__version__,
         title=title,
         path=_AsItIs(shlex.quote(without_folders(path))),
+        streams=streams,
         metrics=metrics,
         figures={
             _FIGURES[key]: metrics[key] for key in known if key != "top5" or len(model.labels) > 5

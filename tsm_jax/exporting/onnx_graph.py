@@ -4,6 +4,8 @@
     logits    float32 [N, K]
     features  float32 [N, T, C, h, w]      images are NCHW in the graph
 
+and that of a stream with `frame`, and with its state as images, `[1, fold, h, w]`.
+
 Each primitive of the traced program becomes the nodes that compute the same. The primitives are a
 closed set, at the end of this file; another one is refused by name.
 """
@@ -22,7 +24,6 @@ import onnx  # pyright: ignore[reportMissingImports]
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
 from onnx import helper  # pyright: ignore[reportMissingImports]
 
-from tsm_jax.deploy.artifact import FEATURES, LOGITS, VIDEO
 from tsm_jax.exporting.onnx_writer import Operand, Size, Tensor, Writer, refuse
 from tsm_jax.exporting.program import Program
 
@@ -34,14 +35,21 @@ def build_onnx(program: Program) -> onnx.ModelProto:
         UserError: it computes something for which there is no rule here.
     """
     writer = Writer()
-    shape = _sizes(program.video)
-    video = helper.make_tensor_value_info(VIDEO, onnx.TensorProto.UINT8, shape)
-    pixels = writer.lay(Tensor(VIDEO, shape), channels_first=True)  # while a value is one byte
-    jaxpr = jax.make_jaxpr(program)(program.video)
-    results = zip(_run(writer, jaxpr, [pixels]), jaxpr.out_avals, strict=True)
-    logits, features = (writer.expand(result, _sizes(aval)) for result, aval in results)
-    features = writer.lay(features, channels_first=True)
-    return writer.model([video], {LOGITS: logits, FEATURES: features})
+    described, inputs = [], []
+    for name, aval in program.inputs.items():
+        pixels = aval.dtype == np.uint8
+        tensor = Tensor(name, _sizes(aval), channels_first=not pixels)
+        kind = helper.np_dtype_to_tensor_dtype(aval.dtype)
+        shape = tensor.stored(tensor.shape)
+        described.append(helper.make_tensor_value_info(name, kind, shape))
+        inputs.append(writer.lay(tensor, channels_first=True))  # while a value is one byte
+    jaxpr = jax.make_jaxpr(program)(*program.inputs.values())
+    outputs = {}
+    for name, result, aval in zip(
+        program.outputs, _run(writer, jaxpr, inputs), jaxpr.out_avals, strict=True
+    ):
+        outputs[name] = writer.lay(writer.expand(result, _sizes(aval)), channels_first=True)
+    return writer.model(described, outputs)
 
 
 def _sizes(aval: Any) -> tuple[Size, ...]:

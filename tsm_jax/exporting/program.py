@@ -4,6 +4,13 @@
     logits    float32 [N, K]
     features  float32 [N, T, h, w, C]      before the average pool, for activation maps
 
+Of a network that is shifted `past_only` also as the program of one frame of a stream:
+
+    frame     uint8 [1, S, S, 3]
+    state_0, state_1, ...                  of each shift, float32 [1, h, w, fold]; zeros at first
+    logits    float32 [1, K]
+    next_state_0, ...                      the state for the next frame
+
 The program is the module tree itself, with batch norm folded into its tensors and the
 normalisation of pixels before it: what a graph computes is what `tsm_jax.models` says.
 """
@@ -19,6 +26,8 @@ from flax import nnx
 from jax import export
 
 from tsm_jax.data.protocols import protocol_of
+from tsm_jax.deploy.artifact import FEATURES, FRAME, LOGITS, NEXT_STATE, STATE, VIDEO
+from tsm_jax.errors import UserError
 from tsm_jax.models.layers import ConvNorm
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
@@ -29,7 +38,15 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 class Program:
-    """Logits and features of clips of S x S pixels, by a module whose batch norms get folded."""
+    """What is exported: a function of arrays, by a module whose batch norms get folded.
+
+    Attributes:
+        inputs: names, shapes and types of its arguments, in order.
+        outputs: names of its results, in order.
+    """
+
+    inputs: dict[str, jax.ShapeDtypeStruct]
+    outputs: tuple[str, ...]
 
     def __init__(self, module: TSM, crop_size: int):
         for _, child in nnx.iter_modules(module):
@@ -37,6 +54,21 @@ class Program:
                 child.fold()
         self._module = module
         self._crop_size = crop_size
+
+    def __call__(self, *arguments: jax.Array) -> tuple[jax.Array, ...]:
+        raise NotImplementedError
+
+
+class ClipProgram(Program):
+    """Logits and features of clips of S x S pixels."""
+
+    outputs = (LOGITS, FEATURES)
+
+    def __init__(self, module: TSM, crop_size: int):
+        super().__init__(module, crop_size)
+        (clips,) = export.symbolic_shape("N")
+        shape = (clips, module.num_segments, crop_size, crop_size, 3)
+        self.inputs = {VIDEO: jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
         """In float32 every product is one of float32 also on GPU and TPU, whose default would be
@@ -50,29 +82,67 @@ class Program:
             logits = module.head(x, frames, dropout_keys=None)
         return logits, x.reshape(-1, frames, *x.shape[1:])
 
-    @property
-    def video(self) -> jax.ShapeDtypeStruct:
-        """The input of any number of clips."""
-        (clips,) = export.symbolic_shape("N")
-        shape = (clips, self._module.num_segments, self._crop_size, self._crop_size, 3)
-        return jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+class StreamProgram(Program):
+    """Logits of the next frame of a stream, S x S pixels, and the state that it leaves."""
+
+    def __init__(self, module: TSM, crop_size: int):
+        super().__init__(module, crop_size)
+        frame = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.uint8)
+        _, *state = jax.eval_shape(self._step, frame)
+        self.state = tuple(state)
+        numbers = range(len(state))
+        self.inputs = {FRAME: frame, **{STATE.format(i): state[i] for i in numbers}}
+        self.outputs = (LOGITS, *(NEXT_STATE.format(i) for i in numbers))
+
+    def __call__(self, frame: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
+        """Precision as of `ClipProgram`."""
+        return self._step(frame, state)
+
+    def _step(
+        self, frame: jax.Array, state: tuple[jax.Array, ...] | None = None
+    ) -> tuple[jax.Array, ...]:
+        float32 = self._module.dtype == jnp.float32
+        with jax.default_matmul_precision("highest" if float32 else None):
+            logits, after = self._module.step(normalize(frame), state)
+        return logits, *after
 
 
-def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
+def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> ClipProgram:
     """The program of a model for the views of its protocol, with convolutions and activations in
     `float32` or `bfloat16`.
 
     Raises:
         UserError: the tensors do not fit the architecture.
     """
+    return ClipProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+
+
+def make_stream_program(
+    model: Model, dtype: str = "float32", source: str = "the model"
+) -> StreamProgram:
+    """The program of one frame of a stream; arguments as of `make_program`.
+
+    Raises:
+        UserError: as `make_program`; or the network needs frames from the future.
+    """
+    shift = model.architecture.shift
+    if shift != "past_only":
+        raise UserError(
+            f"{source} is shifted {shift}: only a network trained with"
+            " --config.model.shift=past_only can follow a stream frame by frame"
+        )
+    return StreamProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+
+
+def _module(model: Model, dtype: str, source: str) -> TSM:
     network = build_network(model.architecture, dtype)
     params, stats = network.param_shapes, network.batch_stat_shapes
     check_tensors(model.tensors, {**params, **stats}, source)
-    module = network.module(
+    return network.module(
         {name: model.tensors[name] for name in params},
         {name: model.tensors[name] for name in stats},
     )
-    return Program(module, protocol_of(model.preprocessing).crop_size)
 
 
 def export_stablehlo(program: Program) -> bytes:
@@ -81,9 +151,10 @@ def export_stablehlo(program: Program) -> bytes:
     JAX promises to read it for six months of releases; the model's tensors are in the folder, too,
     so that it can be exported again.
     """
-    jitted = jax.jit(lambda video: program(video))  # its own, so that nothing is in a cache
+    jitted = jax.jit(lambda *inputs: program(*inputs))  # its own, so that nothing is in a cache
     with _without_source_locations():
-        return bytes(export.export(jitted, platforms=PLATFORMS)(program.video).serialize())
+        exported = export.export(jitted, platforms=PLATFORMS)(*program.inputs.values())
+        return bytes(exported.serialize())
 
 
 @contextmanager

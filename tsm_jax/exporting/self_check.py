@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from tsm_jax.deploy.artifact import Artifact
-from tsm_jax.deploy.engine import FILES, installed, open_engine
+from tsm_jax.deploy.engine import ENGINES, FILES, installed, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
 from tsm_jax.models.normalize import normalize
@@ -57,6 +57,51 @@ def check_export(
                 checks.append(Check(file, name, precision, kind, difference))
                 _judge(checks[-1])
     return checks
+
+
+def check_stream_export(artifact: Artifact, model: Model, video: np.ndarray) -> list[Check]:
+    """Runs every exported graph of a stream in every engine that is installed here, frame by frame,
+    against the network on the same frames as clips.
+
+    Args:
+        artifact: what was exported.
+        model: what it was exported from.
+        video: real frames, uint8 `[N, S, S, 3]`.
+
+    Raises:
+        UserError: logits of a frame differ by more than `TOLERANCES`.
+    """
+    random = np.random.default_rng(0).integers(0, 256, video.shape, np.uint8)
+    inputs = {"random": random, "real": video}
+    expected = {kind: _frame_logits(model, frames) for kind, frames in inputs.items()}
+    checks = []
+    for name in filter(installed, ENGINES):
+        file = FILES[name, "float32"]
+        if file not in artifact.hashes:
+            continue
+        engine = open_stream_engine(artifact, name)
+        for kind, frames in inputs.items():
+            state, logits = engine.start, []
+            for frame in frames:
+                answer, state = engine.step(frame[None], state)
+                logits.append(answer[0])
+            difference = relative_difference(np.stack(logits), expected[kind])
+            checks.append(Check(file, name, "float32", kind, difference))
+            _judge(checks[-1])
+    return checks
+
+
+def _frame_logits(model: Model, frames: np.ndarray) -> np.ndarray:
+    """Of each frame of one clip of all of them, `[N, K]`; folds of `1/num_segments` are those of
+    the network for N = T alone."""
+    architecture = replace(model.architecture, num_segments=len(frames))
+    with jax.default_device(jax.devices("cpu")[0]):
+        network = build_network(architecture, "float32")
+        module = network.module(
+            {name: model.tensors[name] for name in network.param_shapes},
+            {name: model.tensors[name] for name in network.batch_stat_shapes},
+        )
+        return np.asarray(jax.jit(module.frame_logits)(normalize(frames[None])))[0]
 
 
 def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from tsm_jax.data import moving_shapes
 from tsm_jax.data.protocols import protocol_of
 from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
+    CLIPS,
     EXAMPLE_FILE,
     EXPORT_VERSION,
     FEATURES,
@@ -29,9 +30,9 @@ from tsm_jax.deploy.artifact import (
     read_artifact,
 )
 from tsm_jax.deploy.engine import missing, open_engine
-from tsm_jax.deploy.prediction import read_views
+from tsm_jax.deploy.videos import read_views
 from tsm_jax.errors import UserError
-from tsm_jax.exporting.program import PLATFORMS, export_stablehlo, make_program
+from tsm_jax.exporting.program import PLATFORMS, Program, export_stablehlo, make_program
 from tsm_jax.exporting.readme import write_readme
 from tsm_jax.exporting.self_check import Check, check_export
 from tsm_jax.files import new_folder, read_json, sha256, write_json
@@ -74,24 +75,28 @@ def export_model(
         UserError: the folder exists, a package is missing, a video cannot be read, or a graph does
             not answer what the model answers.
     """
-    _check_request(formats, precisions, videos)
+    check_formats(formats)
+    if "int8" in precisions and "onnx" not in formats:
+        raise UserError("int8 is an ONNX graph: add onnx to --formats")
+    if "int8" in precisions and not videos:
+        raise UserError("int8 is calibrated on videos of the kind it will see: give --videos")
     with new_folder(output) as folder:
         clips = _clips(model, videos)
         fill_model_directory(model, folder)
         _write_graphs(model, folder, formats, precisions, clips)
-        _describe(model, folder, checks=[], int8=None)  # the engines read the description
+        ports = _ports(model)
+        describe(model, folder, ports)  # the engines read the description
         artifact = read_artifact(folder)
         checks = check_export(artifact, model, clips[:_REAL_CLIPS_IN_CHECK], precisions)
         int8 = _compare_int8(artifact, clips) if "int8" in precisions else None
-        description = _describe(model, folder, checks=checks, int8=int8)
+        description = describe(model, folder, ports, checks=checks, int8=int8)
         shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
         write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
     return description["export"]
 
 
-def _check_request(
-    formats: Sequence[str], precisions: Sequence[str], videos: Sequence[str]
-) -> None:
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises a UserError unless what writes and checks these formats is installed."""
     for kind, packages in _NEEDED.items():
         lacking = missing(*packages) if kind in formats else []
         if lacking:
@@ -99,10 +104,6 @@ def _check_request(
                 f"writing and checking {kind} needs {' and '.join(lacking)}: pip install"
                 f" {' '.join(lacking)}, or leave {kind} out of --formats"
             )
-    if "int8" in precisions and "onnx" not in formats:
-        raise UserError("int8 is an ONNX graph: add onnx to --formats")
-    if "int8" in precisions and not videos:
-        raise UserError("int8 is calibrated on videos of the kind it will see: give --videos")
 
 
 def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
@@ -122,20 +123,24 @@ def _write_graphs(
     precisions: Sequence[str],
     clips: np.ndarray,
 ) -> None:
-    program = make_program(model)
-    if "stablehlo" in formats:
-        _write(folder, STABLEHLO_FILE, export_stablehlo(program))
-        if "bfloat16" in precisions:
-            coarse = make_program(model, "bfloat16")
-            _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(coarse))
-    if "onnx" in formats:
-        from tsm_jax.exporting.onnx_graph import build_onnx
-
-        _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
+    write_program(make_program(model), folder, formats)
+    if "bfloat16" in precisions and "stablehlo" in formats:
+        coarse = make_program(model, "bfloat16")
+        _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(coarse))
     if "int8" in precisions:
         from tsm_jax.exporting.quantization import quantize
 
         quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), clips)
+
+
+def write_program(program: Program, folder: str, formats: Sequence[str]) -> None:
+    """Writes the graphs of a program."""
+    if "stablehlo" in formats:
+        _write(folder, STABLEHLO_FILE, export_stablehlo(program))
+    if "onnx" in formats:
+        from tsm_jax.exporting.onnx_graph import build_onnx
+
+        _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
 
 
 def _compare_int8(artifact: Artifact, clips: np.ndarray) -> dict[str, Any]:
@@ -150,16 +155,11 @@ def _write(folder: str, name: str, content: bytes) -> None:
         file.write(content)
 
 
-def _describe(
-    model: Model, folder: str, *, checks: Sequence[Check], int8: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Adds `export` to config.json; the whole of it is returned."""
-    path = os.path.join(folder, CONFIG_FILE)
-    description = read_json(path, "the model's description")
+def _ports(model: Model) -> dict[str, Any]:
     frames = model.architecture.num_segments
     size = protocol_of(model.preprocessing).crop_size
-    description["export"] = {
-        "version": EXPORT_VERSION,
+    return {
+        "kind": CLIPS,
         "input": {
             "name": VIDEO,
             "dtype": "uint8",
@@ -176,6 +176,23 @@ def _describe(
                 },
             },
         },
+    }
+
+
+def describe(
+    model: Model,
+    folder: str,
+    ports: dict[str, Any],
+    *,
+    checks: Sequence[Check] = (),
+    int8: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Adds `export` to config.json, `ports` first; the whole of it is returned."""
+    path = os.path.join(folder, CONFIG_FILE)
+    description = read_json(path, "the model's description")
+    description["export"] = {
+        "version": EXPORT_VERSION,
+        **ports,
         "normalization_inside": {"mean": MEAN.tolist(), "std": STD.tolist(), "of": "RGB / 255"},
         "platforms_of_stablehlo": list(PLATFORMS),
         "labels": list(model.labels),

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.assemble.load import load
 from tsm_jax.deploy.artifact import Artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine
-from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 
 Line = dict[str, Any]
@@ -51,7 +51,7 @@ def measure_prediction(
     if not runs:
         raise UserError(f"nothing of {folder} can be timed: no engine with that precision is here")
     if videos:
-        predictor = Predictor.load(folder)
+        predictor = load(folder)
         predictor.read(videos[0])
         reading = [_seconds(partial(predictor.read, video)) for video in videos]
         yield {"kind": "read", "videos": len(videos), **_summary(reading, 1)}

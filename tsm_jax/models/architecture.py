@@ -13,7 +13,7 @@ HEAD = "head."
 CLASSIFIER = "head.fc.kernel"
 CLASSIFIER_BIAS = "head.fc.bias"
 
-SHIFTS = ("past_first", "future_first", "none")
+SHIFTS = ("past_first", "future_first", "past_only", "none")
 SHIFT_FRACTIONS = ("1/8", "1/num_segments")
 SHIFT_EVERY = (1, 2)
 

@@ -80,6 +80,15 @@ class Network:
         logits = model(video, train=train, dropout_keys=dropout_keys)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
 
+    def frame_logits(
+        self,
+        params: Mapping[str, jax.Array | np.ndarray],
+        batch_stats: Mapping[str, jax.Array | np.ndarray],
+        video: jax.Array,
+    ) -> jax.Array:
+        """Logits of the frames of normalised clips, see `TSM.frame_logits`."""
+        return self.module(params, batch_stats).frame_logits(video)
+
     def module(
         self,
         params: Mapping[str, jax.Array | np.ndarray],

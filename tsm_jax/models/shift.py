@@ -5,15 +5,21 @@ fold from the other; the rest stays. A convolution behind it then mixes three fr
 
     frame        t-1     t     t+1
     fold 1        └──────▶            from the past      (`past_first`)
-    fold 2                ◀──────┘    from the future
+    fold 2                ◀──────┘    from the future (`past_only` has none)
     the rest              │           unchanged
 
-Lin, Gan, Han: "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019, section 3.
+With `past_only` a frame needs nothing of later ones, so a network can follow a stream: within
+`streaming` the shift takes the frame before from a state instead of from its clip.
+
+Lin, Gan, Han: "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019, sections 3
+and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
@@ -59,16 +65,25 @@ def temporal_shift(
         num_segments: T.
         fraction: the share of the channels that moves in one direction, see `fold_sizes`.
         direction: `past_first` (PaddleVideo: fold 1 of frame t comes from frame t-1),
-            `future_first` (MIT, mmaction2: from t+1), or `none` (the tensor as it is: TSN).
-            Weights trained for one are silently wrong for the other.
+            `future_first` (MIT, mmaction2: from t+1), `past_only` (fold 1 from t-1 and no fold 2),
+            or `none` (the tensor as it is: TSN). Weights trained for one are silently wrong for
+            another.
 
     Returns:
         A tensor of the shape and dtype of `x`.
     """
     if direction == "none":
         return x
-    clips = x.reshape(-1, num_segments, *x.shape[1:])  # [N, T, H, W, C]
     folds = fold_sizes(x.shape[-1], num_segments, fraction)
+    past = _stream.get()
+    if past is not None:
+        if direction != "past_only":
+            raise ValueError(f"a stream has no frames from the future: {direction} needs them")
+        return past.shift(x, folds[0])
+    clips = x.reshape(-1, num_segments, *x.shape[1:])  # [N, T, H, W, C]
+    if direction == "past_only":
+        first, rest = jnp.split(clips, folds[:1], axis=-1)
+        return jnp.concatenate([_move_in_time(first, 1), rest], axis=-1).reshape(x.shape)
     first, second, rest = jnp.split(clips, folds, axis=-1)
     step = 1 if direction == "past_first" else -1
     shifted = [_move_in_time(first, step), _move_in_time(second, -step), rest]
@@ -94,3 +109,40 @@ def only_in_every_block(shift_every: int, network: str) -> None:
 def unshifted(x: jax.Array) -> jax.Array:
     """The shift of a block that has none."""
     return x
+
+
+@contextmanager
+def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
+    """Within it `temporal_shift` gets the next frame of N streams, `[N, H, W, C]`, not clips.
+
+    Args:
+        state: what the frame before has left: of each shift, in the order of the network, the first
+            fold of its input, `[N, H, W, fold]`. None before the first frame: zeros, as at the
+            start of a clip.
+
+    Yields:
+        The state for the frame after, which is complete at the end.
+    """
+    past = _Past(state)
+    token = _stream.set(past)  # of this thread: others may trace clips meanwhile
+    try:
+        yield past.after
+    finally:
+        _stream.reset(token)
+    if state is not None and len(past.after) != len(state):
+        raise ValueError(f"the state has {len(state)} tensors, the network {len(past.after)}")
+
+
+class _Past:
+    def __init__(self, state: Sequence[jax.Array] | None):
+        self._before = state
+        self.after: list[jax.Array] = []
+
+    def shift(self, x: jax.Array, fold: int) -> jax.Array:
+        own, rest = jnp.split(x, [fold], axis=-1)
+        before = jnp.zeros_like(own) if self._before is None else self._before[len(self.after)]
+        self.after.append(own)
+        return jnp.concatenate([before, rest], axis=-1)
+
+
+_stream: ContextVar[_Past | None] = ContextVar("stream", default=None)

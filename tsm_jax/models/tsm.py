@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,7 +11,7 @@ from flax import nnx
 
 from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.models.layers import BatchNorm, linear
-from tsm_jax.models.shift import temporal_shift
+from tsm_jax.models.shift import streaming, temporal_shift
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
@@ -50,7 +51,8 @@ class TSM(nnx.Module):
         num_classes: K.
         num_segments: T, the frames of a clip.
         width: channels of the stem; 64 is the paper's.
-        shift: direction of the first fold, `none` turns the network into TSN.
+        shift: direction of the first fold; `past_only` can follow a stream, `none` turns the
+            network into TSN.
         shift_fraction: share of the channels that moves in one direction.
         shift_every: shift in every n-th block of a stage.
         dropout: rate in front of the classifier.
@@ -126,6 +128,29 @@ class TSM(nnx.Module):
         """
         features = self.features(video, train=train)
         return self.head(features, self.num_segments, dropout_keys=dropout_keys)
+
+    def frame_logits(self, video: jax.Array) -> jax.Array:
+        """What each frame of clips `[N, T, H, W, 3]` says: float32 `[N, T, K]`, whose mean over the
+        frames is the answer."""
+        logits = self.head(self.features(video), 1, dropout_keys=None)
+        return logits.reshape(*video.shape[:2], -1)
+
+    def step(
+        self, frames: jax.Array, state: Sequence[jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        """The next frame of N streams; only for `shift="past_only"`.
+
+        Args:
+            frames: normalised, `[N, H, W, 3]`.
+            state: what the step before returned; None before the first frame.
+
+        Returns:
+            Logits, float32 `[N, K]`: those of the frame at its place in a clip (`frame_logits`).
+            And the state for the next step, of each shift `[N, h, w, fold]` in `dtype`.
+        """
+        with streaming(state) as after:
+            features = self.backbone(frames.astype(self.dtype), groups=None)
+        return self.head(features, 1, dropout_keys=None), tuple(after)
 
     def features(self, video: jax.Array, *, train: bool = False) -> jax.Array:
         """What the head pools, `[N*T, h, w, C]` in `dtype`; arguments as of `__call__`."""

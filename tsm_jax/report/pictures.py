@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.colors import to_rgb
@@ -91,15 +91,38 @@ def draw_calibration(calibration: Calibration) -> bytes:
     return draw_png(6, 6, draw)
 
 
-def draw_curves(curves: Curves) -> bytes:
-    """Learning curves of `read_curves`, side by side."""
+def draw_frames_seen(accuracies: np.ndarray) -> bytes:
+    """Top-1 after 1, 2, ..., T frames of a clip, float `[T]`."""
+    seen = np.arange(1, len(accuracies) + 1)
 
     def draw(figure: Figure) -> None:
-        for axes, (title, lines) in zip(
-            figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+        axes = figure.add_subplot()
+        axes.plot(seen, accuracies, marker="o", color=_CORRECT)
+        if len(seen) <= _IN_ROW:
+            for count, accuracy in zip(seen, accuracies, strict=True):
+                place = {"textcoords": "offset points", "xytext": (0, 8), "ha": "center"}
+                axes.annotate(f"{accuracy:.3f}", (count, accuracy), fontsize=9, **place)
+            axes.set_xticks(seen)
+        axes.set(ylim=(0, 1.08), ylabel="top-1", xlabel=f"frames seen, of {len(seen)}")
+        add_grid(axes)
+
+    return draw_png(6, 4, draw)
+
+
+def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> bytes:
+    """Learning curves of `read_curves`, side by side; those of other runs, by name, dashed."""
+    runs = {"": curves, **(others or {})}
+
+    def draw(figure: Figure) -> None:
+        for axes, title in zip(
+            figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True
         ):
-            for name, points in lines.items():
-                axes.plot(*points, marker=".", label=name)
+            for run, found in runs.items():
+                for color, kind in zip(COLORS, ("training", "validation"), strict=False):
+                    if (points := found.get(title, {}).get(kind)) is not None:
+                        name = f"{kind}, {short(run, _NAME_LENGTH)}" if run else kind
+                        style = {"linestyle": "--" if run else "-", "marker": "x" if run else "."}
+                        axes.plot(*points, color=color, label=name, **style)
             axes.set(title=title, xlabel="epoch")
             axes.set_xlim(left=0)
             axes.legend()

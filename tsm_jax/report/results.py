@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +33,8 @@ class Evaluation:
         logits: averaged over views, float32 `[N, K]`.
         ranks: number of other classes that score at least as high as the true one, int32 `[N]`:
             0 is a correct answer.
+        right_after: whether the answer is right after 1, 2, ..., T frames, bool `[N, T]`; None of a
+            network that needs all of them at once.
     """
 
     metrics: dict[str, float]
@@ -44,15 +48,19 @@ class Evaluation:
     labels: np.ndarray
     logits: np.ndarray
     ranks: np.ndarray
+    right_after: np.ndarray | None = None
 
     def summary(self) -> str:
         """One line with the figures and what they are of."""
         metrics, protocol = self.metrics, self.clips.protocol
         averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
+        intervals = accuracy.intervals(metrics).items()
+        ranges = (f"{name[:4]} {low:.5f} to {high:.5f}" for name, (low, high) in intervals)
         return (
             f"{self.weights}: {accuracy.in_words(metrics)}"
             f"  loss {metrics['loss']:.5f}  on {metrics['count']} clips of {self.list_path}"
-            f" ({protocol.name}: views {protocol.num_views}{averaged})"
+            f" ({protocol.name}: views {protocol.num_views}{averaged}), 95 % intervals:"
+            f" {', '.join(ranges)}"
         )
 
     @property
@@ -64,6 +72,11 @@ class Evaluation:
     def names(self) -> list[str]:
         """The paths of the clips."""
         return [self.clips.source.name(i) for i in range(len(self.labels))]
+
+    @cached_property
+    def short_names(self) -> list[str]:
+        """Those paths without the directories of this machine, as in a report."""
+        return without_directory(self.names)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -112,3 +125,10 @@ class Evaluation:
         """Clips whose true class scores lowest, the lowest first, whether it won or not."""
         own = self.scores[np.arange(len(self.labels)), self.labels]
         return np.argsort(own, kind="stable")[:most].tolist()
+
+
+def without_directory(paths: Sequence[str]) -> list[str]:
+    """Absolute paths relative to the directory common to them: a report is for others to read."""
+    absolute = [os.path.normpath(path) for path in paths if os.path.isabs(path)]
+    common = os.path.commonpath([os.path.dirname(path) for path in absolute] or ["/"])
+    return [os.path.relpath(path, common) if os.path.isabs(path) else path for path in paths]

@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 
 import tsm_jax
+from tsm_jax.accuracy import intervals
 from tsm_jax.errors import UserError
 from tsm_jax.files import new_folder, reason, write_json, write_text
+from tsm_jax.report.comparison import PREDICTIONS_FILE, Comparison
 from tsm_jax.report.curves import read_curves
 from tsm_jax.report.page import clip_answers, data_uri, render
-from tsm_jax.report.pictures import draw_calibration, draw_confusion, draw_curves, draw_strip
-from tsm_jax.report.results import Evaluation
+from tsm_jax.report.pictures import (
+    draw_calibration,
+    draw_confusion,
+    draw_curves,
+    draw_frames_seen,
+    draw_strip,
+)
+from tsm_jax.report.results import Evaluation, without_directory
 from tsm_jax.report.statistics import (
     BINS,
     ClassResult,
@@ -32,12 +40,13 @@ from tsm_jax.terminal import printable
 PAGE_FILE = "report.html"
 _FILES = {
     "metrics.json": "the metrics, and what was evaluated and how",
-    "predictions.csv": "one row per clip: its class and the best five, with their scores",
+    PREDICTIONS_FILE: "one row per clip: its class and the best five, with their scores",
     "scores.npy": "all scores, float32 [clips, classes], in the order of predictions.csv",
     "per_class.csv": "one row per class",
     "confusion.csv": "number of clips by true class (rows) and predicted class (columns)",
     "confusion.png": "the same as a picture",
     "calibration.png": "accuracy by confidence",
+    "frames_seen.png": "top-1 by the number of frames seen",
     "curves.png": "loss and accuracy over the epochs of the training",
     "mistakes": "the frames of the most confident mistakes",
 }
@@ -71,10 +80,13 @@ def check_target(folder: str) -> None:
         )
 
 
-def write_report(evaluation: Evaluation, folder: str) -> str:
+def write_report(evaluation: Evaluation, folder: str, comparison: Comparison | None = None) -> str:
     """Writes the report of an evaluation, and returns the path of its page.
 
     An earlier report in the folder is replaced when the new one is complete.
+
+    Args:
+        comparison: of it with another one, to be shown.
 
     Raises:
         UserError: as `check_target`; or the folder cannot be written, a clip cannot be read again,
@@ -82,24 +94,31 @@ def write_report(evaluation: Evaluation, folder: str) -> str:
     """
     check_target(folder)
     with new_folder(os.path.realpath(folder), replace=True) as fresh:
-        _fill(fresh, evaluation)
+        _fill(fresh, evaluation, comparison)
         check_target(folder)  # again: writing took its time
     return os.path.join(folder, PAGE_FILE)
 
 
-def _fill(folder: str, evaluation: Evaluation) -> None:
+def _fill(folder: str, evaluation: Evaluation, comparison: Comparison | None) -> None:
     matrix = confusion_matrix(evaluation)
     classes = per_class(evaluation, matrix)
     calibration = calibrate(evaluation)
     metrics = {
         **evaluation.metrics,
+        **intervals(evaluation.metrics),
         "expected_calibration_error": calibration.expected_error,
         "calibration_bins": BINS,
         "mean_confidence": float(evaluation.confidence.mean(dtype=np.float64)),
         **_conditions(evaluation),
     }
-    names = _without_directory(evaluation.names)
-    write_json(os.path.join(folder, "metrics.json"), metrics)
+    if comparison:
+        metrics["comparison"] = {
+            **asdict(comparison),
+            "names": without_directory(comparison.names),
+            "difference": comparison.difference,
+            "p_value": comparison.p_value,
+        }
+    names = evaluation.short_names
     np.save(os.path.join(folder, "scores.npy"), evaluation.scores)
     _write_predictions(folder, evaluation, names)
     head = ["label", "class", *ClassResult._fields[2:]]
@@ -110,8 +129,16 @@ def _fill(folder: str, evaluation: Evaluation) -> None:
         "confusion.png": draw_confusion(matrix, evaluation.class_names),
         "calibration.png": draw_calibration(calibration),
     }
+    others = [(name, read_curves(name)) for name in (comparison.names[1:] if comparison else ())]
     if curves := read_curves(evaluation.weights):
-        pictures["curves.png"] = draw_curves(curves)
+        pictures["curves.png"] = draw_curves(
+            curves, {os.path.basename(os.path.normpath(name)): found for name, found in others}
+        )
+    if evaluation.right_after is not None:
+        accuracies = evaluation.right_after.mean(0, dtype=np.float64)
+        metrics["top1_after_frames"] = accuracies.tolist()
+        pictures["frames_seen.png"] = draw_frames_seen(accuracies)
+    write_json(os.path.join(folder, "metrics.json"), metrics)
     mistakes = []
     for path, clip in zip(_MISTAKES, evaluation.confident_mistakes(len(_MISTAKES)), strict=False):
         video = evaluation.clips.read(clip)["video"]  # [V, T, S, S, 3]
@@ -142,8 +169,8 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
     """What was evaluated and how; absolute paths without their directories."""
     protocol = evaluation.clips.protocol
     return {
-        "weights": _without_directory([evaluation.weights])[0],
-        "list": _without_directory([evaluation.list_path])[0],
+        "weights": without_directory([evaluation.weights])[0],
+        "list": without_directory([evaluation.list_path])[0],
         "protocol": protocol.name,
         "views": protocol.num_views,
         "average": evaluation.average,
@@ -155,13 +182,6 @@ def _conditions(evaluation: Evaluation) -> dict[str, Any]:
         "tsm_jax": tsm_jax.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _without_directory(paths: Sequence[str]) -> list[str]:
-    """Absolute paths relative to the directory common to them: a report is for others to read."""
-    absolute = [os.path.normpath(path) for path in paths if os.path.isabs(path)]
-    common = os.path.commonpath([os.path.dirname(path) for path in absolute] or ["/"])
-    return [os.path.relpath(path, common) if os.path.isabs(path) else path for path in paths]
 
 
 def _write_predictions(folder: str, evaluation: Evaluation, names: Sequence[str]) -> None:
@@ -177,7 +197,7 @@ def _write_predictions(folder: str, evaluation: Evaluation, names: Sequence[str]
         best = [value for k in evaluation.best(clip, top) for value in answer(clip, k)]
         return [names[clip], label, name, int(evaluation.correct[clip]), score, *best]
 
-    _write_table(folder, "predictions.csv", head, map(line, range(len(names))))
+    _write_table(folder, PREDICTIONS_FILE, head, map(line, range(len(names))))
 
 
 def _write_table(

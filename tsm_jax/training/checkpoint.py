@@ -57,7 +57,7 @@ class Checkpoints:
             save_interval_steps=0 if read_only else 1,
             create=not read_only,
             read_only=read_only,
-            todelete_subdir=files.DELETED,
+            todelete_subdir=None if read_only else files.DELETED,
             # Runs when all is written and before the folder gets its final name.
             async_options=AsyncOptions(
                 post_finalization_callback=lambda: files.write_checksums(
@@ -65,7 +65,7 @@ class Checkpoints:
                 )
             ),
         )
-        with self._write_errors_named():
+        with self._write_errors_named(), _without_warnings(read_only):
             self._manager = ocp.CheckpointManager(
                 os.path.abspath(self._directory), options=options, item_names=_ITEMS
             )
@@ -244,6 +244,19 @@ class Checkpoints:
                 f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
                 " the same command again: it continues from the last complete one"
             ) from error
+
+
+@contextmanager
+def _without_warnings(read_only: bool) -> Iterator[None]:
+    """Orbax warns whoever asks to read only that it will only read."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    if read_only:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _Best:

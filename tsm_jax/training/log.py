@@ -1,4 +1,4 @@
-"""What a run reports: lines and a progress bar on the console, metrics.jsonl, TensorBoard."""
+"""What a run reports: lines and a bar on the console, metrics.jsonl, TensorBoard and others."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -27,8 +27,49 @@ from tsm_jax.files import check_regular, reason, write_text
 from tsm_jax.terminal import printable, progress_bar
 from tsm_jax.training.metrics import Meter
 from tsm_jax.training.state import Diverged
+from tsm_jax.training.timing import RemainingTime, StepTimer
 
 METRICS_FILE = "metrics.jsonl"
+
+
+class Logger(Protocol):
+    """Where the numbers of a run go, besides metrics.jsonl."""
+
+    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        """Takes the numbers of `step`; an OSError ends the run with its text."""
+
+    def close(self) -> None:
+        """After the last of them."""
+
+
+class TensorBoard:
+    """Event files in a directory, synchronous.
+
+    Not tensorboardX's SummaryWriter: its thread ends at the first error, such as a full disk, and
+    the run would then wait for it for ever.
+    """
+
+    def __init__(self, directory: str, first_step: int):
+        os.makedirs(directory, exist_ok=True)
+        prefix = os.path.join(directory, "events")
+        self._events = EventsWriter(prefix, filename_suffix=f".{time.time_ns()}")
+        # TensorBoard forgets what earlier files of the directory say of these steps.
+        restart = SessionLog(status=SessionLog.START)
+        self._write(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
+
+    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        points = [
+            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in numbers.items()
+        ]
+        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
+
+    def close(self) -> None:
+        self._events.close()
+
+    def _write(self, event: Any) -> None:
+        self._events.write_event(event)
+        self._events.flush()
 
 
 class RunLog:
@@ -41,13 +82,20 @@ class RunLog:
         validated: whether the validation at `first_step` is done; otherwise it will be done again,
             and its lines are removed as well.
         enabled: False on all processes but the first.
+        loggers: what else receives the numbers.
 
     Raises:
         UserError: a file cannot be written, here and in `record`.
     """
 
     def __init__(
-        self, workdir: str, *, first_step: int, validated: bool = True, enabled: bool = True
+        self,
+        workdir: str,
+        *,
+        first_step: int,
+        validated: bool = True,
+        enabled: bool = True,
+        loggers: Sequence[Logger] = (),
     ):
         self._workdir = workdir
         self._enabled = enabled
@@ -57,7 +105,8 @@ class RunLog:
             with self._as_user_error():
                 _forget_after(path, first_step, validated)
                 self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-                self._open_events(os.path.join(workdir, "tensorboard"), first_step)
+                tensorboard = TensorBoard(os.path.join(workdir, "tensorboard"), first_step)
+            self._loggers = (tensorboard, *loggers)
 
     def __enter__(self) -> RunLog:
         return self
@@ -66,26 +115,27 @@ class RunLog:
         self._bar.close()
         if self._enabled:
             self._file.close()
-            with suppress(OSError):  # all is on disk already, or the failure has been raised
-                self._events.close()
+            for logger in self._loggers:
+                with suppress(OSError):  # all is there already, or the failure has been raised
+                    logger.close()
 
     def say(self, text: str) -> None:
         """Prints a line."""
         if self._enabled:
             print(printable(text), flush=True)
 
-    def show(self, title: str, done: int, total: int) -> None:
-        """Draws a progress bar, in place of the one with another title."""
+    def show(self, title: str, done: int, total: int, note: str = "") -> None:
+        """Draws a progress bar, in place of the one with another title; `note` stands beside it."""
         if not self._enabled:
             return
         if title != self._bar_title:
             self._bar.close()
             self._update_bar = self._bar.enter_context(progress_bar(title))
             self._bar_title = title
-        self._update_bar(done, total)
+        self._update_bar(done, total, note)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes one line of metrics.jsonl, and one point a number in TensorBoard.
+        """Writes one line of metrics.jsonl, and gives its numbers to the loggers.
 
         Args:
             kind: `train`, `val`, `best`, `bad_step` or `diverged`.
@@ -96,30 +146,12 @@ class RunLog:
             return
         values = {name: _finite(value) for name, value in values.items()}
         line = json.dumps({"kind": kind, "step": step, **values}) + "\n"
-        points = [
-            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, (int, float))
-        ]
+        numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
         with self._as_user_error():
             if self._file.write(line.encode()) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            event = Event(wall_time=time.time(), step=step, summary=Summary(value=points))
-            self._write_event(event)
-
-    def _open_events(self, directory: str, first_step: int) -> None:
-        # Not tensorboardX's SummaryWriter: its thread ends at the first error, such as a full disk,
-        # and the run would then wait for it for ever.
-        os.makedirs(directory, exist_ok=True)
-        prefix = os.path.join(directory, "events")
-        self._events = EventsWriter(prefix, filename_suffix=f".{time.time_ns()}")
-        # TensorBoard forgets what earlier files of the directory say of these steps.
-        restart = SessionLog(status=SessionLog.START)
-        self._write_event(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
-
-    def _write_event(self, event: Any) -> None:
-        self._events.write_event(event)
-        self._events.flush()
+            for logger in self._loggers:
+                logger.write(kind, step, numbers)
 
     @contextmanager
     def _as_user_error(self) -> Iterator[None]:
@@ -154,31 +186,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class StepTimer:
-    """Where a training step's time goes, averaged since the last `lap`."""
-
-    def __init__(self) -> None:
-        self.lap()
-
-    def lap(self) -> None:
-        """Starts a new interval."""
-        self._start, self._steps, self._reading = time.perf_counter(), 0, 0.0
-
-    def count(self, reading_seconds: float) -> None:
-        """Counts a step, which waited `reading_seconds` for its batch."""
-        self._steps += 1
-        self._reading += reading_seconds
-
-    @property
-    def batch_seconds(self) -> float | None:
-        """None if no step has been timed, as after the first one, which compiles."""
-        return (time.perf_counter() - self._start) / self._steps if self._steps else None
-
-    @property
-    def reader_seconds(self) -> float | None:
-        return self._reading / self._steps if self._steps else None
-
-
 @dataclass(frozen=True)
 class StartedStep:
     """A step that the devices work on."""
@@ -195,6 +202,7 @@ class Progress:
     Args:
         order: which clip belongs where, to notice replaced ones.
         clip_name: path of a training clip by its number.
+        val_clips: how many there are, to tell the remaining time before the first validation.
         first_step: of this process.
         saved: what `to_save` gave at that step; None at the beginning of a run.
     """
@@ -207,6 +215,7 @@ class Progress:
         *,
         order: TrainOrder,
         clip_name: Callable[[int], str],
+        val_clips: int,
         first_step: int,
         saved: dict[str, Any] | None = None,
     ):
@@ -215,7 +224,9 @@ class Progress:
         self._meter = Meter(dict(saved["sums"])) if saved else Meter()
         self._replaced = saved["replaced_clips"] if saved else 0
         self._last: dict[str, np.ndarray] = {}
-        self.timer = StepTimer()
+        self._timer, self._last_finished = StepTimer(), time.perf_counter()
+        # A clip's forward pass is about a third of its training.
+        self._remaining = RemainingTime(plan, val_clips / config.batch_size / 3)
 
     def to_save(self) -> dict[str, Any]:
         """Plain numbers from which another process goes on."""
@@ -234,11 +245,33 @@ class Progress:
         else:
             self._meter.update(self._last)
         self._replaced += replaced
-        self._log.show("train", step.number + 1, self._plan.total_steps)
+        now = time.perf_counter()
         if step.number == self._first_step:
-            self.timer.lap()  # the first step compiles; its time would distort the average
+            self._timer.lap()  # the first step compiles; its time would distort the average
         else:
-            self.timer.count(step.reading)
+            self._timer.count(step.reading)
+            self._remaining.step.add(now - self._last_finished)
+        self._last_finished = now
+        done = step.number + 1
+        self._log.show("train", done, self._plan.total_steps, self._note(done))
+
+    def validating(self, done: int, batch: int, batches: int) -> None:
+        """Shows that `batch` of the validation after `done` steps is done."""
+        self._log.show("validate", batch, batches, self._note(done, batch / batches))
+
+    def validated(self, seconds: float) -> None:
+        """Takes note of how long a validation took."""
+        self._remaining.validation.add(seconds)
+        self._timer.lap()
+        self._last_finished = time.perf_counter()
+
+    def _note(self, done: int, validated: float = 0.0) -> str:
+        note = f"epoch {self._epoch(done)}/{self._config.epochs}"
+        left = self._remaining.seconds(done, validated)
+        return note if left is None else f"{note}  ETA {_in_words(left)}"
+
+    def _epoch(self, done: int) -> int:
+        return max(done - 1, 0) // self._plan.steps_per_epoch + 1
 
     def _clips(self, step: StartedStep) -> tuple[np.ndarray, int]:
         """The global batch, and how many of this process's clips replace unreadable ones."""
@@ -273,23 +306,23 @@ class Progress:
         """Writes the log line of `done` steps."""
         means = self._meter.result(self._config.model.num_classes)
         values = {
-            "epoch": (done - 1) // self._plan.steps_per_epoch + 1,
+            "epoch": self._epoch(done),
             **{name: means[name] for name in means if name != "count"},
             "learning_rate": float(self._last["learning_rate"]),
             "grad_norm": float(self._last["grad_norm"]),
             "replaced_clips": self._replaced,
             "bad_steps": int(self._last["bad_steps"]),
         }
-        batch_seconds = self.timer.batch_seconds
+        batch_seconds = self._timer.batch_seconds
         speed = {
             "batch_seconds": batch_seconds,
-            "reader_seconds": self.timer.reader_seconds,
+            "reader_seconds": self._timer.reader_seconds,
             "clips_per_second": batch_seconds and self._config.batch_size / batch_seconds,
         }
         self._log.record("train", done, {**values, **speed})
         self._log.say(self._line(done, values, speed))
         self._meter = Meter()
-        self.timer.lap()
+        self._timer.lap()
 
     def _line(self, done: int, values: dict[str, Any], speed: dict[str, float | None]) -> str:
         plan, replaced = self._plan, values["replaced_clips"]
@@ -300,9 +333,13 @@ class Progress:
             f"  lr {values['learning_rate']:.6f}"
         )
         if speed["batch_seconds"] is not None:
-            left = timedelta(seconds=round((plan.total_steps - done) * speed["batch_seconds"]))
+            left = self._remaining.seconds(done) or 0.0
             line += (
                 f"  batch {speed['batch_seconds']:.3f} s  reader {speed['reader_seconds']:.3f} s"
-                f"  {speed['clips_per_second']:.1f} clips/s  ETA {left}"
+                f"  {speed['clips_per_second']:.1f} clips/s  ETA {_in_words(left)}"
             )
         return line + (f"  replaced {replaced}" if replaced else "")
+
+
+def _in_words(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

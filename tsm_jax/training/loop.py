@@ -22,8 +22,9 @@ from tsm_jax.training.processes import from_first, stop_vote
 from tsm_jax.training.state import Diverged, TrainState, last_finite
 from tsm_jax.training.steps import TrainStep
 
-# Means over the validation clips for a state; calls the second argument after every batch.
-Validate = Callable[[TrainState, Callable[[], None]], dict[str, float]]
+# Means over the validation clips for a state; calls the second argument after every batch, with
+# the batches done and their number.
+Validate = Callable[[TrainState, Callable[[int, int], None]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,6 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
             raise _preempted(run, done)
         if ends_epoch:
             _validate_epoch(run, state, done, stop)
-            progress.timer.lap()
     run.checkpoints.wait()
     return state
 
@@ -137,15 +137,18 @@ def _validate(
 ) -> tuple[dict[str, float], str]:
     """Means over the validation clips, and the same in words; can be stopped after any batch."""
 
-    def on_batch() -> None:
+    def on_batch(batch: int, batches: int) -> None:
+        run.progress.validating(step, batch, batches)
         if stop():
             raise _preempted(run, step)
 
     started = time.perf_counter()
     metrics = run.validate(state, on_batch)
+    seconds = time.perf_counter() - started
+    run.progress.validated(seconds)
     return metrics, (
         f"val loss {metrics['loss']:.5f}  {accuracy.in_words(metrics)}"
-        f"  {metrics['count']} clips in {time.perf_counter() - started:.1f} s"
+        f"  {metrics['count']} clips in {seconds:.1f} s"
     )
 
 

@@ -190,6 +190,7 @@ def make_eval_step(
     *,
     mesh: Mesh,
     average_probabilities: bool = False,
+    by_frames: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
     """The jitted step `(params, batch_stats, batch) -> (sums, clips)`.
@@ -198,21 +199,36 @@ def make_eval_step(
 
     `clips` has what each clip of the global batch got, on every process: `logits` `[B, K]`,
     averaged over its views (if `average_probabilities`, so that their softmax is the average of
-    the views'), `rank` of `clip_ranks` `[B]`, and `mask` `[B]`.
+    the views'), `rank` of `clip_ranks` `[B]`, and `mask` `[B]`. With `by_frames` also
+    `right_after` `[B, T]`: whether the mean of the first t+1 frames' logits is right, of a network
+    whose frames know nothing of later ones.
     """
+
+    def average(logits: jax.Array) -> jax.Array:
+        """Of views, `[B, V, K]` to `[B, K]`."""
+        if average_probabilities:  # its logarithm, whose softmax it is
+            return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
+        return logits.mean(1)
 
     def eval_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> EvalResult:
         video = batch["video"]  # [B, V, T, H, W, 3]
         views = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
-        logits, _ = network.apply(params, batch_stats, normalize(views))
-        logits = logits.reshape(*video.shape[:2], -1)  # [B, V, K]
-        if average_probabilities:  # its logarithm, whose softmax it is
-            logits = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
+        frames = None
+        if by_frames:
+            frames = network.frame_logits(params, batch_stats, normalize(views))  # [B*V, T, K]
+            logits = frames.mean(1)
         else:
-            logits = logits.mean(1)
+            logits, _ = network.apply(params, batch_stats, normalize(views))
+        logits = average(logits.reshape(*video.shape[:2], -1))
         losses = cross_entropy(logits, batch["label"])
         ranks = clip_ranks(logits, batch["label"])
         clips = {"logits": logits, "rank": ranks, "mask": batch["mask"]}
+        if frames is not None:
+            seen = jnp.arange(1, video.shape[2] + 1)
+            means = frames.cumsum(1).swapaxes(0, 1) / seen[:, None, None]  # [T, B*V, K]
+            means = means.reshape(len(seen), *video.shape[:2], -1)
+            right = jax.vmap(lambda each: clip_ranks(average(each), batch["label"]) < 1)(means)
+            clips["right_after"] = right.T
         classes = class_sums(logits, batch["label"], ranks, batch["mask"])
         return {**clip_sums(ranks, batch["mask"], losses), "classes": classes}, clips
 

@@ -40,8 +40,16 @@ def _from_version_1(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "architecture": renamed}
 
 
+def _from_version_2(description: dict[str, Any]) -> dict[str, Any]:
+    """Nobody noted how fast the frames of a clip follow each other."""
+    preprocessing = description.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        return description
+    return {**description, "preprocessing": {"frame_rate": 0.0, **preprocessing}}
+
+
 # What config.json of older versions means, architecture and preprocessing, see `stored.upgraded`.
-UPGRADES = (_from_version_1,)
+UPGRADES = (_from_version_1, _from_version_2)
 FORMAT_VERSION = len(UPGRADES) + 1
 
 

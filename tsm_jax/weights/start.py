@@ -79,6 +79,33 @@ def choose_start(
     return Start(loaded, fresh, left)
 
 
+_FIRST_FOLD = {
+    "past_first": "fold 1 still comes from the frame before",
+    "future_first": "fold 1 came from the frame after and comes from the one before now",
+    "none": "nothing was shifted there; fold 1 comes from the frame before now",
+    None: "which way it was shifted there is not stored; fold 1 comes from the frame before now",
+}
+
+
+def shift_change(there: str | None, here: str) -> str:
+    """What it means for a network that the weights it starts from were trained with another shift,
+    in one line; empty if they were not.
+
+    Args:
+        there: direction of the shift that the weights were trained with; None if it is not known.
+        here: that of the network which starts from them.
+    """
+    if there == here or (there is None and here != "past_only"):
+        return ""
+    if here != "past_only":
+        return f"the shift changes from {there} to {here}: train until the layers have followed"
+    return (
+        f"the shift becomes past_only: {_FIRST_FOLD.get(there, _FIRST_FOLD[None])}; fold 2 stays"
+        " in its frame, nothing comes from the future any more: train until the layers have"
+        " followed"
+    )
+
+
 def _summary(names: Sequence[str] | Mapping[str, np.ndarray]) -> str:
     """The parts of the network that `names` belong to."""
     parts = sorted({".".join(name.split(".")[:3]) for name in names})

@@ -69,16 +69,19 @@ def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
         raise UserError(
             f"{path} has no classifier: it can be trained from (--config.init_from), not evaluated"
         )
-    told = _told_by_name(os.path.basename(path))
+    told = told_by_name("" if network.family == IMAGE else os.path.basename(path))
     inside = _beside(content)
-    known = num_segments or inside.num_segments or told.num_segments
-    known = known or _USUAL_SEGMENTS.get(network.family)
+    known = inside.num_segments or told.num_segments
+    if network.shift != "none" and known and num_segments not in (None, known):
+        raise UserError(
+            f"{path} was trained with {known} segments"
+            f"{'' if inside.num_segments else ', says its name'}, not {num_segments}"
+        )
+    known = num_segments or known or _USUAL_SEGMENTS.get(network.family)
     if known is None:
         raise UserError(
             f"{path}: neither it nor its name tells how many frames a clip has: give --num_segments"
         )
-    if network.family == IMAGE:
-        told = _Told(None, None, False)
     try:
         architecture = Architecture(
             backbone=network.backbone,
@@ -119,7 +122,7 @@ def read_torch_start(
     if network.num_classes is None:
         return tensors, network, None
     inside = _beside(content).labels_of(network.num_classes)
-    return tensors, network, inside or _labels(network, _told_by_name(os.path.basename(path)))
+    return tensors, network, inside or _labels(network, told_by_name(os.path.basename(path)))
 
 
 def described(network: TorchNetwork) -> str:
@@ -187,7 +190,8 @@ class _Told:
     is_dense: bool
 
 
-def _told_by_name(name: str) -> _Told:
+def told_by_name(name: str) -> _Told:
+    """What the name of a file of MIT or mmaction2 tells."""
     segments = _SEGMENTS_IN_NAME.search(name)
     data = _DATA_IN_NAME.findall(name)
     # MIT begins with it and may end with what was tuned from; mmaction2 ends with it.

@@ -256,16 +256,11 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
         if name in found:
             raise Unfit(f"it holds {listed([name])} in two spellings")
         found[name] = value.astype(np.int32) if value.dtype == np.uint16 else value
-    stem, fc = (
-        shape_of(found.get(name))
-        for name in (
-            _their_name(family, backbone, "backbone.stem.conv.kernel"),
-            f"{names.classifier}.weight",
-        )
-    )
+    stem = shape_of(found.get(_their_name(family, backbone, "backbone.stem.conv.kernel")))
+    fc = shape_of(found.get(f"{names.classifier}.weight"))
     if stem[1:2] == (10,):
         raise Unfit("it is of optical flow (10 input channels), which is not supported")
-    width = stem[0] if stem and backbone != MOBILENET else 64
+    width = _width(family, backbone, found)
     num_classes = fc[0] if fc else None
     ours = _tensors(backbone, width, num_classes)
     theirs = {name: _their_name(family, backbone, name) for name in ours}
@@ -305,6 +300,13 @@ def _backbone(names: str) -> str:
     if is_bottleneck:
         return "resnet50"
     return "resnet34" if "layer1.2." in names else "resnet18"
+
+
+def _width(family: str, backbone: str, found: Mapping[str, Any]) -> int:
+    """From the stem; MobileNetV2 rounds its channels there, so from the last block's 5 x width."""
+    last = "blocks.16.project" if backbone == MOBILENET else "stem"
+    shape = shape_of(found.get(_their_name(family, backbone, f"backbone.{last}.conv.kernel")))
+    return (shape[0] // (5 if backbone == MOBILENET else 1) if shape else 0) or 64
 
 
 def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -> tuple[str, int]:
@@ -351,15 +353,23 @@ def _their_name(family: str, backbone: str, ours: str) -> str:
     return names.prefix + own
 
 
-@lru_cache(maxsize=8)
 def _tensors(backbone: str, width: int, num_classes: int | None) -> dict[str, tuple[int, ...]]:
-    """Shapes by our names, from the network itself."""
+    """Shapes by our names."""
+    shapes = dict(_with_one_class(backbone, width))
+    for name in [name for name in shapes if name.startswith(HEAD)]:
+        *features, _ = shapes.pop(name)
+        if num_classes is not None:
+            shapes[name] = (*features, num_classes)
+    return shapes
+
+
+@lru_cache(maxsize=16)
+def _with_one_class(backbone: str, width: int) -> dict[str, tuple[int, ...]]:
+    """From the network itself."""
     from tsm_jax.models.network import build_network  # late: it brings in jax
 
-    architecture = Architecture(backbone, num_classes or 1, num_segments=8, width=width)
-    network = build_network(architecture, "float32")
-    shapes = {**network.param_shapes, **network.batch_stat_shapes}
-    return {n: shape for n, shape in shapes.items() if num_classes or not n.startswith(HEAD)}
+    network = build_network(Architecture(backbone, 1, num_segments=8, width=width), "float32")
+    return {**network.param_shapes, **network.batch_stat_shapes}
 
 
 _TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0)}

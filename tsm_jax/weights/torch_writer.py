@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ _FOLDER = "archive/"
 
 
 def write_torch(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries and lists of arrays, text and whole numbers.
+    """Writes nested dictionaries and lists of arrays, text and numbers.
 
     The file appears under its name only when it is complete; an existing one is replaced.
 
@@ -47,6 +48,8 @@ def _value(value: Any, tensors: list[np.ndarray]) -> bytes:
             return text(value)
         case int():
             return integer(value)
+        case float():
+            return pickle.BINFLOAT + struct.pack(">d", value)
         case np.ndarray():
             tensors.append(np.asarray(value, value.dtype.newbyteorder("<"), order="C"))
             return _tensor(value, len(tensors) - 1)

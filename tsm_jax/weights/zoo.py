@@ -115,6 +115,12 @@ def is_remote(text: str) -> bool:
     return text in ZOO or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
+def names_like(text: str) -> str:
+    """For a message: names of the zoo that `text` may have meant."""
+    alike = difflib.get_close_matches(text, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
+    return f"there are {', '.join(alike)} and others: python -m tsm_jax.convert --list"
+
+
 def fetch(
     name_or_url: str,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -156,11 +162,7 @@ def _url(name_or_url: str) -> str:
         return ZOO[name_or_url].address
     if is_remote(name_or_url):
         return name_or_url
-    alike = difflib.get_close_matches(name_or_url, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
-    raise UserError(
-        f"{name_or_url}: no published weights of this name; did you mean {', '.join(alike)}?"
-        " python -m tsm_jax.convert --list prints all"
-    )
+    raise UserError(f"{name_or_url}: no published weights of this name; {names_like(name_or_url)}")
 
 
 def _default_cache() -> Path:

@@ -45,7 +45,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def run(command, *arguments):
-    prepare.main([command, *map(str, arguments), "--processes", "2"])
+    prepare.main([command, *map(str, arguments), "--processes", "1"])
 
 
 def frames(video_list, videos, output, *more):
@@ -76,7 +76,7 @@ def test_frames_are_those_of_the_videos(videos, video_list, tmp_path, capsys):
 
 
 def test_the_short_side_is_made_smaller_never_larger(videos, video_list, tmp_path):
-    for short_side, expected in ((24, (24, 32)), (256, (48, 64)), (0, (48, 64))):
+    for short_side, expected in ((24, (24, 32)), (256, (48, 64))):
         output = tmp_path / str(short_side)
         frames(video_list, videos, output, "--short_side", short_side, "--keep_extension")
         picture = cv2.imread(str(output / "b b" / "clip0.mp4" / "img_00001.jpg"))

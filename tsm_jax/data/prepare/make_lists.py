@@ -1,4 +1,4 @@
-"""Lists as PaddleVideo writes them, of UCF-101, Kinetics-400 or any folders of classes."""
+"""Lists as PaddleVideo writes them, of Kinetics-400 or any folders of classes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tsm_jax.data.prepare.entries import find_videos, list_line
 from tsm_jax.errors import UserError
@@ -18,124 +17,110 @@ from tsm_jax.files import read_text, write_lines
 from tsm_jax.terminal import printable
 
 LABELS_FILE = "labels.txt"
-
-_UNPACK = "unpack the splits of UCF-101"
-_SPLITS = (1, 2, 3)
-_PARTS = {"train": "trainlist", "val": "testlist"}
+FRAME_TEMPLATE = "img_{:05}.jpg"
 
 
 @dataclass(frozen=True)
 class WrittenList:
-    """A list that was written; `missing` are clips that belong in it but are not there."""
+    """A list that was written.
+
+    Attributes:
+        missing: clips that belong in it but are not there.
+        template: of the names of frames; empty for a list of videos.
+    """
 
     path: str
     num_clips: int
     missing: list[str]
+    template: str = ""
 
 
-def ucf101_lists(
-    splits: str, output: str, *, videos: str | None = None, frames: str | None = None
-) -> list[WrittenList]:
-    """Lists of the official splits, named and written as PaddleVideo's `build_ucf101_file_list.py`.
+@dataclass(frozen=True)
+class Clips:
+    """What a list is made of.
 
-    Paths are absolute; those of videos lack their `.avi` (`config.data.suffix` has it).
+    Attributes:
+        labelled: clips, as they are called in `missing`, and their labels.
+        root: folder that paths start from.
+        find: from a clip to its path below `root`, as the list has it; None if it is missing.
+        template: of the names of frames; empty if the clips are videos.
+        absolute: write absolute paths.
+    """
 
-    Args:
-        splits: the unpacked folder `ucfTrainTestlist`.
-        output: folder of the lists and `labels.txt`.
-        videos: folder with `<Class>/v_<Class>_gNN_cNN.avi`; None for no lists of videos.
-        frames: folder with `<Class>/v_<Class>_gNN_cNN/img_00001.jpg`; None for no lists of frames.
+    labelled: Sequence[tuple[str, int]]
+    root: str
+    find: Callable[[str], str | None]
+    template: str = ""
+    absolute: bool = False
+
+
+def write_lists(lists: Mapping[str, Clips], names: Sequence[str]) -> list[WrittenList]:
+    """Writes lists by their paths, all in one folder, and `labels.txt` beside them.
 
     Raises:
-        UserError: a split file is missing or wrong, or none of its clips is there.
+        UserError: none of the clips of a list is there, a name of a class or a clip would not fit
+            on a line, or a `labels.txt` there has other classes. Then nothing is written.
     """
-    names = _ucf101_classes(os.path.join(splits, "classInd.txt"))
-    labels = {name: label for label, name in enumerate(names)}
+    check_class_names(names)
+    labels_path = Path(next(iter(lists))).with_name(LABELS_FILE)
+    if labels_path.exists() and read_text(labels_path, "the class names").splitlines() != [*names]:
+        raise UserError(
+            f"{labels_path} has other classes, or in another order: give it as --labels, or write"
+            " to another folder"
+        )
     written = []
-    for split in _SPLITS:
-        for part, stem in _PARTS.items():
-            split_file = os.path.join(splits, f"{stem}{split:02}.txt")
-            if not os.path.exists(split_file):
-                if split == 1:
-                    raise UserError(f"there is no {split_file}: unpack the splits of UCF-101")
-                continue
-            clips = _ucf101_clips(split_file, labels)
-            start = os.path.join(output, f"ucf101_{part}_split_{split}_")
-            for kind, root in (("videos", videos), ("rawframes", frames)):
-                if root is not None:
-                    path, is_frames = f"{start}{kind}.txt", kind == "rawframes"
-                    written.append(
-                        _write_list(
-                            path, clips, root, frames=is_frames, suffix=".avi", absolute=True
-                        )
-                    )
-    write_lines(os.path.join(output, LABELS_FILE), names)
+    for path, lines, missing, template in [(path, *_lines(path, c)) for path, c in lists.items()]:
+        write_lines(path, lines)
+        written.append(WrittenList(path, len(lines), missing, template))
+    write_lines(labels_path, names)
     return written
 
 
-def _ucf101_classes(path: str) -> list[str]:
-    """`1 ApplyEyeMakeup` is label 0."""
-    rows = [line.split() for line in _read_lines(path, _UNPACK)]
-    if any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, start=1)):
-        raise UserError(f"{path}: expected lines '1 ClassName', numbered from 1")
-    return [name for _, name in rows]
+def _lines(list_path: str, clips: Clips) -> tuple[list[str], list[str], str]:
+    lines, missing = [], []
+    for clip, label in clips.labelled:
+        found = clips.find(clip)
+        place = os.path.join(clips.root, found or "")
+        count = count_frames(place, clips.template) if clips.template and found else None
+        if found is None or count == 0:
+            missing.append(clip)
+        else:
+            path = os.path.abspath(place) if clips.absolute else found
+            lines.append(list_line(path, label, count))
+    if not lines:
+        raise UserError(
+            f"{clips.root} has none of the {len(missing)} clips of {list_path}"
+            + (f", such as {printable(missing[0])}" if missing else "")
+            + ": check the folder"
+        )
+    return lines, missing, clips.template
 
 
-def _ucf101_clips(path: str, labels: dict[str, int]) -> list[tuple[str, int]]:
-    """(`Class/v_...` without .avi, label) of `Class/v_....avi 1` or, in test lists, without it."""
-    clips = []
-    for line in _read_lines(path, _UNPACK):
-        clip = os.path.splitext(line.split()[0])[0]
-        name = clip.partition("/")[0]
-        if name not in labels:
-            raise UserError(f"{path}: {line} is of no class in classInd.txt")
-        clips.append((clip, labels[name]))
-    return clips
-
-
-def _read_lines(path: str, advice: str) -> list[str]:
+def count_frames(folder: str, template: str = FRAME_TEMPLATE) -> int:
+    """Files in a folder that are named as `template` says; 0 without a folder."""
+    start, end = re.split(r"\{.*\}", template)
+    name = re.compile(rf"{re.escape(start)}\d+{re.escape(end)}")
     try:
-        text = read_text(path, "the file")
-    except UserError as error:
-        raise UserError(f"{error}; {advice}") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def count_frames(folder: str) -> int:
-    """Files `img_00001.jpg` and so on in a folder; 0 without a folder."""
-    try:
-        return sum(name.startswith("img_") for name in os.listdir(folder))
+        return sum(name.fullmatch(file) is not None for file in os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return 0
 
 
-def _write_list(
-    path: str,
-    clips: Sequence[tuple[str, int]],
-    root: str,
-    *,
-    frames: bool,
-    suffix: str = "",
-    absolute: bool = False,
-    known: Container[str] = (),
-) -> WrittenList:
-    """The list of (path below `root`, label); those are missing that are neither known nor found.
+def read_names(path: str) -> list[str]:
+    """Class names, one a line; a UserError if the file cannot be read, is empty or repeats one."""
+    names = [name for _, name in numbered_lines(path)]
+    if not names:
+        raise UserError(f"{path} has no names: write one class name a line")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} has a name twice: write every class name once")
+    return names
 
-    Args:
-        suffix: of the files of videos, which the list leaves out.
-    """
-    lines, missing = [], []
-    for clip, label in clips:
-        place = os.path.join(root, clip)
-        count = count_frames(place) if frames else None
-        if count or (not frames and (clip in known or os.path.isfile(place + suffix))):
-            lines.append(list_line(os.path.abspath(place) if absolute else clip, label, count))
-        else:
-            missing.append(clip)
-    if not lines:
-        raise UserError(f"{root} has none of the {len(clips)} clips of {path}: check the folder")
-    write_lines(path, lines)
-    return WrittenList(path, len(lines), missing)
+
+def numbered_lines(path: str) -> Iterator[tuple[str, str]]:
+    """The lines of a file that are not blank, stripped, each with its place for messages."""
+    for number, line in enumerate(read_text(path, "the file").splitlines(), start=1):
+        if line := line.strip():
+            yield f"{path}, line {number}", line
 
 
 def folder_list(
@@ -164,7 +149,8 @@ def folder_list(
     find_label = _label_finder(names)
     label_of = {name: find_label(name, os.path.join(root, name)) for name in classes}
     labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
-    return _write_with_labels(list_path, labelled, root, names, frames=frames, known=set(clips))
+    made = Clips(labelled, root, lambda clip: clip, FRAME_TEMPLATE * frames)
+    return write_lists({list_path: made}, names)[0]
 
 
 def annotated_list(
@@ -182,26 +168,11 @@ def annotated_list(
     by_stem = {Path(clip).stem: clip for clip in clips}
     label_of = _label_finder(labels)
     labelled = [
-        (by_stem.get(stem, stem), label_of(name, f"{annotations}: {name!r}"))
+        (stem, label_of(name, f"{annotations}: {name!r}"))
         for stem, name in _annotations(annotations)
     ]
-    return _write_with_labels(
-        list_path, labelled, root, list(labels), frames=frames, known=set(clips)
-    )
-
-
-def _write_with_labels(
-    list_path: str, clips: list[tuple[str, int]], root: str, names: list[str], **how: Any
-) -> WrittenList:
-    check_class_names(names)
-    path = Path(list_path).with_name(LABELS_FILE)
-    if path.exists() and read_text(path, "the class names").splitlines() != names:
-        raise UserError(
-            f"{path} has other classes than {root}: give it as --labels, or write to another folder"
-        )
-    written = _write_list(list_path, clips, root, **how)
-    write_lines(path, names)
-    return written
+    made = Clips(labelled, root, by_stem.get, FRAME_TEMPLATE * frames)
+    return write_lists({list_path: made}, labels)[0]
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -265,13 +236,3 @@ def _frame_folders(root: str) -> Iterator[str]:
             for clip in sorted(os.listdir(folder)):
                 if os.path.isdir(os.path.join(folder, clip)):
                     yield os.path.join(name, clip)
-
-
-def read_names(path: str) -> list[str]:
-    """Class names, one a line; a UserError if the file cannot be read, is empty or repeats one."""
-    names = _read_lines(path, "write one class name a line")
-    if not names:
-        raise UserError(f"{path} has no names: write one class name a line")
-    if len(set(names)) < len(names):
-        raise UserError(f"{path} has a name twice: write every class name once")
-    return names

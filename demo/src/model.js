@@ -1,0 +1,125 @@
+// The exported folder that this page lies in: its description, its graph, and what runs it.
+
+const VERSION = 2; // of exported folders, the newest that this page reads
+
+/** What the reader can do something about, in one line. */
+export class Problem extends Error {}
+
+export async function readDescription() {
+  let config;
+  try {
+    const response = await fetch("config.json");
+    if (!response.ok) throw new Error(`the server says ${response.status}`);
+    config = await response.json();
+  } catch (error) {
+    throw new Problem(`Cannot read config.json beside this page (${error.message}): serve the whole exported folder.`);
+  }
+  const exported = config.export;
+  if (typeof exported !== "object" || exported === null) {
+    throw new Problem("This folder is no export: write one with tsm export --streaming --browser.");
+  }
+  if (!Number.isInteger(exported.version) || exported.version > VERSION) {
+    throw new Problem(
+      `This folder was exported as version ${exported.version}, this page reads up to version ${VERSION}: export it again.`,
+    );
+  }
+  if (exported.kind !== "stream") {
+    throw new Problem("This folder was exported for whole clips, not for streams: tsm export --streaming --browser.");
+  }
+  return {
+    labels: exported.labels,
+    title: document.title,
+    backbone: config.architecture.backbone,
+    frames: config.architecture.num_segments,
+    rate: config.preprocessing.frame_rate,
+    shortSide: config.preprocessing.short_side,
+    fixedRatio: config.preprocessing.protocol.startsWith("paddle"),
+    cropSize: exported.input.shape[1],
+    state: exported.state,
+  };
+}
+
+/** The file's bytes; tells how much of it has come, 0 to 1. */
+async function fetchGraph(onProgress) {
+  const response = await fetch("model.onnx");
+  if (!response.ok) throw new Problem(`Cannot read model.onnx beside this page: the server says ${response.status}.`);
+  const total = Number(response.headers.get("Content-Length"));
+  const parts = [];
+  let size = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    parts.push(value);
+    size += value.length;
+    if (total) onProgress(Math.min(1, size / total));
+  }
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+async function hasWebGPU() {
+  try {
+    return Boolean(await navigator.gpu?.requestAdapter());
+  } catch {
+    return false;
+  }
+}
+
+export class Network {
+  constructor(ort, session, description, engine) {
+    Object.assign(this, { ort, session, description, engine });
+    this.reset();
+  }
+
+  static async open(description, onProgress) {
+    if (typeof WebAssembly !== "object") {
+      throw new Problem("This browser has no WebAssembly: use a newer one.");
+    }
+    const graph = await fetchGraph(onProgress);
+    if (await hasWebGPU()) {
+      try {
+        const ort = await import("./ort/ort.webgpu.bundle.min.mjs");
+        const session = await ort.InferenceSession.create(graph, { executionProviders: ["webgpu"] });
+        return new Network(ort, session, description, "WebGPU");
+      } catch (error) {
+        console.info(`WebGPU cannot run this network (${error.message}); WebAssembly does.`);
+      }
+    }
+    let ort;
+    try {
+      ort = await import("./ort/ort.wasm.bundle.min.mjs");
+    } catch (error) {
+      throw new Problem(`Cannot load ONNX Runtime from the folder ort/ beside this page (${error.message}).`);
+    }
+    // Threads share memory, which browsers allow only where a page asks to be isolated.
+    const threads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
+    ort.env.wasm.numThreads = threads;
+    try {
+      const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+      const many = threads === 1 ? "one thread" : `${threads} threads`;
+      return new Network(ort, session, description, `WebAssembly with SIMD, ${many}`);
+    } catch (error) {
+      throw new Problem(`This browser cannot run the network: ${error.message.split("\n")[0]}`);
+    }
+  }
+
+  /** Forgets all frames. */
+  reset() {
+    const { inputs, shapes } = this.description.state;
+    this.state = inputs.map((_, i) => {
+      const shape = shapes.onnx[i];
+      return new this.ort.Tensor("float32", new Float32Array(shape.reduce((a, b) => a * b)), shape);
+    });
+  }
+
+  /** Logits of the next frame, RGB of `[S, S, 3]`. */
+  async push(pixels) {
+    const { state, cropSize } = this.description;
+    const feeds = { frame: new this.ort.Tensor("uint8", pixels, [1, cropSize, cropSize, 3]) };
+    state.inputs.forEach((name, i) => {
+      feeds[name] = this.state[i];
+    });
+    const results = await this.session.run(feeds);
+    this.state = state.outputs.map((name) => results[name]);
+    return results.logits.data;
+  }
+}

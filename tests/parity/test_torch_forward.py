@@ -1,0 +1,123 @@
+"""Logits of MIT's, mmaction2's and torchvision's networks from their own files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch_recipe
+
+import tsm_jax
+from tsm_jax.assemble.recognizer import Recognizer
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.network import build_network
+from tsm_jax.weights.torch_names import IMAGE, MIT, MIT_ONLINE, MMACTION2, to_torch
+from tsm_jax.weights.torch_writer import write_torch
+
+GOLDENS = Path(__file__).parent / "goldens" / "torch_forward.npz"
+TOLERANCE = 1e-4  # of the largest logit
+FAMILIES = {"mit": MIT, "mit_online": MIT_ONLINE, "mmaction2": MMACTION2, "torchvision": IMAGE}
+
+
+class Case(NamedTuple):
+    backbone: str
+    seed: int
+    clips: int
+    size: int
+    classes: int = 400
+    shift: str = "future_first"
+    shift_every: int = 1
+    segments: int = 8
+
+
+CASES = {
+    "mit/tsn_r50_224": Case("resnet50", 0, 1, 224, shift="none"),
+    "mit/tsn_r50_64": Case("resnet50", 1, 2, 64, shift="none"),
+    "mit/tsm_r50_224": Case("resnet50", 0, 1, 224),
+    "mit/tsm_r50_64": Case("resnet50", 1, 2, 64),
+    "mit/tsm_r101_64": Case("resnet101", 0, 2, 64, 174, shift_every=2),
+    "mit/tsm_mnv2_224": Case("mobilenet_v2", 0, 1, 224),
+    "mit/tsm_mnv2_64": Case("mobilenet_v2", 1, 2, 64),
+    # Frame by frame from empty buffers, and the mean of the frames' answers.
+    "mit_online/mnv2_224": Case("mobilenet_v2", 0, 1, 224, 27, "past_only", segments=12),
+    "mmaction2/tsm_r50_224": Case("resnet50", 0, 1, 224),
+    "mmaction2/tsm_r50_64": Case("resnet50", 1, 2, 64),
+    "mmaction2/tsm_r101_64": Case("resnet101", 0, 2, 64, 174, shift_every=2),
+    "mmaction2/tsm_mnv2_224": Case("mobilenet_v2", 0, 1, 224),
+    "mmaction2/tsm_mnv2_64": Case("mobilenet_v2", 1, 2, 64),
+    "torchvision/resnet50": Case("resnet50", 0, 2, 224, 1000, "none", segments=1),
+    "torchvision/mobilenet_v2": Case("mobilenet_v2", 0, 2, 224, 1000, "none", segments=1),
+}
+
+
+def some_quick(quick: list[str]) -> list:
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in CASES]
+
+
+@pytest.fixture(scope="module")
+def goldens():
+    return dict(np.load(GOLDENS))
+
+
+def names_and_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Those of the original's state dict; that they are is the test below."""
+    case = CASES[name]
+    architecture = Architecture(
+        case.backbone, case.classes, 8, shift=case.shift, shift_every=case.shift_every
+    )
+    network = build_network(architecture, "float32")
+    shapes = {**network.param_shapes, **network.batch_stat_shapes}
+    empty = {ours: np.broadcast_to(np.float32(0), shape) for ours, shape in shapes.items()}
+    tensors = to_torch(empty, architecture, FAMILIES[name.partition("/")[0]])
+    return {theirs: tensor.shape for theirs, tensor in tensors.items()}
+
+
+def file_of(name: str, folder: Path) -> str:
+    path, seed = str(folder / "x.pth"), CASES[name].seed
+    shapes = names_and_shapes(name)
+    tensors = {key: torch_recipe.weight(key, shape, seed) for key, shape in shapes.items()}
+    is_bare = name.startswith(("torchvision", "mit_online"))
+    write_torch(path, tensors if is_bare else {"state_dict": tensors})
+    return path
+
+
+def input_of(name: str) -> np.ndarray:
+    case = CASES[name]
+    video = torch_recipe.video(case.seed, case.clips, case.segments, case.size)
+    return np.moveaxis(video, 2, -1)
+
+
+def error(logits: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference in shares of the largest logit."""
+    return abs(logits - expected).max() / abs(expected).max()
+
+
+@pytest.mark.parametrize("name", some_quick(["mit/tsm_r50_64", "mmaction2/tsm_mnv2_64"]))
+def test_names_and_shapes_of_every_tensor(name, goldens):
+    rows = [f"{key}\t{'x'.join(map(str, shape))}" for key, shape in names_and_shapes(name).items()]
+    digest = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+    assert digest == goldens[f"{name}.keys_sha256"]
+
+
+@pytest.mark.parametrize("name", some_quick(["mmaction2/tsm_mnv2_64"]))
+def test_logits_from_the_file(name, goldens, tmp_path):
+    case = CASES[name]
+    recognizer = tsm_jax.load(file_of(name, tmp_path), num_segments=case.segments)
+    architecture = recognizer.model.architecture
+    assert (architecture.shift, architecture.shift_every) == (case.shift, case.shift_every)
+    logits, expected = recognizer.forward(input_of(name)), goldens[name]
+    assert error(logits, expected) < TOLERANCE
+
+
+@pytest.mark.slow
+def test_the_other_direction_does_not_pass_for_this_one(goldens, tmp_path):
+    """It loads without an error, so the golden must tell it."""
+    path = file_of("mmaction2/tsm_mnv2_64", tmp_path)
+    model = tsm_jax.load(path, num_segments=8).model
+    model = replace(model, architecture=replace(model.architecture, shift="past_first"))
+    logits = Recognizer(model).forward(input_of("mmaction2/tsm_mnv2_64"))
+    assert error(logits, goldens["mmaction2/tsm_mnv2_64"]) > 30 * TOLERANCE

@@ -1,0 +1,98 @@
+"""`tsm_jax.load`: an exported folder in its engine, or any other weights in jax."""
+
+from __future__ import annotations
+
+import os
+
+from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
+from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
+from tsm_jax.deploy.engine import FILES, check_names, open_engine
+from tsm_jax.deploy.predictor import Predictor
+from tsm_jax.errors import UserError
+from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
+
+
+def load(
+    weights: str | os.PathLike[str],
+    *,
+    engine: str = "auto",
+    precision: str = "float32",
+    num_segments: int | None = None,
+    protocol: str | None = None,
+) -> Predictor:
+    """Opens a network to use it.
+
+    Args:
+        weights: a workdir of a training run (its best checkpoint); a model directory; an exported
+            folder; a file of weights; or an https address, a name of the zoo or
+            `hf://owner/name`.
+        engine: what runs an exported folder: `jax`, `onnxruntime`, `openvino`, or `auto` for the
+            fastest that is installed. Other weights run in jax.
+        precision: of convolutions: `float32`, `bfloat16`, or `int8` of an exported folder.
+        num_segments: T of weights that do not store it, such as a `.pdparams`; 8 if None.
+        protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None for
+            the one stored with the weights.
+
+    Raises:
+        UserError: nothing usable is there, or it cannot run this way.
+    """
+    weights = os.fspath(weights)
+    check_names(engine, precision)
+    folder = fetch_from_hub(weights) if is_hub_address(weights) else weights
+    if is_artifact(folder):
+        return _open_artifact(read_artifact(folder), engine, precision, num_segments, protocol)
+    if engine not in ("auto", "jax") or precision == "int8":
+        raise UserError(
+            f"{weights} is not an exported folder: {engine if precision != 'int8' else precision}"
+            " runs what python -m tsm_jax.export writes"
+        )
+    try:
+        # Late: an exported folder needs neither flax nor jax.
+        from tsm_jax.assemble.recognizer import Recognizer
+        from tsm_jax.assemble.weights import load_model
+    except ImportError as error:
+        raise UserError(
+            f"{weights} is not an exported folder, and other weights need the whole of tsm_jax"
+            f" ({error.name} is missing): export them first, python -m tsm_jax.export"
+        ) from error
+    model = load_model(folder, num_segments=num_segments)
+    return Recognizer(model, precision=precision, protocol=protocol, source=weights)
+
+
+def _open_artifact(
+    artifact: Artifact, engine: str, precision: str, num_segments: int | None, protocol: str | None
+) -> Predictor:
+    if num_segments not in (None, artifact.num_segments):
+        raise UserError(
+            f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
+            f" {num_segments}"
+        )
+    chosen = _fitting_protocol(artifact, protocol)
+    opened = open_engine(artifact, engine, precision)
+    return Predictor(
+        opened,
+        artifact.labels,
+        artifact.architecture,
+        chosen,
+        artifact.classifier,
+        source=artifact.folder,
+        fingerprint=lambda: artifact.hashes[FILES[opened.name, precision]],
+    )
+
+
+def _fitting_protocol(artifact: Artifact, name: str | None) -> EvalProtocol:
+    """The protocol of that name, None for the stored one.
+
+    Raises:
+        UserError: there is none, or its views are not of the size that the graphs take.
+    """
+    protocol, size = protocol_of(artifact.preprocessing, name), artifact.clip_shape[1]
+    if protocol.crop_size == size:
+        return protocol
+    described = [protocol_of(artifact.preprocessing, other) for other in PROTOCOLS]
+    fitting = [other.name for other in described if other.crop_size == size]
+    raise UserError(
+        f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"
+        f" graph takes {size} px: choose --protocol {', '.join(fitting)}; or give --model the"
+        " weights that were exported, which take any size"
+    )

@@ -1,0 +1,261 @@
+"""Frames as they come: from a video file, a camera, or an address of a stream.
+
+A file is read as fast as its frames are taken. A camera does not wait: whoever takes its frames
+gets the newest one, and those that nobody took in time are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from functools import partial
+from typing import NamedTuple, cast
+
+import av
+import cv2
+import numpy as np
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+
+from tsm_jax.data.decode import open_video
+from tsm_jax.data.playing import frame_rate, shown_frames, upright
+from tsm_jax.errors import UserError
+from tsm_jax.files import reason
+from tsm_jax.weights.model_directory import without_folders
+
+_RETRY = 1.0  # seconds between two looks for a camera that is gone
+_TIMEOUT = 10.0  # seconds without a frame after which it is gone
+_EARLY = 0.25  # of the time between two picked frames; a camera's clock is not ours
+
+SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class Frame(NamedTuple):
+    """A frame of a stream.
+
+    Attributes:
+        time: seconds from the first one.
+        pixels: uint8 `[H, W, 3]`, RGB.
+        picked: whether the network is to see it.
+    """
+
+    time: float
+    pixels: np.ndarray
+    picked: bool
+
+
+class Gap(NamedTuple):
+    """Frames are missing, so what was before says nothing of what comes: `text` says why."""
+
+    text: str
+
+
+Moment = Frame | Gap
+
+
+class Picker:
+    """Picks frames in time: about every `1 / rate` seconds one, and `rate` a second in the long
+    run; 0 picks every frame."""
+
+    def __init__(self, rate: float):
+        self._period = 1 / rate if rate else 0.0
+        self._next = self._period / 2  # as the middle frame of each part of a clip
+
+    def __call__(self, time: float) -> bool:
+        if self._next - time > 2 * self._period:  # its clock was set back
+            self._next = time
+        if time < self._next - _EARLY * self._period:
+            return False
+        self._next += self._period
+        if self._next <= time:  # there were no frames for a while
+            self._next = time + self._period
+        return True
+
+
+class Input:
+    """Where frames come from.
+
+    Args:
+        source: the number of a camera, an address, or the path of a video file.
+        rate: frames per second that the network is to see; 0 for all.
+        every_frame: give those that are not picked, too, to be shown.
+
+    Attributes:
+        name: of the source, for messages; without the password of an address.
+        is_live: whether frames come at their own time.
+        dropped: picked frames that came while the one before was still waiting.
+
+    Raises:
+        UserError: there is no such camera, address or video.
+    """
+
+    def __init__(self, source: str, rate: float, *, every_frame: bool = False):
+        self.is_live = source.isdecimal() or _ADDRESS.match(source) is not None
+        self.name = f"camera {source}" if source.isdecimal() else without_folders(source)
+        self.dropped = 0
+        self._source, self._rate, self._every = source, rate, every_frame
+        address = _ADDRESS.match(source)
+        if address and address[1].lower() not in SCHEMES:
+            raise UserError(
+                f"{self.name} is no address of a stream ({', '.join(SCHEMES)}); a video file is"
+                " given by its path"
+            )
+        if self.is_live:
+            self._waiting: Moment | None = None
+            self._arrived = threading.Condition()
+            self._ended = False
+            try:
+                self._frames = _opened(source)
+            except _Gone as error:
+                raise UserError(f"cannot open {self.name}: {error}") from None
+        else:
+            with open_video(source):  # says what is wrong with it
+                self.name = source
+
+    def __iter__(self) -> Iterator[Moment]:
+        """Frames, in order; those of a camera without an end."""
+        return self._live() if self.is_live else self._file()
+
+    def _file(self) -> Iterator[Moment]:
+        picked = Picker(self._rate)
+        with open_video(self._source) as stream:
+            rate = float(frame_rate(stream))
+            chosen: list[bool] = []
+
+            def wanted(frame: int) -> bool:
+                chosen.append(picked((frame + 0.5) / rate))
+                return self._every or chosen[-1]
+
+            for i, pixels in shown_frames(self._source, stream, rate, wanted):
+                if pixels is not None:
+                    yield Frame((i + 0.5) / rate, pixels, chosen[-1])
+
+    def _live(self) -> Iterator[Moment]:
+        reader = threading.Thread(target=self._read, name="camera", daemon=True)
+        reader.start()
+        try:
+            while True:
+                with self._arrived:
+                    while self._waiting is None:
+                        self._arrived.wait(1.0)  # a limit, so that Ctrl-C gets through
+                    moment, self._waiting = self._waiting, None
+                yield moment
+        finally:
+            self._ended = True
+            reader.join(_TIMEOUT)
+
+    def _read(self) -> None:
+        """Hands over what arrives, in a thread: a busy taker could not say when that was."""
+        picked, start = Picker(self._rate), time.monotonic()
+        while not self._ended:
+            opened = time.monotonic() - start
+            with closing(self._frames):
+                try:
+                    for seconds, pixels in self._frames:
+                        now = time.monotonic() - start if seconds is None else opened + seconds
+                        pick = picked(now)
+                        if pick or self._every:
+                            self._hand_over(Frame(now, pixels(), pick))
+                        if self._ended:
+                            return
+                    why = "it has ended"
+                except _Gone as error:
+                    why = str(error)
+            self._hand_over(Gap(f"{self.name} is gone ({why}): waiting for it"))
+            self._frames = self._reopened()
+            self._hand_over(Gap(f"{self.name} is back"))
+
+    def _hand_over(self, moment: Moment) -> None:
+        with self._arrived:
+            waiting = self._waiting
+            if isinstance(waiting, Gap):  # which is never lost
+                self._arrived.wait_for(lambda: self._waiting is None or self._ended)
+            elif isinstance(moment, Frame) and waiting is not None and waiting.picked:
+                if not moment.picked:
+                    return
+                self.dropped += 1
+            self._waiting = moment
+            self._arrived.notify_all()
+
+    def _reopened(self) -> _Frames:
+        while not self._ended:
+            time.sleep(_RETRY)
+            with suppress(_Gone):
+                return _opened(self._source)
+        return _of(())
+
+
+class _Gone(Exception):
+    """A camera or an address gives no more frames."""
+
+
+# Seconds since it was opened, None if only the clock knows them; and what makes the pixels of it.
+_Arrival = tuple[float | None, Callable[[], np.ndarray]]
+_Frames = Generator[_Arrival, None, None]
+
+
+def _opened(source: str) -> _Frames:
+    """The frames of a camera or an address, of which the first has been read.
+
+    Raises:
+        _Gone: there are none.
+    """
+    frames = _camera(source) if source.isdecimal() else _address(source)
+    try:
+        first = next(frames)
+    except StopIteration:
+        raise _Gone("it gives no frames") from None
+    return _of((first,), frames)
+
+
+def _of(first: Iterable[_Arrival], rest: _Frames | None = None) -> _Frames:
+    yield from first
+    if rest is not None:
+        with closing(rest):
+            yield from rest
+
+
+def _camera(number: str) -> _Frames:
+    # It writes a page about a camera that is not there.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    camera = cv2.VideoCapture(int(number))
+    try:
+        if not camera.isOpened():
+            raise _Gone("no camera has this number, or this program may not use it")
+
+        def pixels() -> np.ndarray:
+            read, image = camera.retrieve()
+            if not read:
+                raise _Gone("it gives no pictures")
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+        while camera.grab():
+            yield None, pixels
+        raise _Gone("it gives no frames")
+    finally:
+        camera.release()
+
+
+def _address(address: str) -> _Frames:
+    # RTSP over TCP: packets lost by UDP would be grey stripes, and an answer to them.
+    options = {"rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else {}
+    try:
+        with av.open(address, options=options, timeout=_TIMEOUT) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise _Gone("it has no video")
+            if address.lower().startswith("http") and container.duration:
+                raise _Gone("it is a video with an end, no live stream: download it")
+            first: av.VideoFrame | None = None
+            for frame in container.decode(cast(VideoStream, stream)):
+                first = first or frame
+                size = (first.width, first.height)
+                known = first.time is not None and frame.time is not None
+                seconds = frame.time - first.time if known else None
+                yield seconds, partial(upright, frame, size)
+    except (FFmpegError, OSError, ValueError) as error:
+        raise _Gone(reason(error)) from error

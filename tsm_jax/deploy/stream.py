@@ -1,0 +1,187 @@
+"""A network that follows a stream frame by frame.
+
+from tsm_jax import load_stream
+stream = load_stream("inference/live")
+for frame in frames:
+    logits = stream.push(frame)
+
+Logits are what the network says of a frame with what it remembers of those before. What is shown to
+people is made of them by a `Smoother`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
+from tsm_jax.data.transforms import one_crop
+from tsm_jax.deploy.artifact import STREAM, read_artifact
+from tsm_jax.deploy.engine import StreamEngine, open_stream_engine
+from tsm_jax.deploy.prediction import Prediction, best_classes
+
+
+class Stream:
+    """One stream of frames. Others of the same network, by `new`, never mix with it; each is for
+    one thread at a time.
+
+    Args:
+        engine: runs the network.
+        labels: K class names.
+        num_segments: T, the frames of a clip in training.
+        preprocessing: of its input.
+        source: where the network came from, for messages.
+
+    Attributes:
+        frame_rate: frames per second that the network saw in training; 0 if that is not known.
+    """
+
+    def __init__(
+        self,
+        engine: StreamEngine,
+        labels: Sequence[str],
+        num_segments: int,
+        preprocessing: Preprocessing,
+        *,
+        source: str = "the model",
+    ):
+        self.engine = engine
+        self.labels = list(labels)
+        self.num_segments = num_segments
+        self.frame_rate = float(preprocessing.frame_rate)
+        self.source = source
+        self._view = one_view(protocol_of(preprocessing))
+        self.reset()
+
+    @classmethod
+    def load(cls, folder: str, *, engine: str = "auto") -> Stream:
+        """Opens what `export --streaming` wrote (`tsm_jax.load_stream` opens any weights).
+
+        Raises:
+            UserError: the folder is damaged or was exported for clips, or the engine cannot run it.
+        """
+        artifact = read_artifact(folder, STREAM)
+        return cls(
+            open_stream_engine(artifact, engine),
+            artifact.labels,
+            artifact.num_segments,
+            artifact.preprocessing,
+            source=artifact.folder,
+        )
+
+    def push(self, frame: np.ndarray) -> np.ndarray:
+        """The logits of the next frame.
+
+        Args:
+            frame: uint8 `[H, W, 3]`, RGB, of any size; its short side is scaled and its centre cut
+                out as the weights want it. The network expects `frame_rate` of them a second.
+
+        Returns:
+            float32 `[K]`. The mean over the first T frames is what the network answers for a clip
+            of them.
+
+        Raises:
+            ValueError: the frame is of another shape or type.
+        """
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+            raise ValueError(
+                f"the frame is {frame.dtype} {list(frame.shape)}: it must be uint8 [H, W, 3]"
+            )
+        pixels = np.ascontiguousarray(self._view.views([frame])[0])  # [1, S, S, 3]
+        logits, self._state = self.engine.step(pixels, self._state)
+        return logits[0]
+
+    def reset(self) -> None:
+        """Forgets all frames, as before the first one."""
+        self._state = self.engine.start
+
+    def new(self) -> Stream:
+        """Another stream of the same network, at its start."""
+        other = copy.copy(self)
+        other.reset()
+        return other
+
+    def smoother(self, *, patience: int = 2) -> Smoother:
+        """What to show of this stream: the mean over the last T frames, as in training."""
+        return Smoother(
+            self.labels, frames=self.num_segments, patience=patience, source=self.source
+        )
+
+
+def one_view(protocol: EvalProtocol) -> EvalProtocol:
+    """Its pixels, of one frame after the other and of the centre alone."""
+    return replace(protocol, num_clips=1, crops=one_crop, num_crops=1)
+
+
+class Shown(NamedTuple):
+    """What is shown after a frame.
+
+    Attributes:
+        answer: the class that is shown, with its present score.
+        scores: softmax of the mean logits, float32 `[K]`.
+        changed: whether the frame before had another answer, or there was none.
+    """
+
+    answer: Prediction
+    scores: np.ndarray
+    changed: bool
+
+
+class Smoother:
+    """From logits to what is shown, so that an answer does not flicker.
+
+    The mean of the logits of the last frames says which class leads. The answer changes when
+    another class has led for `patience` frames running; 1 shows whatever leads. The first frame's
+    leader is shown at once.
+
+    Args:
+        labels: K class names.
+        frames: that the mean is over; the network's T, so that it is the mean that it was trained
+            with.
+        patience: frames, at least 1.
+        source: where the network came from, for messages.
+    """
+
+    def __init__(
+        self,
+        labels: Sequence[str],
+        *,
+        frames: int,
+        patience: int = 2,
+        source: str = "the model",
+    ):
+        self._labels, self._source = labels, source
+        self._logits: deque[np.ndarray] = deque(maxlen=frames)
+        self._leaders: deque[int] = deque(maxlen=patience)
+        self._answer: int | None = None
+
+    def update(self, logits: np.ndarray) -> Shown:
+        """What to show after a frame with these logits, float32 `[K]`.
+
+        Raises:
+            UserError: a logit is NaN or infinite.
+        """
+        self._logits.append(logits)
+        mean = np.mean(self._logits, axis=0)
+        classes = best_classes(mean, self._labels, len(mean), self._source)
+        scores = np.empty(len(mean), np.float32)
+        for each in classes:
+            scores[each.index] = each.score
+        leader, before = classes[0].index, self._answer
+        self._leaders.append(leader)
+        settled = len(self._leaders) == self._leaders.maxlen and len(set(self._leaders)) == 1
+        if before is None or settled:
+            self._answer = leader
+        answer = next(each for each in classes if each.index == self._answer)
+        return Shown(answer, scores, self._answer != before)
+
+    def reset(self) -> None:
+        """Forgets all frames."""
+        self._logits.clear()
+        self._leaders.clear()
+        self._answer = None

@@ -1,0 +1,118 @@
+"""What a network consists of: its layers, their parameters and multiply-adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.tsm import TSM
+
+
+class Layer(NamedTuple):
+    """A convolution with its batch norm, or another layer that has parameters.
+
+    Attributes:
+        name: the path in the module tree, with which its tensors' names begin.
+        output: shape of its result, with the T frames of a clip in front where there are any.
+        parameters: what training changes; not the running statistics.
+        multiply_adds: of a clip, a multiplication and an addition counted once.
+    """
+
+    name: str
+    output: tuple[int, ...]
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's layers; `str` and `print` give a table.
+
+    Attributes:
+        title: of the network.
+        input: (T, S, S, 3), what the figures are for: one view.
+        layers: in the order of their definition.
+    """
+
+    title: str
+    input: tuple[int, int, int, int]
+    layers: tuple[Layer, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Of all layers."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of convolutions and matrix products, for one view. (Papers often call them FLOPs.)"""
+        return sum(layer.multiply_adds for layer in self.layers)
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        head = f"{'layer':{width}}  {'output':>18}  {'parameters':>12}  {'multiply-adds':>15}"
+        rows = [
+            f"{name:{width}}  {'x'.join(map(str, output)):>18}  {parameters:>12,}  {products:>15,}"
+            for name, output, parameters, products in self.layers
+        ]
+        size = "x".join(map(str, self.input))
+        total = (
+            f"{self.title}, input {size}: {self.parameters:,} parameters,"
+            f" {self.multiply_adds / 1e9:.2f} billion multiply-adds"
+        )
+        return "\n".join([head, *rows, total])
+
+
+def summarize(architecture: Architecture, crop_size: int) -> Summary:
+    """The layers of a network, for one clip of `crop_size` pixels. Nothing is computed."""
+    shape = (architecture.num_segments, crop_size, crop_size, 3)
+    found: list[Layer] = []
+
+    def trace() -> None:
+        module = TSM(**asdict(architecture), dropout=0.0)
+        run = nnx.capture(module, nnx.Intermediate, method_outputs=nnx.Intermediate)
+        _, outputs = run(jnp.zeros((1, *shape)))
+        found.extend(_layers(module, dict(nnx.to_flat_state(outputs))))
+
+    jax.eval_shape(trace)
+    return Summary(str(architecture), shape, tuple(found))
+
+
+def _layers(module: TSM, outputs: dict[tuple[Any, ...], Any]) -> Iterator[Layer]:
+    def output(path: tuple[Any, ...]) -> tuple[int, ...]:
+        return outputs[(*path, "__call__")].get_value()[0].shape
+
+    for path, part in _rows(module):
+        parameters = {
+            name: leaf.get_value() for name, leaf in nnx.to_flat_state(nnx.state(part, nnx.Param))
+        }
+        products = sum(
+            kernel.size * prod(output((*path, *name[:-1]))[:-1])
+            for name, kernel in parameters.items()
+            if name[-1] == "kernel"
+        )
+        size = sum(parameter.size for parameter in parameters.values())
+        yield Layer(".".join(map(str, path)), output(path), size, products)
+
+
+def _rows(module: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """In the order of their definition: what holds parameters, a `ConvNorm` as one."""
+    children = {
+        int(name) if name.isdigit() else name: child
+        for name, child in vars(module).items()
+        if isinstance(child, nnx.Pytree) and not isinstance(child, nnx.Variable)
+    }
+    holds = any(isinstance(value, nnx.Param) for value in vars(module).values())
+    if holds or isinstance(module, ConvNorm):
+        yield path, module
+    else:
+        for name, child in children.items():
+            yield from _rows(child, (*path, name))

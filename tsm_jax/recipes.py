@@ -1,0 +1,46 @@
+"""Lists the recipes of the package, or prints one.
+
+tsm recipes
+tsm recipe quickstart > my_recipe.py
+"""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from tsm_jax import cli, recipe_files
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = cli.Parser(
+        "recipes",
+        description=(
+            "Lists the recipes that `train` takes by name; with a name, prints that one, to be"
+            " changed in a file of your own and trained with --config FILE."
+        ),
+        example="python -m tsm_jax.recipes quickstart > my_recipe.py",
+    )
+    argument = parser.add_argument("name", metavar="NAME", nargs="?", help="print this one")
+    cli.complete_with(argument, recipe_files.names)
+    name = parser.parse_args(arguments).name
+    if name is not None:
+        print(Path(recipe_files.path_of(name)).read_text(encoding="utf-8"), end="")
+        return
+    names = recipe_files.names()
+    indent = max(map(len, names)) + 2
+    for name in names:
+        print(
+            textwrap.fill(
+                f"{name:{indent}}{recipe_files.about(name)}",
+                max(shutil.get_terminal_size().columns, 60),
+                subsequent_indent=" " * indent,
+                break_on_hyphens=False,
+            )
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,93 @@
+"""Names the action in a live stream, frame by frame.
+
+python -m tsm_jax.stream --model inference/live --input 0
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tsm_jax import cli
+from tsm_jax.errors import UserError
+
+_FASTEST = 1000.0  # frames per second
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = _parser().parse_args(arguments)
+    if options.fps is not None and not 0 < options.fps <= _FASTEST:
+        raise UserError(f"--fps is {options.fps}: it must be above 0 and at most {_FASTEST:.0f}")
+    if not 1 <= options.smoothing <= _FASTEST:
+        raise UserError(f"--smoothing is {options.smoothing}: it must be at least 1, which is none")
+    from tsm_jax.assemble.stream import load_stream
+    from tsm_jax.deploy.stream_run import follow
+
+    follow(
+        load_stream(options.model, engine=options.engine),
+        options.input,
+        frame_rate=options.fps,
+        patience=options.smoothing,
+        output=options.output,
+        visualize=options.visualize,
+        overwrite=options.overwrite,
+    )
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        "stream",
+        description=(
+            "Follows a camera, an address or a video frame by frame with a network that was trained"
+            " with shift=past_only, and prints a line whenever its answer changes (docs/live.md)."
+        ),
+        example="python -m tsm_jax.stream --model inference/live --input 0 --visualize window",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        required=True,
+        help="what export --streaming wrote; or a workdir, a model directory, ...",
+    )
+    parser.add_argument(
+        "--input",
+        metavar="INPUT",
+        required=True,
+        help="the number of a camera (0), an address (rtsp://...), or a video file",
+    )
+    parser.add_argument(
+        "--engine",
+        metavar="NAME",
+        default="auto",
+        help="jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)",
+    )
+    parser.add_argument(
+        "--fps",
+        metavar="RATE",
+        type=float,
+        help="frames per second that the network is to see (as stored with the weights)",
+    )
+    parser.add_argument(
+        "--smoothing",
+        metavar="N",
+        type=int,
+        default=2,
+        help="frames running that another class has to lead before it is shown; 1: none (2)",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="a new file for a line of JSON per frame; - for the standard output",
+    )
+    parser.add_argument(
+        "--visualize",
+        metavar="PATH",
+        help="`window`, or a video to write (.mp4) with the answers on its frames",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results and a video that exist"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)
