@@ -1,6 +1,6 @@
 """Answers in a minute how far a linear classifier on frozen features gets: the floor for training.
 
-python -m tsm_jax.probe --config configs/own_videos_mobilenet.py
+python -m tsm_jax.probe own_videos_mobilenet
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str]) -> None:
         "probe",
         description="Cross-validates a linear classifier on features of the frozen network that a"
         " recipe starts from. Features are kept in the recipe's workdir.",
-        example="python -m tsm_jax.probe --config configs/own_videos_mobilenet.py",
+        example="python -m tsm_jax.probe own_videos_mobilenet",
     )
     parser.add_recipe(required=True)
     _, config = parser.parse_with_recipe(arguments)
