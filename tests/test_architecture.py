@@ -19,11 +19,11 @@ FLOORS = (
     ("data", "models"),
     ("weights", "config"),
     ("deploy", "training"),
-    ("exporting", "report"),
+    ("exporting", "report", "serving"),
     ("assemble",),
     ("measure",),
     ("cli",),
-    ("train", "evaluate", "predict", "export", "convert", "prepare", "push", "benchmark"),
+    ("train", "evaluate", "predict", "export", "convert", "prepare", "push", "benchmark", "serve"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a recipe, or continue its run",
     "evaluate": "measure weights on a validation list",
     "predict": "name the action in videos",
+    "serve": "answer HTTP with the actions in videos that are sent",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn PaddleVideo's .pdparams into a model directory, or back",
     "push": "put a model on the Hugging Face Hub",
@@ -83,6 +84,8 @@ def _command(verb: str) -> Callable[[Sequence[str]], None]:
             from tsm_jax.export import main as command
         case "convert":
             from tsm_jax.convert import main as command
+        case "serve":
+            from tsm_jax.serve import main as command
         case "push":
             from tsm_jax.push import main as command
         case _:
