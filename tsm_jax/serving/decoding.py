@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from av.container import InputContainer
 
 from tsm_jax.data.decode import decode_frames, open_video
 from tsm_jax.data.prepare.jobs import JobFailure, Workers
@@ -85,9 +86,12 @@ class Decoders:
 
     async def _results(self, task: Task) -> AsyncGenerator[Window, None]:
         loop, stream, refused = asyncio.get_running_loop(), self._workers.stream(task), None
+        in_thread = False
         try:
             while True:
+                in_thread = True
                 result = await loop.run_in_executor(self._threads, next, stream, None)
+                in_thread = False
                 if result is None:
                     break
                 if isinstance(result, JobFailure):
@@ -97,7 +101,7 @@ class Decoders:
                 else:
                     yield result
         finally:
-            if not stream.gi_running:  # a thread still waits if the service is being stopped
+            if not in_thread:  # else the service is being stopped, and ends the process
                 stream.close()
         if refused is not None:
             raise refused
@@ -143,6 +147,7 @@ class _Decode:
         """Frames a second, after what the container says of the video was found small enough."""
         with open_video(path) as stream:
             context, container = stream.codec_context, stream.container
+            assert isinstance(container, InputContainer)
             pixels = context.width * context.height
             if pixels > self._limits.video_pixels:
                 raise Refused(
