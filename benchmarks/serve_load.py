@@ -308,7 +308,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
             case _:
                 data[place:place] = data[place : place + rng.choice((1, 16, 1000))]
         data = data or bytearray(b"\0")
-    return bytes(data[: rng.randrange(1, len(data))] if rng.random() < 0.1 else data)
+    return bytes(data[: rng.randint(1, len(data))] if rng.random() < 0.1 else data)
 
 
 def files(options: argparse.Namespace) -> bool:

@@ -49,6 +49,7 @@ def _limits(limits: type[Limits], options: argparse.Namespace) -> Limits:
         upload_bytes=options.max_upload_mb * _MB,
         storage_bytes=options.max_storage_mb * _MB,
         upload_rate=options.min_upload_kb * 1024,
+        idle_seconds=options.idle_seconds,
         video_seconds=options.max_seconds,
         video_pixels=options.max_pixels,
         decode_seconds=options.decode_seconds,
@@ -78,6 +79,7 @@ _RANGES = {
     "max_upload_mb": (1, 1 << 20),
     "max_storage_mb": (1, 1 << 30),
     "min_upload_kb": (1, 1 << 20),
+    "idle_seconds": (0.5, 3600),
     "max_seconds": (1, 1e6),
     "max_pixels": (1, 1 << 30),
     "decode_seconds": (1, 3600),
@@ -151,6 +153,7 @@ def _add_limits(parser: cli.Parser) -> None:
     add("max_upload_mb", 256, "MB of an upload")
     add("max_storage_mb", 2048, "MB of all uploads on disk at once")
     add("min_upload_kb", 16, "KB a second that an upload has to come with")
+    add("idle_seconds", 10, "without headers, or before an upload has to come at that rate")
     add("max_seconds", 600, "length of a video")
     add("max_pixels", 4096 * 2304, "width x height of a video")
     add("decode_seconds", 60, "to decode a video, of time and of a processor")

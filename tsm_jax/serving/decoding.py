@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from av.container import InputContainer
 
 from tsm_jax.data.decode import decode_frames, open_video
-from tsm_jax.data.prepare.jobs import JobFailure, Workers
+from tsm_jax.data.prepare.jobs import JobFailure, ProcessLostError, Workers
 from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.deploy.timeline import Window, windows
 from tsm_jax.errors import UnreadableClipError
@@ -85,6 +85,22 @@ class Decoders:
                 await results.aclose()
 
     async def _results(self, task: Task) -> AsyncGenerator[Window, None]:
+        """Begins once more if a process is killed before it has given anything."""
+        given = False
+        for last in (False, True):
+            try:
+                async with aclosing(self._attempt(task)) as attempt:
+                    async for window in attempt:
+                        given = True
+                        yield window
+                return
+            except ProcessLostError as error:
+                if given or last:
+                    message = "the process that decoded the video was killed: try again"
+                    raise Refused("interrupted", message) from error
+
+    async def _attempt(self, task: Task) -> AsyncGenerator[Window, None]:
+        """Raises a ProcessLostError if the process was killed by somebody else."""
         loop, stream, refused = asyncio.get_running_loop(), self._workers.stream(task), None
         in_thread = False
         try:
@@ -94,12 +110,10 @@ class Decoders:
                 in_thread = False
                 if result is None:
                     break
-                if isinstance(result, JobFailure):
-                    result = _refusal(result)
-                if isinstance(result, Refused):
-                    refused = result  # the end of the stream follows, and the process is free
-                else:
+                if isinstance(result, Window):
                     yield result
+                else:  # the end of the stream follows, and the process is free
+                    refused = result if isinstance(result, Refused) else _refusal(result)
         finally:
             if not in_thread:  # else the service is being stopped, and ends the process
                 stream.close()
@@ -191,9 +205,9 @@ class _Decode:
             yield each
 
 
-def _refusal(failure: JobFailure) -> Refused:
+def _refusal(failure: JobFailure) -> Refused | ProcessLostError:
     if failure.kind == "late" or failure.exit_code == -signal.SIGXCPU:
         return Refused("decoding_too_expensive", "decoding the video takes too long")
     if failure.exit_code == -signal.SIGKILL:  # not by its own doing
-        return Refused("interrupted", "the process that decoded the video was killed: try again")
+        return ProcessLostError(failure.reason)
     return Refused("decoding_too_expensive", f"the video cannot be decoded: {failure.reason}")

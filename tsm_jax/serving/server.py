@@ -20,6 +20,7 @@ from tsm_jax.serving.gate import to_json
 from tsm_jax.serving.limits import REFUSALS, RETRY_AFTER, Limits
 
 _HEADER_BYTES = 32 << 10
+_LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
 _LOOKS = 4  # at a connection, within the seconds that it may idle
 
 
@@ -123,6 +124,17 @@ class _Connection(H11Protocol):
         if self._look_again is not None:
             self._look_again.cancel()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """What has connected may still send its request, if it does so at once."""
+        if self.cycle is None and not self.transport.is_closing():
+            self.loop.call_later(_LAST_CALL_SECONDS, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if self in self.connections:
+            super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is None or self.cycle.response_complete:

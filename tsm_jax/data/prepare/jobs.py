@@ -54,6 +54,10 @@ class StopJobsError(UserError):
     """A mistake that is not that of an item, such as a full disk: it ends all of the work."""
 
 
+class ProcessLostError(RuntimeError):
+    """A process was killed, or ended before it was ready: not by the doing of an item."""
+
+
 @dataclass(frozen=True)
 class _Raised:
     """An exception that is not that of the item, as text: not every exception can be pickled."""
@@ -146,8 +150,8 @@ class Workers(Generic[Item, Result]):
 
         Raises:
             UserError: `function` raised a `StopJobsError`, or `prepare` a UserError.
-            RuntimeError: `function` or `prepare` raised something else; or a process ended before
-                it was ready.
+            RuntimeError: `function` or `prepare` raised something else.
+            ProcessLostError: a process ended before it was ready.
         """
         return next(self.stream(item))
 
@@ -219,14 +223,14 @@ class Workers(Generic[Item, Result]):
         )
         with self._lock:
             if self._closed:
-                raise RuntimeError("closed")
+                raise ProcessLostError("no more processes are started")
             process.start()
             self._all.add(process)
         theirs.close()
         try:
             refused = ours.recv()  # all is prepared, the clock may start
         except (EOFError, OSError):
-            raise RuntimeError(f"a process ended with {self._end(process)}") from None
+            raise ProcessLostError(f"a process ended with {self._end(process)}") from None
         if isinstance(refused, _Raised):
             self._end(process)
             raise refused.kind(refused.text)
