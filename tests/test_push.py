@@ -76,7 +76,7 @@ def test_an_exported_folder_keeps_its_graphs(hub, token, tmp_path, clips):
     (exported / "secret.txt").write_text("not of the model")
     push.main([str(exported), "somebody/exported"])
     pushed = hub.repositories["somebody/exported"].keys()
-    assert {"model.stablehlo", "model.onnx", "example.py", "README.md"} <= pushed
+    assert {"model.stablehlo", "model.onnx", "labels.txt", "README.md"} <= pushed
     assert "secret.txt" not in pushed
     there, here = tsm_jax.load("hf://somebody/exported"), tsm_jax.load(exported)
     assert there.engine.name == here.engine.name

@@ -89,7 +89,11 @@ def _client(address: str) -> Any:
             f"{address}: the hub needs {error.name}: pip install 'tsm-jax[hub]'"
         ) from error
     if not sys.stderr.isatty():  # its bars would fill a log
-        huggingface_hub.utils.disable_progress_bars()
+        from huggingface_hub.utils import (  # pyright: ignore[reportMissingImports]
+            disable_progress_bars,
+        )
+
+        disable_progress_bars()
     return huggingface_hub
 
 
