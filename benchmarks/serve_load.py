@@ -401,8 +401,8 @@ def bomb() -> bytes:
         with av.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=25)
             stream.width, stream.height, stream.pix_fmt = 4096, 2304, "yuv420p"
-            frame = av.VideoFrame.from_ndarray(np.zeros((3456, 4096), np.uint8), "yuv420p")
             for _ in range(250):
+                frame = av.VideoFrame.from_ndarray(np.zeros((3456, 4096), np.uint8), "yuv420p")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return path.read_bytes()
