@@ -489,15 +489,16 @@ def kill(options: argparse.Namespace) -> bool:
         print(load.row(f"killed {dict(killed)}", time.perf_counter() - start))
         after = Load(service.port, videos, None)
         time.sleep(2)
+        start = time.perf_counter()
         asyncio.run(after.run(1, float("inf"), 20))
-        print(after.row("afterwards", 1))
+        print(after.row("afterwards", time.perf_counter() - start))
         # Whoever was accepted gets an answer; a connection that opens too late gets none, status 0.
         last = Load(service.port, videos, None)
         asyncio.run(terminate())
         code = service.process.wait(60)
         accepted = Path(service.folder, "access.txt").read_text().splitlines()
         lost = sum(json.loads(line)["status"] == 499 for line in accepted)
-        print(last.row("SIGTERM", 1), f"exit code {code}, accepted and lost: {lost}")
+        print(f"SIGTERM: {dict(last.statuses)}, exit code {code}, accepted and lost: {lost}")
         clean = set(load.statuses) <= {200, 503} and after.clean and set(last.statuses) <= {200, 0}
         return clean and code == 0 and not lost and not load.twice
     finally:

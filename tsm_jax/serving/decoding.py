@@ -63,12 +63,15 @@ class Decoders:
         self._timelines = asyncio.Semaphore(1)
 
     async def start(self) -> None:
-        """Starts the first process.
+        """Starts processes for whole videos, so that no request has to wait for that.
 
         Raises:
-            UserError: it cannot be confined here.
+            UserError: they cannot be confined here.
+            ProcessLostError: one has ended at once.
         """
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._workers.start)
+        run = asyncio.get_running_loop().run_in_executor
+        starts = (run(self._threads, self._workers.start) for _ in range(self._limits.decoders))
+        await asyncio.gather(*starts)
 
     @asynccontextmanager
     async def decoding(self, task: Task) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
