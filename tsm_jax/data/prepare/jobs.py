@@ -35,6 +35,9 @@ Result = TypeVar("Result")
 # results, but must not pile them up without end.
 _AHEAD = 8
 
+# For what an orphaned process has to do, once it sees that its pipe is closed.
+_LAST_SECONDS = 5
+
 
 @dataclass(frozen=True)
 class JobFailure:
@@ -259,7 +262,8 @@ def _serve(
 ) -> None:
     """What a worker does: items in, results out, until there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, args=[orphaned], daemon=True).start()
+    watcher = threading.Thread(target=_die_with_parent, args=[orphaned], daemon=True)
+    watcher.start()
     with suppress(EOFError, OSError):  # the parent is gone
         connection.send(_prepared(prepare))
         while True:
@@ -271,6 +275,7 @@ def _serve(
                 else:
                     connection.send(_Item(value))
             connection.send(result)
+    watcher.join(_LAST_SECONDS)  # it ends the process if the parent has died
 
 
 def _prepared(prepare: Callable[[], None]) -> _Raised | None:
