@@ -20,6 +20,7 @@ setup(
     package_data={
         "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],
+        "tsm_jax.serving": ["page.html"],
         "tsm_jax.report": ["templates/*.jinja"],
         "tsm_jax.exporting": ["templates/*.jinja", "page/*"],
     },
@@ -59,6 +60,12 @@ setup(
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=1.0"],
+        "serve": [
+            "starlette>=0.46",
+            "uvicorn>=0.34",
+            "python-multipart>=0.0.20",
+            "prometheus-client>=0.21",
+        ],
         "openvino": ["openvino>=2025.0"],
         "wandb": ["wandb>=0.19"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],

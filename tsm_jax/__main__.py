@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "measure weights on a validation list",
     "predict": "name the action in videos",
     "stream": "name the action in a camera or a video, frame by frame",
+    "serve": "answer HTTP with the actions in videos that are sent",
     "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
     "convert": "turn published weights into a model directory, or back",
     "push": "put a model on the Hugging Face Hub",

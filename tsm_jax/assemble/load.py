@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, protocol_of
 from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, check_names, open_engine
 from tsm_jax.deploy.predictor import Predictor
@@ -67,7 +66,7 @@ def _open_artifact(
             f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
             f" {num_segments}"
         )
-    chosen = _fitting_protocol(artifact, protocol)
+    chosen = artifact.protocol(protocol)
     opened = open_engine(artifact, engine, precision)
     return Predictor(
         opened,
@@ -77,22 +76,4 @@ def _open_artifact(
         artifact.classifier,
         source=artifact.folder,
         fingerprint=lambda: artifact.hashes[FILES[opened.name, precision]],
-    )
-
-
-def _fitting_protocol(artifact: Artifact, name: str | None) -> EvalProtocol:
-    """The protocol of that name, None for the stored one.
-
-    Raises:
-        UserError: there is none, or its views are not of the size that the graphs take.
-    """
-    protocol, size = protocol_of(artifact.preprocessing, name), artifact.clip_shape[1]
-    if protocol.crop_size == size:
-        return protocol
-    described = [protocol_of(artifact.preprocessing, other) for other in PROTOCOLS]
-    fitting = [other.name for other in described if other.crop_size == size]
-    raise UserError(
-        f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the exported"
-        f" graph takes {size} px: choose --protocol {', '.join(fitting)}; or give --model the"
-        " weights that were exported, which take any size"
     )

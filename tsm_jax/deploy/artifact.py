@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.data.protocols import Preprocessing, protocol_of
+from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_json, reason, sha256
 from tsm_jax.models.architecture import CLASSIFIER, Architecture
@@ -97,6 +97,28 @@ class Artifact:
         """(T, S, S, 3): what the graphs take, the views of the stored protocol."""
         size = protocol_of(self.preprocessing).crop_size
         return self.num_segments, size, size, 3
+
+    def fitting_protocols(self) -> list[str]:
+        """Names of those whose views are of the size that the graphs take."""
+        size = self.clip_shape[1]
+        described = [protocol_of(self.preprocessing, name) for name in PROTOCOLS]
+        return [protocol.name for protocol in described if protocol.crop_size == size]
+
+    def protocol(self, name: str | None = None) -> EvalProtocol:
+        """The protocol of that name, None for the stored one.
+
+        Raises:
+            UserError: there is none, or its views are not of the size that the graphs take.
+        """
+        protocol, size = protocol_of(self.preprocessing, name), self.clip_shape[1]
+        if protocol.crop_size != size:
+            raise UserError(
+                f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the"
+                f" exported graph takes {size} px: choose --protocol"
+                f" {', '.join(self.fitting_protocols())}; or give --model the weights that were"
+                " exported, which take any size"
+            )
+        return protocol
 
     def path(self, name: str) -> str:
         """The path of an exported file whose content was verified.

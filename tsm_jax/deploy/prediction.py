@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,3 +66,8 @@ def best_classes(
     scores = softmax(logits)
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [Prediction(k, labels[k], float(scores[k])) for k in map(int, best)]
+
+
+def as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions for JSON."""
+    return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]

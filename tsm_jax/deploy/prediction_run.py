@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from tsm_jax.deploy.json_lines import Results, request_of
 from tsm_jax.deploy.picture_files import picture_paths, save_picture
-from tsm_jax.deploy.prediction import Prediction
+from tsm_jax.deploy.prediction import as_values
 from tsm_jax.deploy.predictor import Answer, Predictor
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.errors import UnreadableClipError
@@ -120,7 +120,7 @@ def _whole(predictor: Predictor, answers: Iterable[Answer]) -> Iterator[_Answere
                 f"  {place}. {printable(each.label)} (class {each.index})  {each.score:.4f}"
                 for place, each in enumerate(answer.predictions, start=1)
             ]
-            values = {"video": answer.path, "predictions": _as_values(answer.predictions)}
+            values = {"video": answer.path, "predictions": as_values(answer.predictions)}
             line = _Line(values, "\n".join([printable(answer.path), *best]))
         yield _Answered([line], draw)
 
@@ -155,12 +155,7 @@ def _windows(
 
 def _moment_line(video: str, moment: Moment) -> _Line:
     best = moment.predictions[0]
-    values = {
-        "video": video,
-        "start": round(moment.start, 3),
-        "end": round(moment.end, 3),
-        "predictions": _as_values(moment.predictions),
-    }
+    values = {"video": video, **moment.values()}
     times = f"{moment.start:7.1f} s - {moment.end:.1f} s"
     return _Line(values, f"{printable(video)}  {times}  {printable(best.label)}  {best.score:.4f}")
 
@@ -168,10 +163,6 @@ def _moment_line(video: str, moment: Moment) -> _Line:
 def _error(video: str, error: str) -> _Line:
     error = " ".join(error.split())
     return _Line({"video": video, "error": error}, f"error: {printable(error)}")
-
-
-def _as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
 
 
 def _print(line: _Line) -> None:

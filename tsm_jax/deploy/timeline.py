@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tsm_jax.data.decode import open_video
 from tsm_jax.data.playing import frame_rate, shown_frames
-from tsm_jax.deploy.prediction import Prediction, softmax
-from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.videos import VideoPath, is_path, local_file
+from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.deploy.prediction import Prediction, as_values, softmax
+from tsm_jax.deploy.videos import VideoPath, is_path, local_file, read_views
 from tsm_jax.errors import UnreadableClipError, UserError
+
+if TYPE_CHECKING:
+    from tsm_jax.deploy.predictor import Predictor
 
 _SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
 
@@ -37,6 +40,19 @@ class Moment(NamedTuple):
     end: float
     predictions: list[Prediction]
     scores: np.ndarray
+
+    def values(self) -> dict[str, Any]:
+        """The answer for JSON."""
+        times = {"start": round(self.start, 3), "end": round(self.end, 3)}
+        return {**times, "predictions": as_values(self.predictions)}
+
+
+class Window(NamedTuple):
+    """A place of the sliding window: seconds, and its views, uint8 `[V, T, S, S, 3]`."""
+
+    start: float
+    end: float
+    views: np.ndarray
 
 
 def timeline(
@@ -68,17 +84,23 @@ def timeline(
     if not is_path(video):
         raise UserError("an array says nothing of time: give timeline a video file")
     with local_file(video) as path:
-        yield from _slide(predictor, path, window, step, top_k)
+        for start, end, views in windows(
+            path, predictor.protocol, predictor.num_segments, window=window, step=step
+        ):
+            logits = predictor.logits(views)
+            yield Moment(start, end, predictor.best(logits, top_k), softmax(logits))
 
 
-def _slide(
-    predictor: Predictor, path: str, window: float, step: float, top_k: int
-) -> Iterator[Moment]:
-    protocol, count = predictor.protocol, 0
+def windows(
+    path: str, protocol: EvalProtocol, num_segments: int, *, window: float, step: float
+) -> Iterator[Window]:
+    """What a network of `num_segments` is shown for a timeline; see `timeline`, which raises as
+    this does."""
+    count = 0
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
         rate = frame_rate(stream)
-        length, stride, offsets = _windows(predictor, path, window, step, rate)
+        length, stride, offsets = _layout(path, protocol, num_segments, window, step, rate)
         # Of the frames that some windows use, by their remainder, the first one.
         first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
 
@@ -92,10 +114,11 @@ def _slide(
             start = count - length
             if start >= 0 and start % stride == 0:
                 views = protocol.views([held[start + offset] for offset in offsets], path)
-                yield _moment(predictor, views, start / rate, count / rate, top_k)
+                yield Window(float(start / rate), float(count / rate), views)
                 held = {i: kept for i, kept in held.items() if i >= start + stride}
     if count < length:
-        yield _moment(predictor, predictor.read(path), 0, max(count, 1) / rate, top_k)
+        end = float(max(count, 1) / rate)
+        yield Window(0.0, end, read_views(path, protocol, num_segments))
 
 
 def check_lengths(window: float, step: float | None) -> float:
@@ -113,22 +136,20 @@ def check_lengths(window: float, step: float | None) -> float:
     return step
 
 
-def _windows(
-    predictor: Predictor, path: str, window: float, step: float, rate: Fraction
+def _layout(
+    path: str,
+    protocol: EvalProtocol,
+    segments: int,
+    window: float,
+    step: float,
+    rate: Fraction,
 ) -> tuple[int, int, list[int]]:
     """Of the windows, in frames: length, distance, and which of its frames each one uses."""
-    length, segments = round(window * rate), predictor.num_segments
+    length = round(window * rate)
     if length < 1:
         raise UnreadableClipError(
             f"a window of {window} s is shorter than a frame of {path} ({float(1 / rate):.3g} s)"
         )
     parts = max(1, round(step / window * segments))
-    offsets = predictor.protocol.choose_frames(length, segments).tolist()
+    offsets = protocol.choose_frames(length, segments).tolist()
     return length, max(1, round(parts * length / segments)), offsets
-
-
-def _moment(
-    predictor: Predictor, views: np.ndarray, start: Fraction | int, end: Fraction, top_k: int
-) -> Moment:
-    logits = predictor.logits(views)
-    return Moment(float(start), float(end), predictor.best(logits, top_k), softmax(logits))

@@ -72,7 +72,7 @@ def test_no_process_survives_an_interruption():
 def test_one_that_is_killed_while_it_answers_costs_nobody_else():
     items = [1, 2, "killed", 3, 4, 5]
     results = [result for _, result in run_jobs(job, items, processes=2, seconds=20)]
-    assert results.pop(2) == JobFailure("the decoder crashed (exit code -9)")
+    assert results.pop(2) == JobFailure("the decoder crashed (exit code -9)", "crashed", -9)
     assert results == list("12345")
 
 

@@ -14,15 +14,16 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
@@ -34,16 +35,30 @@ Result = TypeVar("Result")
 # results, but must not pile them up without end.
 _AHEAD = 8
 
+# For what an orphaned process has to do, once it sees that its pipe is closed.
+_LAST_SECONDS = 5
+
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a file gave no result, in one line."""
+    """Why a file gave no result, in one line.
+
+    Attributes:
+        kind: the function refused it; it took too long; or its process ended.
+        exit_code: of a process that ended, negative for a signal.
+    """
 
     reason: str
+    kind: Literal["refused", "late", "crashed"] = "refused"
+    exit_code: int | None = None
 
 
 class StopJobsError(UserError):
     """A mistake that is not that of an item, such as a full disk: it ends all of the work."""
+
+
+class ProcessLostError(RuntimeError):
+    """A process was killed, or ended before it was ready: not by the doing of an item."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ def run_jobs(
         RuntimeError: `function` raised something else: a defect, with the traceback from there.
     """
     size = processes or usable_cores()
-    workers = _Workers(function, seconds)
+    workers = Workers(function, seconds=seconds)
     begun = deque()
     with ThreadPoolExecutor(size) as threads:
         try:
@@ -95,12 +110,36 @@ def run_jobs(
             workers.close()
 
 
-class _Workers(Generic[Item, Result]):
-    """Processes, each used by one thread at a time."""
+def _nothing() -> None:
+    pass
 
-    def __init__(self, function: Callable[[Item], Result], seconds: float):
-        self._function = function
-        self._seconds = None if math.isinf(seconds) else seconds
+
+class _End:
+    """Follows the last result of an iterator."""
+
+
+class Workers(Generic[Item, Result]):
+    """Processes, each used by one thread at a time, and started when all others are busy.
+
+    Args:
+        function: see `run_jobs`. For `stream` it may also return an iterator of results.
+        seconds: of waiting for an item's results, after which its process is killed.
+        prepare: called in a new process before its first item.
+        orphaned: called in a process whose parent is gone, before it ends.
+        name: of the processes.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Item], Any],
+        *,
+        seconds: float = math.inf,
+        prepare: Callable[[], None] = _nothing,
+        orphaned: Callable[[], None] = _nothing,
+        name: str = "prepare",
+    ):
+        self._arguments = (function, prepare, orphaned)
+        self._seconds, self._name = seconds, name
         # Forked copies of a process with threads deadlock, in decoders above all.
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[tuple[SpawnProcess, Connection]] = []
@@ -110,22 +149,56 @@ class _Workers(Generic[Item, Result]):
         self._lock = threading.Lock()
 
     def call(self, item: Item) -> Result | JobFailure:
-        try:
-            process, connection = self._idle.pop()
-        except IndexError:
-            process, connection = self._start()
+        """The result for an item.
+
+        Raises:
+            UserError: `function` raised a `StopJobsError`, or `prepare` a UserError.
+            RuntimeError: `function` or `prepare` raised something else.
+            ProcessLostError: a process ended before it was ready.
+        """
+        return next(self.stream(item))
+
+    def stream(self, item: Item) -> Generator[Result | JobFailure, None, None]:
+        """The results for an item of which the function makes several; raises as `call`.
+
+        A failure is the last of them. Closed before its end, it kills the process.
+        """
+        process, connection = self._take()
+        left = self._seconds
         try:
             connection.send(item)
-            if not connection.poll(self._seconds):
-                self._end(process)
-                return JobFailure(f"not done after {self._seconds:g} s")
-            result = connection.recv()
+            while True:
+                start = time.monotonic()
+                if not connection.poll(None if math.isinf(left) else max(left, 0)):
+                    self._end(process)
+                    yield JobFailure(f"not done after {self._seconds:g} s", "late")
+                    return
+                left -= time.monotonic() - start
+                result = connection.recv()
+                if not isinstance(result, _Item):
+                    break
+                yield result.value
         except (EOFError, OSError):
-            return JobFailure(f"the decoder crashed (exit code {self._end(process)})")
+            code = self._end(process)
+            yield JobFailure(f"the decoder crashed (exit code {code})", "crashed", code)
+            return
+        except GeneratorExit:
+            self._end(process)
+            raise
         self._idle.append((process, connection))
         if isinstance(result, _Raised):
             raise result.kind(result.text)
-        return result
+        if not isinstance(result, _End):
+            yield result
+
+    def start(self) -> None:
+        """Starts a process ahead of its first item; raises as `call`."""
+        self._idle.append(self._start())
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run."""
+        return [process.pid for process in list(self._all) if process.pid is not None]
 
     def close(self) -> None:
         with self._lock:  # none that is being started is forgotten
@@ -133,21 +206,37 @@ class _Workers(Generic[Item, Result]):
         for process in list(self._all):
             self._end(process)
 
+    def _take(self) -> tuple[SpawnProcess, Connection]:
+        while self._idle:
+            try:
+                process, connection = self._idle.pop()
+            except IndexError:  # another thread was faster
+                break
+            with self._lock:
+                alive = process.is_alive()
+            if alive:
+                return process, connection
+            self._end(process)
+        return self._start()
+
     def _start(self) -> tuple[SpawnProcess, Connection]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve, args=(self._function, theirs), daemon=True, name="prepare"
+            target=_serve, args=(*self._arguments, theirs), daemon=True, name=self._name
         )
         with self._lock:
             if self._closed:
-                raise RuntimeError("closed")
+                raise ProcessLostError("no more processes are started")
             process.start()
             self._all.add(process)
         theirs.close()
         try:
-            ours.recv()  # imports are done, the clock may start
+            refused = ours.recv()  # all is prepared, the clock may start
         except (EOFError, OSError):
-            raise RuntimeError(f"a process ended with {self._end(process)}") from None
+            raise ProcessLostError(f"a process ended with {self._end(process)}") from None
+        if isinstance(refused, _Raised):
+            self._end(process)
+            raise refused.kind(refused.text)
         return process, ours
 
     def _end(self, process: SpawnProcess) -> int | None:
@@ -158,14 +247,48 @@ class _Workers(Generic[Item, Result]):
             return process.exitcode
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+@dataclass(frozen=True)
+class _Item:
+    """One of several results."""
+
+    value: Any
+
+
+def _serve(
+    function: Callable[[Any], Any],
+    prepare: Callable[[], None],
+    orphaned: Callable[[], None],
+    connection: Connection,
+) -> None:
     """What a worker does: items in, results out, until there is nobody to work for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    watcher = threading.Thread(target=_die_with_parent, args=[orphaned], daemon=True)
+    watcher.start()
     with suppress(EOFError, OSError):  # the parent is gone
-        connection.send(None)
+        connection.send(_prepared(prepare))
         while True:
-            connection.send(_result(function, connection.recv()))
+            result = _result(function, connection.recv())
+            while isinstance(result, Iterator):
+                value = _result(_next, result)
+                if isinstance(value, _End | _Raised | JobFailure):
+                    result = value
+                else:
+                    connection.send(_Item(value))
+            connection.send(result)
+    watcher.join(_LAST_SECONDS)  # it ends the process if the parent has died
+
+
+def _prepared(prepare: Callable[[], None]) -> _Raised | None:
+    try:
+        prepare()
+    except UserError as error:
+        return _Raised(UserError, str(error))
+    except Exception:
+        return _Raised(RuntimeError, traceback.format_exc())
+
+
+def _next(results: Iterator[Any]) -> Any:
+    return next(results, _End())
 
 
 def _result(function: Callable[[Any], Any], item: Any) -> Any:
@@ -179,9 +302,12 @@ def _result(function: Callable[[Any], Any], item: Any) -> Any:
         return _Raised(RuntimeError, traceback.format_exc())
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(orphaned: Callable[[], None]) -> None:
     """A killed parent must not leave writers that race with its successor."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        try:
+            orphaned()
+        finally:
+            os._exit(1)

@@ -1,0 +1,395 @@
+"""The routes, and the way of a video through the service."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tsm_jax.deploy.artifact import read_artifact
+from tsm_jax.deploy.prediction import as_values, average_views, best_classes, softmax
+from tsm_jax.deploy.timeline import Moment, Window
+from tsm_jax.errors import UserError
+from tsm_jax.serving import openapi
+from tsm_jax.serving.batching import Batcher
+from tsm_jax.serving.decoding import Decoders, Task
+from tsm_jax.serving.engine import EngineProcess, Running
+from tsm_jax.serving.gate import Gate, refuse, to_json
+from tsm_jax.serving.limits import Limits, Refused
+from tsm_jax.serving.metrics import CONTENT_TYPE, Metrics
+from tsm_jax.serving.options import Options, read_options, schemas
+from tsm_jax.serving.uploads import Upload, Uploads
+
+_logger = logging.getLogger(__name__)
+
+# Seconds between looks at an engine that has to be started again.
+_RETRY_SECONDS = 1.0
+
+_PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to serve, and how.
+
+    Attributes:
+        model: an exported folder.
+        engine, precision: as for `tsm_jax.load`.
+        protocol: which views of a video are averaged; None for the model's own.
+        max_batch: clips that the network gets at once; None for what its engine likes.
+        max_wait: seconds that a batch waits for clips that are being decoded.
+        token: that requests have to bear, None for none.
+        cors_origins: pages of these may use the service.
+        limits: of requests.
+    """
+
+    model: str
+    engine: str = "auto"
+    precision: str = "float32"
+    protocol: str | None = None
+    max_batch: int | None = None
+    max_wait: float = 0.002
+    token: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+class Service:
+    """A model behind HTTP.
+
+    Args:
+        settings: of it.
+        stop: is called when the network cannot be loaded.
+
+    Attributes:
+        app: for an ASGI server.
+        failure: why the network could not be loaded, or None.
+
+    Raises:
+        UserError: the folder is no exported one, or its views do not fit.
+        OSError: there is no place for temporary files.
+    """
+
+    def __init__(self, settings: Settings, stop: Callable[[], None]):
+        self._settings, self._stop = settings, stop
+        self.failure: UserError | RuntimeError | None = None
+        self._artifact = read_artifact(settings.model)
+        self._protocol = self._artifact.protocol(settings.protocol)
+        self._schemas = schemas(
+            len(self._artifact.labels), self._artifact.fitting_protocols(), self._protocol.name
+        )
+        self._page, self._page_policy = _read_page()
+        self._metrics = Metrics()
+        self._requests = self._decoding = 0
+        limits = settings.limits
+        self._uploads = Uploads(limits)
+        self._decoders = Decoders(self._artifact.preprocessing, self._artifact.num_segments, limits)
+        self._engine = EngineProcess(
+            settings.model,
+            settings.engine,
+            settings.precision,
+            settings.max_batch,
+            orphaned=partial(shutil.rmtree, self._uploads.folder, ignore_errors=True),
+            failed=self._metrics.deaths.labels("engine").inc,
+        )
+        self._watch()
+        self.app = self._application()
+
+    def close(self) -> None:
+        """Ends all processes and removes all files."""
+        self._decoders.close()
+        self._engine.close()
+        self._uploads.close()
+
+    # Answers
+
+    async def _predict(self, request: Request) -> Response:
+        options = read_options(request.query_params.multi_items(), self._schemas)
+        self._check_free()  # before a body is read for nothing
+        async with self._uploads.receive(request) as upload:
+            with self._admitted():
+                values = {"id": request.scope["tsm.id"], "video": upload.name}
+                if options.window is None:
+                    return _json({**values, **await self._whole(request, upload, options)})
+                return _json({**values, **await self._timeline(request, upload, options)})
+
+    async def _whole(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
+        task = Task(upload.path, upload.name, options.protocol)
+        async with self._memory:
+            await _check_connected(request)
+            self._decoding += 1
+            try:
+                start = time.perf_counter()
+                async with self._decoders.decoding(task) as found:
+                    (window,) = [each async for each in found]
+                self._metrics.decode_seconds.observe(time.perf_counter() - start)
+            finally:
+                self._decoding -= 1
+            moment = await self._moment(window, options)
+        return {"predictions": as_values(moment.predictions)}
+
+    async def _timeline(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
+        task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
+        moments = []
+        async with self._decoders.decoding(task) as found:
+            await _check_connected(request)
+            start = time.perf_counter()
+            async for window in found:
+                self._metrics.decode_seconds.observe(time.perf_counter() - start)
+                moments.append((await self._moment(window, options)).values())
+                start = time.perf_counter()
+        return {"timeline": moments}
+
+    async def _moment(self, window: Window, options: Options) -> Moment:
+        logits = await asyncio.gather(*(self._batcher(clip) for clip in window.views))
+        protocol = self._artifact.protocol(options.protocol)
+        average = average_views(np.stack(logits), protocol.average_probabilities)
+        labels = self._artifact.labels
+        best = best_classes(average, labels, options.top_k, self._settings.model)
+        return Moment(window.start, window.end, best, softmax(average))
+
+    async def _compute(self, batch: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        logits = await self._engine.logits(batch)
+        self._metrics.compute_seconds.observe(time.perf_counter() - start)
+        self._metrics.batch_size.observe(len(batch))
+        self._metrics.frames.inc(len(batch) * self._artifact.num_segments)
+        return logits
+
+    def _check_free(self) -> None:
+        if self._engine.running is None:
+            raise Refused("not_ready", "the network is being loaded: try again")
+        if self._requests >= self._settings.limits.requests:
+            raise Refused("busy", f"{self._requests} requests are waiting: try again")
+
+    @contextmanager
+    def _admitted(self) -> Generator[None, None, None]:
+        self._check_free()
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
+    async def _model(self, _: Request) -> Response:
+        engine = self._engine.running
+        return _json(
+            {
+                "name": os.path.basename(os.path.abspath(self._settings.model)),
+                "engine": engine.name if engine else None,
+                "precision": engine.precision if engine else None,
+                "device": engine.device if engine else None,
+                "architecture": asdict(self._artifact.architecture),
+                "protocol": self._protocol.name,
+                "protocols": self._artifact.fitting_protocols(),
+                "labels": list(self._artifact.labels),
+                "limits": asdict(self._settings.limits),
+            }
+        )
+
+    async def _alive(self, _: Request) -> Response:
+        return _json({"status": "alive"})
+
+    async def _ready(self, _: Request) -> Response:
+        if not self._engine.ready:
+            raise Refused("not_ready", "the network is being loaded")
+        return _json({"status": "ready"})
+
+    async def _show_metrics(self, _: Request) -> Response:
+        return Response(self._metrics.page(), headers={"content-type": CONTENT_TYPE})
+
+    async def _show_page(self, _: Request) -> Response:
+        headers = {"content-security-policy": self._page_policy, "referrer-policy": "no-referrer"}
+        return Response(self._page, media_type="text/html", headers=headers)
+
+    async def _show_openapi(self, _: Request) -> Response:
+        return _json(
+            openapi.describe(
+                _version(),
+                self._schemas,
+                token=self._settings.token is not None,
+                num_classes=len(self._artifact.labels),
+            )
+        )
+
+    # The application
+
+    def _application(self) -> ASGIApp:
+        routes = [
+            Route("/", self._show_page),
+            Route("/healthz", self._alive),
+            Route("/readyz", self._ready),
+            Route("/metrics", self._show_metrics),
+            Route("/openapi.json", self._show_openapi),
+            Route("/v1/model", self._model),
+            Route("/v1/predict", self._predict, methods=["POST"]),
+        ]
+        app: ASGIApp = Starlette(
+            routes=routes,
+            lifespan=self._lifespan,
+            exception_handlers={
+                Refused: _on_refused,
+                HTTPException: _on_http_error,
+                ClientDisconnect: _on_disconnect,
+                UserError: _on_user_error,
+                Exception: _on_defect,
+            },
+        )
+        paths = [route.path for route in routes]
+        app = Gate(app, self._metrics, self._settings.token, _PUBLIC, paths)
+        if self._settings.cors_origins:
+            app = CORSMiddleware(
+                app,
+                allow_origins=self._settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncGenerator[None, None]:
+        keeping = asyncio.create_task(self._keep_engine())
+        yield
+        keeping.cancel()
+
+    async def _keep_engine(self) -> None:
+        """Loads the network, and again whenever it is lost; computes."""
+        computing = None
+        while True:
+            if not self._engine.ready:
+                try:
+                    if computing is None:
+                        await self._decoders.start()
+                    running = await self._engine.start()
+                    computing = computing or self._start_computing(running)
+                except (UserError, RuntimeError) as error:
+                    if computing is None:
+                        self.failure = error
+                        self._stop()
+                        return
+                    _logger.error("the engine cannot be started: %s", error)
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    def _start_computing(self, running: Running) -> asyncio.Task[None]:
+        # Videos that are decoded or wait for the network: enough to keep both busy.
+        self._memory = asyncio.Semaphore(self._settings.limits.decoders + 2 * running.max_batch)
+        self._batcher = Batcher(
+            self._compute, running.max_batch, self._settings.max_wait, lambda: self._decoding > 0
+        )
+        return asyncio.create_task(self._batcher.work())
+
+    def _watch(self) -> None:
+        watch = self._metrics.watch
+        watch("tsm_ready", "Whether the network is loaded.", lambda: self._engine.ready)
+        watch("tsm_queue", "Videos that have come and wait for an answer.", lambda: self._requests)
+        watch("tsm_decoding", "Videos that are being decoded.", lambda: self._decoding)
+        watch("tsm_stored_bytes", "Bytes of uploads on disk.", lambda: self._uploads.stored)
+        watch("tsm_decoders", "Decoding processes.", lambda: len(self._decoders.pids))
+
+
+async def _check_connected(request: Request) -> None:
+    if await request.is_disconnected():
+        raise ClientDisconnect
+
+
+def _json(values: dict[str, Any]) -> Response:
+    headers = {"cache-control": "no-store"}
+    return Response(to_json(values), media_type="application/json", headers=headers)
+
+
+def _read_page() -> tuple[str, str]:
+    """The page, and a policy under which a browser runs its own script and style alone."""
+    page = (files("tsm_jax.serving") / "page.html").read_text(encoding="utf-8")
+
+    def source(tag: str) -> str:
+        match = re.search(f"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert match is not None
+        digest = hashlib.sha256(match[1].encode()).digest()
+        return f"{tag}-src 'sha256-{base64.b64encode(digest).decode()}'"
+
+    policy = [
+        "default-src 'none'",
+        source("script"),
+        source("style"),
+        "connect-src 'self'",
+        "media-src blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return page, "; ".join(policy)
+
+
+def _version() -> str:
+    with suppress(PackageNotFoundError):
+        return version_of("tsm-jax")
+    return "0"
+
+
+# Responses to exceptions; Starlette calls what a handler returns.
+
+
+class _Refusal(Response):
+    def __init__(self, refused: Refused, headers: dict[str, str] | None = None):
+        self.background = None
+        self.status_code = refused.status
+        self._refused, self._fields = refused, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await refuse(self._refused, scope, receive, send, self._fields)
+
+
+class _Nothing(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pass  # the client is gone
+
+
+async def _on_refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _Refusal(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        refused = Refused("method_not_allowed", f"{request.method} is not for this address")
+    else:
+        refused = Refused("not_found", "there is nothing here: see /openapi.json")
+    return _Refusal(refused, dict(error.headers or {}))
+
+
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    return _Nothing()
+
+
+async def _on_user_error(request: Request, error: Exception) -> Response:
+    _logger.error("request %s: %s", request.scope["tsm.id"], error)
+    return _Refusal(Refused("internal", "the model cannot answer this: see the log"))
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    _logger.error("request %s", request.scope["tsm.id"], exc_info=error)
+    return _Refusal(Refused("internal", "a defect of the service: see the log"))

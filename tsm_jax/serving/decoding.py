@@ -1,0 +1,216 @@
+"""Uploaded videos to views, in confined processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, asynccontextmanager
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+from av.container import InputContainer
+
+from tsm_jax.data.decode import decode_frames, open_video
+from tsm_jax.data.prepare.jobs import JobFailure, ProcessLostError, Workers
+from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
+from tsm_jax.deploy.timeline import Window, windows
+from tsm_jax.errors import UnreadableClipError
+from tsm_jax.serving import sandbox
+from tsm_jax.serving.limits import Limits, Refused
+
+
+class Task(NamedTuple):
+    """A file to decode.
+
+    Attributes:
+        path: of it.
+        name: that its sender knows it by, for messages.
+        protocol: which views.
+        window, step: seconds of a timeline; None for the whole video at once.
+    """
+
+    path: str
+    name: str
+    protocol: str
+    window: float | None = None
+    step: float = 0.0
+
+
+class Decoders:
+    """Processes that decode, for an event loop.
+
+    Args:
+        preprocessing: of the network.
+        num_segments: T.
+        limits: of each video.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
+        self._decode = _Decode(preprocessing, num_segments, limits)
+        self._limits = limits
+        self._workers: Workers[Task, Window | Refused] = Workers(
+            self._decode,
+            seconds=limits.decode_seconds,
+            prepare=self._decode.prepare,
+            name="decode",
+        )
+        # Timelines take turns in a process of their own: they last long, and others need not wait.
+        self._threads = ThreadPoolExecutor(limits.decoders + 1, "decode")
+        self._whole = asyncio.Semaphore(limits.decoders)
+        self._timelines = asyncio.Semaphore(1)
+
+    async def start(self) -> None:
+        """Starts processes for whole videos, so that no request has to wait for that.
+
+        Raises:
+            UserError: they cannot be confined here.
+            ProcessLostError: one has ended at once.
+        """
+        run = asyncio.get_running_loop().run_in_executor
+        starts = (run(self._threads, self._workers.start) for _ in range(self._limits.decoders))
+        await asyncio.gather(*starts)
+
+    @asynccontextmanager
+    async def decoding(self, task: Task) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
+        """Gives the windows of a video one by one; a whole video is one.
+
+        Raises:
+            Refused: while they are taken.
+        """
+        async with self._whole if task.window is None else self._timelines:
+            results = self._results(task)
+            try:
+                yield results
+            finally:
+                await results.aclose()
+
+    async def _results(self, task: Task) -> AsyncGenerator[Window, None]:
+        """Begins once more if a process is killed before it has given anything."""
+        given = False
+        for last in (False, True):
+            try:
+                async with aclosing(self._attempt(task)) as attempt:
+                    async for window in attempt:
+                        given = True
+                        yield window
+                return
+            except ProcessLostError as error:
+                if given or last:
+                    message = "the process that decoded the video was killed: try again"
+                    raise Refused("interrupted", message) from error
+
+    async def _attempt(self, task: Task) -> AsyncGenerator[Window, None]:
+        """Raises a ProcessLostError if the process was killed by somebody else."""
+        loop, stream, refused = asyncio.get_running_loop(), self._workers.stream(task), None
+        in_thread = False
+        try:
+            while True:
+                in_thread = True
+                result = await loop.run_in_executor(self._threads, next, stream, None)
+                in_thread = False
+                if result is None:
+                    break
+                if isinstance(result, Window):
+                    yield result
+                else:  # the end of the stream follows, and the process is free
+                    refused = result if isinstance(result, Refused) else _refusal(result)
+        finally:
+            if not in_thread:  # else the service is being stopped, and ends the process
+                stream.close()
+        if refused is not None:
+            raise refused
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that run."""
+        return self._workers.pids
+
+    def close(self) -> None:
+        self._workers.close()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class _Decode:
+    """What a decoding process does."""
+
+    def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
+        self._preprocessing, self._num_segments = preprocessing, num_segments
+        self._limits = limits
+
+    def prepare(self) -> None:
+        sandbox.confine(self._limits.decode_bytes)
+
+    def __call__(self, task: Task) -> Iterator[Window | Refused]:
+        sandbox.allow_seconds(self._limits.decode_seconds)
+        protocol = protocol_of(self._preprocessing, task.protocol)
+        try:
+            rate = self._check(task.path)
+            if task.window is None:
+                yield self._whole(task.path, protocol, rate)
+            else:
+                yield from self._timeline(task, task.window, protocol)
+        except Refused as refused:
+            yield refused
+        except MemoryError:
+            yield Refused("decoding_too_expensive", f"decoding {task.name} takes too much memory")
+        except UnreadableClipError as error:
+            message = " ".join(str(error).replace(task.path, task.name).split())
+            yield Refused("unreadable_video", message)
+
+    def _check(self, path: str) -> float:
+        """Frames a second, after what the container says of the video was found small enough."""
+        with open_video(path) as stream:
+            context, container = stream.codec_context, stream.container
+            assert isinstance(container, InputContainer)
+            pixels = context.width * context.height
+            if pixels > self._limits.video_pixels:
+                raise Refused(
+                    "resolution_too_high",
+                    f"the video has {context.width} x {context.height} pixels: at most"
+                    f" {self._limits.video_pixels} are taken",
+                )
+            self._check_seconds((container.duration or 0) / 1_000_000)
+            return float(stream.average_rate or Fraction(25))
+
+    def _check_seconds(self, seconds: float) -> None:
+        if seconds > self._limits.video_seconds:
+            raise Refused(
+                "video_too_long",
+                f"the video lasts {seconds:.0f} s: at most {self._limits.video_seconds:g} s are"
+                " taken",
+            )
+
+    def _whole(self, path: str, protocol: EvalProtocol, rate: float) -> Window:
+        frames = 0
+
+        def choose(num_frames: int) -> np.ndarray:
+            nonlocal frames
+            frames = num_frames
+            self._check_seconds(num_frames / rate)
+            return protocol.choose_frames(num_frames, self._num_segments)
+
+        views = protocol.views(decode_frames(path, choose), path)
+        return Window(0.0, frames / rate, views)
+
+    def _timeline(self, task: Task, window: float, protocol: EvalProtocol) -> Iterator[Window]:
+        found = windows(task.path, protocol, self._num_segments, window=window, step=task.step)
+        for number, each in enumerate(found):
+            if number == self._limits.windows:
+                raise Refused(
+                    "video_too_long",
+                    f"the timeline has more than {self._limits.windows} windows: take a longer"
+                    " step",
+                )
+            self._check_seconds(each.end)
+            yield each
+
+
+def _refusal(failure: JobFailure) -> Refused | ProcessLostError:
+    if failure.kind == "late" or failure.exit_code == -signal.SIGXCPU:
+        return Refused("decoding_too_expensive", "decoding the video takes too long")
+    if failure.exit_code == -signal.SIGKILL:  # not by its own doing
+        return ProcessLostError(failure.reason)
+    return Refused("decoding_too_expensive", f"the video cannot be decoded: {failure.reason}")

@@ -1,0 +1,82 @@
+"""What a request may cost, and what it is answered when it costs more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Seconds after which a client may try again what was answered with 503.
+RETRY_AFTER = 2
+
+# Codes of errors, with their HTTP status and what they mean.
+REFUSALS = {
+    "bad_request": (400, "The body is not what its Content-Type says."),
+    "unauthorized": (401, "The bearer token is missing or wrong."),
+    "not_found": (404, "There is nothing at this address."),
+    "method_not_allowed": (405, "The address does not take this method."),
+    "upload_too_slow": (408, "The body came too slowly."),
+    "upload_too_large": (413, "The body has too many bytes."),
+    "unsupported_encoding": (415, "The body is compressed."),
+    "bad_option": (422, "An option is unknown, or its value is not allowed."),
+    "unreadable_video": (422, "The body is not a video that can be decoded."),
+    "video_too_long": (422, "The video takes too much time, or has too many windows."),
+    "resolution_too_high": (422, "The pictures of the video have too many pixels."),
+    "decoding_too_expensive": (422, "Decoding takes too much time or memory, or crashes."),
+    "internal": (500, "A defect of the service; its log has the rest."),
+    "busy": (503, "Too many requests, or uploads, at once."),
+    "not_ready": (503, "The network is being loaded."),
+    "interrupted": (503, "A process of the service ended while it worked on the request."),
+}
+
+
+class Refused(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        code: one of `REFUSALS`.
+        message: one line for whoever sent it.
+    """
+
+    def __init__(self, code: str, message: str):
+        super().__init__(code, message)  # so that it can be pickled
+        self.code, self.message = code, message
+
+    @property
+    def status(self) -> int:
+        """Of HTTP."""
+        return REFUSALS[self.code][0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What requests may cost.
+
+    Attributes:
+        upload_bytes: of one body.
+        storage_bytes: of all bodies that are on disk at once.
+        upload_rate: bytes a second that a body has to come with, on average.
+        idle_seconds: that a client may take for a request's headers, or before its body has to
+            come at `upload_rate`.
+        video_seconds: of a video.
+        video_pixels: of a frame, width x height.
+        windows: of a timeline.
+        decode_seconds: of waiting for a decoder, and of its processor time, per video.
+        decode_bytes: memory of a decoding process, besides its program.
+        decoders: processes that decode.
+        requests: whose video has come and that have no answer yet.
+        connections: that are open at once.
+        drain_seconds: for what is running when the service is told to stop.
+    """
+
+    upload_bytes: int = 256 << 20
+    storage_bytes: int = 2 << 30
+    upload_rate: int = 16 << 10
+    idle_seconds: float = 10
+    video_seconds: float = 600
+    video_pixels: int = 4096 * 2304
+    windows: int = 1000
+    decode_seconds: float = 60
+    decode_bytes: int = 1 << 30
+    decoders: int = 2
+    requests: int = 64
+    connections: int = 512
+    drain_seconds: float = 30

@@ -1,0 +1,170 @@
+"""Listening: connections within limits, and an end without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tsm_jax.errors import UserError
+from tsm_jax.files import reason
+from tsm_jax.serving import sandbox
+from tsm_jax.serving.app import Service, Settings
+from tsm_jax.serving.gate import to_json
+from tsm_jax.serving.limits import REFUSALS, RETRY_AFTER, Limits
+
+_HEADER_BYTES = 32 << 10
+_LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
+_LOOKS = 4  # at a connection, within the seconds that it may idle
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Answers until SIGTERM or SIGINT, then finishes what is running.
+
+    Raises:
+        UserError: the model cannot be opened, or the address not be used.
+        RuntimeError: the network could not be loaded for another reason.
+    """
+    try:
+        listener = _listen(host, port)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host}:{port}: {reason(error)}") from error
+    with listener:
+        service = _make_service(settings, lambda: setattr(server, "should_exit", True))
+        try:
+            server = uvicorn.Server(_config(service, settings.limits))
+            _log_to_stdout()
+            _announce(settings, listener)
+            # uvicorn raises these once more when it is done.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+            server.run([listener])
+        finally:
+            service.close()
+    if service.failure is not None:
+        raise service.failure
+    print("stopped", file=sys.stderr)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
+def _make_service(settings: Settings, stop: Any) -> Service:
+    try:
+        return Service(settings, stop)
+    except OSError as error:
+        raise UserError(f"no place for temporary files: {reason(error)} (set TMPDIR)") from error
+
+
+def _config(service: Service, limits: Limits) -> uvicorn.Config:
+    return uvicorn.Config(
+        service.app,
+        http=type("Limited", (_Connection,), {"limits": limits}),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        timeout_graceful_shutdown=round(limits.drain_seconds),
+    )
+
+
+def _log_to_stdout() -> None:
+    log = logging.getLogger("tsm_jax.serving.access")
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    # What clients do wrong is in the access log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    local = host in ("127.0.0.1", "::1")
+    lines = [f"{settings.model} on http://{f'[{host}]' if ':' in host else host}:{port}/"]
+    if local:
+        lines[0] += "  (this machine alone; --host 0.0.0.0 for others)"
+    elif settings.token is None:
+        lines.append("warning: whoever reaches this machine can use it: --token_file FILE")
+    if not sandbox.has_filters():
+        lines.append("warning: on this system decoding processes are not kept from the network")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+class _Connection(H11Protocol):
+    """A connection that is ended when its client takes or gives nothing for too long.
+
+    uvicorn waits without end for the headers of a first request, for the rest of those of a later
+    one, and for a client that does not read.
+    """
+
+    limits: Limits
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._unsent = 0
+        self._waits_since: float | None = self.loop.time()
+        self._look_again: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.limits.connections:
+            self._answer("busy", "too many connections are open: try again")
+        else:
+            self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """What has connected may still send its request, if it does so at once."""
+        if self.cycle is None and not self.transport.is_closing():
+            self.loop.call_later(_LAST_CALL_SECONDS, self._end)
+        else:
+            super().shutdown()
+
+    def _end(self) -> None:
+        if self in self.connections:
+            super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._answer("bad_request", "this is not HTTP that can be read")
+        else:
+            self.transport.abort()
+
+    def _answer(self, code: str, message: str) -> None:
+        """Before there is a request."""
+        status = REFUSALS[code][0]
+        body = to_json({"id": "", "code": code, "error": message})
+        retry = f"retry-after: {RETRY_AFTER}\r\n" if status == 503 else ""
+        head = (
+            f"HTTP/1.1 {status} {code}\r\ncontent-type: application/json\r\n{retry}"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _look(self) -> None:
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        stuck = unsent > 0 and unsent == self._unsent
+        self._unsent = unsent
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = now
+        idle = self._waits_since is not None and now - self._waits_since > self.limits.idle_seconds
+        if stuck or idle:
+            self.transport.abort()
+        else:
+            pause = self.limits.idle_seconds / _LOOKS
+            self._look_again = self.loop.call_later(pause, self._look)
