@@ -115,7 +115,9 @@ def make_program(model: Model, dtype: str = "float32", source: str = "the model"
     Raises:
         UserError: the tensors do not fit the architecture.
     """
-    return ClipProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+    return ClipProgram(
+        build_module(model, dtype, source), protocol_of(model.preprocessing).crop_size
+    )
 
 
 def make_stream_program(
@@ -132,10 +134,12 @@ def make_stream_program(
             f"{source} is shifted {shift}: only a network trained with"
             " --config.model.shift=past_only can follow a stream frame by frame"
         )
-    return StreamProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+    module = build_module(model, dtype, source)
+    return StreamProgram(module, protocol_of(model.preprocessing).crop_size)
 
 
-def _module(model: Model, dtype: str, source: str) -> TSM:
+def build_module(model: Model, dtype: str = "float32", source: str = "the model") -> TSM:
+    """The module tree with the model's tensors in it; raises as `make_program`."""
     network = build_network(model.architecture, dtype)
     params, stats = network.param_shapes, network.batch_stat_shapes
     check_tensors(model.tensors, {**params, **stats}, source)
