@@ -320,14 +320,14 @@ def frames(arguments: Sequence[str]) -> None:
 
 
 def _videos_to_extract(options):
-    from tsm_jax.data.prepare.entries import find_videos, read_entries, short_names
+    from tsm_jax.data.prepare.entries import find_videos, short_names
 
     if options.videos:
         _check_output(options.output, options.videos)
         names = find_videos(options.videos)
         return [], names, [os.path.join(options.videos, name) for name in names]
     _check_output(options.output, options.prefix)
-    entries = read_entries("videos", options.list, prefix=options.prefix, suffix=options.suffix)
+    entries = _entries(options, "videos")
     names = short_names(entries, options.prefix)
     return entries, names, [entry.path for entry in entries]
 
@@ -367,13 +367,10 @@ def check(arguments: Sequence[str]) -> None:
     _add_job_arguments(parser, seconds=60.0)
     options = _parse(parser, arguments)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
-    from tsm_jax.data.prepare.entries import clean_lines, read_entries
+    from tsm_jax.data.prepare.entries import clean_lines
 
-    entries = read_entries(
-        options.source, options.list, prefix=options.prefix, suffix=options.suffix
-    )
     verdicts = check_entries(
-        entries,
+        _entries(options, options.source),
         options.source,
         num_segments=options.num_segments,
         template=options.template,
@@ -443,13 +440,11 @@ def pack(arguments: Sequence[str]) -> None:
 
 
 def _shards(options):
-    from tsm_jax.data.prepare.entries import read_entries, short_names
+    from tsm_jax.data.prepare.entries import short_names
     from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
     from tsm_jax.data.prepare.pack import RecordOptions, Shards
 
-    entries = read_entries(
-        options.source, options.list, prefix=options.prefix, suffix=options.suffix
-    )
+    entries = _entries(options, options.source)
     names = short_names(entries, options.prefix)
     beside = os.path.join(os.path.dirname(options.list), LABELS_FILE)
     labels = options.labels or (beside if os.path.isfile(beside) else None)
@@ -467,6 +462,12 @@ def _shards(options):
         options.clips_per_shard,
         read_names(labels) if labels else (),
     )
+
+
+def _entries(options, source: str):
+    from tsm_jax.data.prepare.entries import read_entries
+
+    return read_entries(source, options.list, prefix=options.prefix, suffix=options.suffix)
 
 
 def _parse(parser: cli.Parser, arguments: Sequence[str]):

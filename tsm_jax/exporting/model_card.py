@@ -44,7 +44,6 @@ def model_card(model: Model, *, title: str, path: str, streams: bool = False) ->
 
     Args:
         model: of which `tensors` may be empty.
-        title: what to call it.
         path: to the weights, as its reader will type it; of an absolute one the name is left.
         streams: they are exported for streams, so `tsm predict` does not run them.
     """

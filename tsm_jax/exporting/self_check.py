@@ -42,7 +42,6 @@ def check_export(
 
     Args:
         clips: real ones, uint8 `[N, T, S, S, 3]`.
-        precisions: to check.
 
     Raises:
         UserError: logits differ by more than `TOLERANCES`.

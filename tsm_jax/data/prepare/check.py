@@ -45,8 +45,6 @@ def check_entries(
 
     Args:
         source: `videos` or `frames`.
-        processes: that read, 0 for one per core.
-        seconds: after which a clip counts as broken.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []

@@ -44,13 +44,10 @@ def extract(
     """Extracts every video that has no folder yet.
 
     Args:
-        videos: paths of the files.
         folders: for each, the folder under `output` that its frames go to.
         output: made if need be. It gets `failed.txt` with the videos that failed.
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
             `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
-        processes: 0 for one per core.
-        seconds: limit for one video.
 
     Returns:
         The numbers of frames of the videos, None where it failed; and (video, reason) of those.

@@ -41,10 +41,8 @@ class Clips:
 
     Attributes:
         labelled: clips, as they are called in `missing`, and their labels.
-        root: folder that paths start from.
         find: from a clip to its path below `root`, as the list has it; None if it is missing.
         template: of the names of frames; empty if the clips are videos.
-        absolute: write absolute paths.
     """
 
     labelled: Sequence[tuple[str, int]]
@@ -133,7 +131,6 @@ def folder_list(
     Args:
         labels: class names in the order of the labels, found as `_label_finder` does; None for
             the folders' names, sorted.
-        frames: the classes hold folders of frames.
 
     Raises:
         UserError: there are no clips, a folder is not a class, or `labels.txt` there has others.

@@ -74,10 +74,6 @@ class Record:
 def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[tuple[str, str]]:
     """Writes the shards that are missing, and then what describes them.
 
-    Args:
-        processes: that decode and encode, 0 for one per core.
-        seconds: limit for one clip.
-
     Returns:
         (clip, reason) of those that failed; they are left out.
 
@@ -193,7 +189,6 @@ class Shards:
         directory: a path, or an address that `epath` knows.
         clips: (name, entry) in the list's order.
         clips_per_shard: of the list; a shard has fewer where clips fail.
-        labels: class names.
     """
 
     directory: str

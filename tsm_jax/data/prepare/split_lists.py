@@ -27,8 +27,6 @@ class SplitLists:
     Attributes:
         lists: of `train`, and of `val` and `test` if there are any.
         counts: for each of them, the clips of each of its classes.
-        labels: path of the class names.
-        classes: in the order of the labels.
         recordings: groups of clips that stay together; as many as clips if there are none.
     """
 
