@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tsm_jax import cli
+from tsm_jax.data.lists import FRAME_TEMPLATE, LABELS_FILE
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
@@ -122,7 +123,7 @@ def _print_list(made) -> None:
 
 
 def _published_lists(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.make_lists import FRAME_TEMPLATE, read_names
+    from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.published import DATA_SETS, published_lists
 
     if not options.annotations:
@@ -156,9 +157,9 @@ def _check_split_options(parser: cli.Parser, options) -> None:
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, understand, with_videos
+    from tsm_jax.data.prepare.entries import survey, understand
 
-    found = with_videos(options.videos, survey(options.videos))
+    found = survey(options.videos)
     layout = understand(options.videos, found, options.layout or "auto")
     if layout.splits or options.val_share is not None:
         _split_folder(parser, options, layout)
@@ -441,7 +442,7 @@ def pack(arguments: Sequence[str]) -> None:
 
 def _shards(options):
     from tsm_jax.data.prepare.entries import short_names
-    from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
+    from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.pack import RecordOptions, Shards
 
     entries = _entries(options, options.source)
@@ -487,7 +488,7 @@ def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
 
 def _add_source_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--source", choices=["videos", "frames"], required=True, help="of the list")
-    parser.add_argument("--template", default="img_{:05}.jpg", help="name of a frame, for frames")
+    parser.add_argument("--template", default=FRAME_TEMPLATE, help="name of a frame, for frames")
 
 
 def _add_picture_arguments(parser: cli.Parser) -> None:

@@ -39,8 +39,10 @@ class TrainClips:
     """Reads augmented training clips: a random frame a segment, multi-scale crop, flip of half.
 
     Attributes:
+        crop_size: of the result, pixels.
         crop_scales: sides of a crop, of the short side.
         color_jitter: strength of `jitter_color`, 0 for none.
+        sampling: of the frames, a name of `TRAINING`.
         skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
         mirrored_labels: for each class that of its mirrored clips; None to keep their labels.

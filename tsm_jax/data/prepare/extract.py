@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 
 from tsm_jax.data.decode import every_frame
+from tsm_jax.data.lists import FRAME_TEMPLATE
 from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
 from tsm_jax.data.prepare.make_lists import count_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
 
-TEMPLATE = "img_{:05}.jpg"
 OPTIONS_FILE = "extraction.json"
 FAILED_FILE = "failed.txt"
 _PARTIAL = ".partial"
@@ -110,7 +110,7 @@ def _extract_video(
         for count, frame in enumerate(every_frame(video), start=1):
             data = encode_frame(frame, short_side, quality)
             with _writing(folder):
-                Path(partial_folder, TEMPLATE.format(count)).write_bytes(data)
+                Path(partial_folder, FRAME_TEMPLATE.format(count)).write_bytes(data)
         with _writing(folder):
             os.makedirs(os.path.dirname(folder), exist_ok=True)
             os.rename(partial_folder, folder)

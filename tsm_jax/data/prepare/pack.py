@@ -56,11 +56,11 @@ class RecordOptions:
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are.
     """
 
-    source: str = "videos"
-    template: str = "img_{:05}.jpg"
-    frames_per_clip: int = 64
-    short_side: int = 256
-    quality: int = 95
+    source: str
+    template: str
+    frames_per_clip: int
+    short_side: int
+    quality: int
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsm_jax.data.lists import FRAME_TEMPLATE
 from tsm_jax.data.prepare.make_lists import (
-    FRAME_TEMPLATE,
     Clips,
     WrittenList,
     numbered_lines,

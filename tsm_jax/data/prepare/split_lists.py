@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand, with_videos
-from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList, check_class_names
+from tsm_jax.data.lists import LABELS_FILE
+from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand
+from tsm_jax.data.prepare.make_lists import WrittenList, check_class_names
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
@@ -57,7 +58,7 @@ def split_folder(
         UserError: there are no videos, one is in no class, there is one class only, none has a
             second recording, or validation or test has a class that training does not have.
     """
-    found = with_videos(root, survey(root))
+    found = survey(root)
     splits = understand(root, found, layout).splits
     # Of each split the folder, and its clips as `<class>/<video>`.
     members = {
