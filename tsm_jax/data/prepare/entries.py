@@ -132,20 +132,16 @@ def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
     path_of: dict[str, str] = {}
     names = []
     for path, _, _ in entries:
-        names.append(_short_name(path, prefix))
+        name = os.path.relpath(path, prefix) if prefix else path
+        if os.path.isabs(name) or name.startswith(os.pardir):
+            name = os.path.join(*Path(path).parts[-2:])
+        names.append(os.path.normpath(name))
         if (other := path_of.setdefault(names[-1], path)) != path:
             raise UserError(
                 f"{other} and {path} would both be called {names[-1]}: write the list with paths"
                 " relative to one folder and give that as --prefix"
             )
     return names
-
-
-def _short_name(path: str, prefix: str) -> str:
-    inside = os.path.relpath(path, prefix) if prefix else path
-    if os.path.isabs(inside) or inside.startswith(os.pardir):
-        inside = os.path.join(*Path(path).parts[-2:])
-    return os.path.normpath(inside)
 
 
 @dataclass(frozen=True)

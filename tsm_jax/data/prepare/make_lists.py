@@ -225,5 +225,10 @@ def _frame_folders(root: str) -> list[str]:
     """`<class>/<folder>` under `root`, sorted."""
     if not os.path.isdir(root):
         raise UserError(f"there is no folder {root}: give the folder of the frames")
-    folders = [path for path in Path(root).glob("[!.]*/*") if path.is_dir()]
-    return sorted((os.path.relpath(path, root) for path in folders), key=Path)
+    return [
+        os.path.join(name, clip)
+        for name in sorted(os.listdir(root))
+        if not name.startswith(".") and os.path.isdir(os.path.join(root, name))
+        for clip in sorted(os.listdir(os.path.join(root, name)))
+        if os.path.isdir(os.path.join(root, name, clip))
+    ]

@@ -116,8 +116,12 @@ def _drawn_split(
             )
         by_class[_class_of(clip)][recording_of(clip)].append(clip)
     train, val = [], []
+
+    def draw(recording: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{recording}".encode(errors="surrogateescape")).digest()
+
     for recordings in by_class.values():
-        drawn = sorted(recordings, key=lambda name: _draw(name, seed))
+        drawn = sorted(recordings, key=draw)
         count = max(1, round(val_share * len(drawn))) if len(drawn) > 1 else 0
         count = min(count, len(drawn) - 1)
         for i, name in enumerate(drawn):
@@ -135,10 +139,6 @@ def recording_of(clip: str) -> str:
         if match := pattern.match(stem):
             return os.path.join(folder, match[1])
     return clip
-
-
-def _draw(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
 def _class_of(clip: str) -> str:
