@@ -6,9 +6,11 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import av
 import numpy as np
 import pytest
 
+from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.moving_shapes import draw_clip
 from tsm_jax.data.sources import SyntheticSource, VideoSource, measure_frame_rate
 from tsm_jax.deploy import live_input
@@ -51,8 +53,6 @@ def test_the_frame_rate_of_training_is_that_of_the_middle_clip(film, tmp_path):
     for count in (12, 24, 48):
         frames = np.zeros((count, 32, 32, 3), np.uint8)
         entries.append((str(film(tmp_path / f"{count}.mp4", frames)), 0))
-    from tsm_jax.data.lists import read_video_list
-
     listed = tmp_path / "train.list"
     listed.write_text("".join(f"{path} {label}\n" for path, label in entries))
     source = VideoSource(read_video_list(str(listed), num_classes=1))
@@ -139,8 +139,6 @@ def test_no_camera_no_address_no_video(tmp_path):
 
 def test_an_address_gives_frames_by_their_own_time(film, tmp_path):
     """A server that sends a film as MPEG-TS, and again when it is asked again."""
-    import av
-
     film(tmp_path / "a.mp4", draw_clip(0, np.random.default_rng(0))[:24])
     with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "a.ts"), "w") as target:
         stream = source.streams.video[0]
@@ -168,5 +166,5 @@ def test_an_address_gives_frames_by_their_own_time(film, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert "it has ended" in moments[-1].text
+    assert "is gone" in moments[-1].text
     assert moments[-2].time - moments[0].time <= 1.0  # a second of film, however fast it came

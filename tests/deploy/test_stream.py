@@ -42,21 +42,21 @@ def clip_logits(model, frames):
 
 
 @pytest.fixture(scope="module")
-def model(make_model):
+def past_model(make_model):
     return make_model(shift="past_only", num_segments=FRAMES)
 
 
 @pytest.fixture(scope="module")
-def folder(model, formats, tmp_path_factory):
+def folder(past_model, formats, tmp_path_factory):
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     path = tmp_path_factory.mktemp("inference") / "live"
-    export_stream(model, str(path), frame_rate=5, formats=formats)
+    export_stream(past_model, str(path), frame_rate=5, formats=formats)
     return path
 
 
 @pytest.fixture(scope="module")
-def expected(model):
-    return [clip_logits(model, random_frames(seed)) for seed in (0, 1)]
+def expected(past_model):
+    return [clip_logits(past_model, random_frames(seed)) for seed in (0, 1)]
 
 
 def follow(stream, frames):
@@ -128,9 +128,9 @@ def test_every_backbone(backbone, fraction, make_model):
     assert relative_difference(np.stack(found), expected) < 1e-4
 
 
-def test_the_mean_over_a_clip_is_its_answer(model, folder, film, tmp_path):
+def test_the_mean_over_a_clip_is_its_answer(past_model, folder):
     """From pixels of any size to the answer of `predict`."""
-    recognizer = Recognizer(model)
+    recognizer = Recognizer(past_model)
     stream = tsm_jax.load_stream(str(folder))
     assert (stream.frame_rate, stream.num_segments) == (5, FRAMES)
     frames = np.random.default_rng(3).integers(0, 256, (FRAMES, 48, 40, 3), np.uint8)
