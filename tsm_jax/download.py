@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -61,7 +62,6 @@ def download(
 
     Args:
         url: https; plain http only to this machine itself.
-        what: what is downloaded, for messages: "the weights".
         setting: what the user changes to store it elsewhere, for messages: "--output".
         max_bytes: a larger file is refused, before or during the download.
         sha256: of the content, in hexadecimal digits: as many of the first as are published.
@@ -175,28 +175,22 @@ class _StartOver(Exception):
     """What was saved does not belong to what the server has now."""
 
 
+@dataclass
 class _Transfer:
     """Brings `url`, which `check_address` has passed, to `path`'s temporary name."""
 
-    def __init__(
-        self,
-        url: str,
-        path: Path,
-        what: str,
-        max_bytes: int,
-        sha256: str,
-        on_progress: OnProgress,
-    ):
-        self._url = url
-        self._path = path
-        self._part = path.with_name(path.name + ".part")
-        self._notes = path.with_name(path.name + ".part.json")
-        self._what = what
-        self._max_bytes = max_bytes
-        self._sha256 = sha256
-        self._on_progress = on_progress
-        direct = [urllib.request.ProxyHandler({})] if _kind(url) == "local" else []
-        self._opener = urllib.request.build_opener(_CheckedRedirect(url), *direct)
+    url: str
+    path: Path
+    what: str
+    max_bytes: int
+    sha256: str
+    on_progress: OnProgress
+
+    def __post_init__(self):
+        self._part = self.path.with_name(self.path.name + ".part")
+        self._notes = self.path.with_name(self.path.name + ".part.json")
+        direct = [urllib.request.ProxyHandler({})] if _kind(self.url) == "local" else []
+        self._opener = urllib.request.build_opener(_CheckedRedirect(self.url), *direct)
         self._lock = threading.Lock()
         self._arrived = 0  # bytes, in all attempts
 
@@ -219,7 +213,7 @@ class _Transfer:
                 reason = error
             failures = 1 if self._saved_bytes() - before >= ENOUGH_BYTES else failures + 1
         raise UserError(
-            f"{self._url}: the download of {self._what} failed after {attempts} attempts:"
+            f"{self.url}: the download of {self.what} failed after {attempts} attempts:"
             f" {_words(reason)}; try again (it goes on where it stopped) or download the file"
             " yourself"
         )
@@ -231,14 +225,14 @@ class _Transfer:
         self._check_content()
         # The hash comes first, so that the file never lacks one.
         digest = files.sha256(self._part)
-        if not digest.startswith(self._sha256):
+        if not digest.startswith(self.sha256):
             self._forget()
             raise UserError(
-                f"{self._url}: what arrived is not the published file: its SHA-256 begins with"
-                f" {digest[:8]}, not {self._sha256}; it was deleted, try again"
+                f"{self.url}: what arrived is not the published file: its SHA-256 begins with"
+                f" {digest[:8]}, not {self.sha256}; it was deleted, try again"
             )
-        _record_hash(self._path, digest)
-        os.replace(self._part, self._path)
+        _record_hash(self.path, digest)
+        os.replace(self._part, self.path)
         self._forget()
 
     def _forget(self) -> None:
@@ -294,7 +288,7 @@ class _Transfer:
 
     def _open(self, headers: dict[str, str]) -> Any:
         try:
-            request = urllib.request.Request(self._url, headers=headers)
+            request = urllib.request.Request(self.url, headers=headers)
             return self._opener.open(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
             error.close()
@@ -303,23 +297,23 @@ class _Transfer:
             answer = f"the server answers {error.code} {_words(error.reason)}"
             if error.code in _TEMPORARY_STATUS:
                 raise _CutOff(answer) from None
-            raise UserError(f"{self._url}: {answer}; check the address") from None
+            raise UserError(f"{self.url}: {answer}; check the address") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(
-                    f"{self._url}: the server's certificate is not trusted"
+                    f"{self.url}: the server's certificate is not trusted"
                     f" ({_words(reason)}); check the network's proxy"
                 ) from None
             raise _CutOff(reason) from None
         except ValueError:
-            raise UserError(f"{self._url}: the server leads to a malformed address") from None
+            raise UserError(f"{self.url}: the server leads to a malformed address") from None
 
     def _saved_version(self) -> _Version | None:
         try:
             notes = json.loads(self._notes.read_text(encoding="utf-8"))
             version = _Version(notes["etag"], notes["modified"], notes["length"])
-            return version if notes["url"] == self._url else None
+            return version if notes["url"] == self.url else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -327,7 +321,7 @@ class _Transfer:
         self, response: Any, offset: int, version: _Version | None, abandoned: threading.Event
     ) -> None:
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise UserError(f"{self._url}: the server compresses the file; download it yourself")
+            raise UserError(f"{self.url}: the server compresses the file; download it yourself")
         if response.status == 206:
             offered = _continued(response, offset, version)
         else:  # the whole file, also from a server that does not know Range
@@ -335,11 +329,11 @@ class _Transfer:
             offered = _offered(response, response.headers.get("Content-Length", ""))
             with self._turn(abandoned):
                 self._forget()
-                files.write_json(self._notes, {"url": self._url, **offered._asdict()}, indent=None)
+                files.write_json(self._notes, {"url": self.url, **offered._asdict()}, indent=None)
         is_chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if offered.length is None and not is_chunked:
             raise UserError(
-                f"{self._url}: the server does not tell the file's length, so that a broken"
+                f"{self.url}: the server does not tell the file's length, so that a broken"
                 " download would go unnoticed; download it yourself"
             )
         done = self._save(response, offset, offered.length, abandoned)
@@ -349,7 +343,7 @@ class _Transfer:
     def _save(self, response: Any, done: int, total: int | None, abandoned: threading.Event) -> int:
         with self._turn(abandoned):
             self._check_size(total or 0)
-            self._on_progress(done, total)
+            self.on_progress(done, total)
         with self._part.open("ab", buffering=0) as file:
             while chunk := _read(response):
                 with self._turn(abandoned):
@@ -357,16 +351,16 @@ class _Transfer:
                     file.write(chunk)
                     done += len(chunk)
                     self._arrived += len(chunk)
-                    self._on_progress(done, total)
+                    self.on_progress(done, total)
             os.fsync(file.fileno())
         return done
 
     def _check_size(self, length: int) -> None:
-        if length > self._max_bytes:
+        if length > self.max_bytes:
             self._forget()
             raise UserError(
-                f"{self._url}: is larger than {self._max_bytes:,} bytes, the limit for"
-                f" {self._what}; download it yourself if it is meant"
+                f"{self.url}: is larger than {self.max_bytes:,} bytes, the limit for"
+                f" {self.what}; download it yourself if it is meant"
             )
 
     def _check_content(self) -> None:
@@ -377,7 +371,7 @@ class _Transfer:
             self._forget()
             found = "a web page" if start else "an empty file"
             raise UserError(
-                f"{self._url}: the server sends {found} instead of {self._what}; check the address"
+                f"{self.url}: the server sends {found} instead of {self.what}; check the address"
             )
 
 

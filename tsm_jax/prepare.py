@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from tsm_jax import cli
+from tsm_jax.data.lists import FRAME_TEMPLATE, LABELS_FILE
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
@@ -122,7 +123,7 @@ def _print_list(made) -> None:
 
 
 def _published_lists(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.make_lists import FRAME_TEMPLATE, read_names
+    from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.published import DATA_SETS, published_lists
 
     if not options.annotations:
@@ -156,9 +157,9 @@ def _check_split_options(parser: cli.Parser, options) -> None:
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, understand, with_videos
+    from tsm_jax.data.prepare.entries import survey, understand
 
-    found = with_videos(options.videos, survey(options.videos))
+    found = survey(options.videos)
     layout = understand(options.videos, found, options.layout or "auto")
     if layout.splits or options.val_share is not None:
         _split_folder(parser, options, layout)
@@ -320,14 +321,14 @@ def frames(arguments: Sequence[str]) -> None:
 
 
 def _videos_to_extract(options):
-    from tsm_jax.data.prepare.entries import find_videos, read_entries, short_names
+    from tsm_jax.data.prepare.entries import find_videos, short_names
 
     if options.videos:
         _check_output(options.output, options.videos)
         names = find_videos(options.videos)
         return [], names, [os.path.join(options.videos, name) for name in names]
     _check_output(options.output, options.prefix)
-    entries = read_entries("videos", options.list, prefix=options.prefix, suffix=options.suffix)
+    entries = _entries(options, "videos")
     names = short_names(entries, options.prefix)
     return entries, names, [entry.path for entry in entries]
 
@@ -367,13 +368,10 @@ def check(arguments: Sequence[str]) -> None:
     _add_job_arguments(parser, seconds=60.0)
     options = _parse(parser, arguments)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
-    from tsm_jax.data.prepare.entries import clean_lines, read_entries
+    from tsm_jax.data.prepare.entries import clean_lines
 
-    entries = read_entries(
-        options.source, options.list, prefix=options.prefix, suffix=options.suffix
-    )
     verdicts = check_entries(
-        entries,
+        _entries(options, options.source),
         options.source,
         num_segments=options.num_segments,
         template=options.template,
@@ -443,13 +441,11 @@ def pack(arguments: Sequence[str]) -> None:
 
 
 def _shards(options):
-    from tsm_jax.data.prepare.entries import read_entries, short_names
-    from tsm_jax.data.prepare.make_lists import LABELS_FILE, read_names
+    from tsm_jax.data.prepare.entries import short_names
+    from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.pack import RecordOptions, Shards
 
-    entries = read_entries(
-        options.source, options.list, prefix=options.prefix, suffix=options.suffix
-    )
+    entries = _entries(options, options.source)
     names = short_names(entries, options.prefix)
     beside = os.path.join(os.path.dirname(options.list), LABELS_FILE)
     labels = options.labels or (beside if os.path.isfile(beside) else None)
@@ -469,6 +465,12 @@ def _shards(options):
     )
 
 
+def _entries(options, source: str):
+    from tsm_jax.data.prepare.entries import read_entries
+
+    return read_entries(source, options.list, prefix=options.prefix, suffix=options.suffix)
+
+
 def _parse(parser: cli.Parser, arguments: Sequence[str]):
     options = parser.parse_args(arguments)
     for name, (low, high) in _RANGES.items():
@@ -486,7 +488,7 @@ def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
 
 def _add_source_arguments(parser: cli.Parser) -> None:
     parser.add_argument("--source", choices=["videos", "frames"], required=True, help="of the list")
-    parser.add_argument("--template", default="img_{:05}.jpg", help="name of a frame, for frames")
+    parser.add_argument("--template", default=FRAME_TEMPLATE, help="name of a frame, for frames")
 
 
 def _add_picture_arguments(parser: cli.Parser) -> None:

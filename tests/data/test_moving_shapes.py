@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tsm_jax.data import moving_shapes
-from tsm_jax.data import rendered as rendered_sets
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.moving_shapes import LABELS, draw_clip, ensure, render
@@ -196,7 +195,7 @@ def test_ensure_refuses_another_rendering(rendered: Path, change: dict[str, int]
 
 def test_ensure_refuses_another_version(rendered: Path, monkeypatch: pytest.MonkeyPatch):
     ensure(rendered, **_SIZES)
-    monkeypatch.setattr(rendered_sets, "VERSION", rendered_sets.VERSION + 1)
+    monkeypatch.setattr(moving_shapes, "VERSION", moving_shapes.VERSION + 1)
     with pytest.raises(UserError, match="delete it"):
         ensure(rendered, **_SIZES)
 
@@ -213,6 +212,6 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path):
 
 def test_description_is_plain(rendered: Path):
     assert json.loads((rendered / "dataset.json").read_text()) == {
-        "version": rendered_sets.VERSION,
+        "version": moving_shapes.VERSION,
         **_SIZES,
     }

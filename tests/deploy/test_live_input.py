@@ -10,10 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from tsm_jax.data.frame_rate import measure_frame_rate
 from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.moving_shapes import draw_clip
-from tsm_jax.data.sources import SyntheticSource, VideoSource
+from tsm_jax.data.sources import SyntheticSource, VideoSource, measure_frame_rate
 from tsm_jax.deploy import live_input
 from tsm_jax.deploy.live_input import Frame, Gap, Input, Picker
 from tsm_jax.errors import UserError

@@ -9,13 +9,11 @@ import jax
 from ml_collections import ConfigDict
 
 from tsm_jax.data.clips import EvalClips, TrainClips
-from tsm_jax.data.frame_rate import measure_frame_rate
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.mirrored_labels import mirrored_labels
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
-from tsm_jax.data.rendered import description, holds
-from tsm_jax.data.sources import Source, SyntheticSource, VideoSource
+from tsm_jax.data.sources import Source, SyntheticSource, VideoSource, measure_frame_rate
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all
@@ -167,8 +165,6 @@ def ensure_rendered(config: ConfigDict) -> None:
 def _render(config: ConfigDict) -> None:
     directory = os.path.dirname(config.data.train_list)
     train_videos, val_videos = config.data.rendered_clips
-    if holds(directory, description(train_videos, val_videos, RENDER_SEED)):
-        return
     from tsm_jax.data import moving_shapes
 
     with progress_bar("render") as update:

@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default
-from tsm_jax.data.lists import list_lines
-from tsm_jax.data.prepare.make_lists import LABELS_FILE, class_key, folder_list
+from tsm_jax.data.lists import LABELS_FILE, list_lines
+from tsm_jax.data.prepare.make_lists import class_key, folder_list
 from tsm_jax.data.prepare.published import published_lists
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines

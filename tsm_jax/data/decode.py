@@ -117,12 +117,6 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
         raise _without_frames(path)
 
 
-def check_is_video(path: str) -> None:
-    """Raises an UnreadableClipError unless FFmpeg finds a video stream in the file."""
-    with open_video(path):
-        pass
-
-
 @contextmanager
 def open_video(path: str | Path) -> Iterator[VideoStream]:
     """The best video stream of a file, decoded by one thread; `.container` is its container.

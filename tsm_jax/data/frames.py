@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tsm_jax.data.lists import ListSource
+from tsm_jax.data.lists import FRAME_TEMPLATE, ListSource
 from tsm_jax.errors import UnreadableClipError
 
 # Pillow, thus the references, ignores the orientation that a camera noted.
@@ -36,7 +36,7 @@ def load_frames(
     folder: str | Path,
     num_frames: int,
     choose: Callable[[int], np.ndarray],
-    template: str = "img_{:05}.jpg",
+    template: str = FRAME_TEMPLATE,
 ) -> list[np.ndarray]:
     """Reads the frames of a folder that `choose` picks; every file is read once.
 

@@ -19,6 +19,9 @@ VIDEO_SUFFIXES = (
     *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
 )
 
+FRAME_TEMPLATE = "img_{:05}.jpg"  # of frames in a folder, as `str.format` fills it
+LABELS_FILE = "labels.txt"  # class names, beside a list
+
 _ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
 _LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
 

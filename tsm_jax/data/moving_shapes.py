@@ -19,9 +19,8 @@ import av
 import cv2
 import numpy as np
 
-from tsm_jax.data.rendered import DESCRIPTION_FILE, description, holds
 from tsm_jax.errors import UserError
-from tsm_jax.files import new_folder, write_json, write_lines
+from tsm_jax.files import new_folder, read_json, write_json, write_lines
 from tsm_jax.host import usable_cores
 
 LABELS = (
@@ -31,6 +30,10 @@ LABELS = (
     *("grow", "shrink"),
 )
 
+# Raise it with every change of the pixels: an older set on disk is then not taken for this one.
+VERSION = 1
+
+_DESCRIPTION_FILE = "dataset.json"  # written last
 _TRAIN, _VAL = 0, 1
 
 _FRAMES = (24, 49)  # half-open ranges
@@ -54,20 +57,28 @@ def ensure(
 
     Several processes may do so at once: the first one to finish wins.
     """
-    wanted = description(train_videos, val_videos, seed)
-    if holds(directory, wanted):
+    sizes = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed}
+    if _holds(directory, sizes):
         return
     try:
-        render(
-            directory,
-            train_videos=train_videos,
-            val_videos=val_videos,
-            seed=seed,
-            on_progress=on_progress,
-        )
+        render(directory, **sizes, on_progress=on_progress)
     except UserError:
-        if not holds(directory, wanted):
+        if not _holds(directory, sizes):
             raise
+
+
+def _holds(directory: str | Path, sizes: dict[str, int]) -> bool:
+    """Whether that set is complete in `directory`; a UserError if another one is there."""
+    path, wanted = Path(directory) / _DESCRIPTION_FILE, {"version": VERSION, **sizes}
+    if not path.exists():
+        return False
+    found = read_json(path, "the description of the data set")
+    if found != wanted:
+        raise UserError(
+            f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
+            "delete it or choose another folder"
+        )
+    return True
 
 
 def render(
@@ -117,7 +128,8 @@ def render(
                 [f"{_name(i, n)} {i % len(LABELS)}" for split, i, n in jobs if split == wanted],
             )
         write_lines(root / "labels.txt", LABELS)
-        write_json(root / DESCRIPTION_FILE, description(train_videos, val_videos, seed))
+        sizes = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed}
+        write_json(root / _DESCRIPTION_FILE, {"version": VERSION, **sizes})
 
 
 def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:

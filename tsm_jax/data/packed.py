@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +68,15 @@ def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndar
     return np.where(np.abs(kept[left] - indices) <= np.abs(kept[right] - indices), left, right)
 
 
-def _pictures(record: bytes, name: str) -> Sequence[memoryview]:
+def _pictures(record: bytes, name: str) -> Sequence[bytes]:
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2  # takes a second
+
     try:
-        pictures = bytes_of_feature(record, "frames")
-    except ValueError as error:
+        example = tf_example_pb2.Example.FromString(record)  # pyright: ignore
+    except DecodeError as error:
         raise UnreadableClipError(f"{name}: its record is broken; pack the list again") from error
+    pictures = example.features.feature["frames"].bytes_list.value
     if not pictures:
         raise UnreadableClipError(f"{name}: its record has no frames; pack the list again")
     return pictures
@@ -115,61 +119,3 @@ def open_packed(directory: str, num_classes: int) -> PackedSource:
     if len(records) != len(entries):
         raise UserError(f"{directory} has {len(records)} records, its list {len(entries)} lines")
     return PackedSource(entries, directory, records)
-
-
-_VARINT, _LENGTH_DELIMITED = 0, 2  # wire types
-_FEATURES, _ENTRY, _KEY, _VALUE, _BYTES_LIST, _ITEM = 1, 1, 1, 2, 1, 1  # field numbers
-
-
-def bytes_of_feature(record: bytes, name: str) -> list[memoryview]:
-    """The values of a `BytesList` of a serialized `tf.train.Example`, as views; none without it.
-
-    Protocol Buffers' own parser copies a whole record, 64 pictures, while it holds Python's lock;
-    the eight that are wanted need not wait for that.
-
-    Raises:
-        ValueError: The record is broken.
-
-    Reference: https://protobuf.dev/programming-guides/encoding/, and TensorFlow's
-    core/example/example.proto and feature.proto.
-    """
-    data, wanted = memoryview(record), name.encode()
-    for features in _fields(data, _FEATURES):
-        for entry in _fields(features, _ENTRY):
-            if any(key == wanted for key in _fields(entry, _KEY)):
-                lists = (x for value in _fields(entry, _VALUE) for x in _fields(value, _BYTES_LIST))
-                return [item for found in lists for item in _fields(found, _ITEM)]
-    return []
-
-
-def _fields(message: memoryview, number: int) -> Iterator[memoryview]:
-    """The length-delimited fields of that number."""
-    position, end = 0, len(message)
-    while position < end:
-        tag, position = _varint(message, position, end)
-        wire_type = tag & 7
-        if wire_type == _VARINT:
-            _, position = _varint(message, position, end)
-        elif wire_type == _LENGTH_DELIMITED:
-            length, start = _varint(message, position, end)
-            position = start + length
-            if position > end:
-                raise ValueError("a field is longer than its message")
-            if tag >> 3 == number:
-                yield message[start:position]
-        else:
-            raise ValueError(f"an Example has no fields of wire type {wire_type}")
-
-
-def _varint(message: memoryview, position: int, end: int) -> tuple[int, int]:
-    """The number at a position, and the position after it."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if position == end:
-            raise ValueError("a number is cut off")
-        byte = message[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-    raise ValueError("a number is too long")

@@ -135,10 +135,14 @@ class _Codec:
     change later make a stream undecided. They are named units here (NAL units, start codes).
     """
 
-    def __init__(self, header: list[bytes]):
-        self._parameters = header
+    def __init__(self, extradata: bytes):
+        self._parameters = self._header(extradata)
         self._is_first = True
-        self._check_parameters(header)
+        self._check_parameters(self._parameters)
+
+    def _header(self, extradata: bytes) -> list[bytes]:
+        """The parameters that a container keeps apart from the packets."""
+        return []
 
     def kind(self, data: bytes) -> _Kind:
         """Raises a ValueError or IndexError if it is not shown what the packet gives."""
@@ -159,17 +163,14 @@ class _Codec:
 class _H264(_Codec):
     """ITU-T H.264, 7.3: no fields, one picture in a packet, starts at IDR pictures."""
 
-    def __init__(self, extradata: bytes):
-        self._length_size = 0
-        if extradata[:1] == b"\1":  # ISO/IEC 14496-15, 5.3.3.1
-            self._length_size = (extradata[4] & 3) + 1
-            place, header = 5, []
-            for mask in (31, 255):  # sequence, then picture parameter sets
-                units, place = _counted_units(extradata, place + 1, extradata[place] & mask)
-                header += units
-        else:
-            header = _units(extradata, 0)
-        super().__init__(header)
+    _length_size = 0  # bytes before a unit; 0 for start codes
+
+    def _header(self, extradata: bytes) -> list[bytes]:
+        if extradata[:1] != b"\1":
+            return _units(extradata, 0)
+        self._length_size = (extradata[4] & 3) + 1  # ISO/IEC 14496-15, 5.3.3.1
+        sequence, place = _counted_units(extradata, 6, extradata[5] & 31)
+        return sequence + _counted_units(extradata, place + 1, extradata[place])[0]
 
     def kind(self, data: bytes) -> _Kind:
         units = _units(data, self._length_size)
@@ -189,18 +190,18 @@ class _H264(_Codec):
 class _Hevc(_Codec):
     """ITU-T H.265, 7.3: one layer, one picture in a packet, starts at IDR and CRA pictures."""
 
-    def __init__(self, extradata: bytes):
-        self._length_size = 0
-        if extradata[:1] == b"\1":  # ISO/IEC 14496-15, 8.3.3.1
-            self._length_size = (extradata[21] & 3) + 1
-            place, header = 23, []
-            for _ in range(extradata[22]):
-                count = int.from_bytes(extradata[place + 1 : place + 3], "big")
-                units, place = _counted_units(extradata, place + 3, count)
-                header += units
-        else:
-            header = _units(extradata, 0)
-        super().__init__(header)
+    _length_size = 0  # bytes before a unit; 0 for start codes
+
+    def _header(self, extradata: bytes) -> list[bytes]:
+        if extradata[:1] != b"\1":
+            return _units(extradata, 0)
+        self._length_size = (extradata[21] & 3) + 1  # ISO/IEC 14496-15, 8.3.3.1
+        place, header = 23, []
+        for _ in range(extradata[22]):
+            count = int.from_bytes(extradata[place + 1 : place + 3], "big")
+            units, place = _counted_units(extradata, place + 3, count)
+            header += units
+        return header
 
     def kind(self, data: bytes) -> _Kind:
         units = [(unit[0] >> 1 & 63, unit) for unit in _units(data, self._length_size)]
@@ -234,8 +235,8 @@ class _Mpeg4(_Codec):
     # A frame of so few bytes may be one that is not coded, which gives none.
     _NOT_CODED = 19
 
-    def __init__(self, extradata: bytes):
-        super().__init__(self._split(extradata)[0])
+    def _header(self, extradata: bytes) -> list[bytes]:
+        return self._split(extradata)[0]
 
     def kind(self, data: bytes) -> _Kind:
         parameters, frames = self._split(data)
@@ -260,9 +261,6 @@ class _Mpeg4(_Codec):
 class _Vp8(_Codec):
     """RFC 6386, 9.1: a frame in a packet, which may be hidden; starts at key frames."""
 
-    def __init__(self, extradata: bytes):
-        super().__init__([])
-
     def kind(self, data: bytes) -> _Kind:
         is_shown, is_key = data[0] >> 4 & 1, not data[0] & 1
         return _start_if(is_key) if is_shown else _Kind.HIDDEN
@@ -270,9 +268,6 @@ class _Vp8(_Codec):
 
 class _Vp9(_Codec):
     """VP9 bitstream specification 0.6, 6.2 and annex B: starts at key frames."""
-
-    def __init__(self, extradata: bytes):
-        super().__init__([])
 
     def kind(self, data: bytes) -> _Kind:
         headers = [_Bits(frame[:2]) for frame in _superframe(data)]
@@ -292,9 +287,9 @@ class _Vp9(_Codec):
 class _Av1(_Codec):
     """AV1 bitstream specification, 5.3 and 5.9: one layer, starts at shown key frames."""
 
-    def __init__(self, extradata: bytes):
+    def _header(self, extradata: bytes) -> list[bytes]:
         header = extradata[4:] if extradata[:1] == b"\x81" else extradata  # av1C
-        super().__init__([unit for kind, unit in _obus(header) if kind == 1])
+        return [unit for kind, unit in _obus(header) if kind == 1]
 
     def kind(self, data: bytes) -> _Kind:
         units = _obus(data)

@@ -31,7 +31,6 @@ class Reading:
 
     Attributes:
         threads: reading threads per process, 0 for an equal share of the cores that it may use.
-        workers: worker processes, 0 for none.
     """
 
     threads: int = 0

@@ -169,8 +169,8 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
 class Preprocessing:
     """Pixels and time, as in `config.data`, and the protocol the network was validated with.
 
-    `frame_rate` is how many frames of a second the network sees, see `tsm_jax.data.frame_rate`; 0
-    where that is not known.
+    `frame_rate` is how many frames of a second the network sees, see
+    `tsm_jax.data.sources.measure_frame_rate`; 0 where that is not known.
 
     Raises:
         UserError: a value is of another type, not one of its choices or out of range.

@@ -154,10 +154,8 @@ def center_crop(frames: Frames, size: int, out: np.ndarray | None = None) -> np.
     Reference: PaddleVideo's `CenterCrop` and torchvision's: offsets are rounded half to even
     (mmaction2 truncates).
     """
-    height, width = frames[0].shape[:2]
-    if min(height, width) < size:
-        raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
-    left, top = round((width - size) / 2), round((height - size) / 2)
+    width, height = _free_space(frames, size)
+    left, top = round(width / 2), round(height / 2)
     return crop_resize_flip(frames, Crop(left, top, size, size), size, flip=False, out=out)
 
 
@@ -219,14 +217,20 @@ def _crops(
     frames: Frames, size: int, places: Sequence[tuple[int, int]], parts: int = 4
 ) -> list[np.ndarray]:
     """Crops at (x, y) whole parts of the free space."""
-    height, width = frames[0].shape[:2]
-    if min(height, width) < size:
-        raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
-    step_x, step_y = (width - size) // parts, (height - size) // parts
+    width, height = _free_space(frames, size)
+    step_x, step_y = width // parts, height // parts
     return [
         crop_resize_flip(frames, Crop(x * step_x, y * step_y, size, size), size, flip=False)
         for x, y in places
     ]
+
+
+def _free_space(frames: Frames, size: int) -> tuple[int, int]:
+    """Pixels of the width and of the height that a crop leaves; a ValueError if it is larger."""
+    height, width = frames[0].shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
+    return width - size, height - size
 
 
 def _snap(side: int, crop_size: int, short_side: int) -> int:

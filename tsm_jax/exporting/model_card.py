@@ -44,15 +44,14 @@ def model_card(model: Model, *, title: str, path: str, streams: bool = False) ->
 
     Args:
         model: of which `tensors` may be empty.
-        title: what to call it.
         path: to the weights, as its reader will type it; of an absolute one the name is left.
         streams: they are exported for streams, so `tsm predict` does not run them.
     """
     provenance = model.provenance
     metrics, recipe = provenance.get("metrics") or {}, _recipe(provenance)
     known = (key for key in _FIGURES if key in metrics)
-    return _TEMPLATE.render(
-        model=model,
+    return render(
+        "model_card.md.jinja",
         architecture=model.architecture,
         preprocessing=model.preprocessing,
         classes=model.architecture.num_classes,
@@ -107,11 +106,14 @@ def _recipe(provenance: Mapping[str, Any]) -> ConfigDict | None:
         return None
 
 
-_TEMPLATE = Environment(
-    loader=PackageLoader("tsm_jax.exporting", "templates"),
-    finalize=_shown,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-).get_template("model_card.md.jinja")
+def render(template: str, **values: Any) -> str:
+    """The Markdown of a file in `templates/`; all values are escaped."""
+    environment = Environment(
+        loader=PackageLoader("tsm_jax.exporting", "templates"),
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(**values)

@@ -33,7 +33,6 @@ class Tensor:
     """A tensor of the graph.
 
     Attributes:
-        name: in the graph.
         shape: in the order of the program; 1 also where it is still to be broadcast.
         channels_first: whether it is `[..., C, H, W]` in memory.
     """

@@ -48,12 +48,11 @@ class Program:
     inputs: dict[str, jax.ShapeDtypeStruct]
     outputs: tuple[str, ...]
 
-    def __init__(self, module: TSM, crop_size: int):
+    def __init__(self, module: TSM):
         for _, child in nnx.iter_modules(module):
             if isinstance(child, ConvNorm):
                 child.fold()
         self._module = module
-        self._crop_size = crop_size
 
     def __call__(self, *arguments: jax.Array) -> tuple[jax.Array, ...]:
         raise NotImplementedError
@@ -65,7 +64,7 @@ class ClipProgram(Program):
     outputs = (LOGITS, FEATURES)
 
     def __init__(self, module: TSM, crop_size: int):
-        super().__init__(module, crop_size)
+        super().__init__(module)
         (clips,) = export.symbolic_shape("N")
         shape = (clips, module.num_segments, crop_size, crop_size, 3)
         self.inputs = {VIDEO: jax.ShapeDtypeStruct(shape, jnp.uint8)}
@@ -87,7 +86,7 @@ class StreamProgram(Program):
     """Logits of the next frame of a stream, S x S pixels, and the state that it leaves."""
 
     def __init__(self, module: TSM, crop_size: int):
-        super().__init__(module, crop_size)
+        super().__init__(module)
         frame = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.uint8)
         _, *state = jax.eval_shape(self._step, frame)
         self.state = tuple(state)
@@ -115,7 +114,9 @@ def make_program(model: Model, dtype: str = "float32", source: str = "the model"
     Raises:
         UserError: the tensors do not fit the architecture.
     """
-    return ClipProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+    return ClipProgram(
+        build_module(model, dtype, source), protocol_of(model.preprocessing).crop_size
+    )
 
 
 def make_stream_program(
@@ -132,10 +133,12 @@ def make_stream_program(
             f"{source} is shifted {shift}: only a network trained with"
             " --config.model.shift=past_only can follow a stream frame by frame"
         )
-    return StreamProgram(_module(model, dtype, source), protocol_of(model.preprocessing).crop_size)
+    module = build_module(model, dtype, source)
+    return StreamProgram(module, protocol_of(model.preprocessing).crop_size)
 
 
-def _module(model: Model, dtype: str, source: str) -> TSM:
+def build_module(model: Model, dtype: str = "float32", source: str = "the model") -> TSM:
+    """The module tree with the model's tensors in it; raises as `make_program`."""
     network = build_network(model.architecture, dtype)
     params, stats = network.param_shapes, network.batch_stat_shapes
     check_tensors(model.tensors, {**params, **stats}, source)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 
 from tsm_jax.deploy.artifact import Artifact
-from tsm_jax.deploy.engine import ENGINES, FILES, installed, open_engine, open_stream_engine
+from tsm_jax.deploy.engine import FILES, installed, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
-from tsm_jax.models.network import build_network
+from tsm_jax.exporting.program import build_module
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.model_directory import Model
 
 # Largest difference of a logit over the largest logit. int8 is reported, and has to be a number.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": sys.float_info.max}
+
+
+# From uint8 input to float32 logits.
+_Answer = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,26 +41,23 @@ def check_export(
     """Runs every exported graph in every engine that is installed here, against the model.
 
     Args:
-        artifact: what was exported.
-        model: what it was exported from.
         clips: real ones, uint8 `[N, T, S, S, 3]`.
-        precisions: to check.
 
     Raises:
         UserError: logits differ by more than `TOLERANCES`.
     """
+    module = build_module(model)
+    network = jax.jit(lambda clip: module(normalize(clip)))
+
+    def expected(video: np.ndarray) -> np.ndarray:
+        return np.concatenate([network(clip[None]) for clip in video])
+
+    def open_graph(name: str, precision: str) -> _Answer:
+        return open_engine(artifact, name, precision).logits
+
     random = np.random.default_rng(0).integers(0, 256, (2, *clips.shape[1:]), np.uint8)
     inputs = {"random": random, "real": clips}
-    expected = _logits_of_model(model, inputs)
-    checks = []
-    for (name, precision), file in FILES.items():
-        if precision in precisions and file in artifact.hashes and _can(name, precision):
-            engine = open_engine(artifact, name, precision)
-            for kind, video in inputs.items():
-                difference = relative_difference(engine.logits(video), expected[kind])
-                checks.append(Check(file, name, precision, kind, difference))
-                _judge(checks[-1])
-    return checks
+    return _checks(artifact, inputs, precisions, expected, open_graph)
 
 
 def check_stream_export(artifact: Artifact, model: Model, video: np.ndarray) -> list[Check]:
@@ -64,44 +65,54 @@ def check_stream_export(artifact: Artifact, model: Model, video: np.ndarray) -> 
     against the network on the same frames as clips.
 
     Args:
-        artifact: what was exported.
-        model: what it was exported from.
         video: real frames, uint8 `[N, S, S, 3]`.
 
     Raises:
         UserError: logits of a frame differ by more than `TOLERANCES`.
     """
-    random = np.random.default_rng(0).integers(0, 256, video.shape, np.uint8)
-    inputs = {"random": random, "real": video}
-    expected = {kind: _frame_logits(model, frames) for kind, frames in inputs.items()}
-    checks = []
-    for name in filter(installed, ENGINES):
-        file = FILES[name, "float32"]
-        if file not in artifact.hashes:
-            continue
+    # Folds of `1/num_segments` are those of the network for N = T alone.
+    architecture = replace(model.architecture, num_segments=len(video))
+    network = jax.jit(build_module(replace(model, architecture=architecture)).frame_logits)
+
+    def expected(frames: np.ndarray) -> np.ndarray:
+        return np.asarray(network(normalize(frames[None])))[0]
+
+    def open_graph(name: str, precision: str) -> _Answer:
         engine = open_stream_engine(artifact, name)
-        for kind, frames in inputs.items():
+
+        def follow(frames: np.ndarray) -> np.ndarray:
             state, logits = engine.start, []
             for frame in frames:
                 answer, state = engine.step(frame[None], state)
                 logits.append(answer[0])
-            difference = relative_difference(np.stack(logits), expected[kind])
-            checks.append(Check(file, name, "float32", kind, difference))
-            _judge(checks[-1])
-    return checks
+            return np.stack(logits)
+
+        return follow
+
+    random = np.random.default_rng(0).integers(0, 256, video.shape, np.uint8)
+    inputs = {"random": random, "real": video}
+    return _checks(artifact, inputs, ("float32",), expected, open_graph)
 
 
-def _frame_logits(model: Model, frames: np.ndarray) -> np.ndarray:
-    """Of each frame of one clip of all of them, `[N, K]`; folds of `1/num_segments` are those of
-    the network for N = T alone."""
-    architecture = replace(model.architecture, num_segments=len(frames))
+def _checks(
+    artifact: Artifact,
+    inputs: dict[str, np.ndarray],
+    precisions: Sequence[str],
+    expected: _Answer,
+    open_graph: Callable[[str, str], _Answer],
+) -> list[Check]:
+    """Of all graphs that can be run here; the model answers on CPU, where float32 is float32."""
     with jax.default_device(jax.devices("cpu")[0]):
-        network = build_network(architecture, "float32")
-        module = network.module(
-            {name: model.tensors[name] for name in network.param_shapes},
-            {name: model.tensors[name] for name in network.batch_stat_shapes},
-        )
-        return np.asarray(jax.jit(module.frame_logits)(normalize(frames[None])))[0]
+        wanted = {kind: expected(pixels) for kind, pixels in inputs.items()}
+    checks = []
+    for (name, precision), file in FILES.items():
+        if precision in precisions and file in artifact.hashes and _can(name, precision):
+            answer = open_graph(name, precision)
+            for kind, pixels in inputs.items():
+                difference = relative_difference(answer(pixels), wanted[kind])
+                checks.append(Check(file, name, precision, kind, difference))
+                _judge(checks[-1])
+    return checks
 
 
 def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
@@ -111,21 +122,6 @@ def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
     """
     difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))
     return difference if np.isfinite(difference) else float("inf")
-
-
-def _logits_of_model(model: Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """In float32 on CPU, where it means float32."""
-    with jax.default_device(jax.devices("cpu")[0]):
-        network = build_network(model.architecture, "float32")
-        params, batch_stats = (
-            {name: model.tensors[name] for name in shapes}
-            for shapes in (network.param_shapes, network.batch_stat_shapes)
-        )
-        apply = jax.jit(lambda clip: network.apply(params, batch_stats, normalize(clip))[0])
-        return {
-            kind: np.concatenate([np.asarray(apply(clip[None])) for clip in video])
-            for kind, video in inputs.items()
-        }
 
 
 def _can(name: str, precision: str) -> bool:

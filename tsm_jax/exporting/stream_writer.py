@@ -41,12 +41,9 @@ def export_stream(
 
     Args:
         model: trained with `shift="past_only"`.
-        output: the folder, which must not exist.
         frame_rate: frames per second that the network is to see; None for what is stored.
         videos: the first one is for the check; a drawn one takes its place.
-        formats: both, or one of them.
         browser: add a page that runs the ONNX graph on a camera.
-        source: where the model came from, for messages.
 
     Returns:
         `export` of its config.json.

@@ -61,10 +61,7 @@ def export_model(
     """Exports a model to a folder that appears complete and checked, or not at all.
 
     Args:
-        model: of any weights.
-        output: the folder, which must not exist.
         videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
-        formats: both, or one of them.
         precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
             quantized ONNX graph.
 

@@ -39,8 +39,6 @@ def measure_reading(
     """Measures how fast the training clips of a recipe are read.
 
     Args:
-        config: a recipe.
-        clips: how many, in the order of training; a shorter list starts over.
         threads, workers: of the pipelines that are measured, each with each; None for the
             recipe's own.
 

@@ -29,16 +29,9 @@ def measure_prediction(
 ) -> Iterator[Line]:
     """Measures an exported folder; other work on the machine disturbs all of it alike.
 
-    Every combination is warmed up, then all are timed in turn, `repeats` times over, so that a
+    Every combination, of all installed engines if `engines` is None, is warmed up, then all are
+    timed in turn, `repeats` times over, so that a
     ratio of two of them holds on a busy machine, too.
-
-    Args:
-        folder: exported.
-        videos: to time reading on; none for the network alone.
-        engines: None for all that are installed.
-        precisions: where the engine and the folder have them.
-        batch_sizes: clips at once.
-        repeats: rounds.
 
     Yields:
         For JSON: a `read` line (milliseconds a video, one thread) if there are videos, then a

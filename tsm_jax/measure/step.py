@@ -40,8 +40,6 @@ def measure_step(
     """Measures the training step of a recipe.
 
     Args:
-        config: a recipe.
-        steps: how many to time.
         batches: of real clips, at least `steps` and a few; None for random pixels that lie on the
             devices already.
         profile: folder for a trace of three steps, which TensorBoard or xprof shows; empty for

@@ -27,7 +27,6 @@ class Answers:
     """Which of N clips were recognised.
 
     Attributes:
-        name: of the weights or the report.
         clips: names of the clips and their labels, N pairs.
         class_names: in the order of the labels, as far as they are known.
         correct: bool `[N]`.
@@ -50,12 +49,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How often the first and the second of two were right.
-
-    Attributes:
-        names: of both.
-        both, only_first, only_second, neither: numbers of clips that they recognise.
-    """
+    """How many clips both recognise, only one of the two, or neither."""
 
     names: tuple[str, str]
     both: int

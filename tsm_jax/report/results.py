@@ -22,9 +22,7 @@ class Evaluation:
 
     Attributes:
         metrics: of `training.steps.evaluate`.
-        model: that was evaluated.
         weights: where it was read from.
-        list_path: the list of clips.
         clips: the N clips, to read them again.
         average: what was averaged over the views of a clip: `logits` or `probabilities`.
         dtype: of convolutions.

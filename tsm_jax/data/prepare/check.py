@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from tsm_jax.data.frames import FrameSource
-from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.lists import FRAME_TEMPLATE, ClipEntry
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.data.sources import Source, VideoSource
 from tsm_jax.terminal import progress
@@ -37,7 +37,7 @@ def check_entries(
     source: str,
     *,
     num_segments: int = 8,
-    template: str = "img_{:05}.jpg",
+    template: str = FRAME_TEMPLATE,
     processes: int = 0,
     seconds: float = 60.0,
 ) -> list[Verdict]:
@@ -45,8 +45,6 @@ def check_entries(
 
     Args:
         source: `videos` or `frames`.
-        processes: that read, 0 for one per core.
-        seconds: after which a clip counts as broken.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []

@@ -29,7 +29,6 @@ class DataSet:
     """Where a data set is published.
 
     Attributes:
-        name: of the folder in data/.
         download_bytes, unpacked_bytes: of all archives and of what is in them, roughly.
         files: addresses of files that stay as they are.
         archives: (address, folder for its content); its own top folder is left out.

@@ -81,7 +81,7 @@ def survey(root: str | Path) -> Found:
     """Everything below a folder, sorted. Links are followed, but not to where they came from.
 
     Raises:
-        UserError: the folder does not exist, or one in it cannot be read.
+        UserError: the folder does not exist, one in it cannot be read, or there are no videos.
     """
     if not os.path.isdir(root):
         raise UserError(f"there is no folder {root}: give the folder of the videos")
@@ -93,19 +93,14 @@ def survey(root: str | Path) -> Found:
         raise UserError(f"cannot read the folder {path}: {files.reason(error)}") from error
     for names in (found.videos, found.others, found.folders):
         names.sort()
+    if not found.videos:
+        raise UserError(f"{root} has no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
     return found
 
 
 def find_videos(root: str | Path) -> list[str]:
-    """Paths of the video files under `root`, relative to it and sorted; a UserError without any."""
-    return with_videos(root, survey(root)).videos
-
-
-def with_videos(root: str | Path, found: Found) -> Found:
-    """`found` below `root`; a UserError if there are no videos."""
-    if not found.videos:
-        raise UserError(f"{root} has no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
-    return found
+    """Paths of the video files under `root`, relative to it and sorted; raises as `survey`."""
+    return survey(root).videos
 
 
 def _walk(root: str, inside: str, above: list[os.stat_result], found: Found) -> None:
@@ -137,20 +132,16 @@ def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
     path_of: dict[str, str] = {}
     names = []
     for path, _, _ in entries:
-        names.append(_short_name(path, prefix))
+        name = os.path.relpath(path, prefix) if prefix else path
+        if os.path.isabs(name) or name.startswith(os.pardir):
+            name = os.path.join(*Path(path).parts[-2:])
+        names.append(os.path.normpath(name))
         if (other := path_of.setdefault(names[-1], path)) != path:
             raise UserError(
                 f"{other} and {path} would both be called {names[-1]}: write the list with paths"
                 " relative to one folder and give that as --prefix"
             )
     return names
-
-
-def _short_name(path: str, prefix: str) -> str:
-    inside = os.path.relpath(path, prefix) if prefix else path
-    if os.path.isabs(inside) or inside.startswith(os.pardir):
-        inside = os.path.join(*Path(path).parts[-2:])
-    return os.path.normpath(inside)
 
 
 @dataclass(frozen=True)

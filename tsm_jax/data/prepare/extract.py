@@ -19,13 +19,13 @@ import cv2
 import numpy as np
 
 from tsm_jax.data.decode import every_frame
+from tsm_jax.data.lists import FRAME_TEMPLATE
 from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
 from tsm_jax.data.prepare.make_lists import count_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
 
-TEMPLATE = "img_{:05}.jpg"
 OPTIONS_FILE = "extraction.json"
 FAILED_FILE = "failed.txt"
 _PARTIAL = ".partial"
@@ -44,13 +44,10 @@ def extract(
     """Extracts every video that has no folder yet.
 
     Args:
-        videos: paths of the files.
         folders: for each, the folder under `output` that its frames go to.
         output: made if need be. It gets `failed.txt` with the videos that failed.
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
             `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
-        processes: 0 for one per core.
-        seconds: limit for one video.
 
     Returns:
         The numbers of frames of the videos, None where it failed; and (video, reason) of those.
@@ -113,7 +110,7 @@ def _extract_video(
         for count, frame in enumerate(every_frame(video), start=1):
             data = encode_frame(frame, short_side, quality)
             with _writing(folder):
-                Path(partial_folder, TEMPLATE.format(count)).write_bytes(data)
+                Path(partial_folder, FRAME_TEMPLATE.format(count)).write_bytes(data)
         with _writing(folder):
             os.makedirs(os.path.dirname(folder), exist_ok=True)
             os.rename(partial_folder, folder)

@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tsm_jax.data.lists import FRAME_TEMPLATE, LABELS_FILE
 from tsm_jax.data.prepare.entries import find_videos, list_line
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, write_lines
 from tsm_jax.terminal import printable
-
-LABELS_FILE = "labels.txt"
-FRAME_TEMPLATE = "img_{:05}.jpg"
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,8 @@ class Clips:
 
     Attributes:
         labelled: clips, as they are called in `missing`, and their labels.
-        root: folder that paths start from.
         find: from a clip to its path below `root`, as the list has it; None if it is missing.
         template: of the names of frames; empty if the clips are videos.
-        absolute: write absolute paths.
     """
 
     labelled: Sequence[tuple[str, int]]
@@ -133,12 +129,11 @@ def folder_list(
     Args:
         labels: class names in the order of the labels, found as `_label_finder` does; None for
             the folders' names, sorted.
-        frames: the classes hold folders of frames.
 
     Raises:
         UserError: there are no clips, a folder is not a class, or `labels.txt` there has others.
     """
-    clips = list(_frame_folders(root)) if frames else find_videos(root)
+    clips = _frame_folders(root) if frames else find_videos(root)
     loose = [clip for clip in clips if os.sep not in clip]
     if loose:
         raise UserError(
@@ -164,7 +159,7 @@ def annotated_list(
     Raises:
         UserError: the file is not such a csv, has an unknown class, or no video is there.
     """
-    clips = list(_frame_folders(root)) if frames else find_videos(root)
+    clips = _frame_folders(root) if frames else find_videos(root)
     by_stem = {Path(clip).stem: clip for clip in clips}
     label_of = _label_finder(labels)
     labelled = [
@@ -226,13 +221,14 @@ def _annotations(path: str) -> Iterator[tuple[str, str]]:
         raise UserError(f"cannot read the annotations {path}: {printable(error)}") from error
 
 
-def _frame_folders(root: str) -> Iterator[str]:
+def _frame_folders(root: str) -> list[str]:
     """`<class>/<folder>` under `root`, sorted."""
     if not os.path.isdir(root):
         raise UserError(f"there is no folder {root}: give the folder of the frames")
-    for name in sorted(os.listdir(root)):
-        folder = os.path.join(root, name)
-        if not name.startswith(".") and os.path.isdir(folder):
-            for clip in sorted(os.listdir(folder)):
-                if os.path.isdir(os.path.join(folder, clip)):
-                    yield os.path.join(name, clip)
+    return [
+        os.path.join(name, clip)
+        for name in sorted(os.listdir(root))
+        if not name.startswith(".") and os.path.isdir(os.path.join(root, name))
+        for clip in sorted(os.listdir(os.path.join(root, name)))
+        if os.path.isdir(os.path.join(root, name, clip))
+    ]

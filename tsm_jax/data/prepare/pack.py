@@ -56,11 +56,11 @@ class RecordOptions:
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are.
     """
 
-    source: str = "videos"
-    template: str = "img_{:05}.jpg"
-    frames_per_clip: int = 64
-    short_side: int = 256
-    quality: int = 95
+    source: str
+    template: str
+    frames_per_clip: int
+    short_side: int
+    quality: int
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,6 @@ class Record:
 
 def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[tuple[str, str]]:
     """Writes the shards that are missing, and then what describes them.
-
-    Args:
-        processes: that decode and encode, 0 for one per core.
-        seconds: limit for one clip.
 
     Returns:
         (clip, reason) of those that failed; they are left out.
@@ -193,7 +189,6 @@ class Shards:
         directory: a path, or an address that `epath` knows.
         clips: (name, entry) in the list's order.
         clips_per_shard: of the list; a shard has fewer where clips fail.
-        labels: class names.
     """
 
     directory: str

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tsm_jax.data.lists import FRAME_TEMPLATE
 from tsm_jax.data.prepare.make_lists import (
-    FRAME_TEMPLATE,
     Clips,
     WrittenList,
     numbered_lines,
@@ -35,12 +35,7 @@ _Clip = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Annotations:
-    """What the label files of a data set say.
-
-    Attributes:
-        names: of the classes, in the order of the labels.
-        parts: from the name of a list to its clips.
-    """
+    """The classes in the order of the labels, and the clips by the name of their list."""
 
     names: list[str]
     parts: dict[str, list[_Clip]]
@@ -51,8 +46,6 @@ class DataSet:
     """How a data set is downloaded.
 
     Attributes:
-        num_classes: as published.
-        read: reads the folder of its label files.
         suffixes: of its videos, the first that is there; none if it comes as frames.
         folders: of a part's clips, below that of all, where there may be one.
         lists: names of a part's lists of videos and of frames.
@@ -94,8 +87,6 @@ def published_lists(
     """Writes the lists of a data set into the folder `output`, and `labels.txt` beside them.
 
     Args:
-        name: of `DATA_SETS`.
-        annotations: the folder of its label files.
         videos: the folder of its videos; None for no lists of videos.
         frames: the folder of the folders of its frames; None for no lists of frames.
         labels: names of the classes in another order than that of the data set.

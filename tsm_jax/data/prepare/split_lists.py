@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand, with_videos
-from tsm_jax.data.prepare.make_lists import LABELS_FILE, WrittenList, check_class_names
+from tsm_jax.data.lists import LABELS_FILE
+from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand
+from tsm_jax.data.prepare.make_lists import WrittenList, check_class_names
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
@@ -27,8 +28,6 @@ class SplitLists:
     Attributes:
         lists: of `train`, and of `val` and `test` if there are any.
         counts: for each of them, the clips of each of its classes.
-        labels: path of the class names.
-        classes: in the order of the labels.
         recordings: groups of clips that stay together; as many as clips if there are none.
     """
 
@@ -59,7 +58,7 @@ def split_folder(
         UserError: there are no videos, one is in no class, there is one class only, none has a
             second recording, or validation or test has a class that training does not have.
     """
-    found = with_videos(root, survey(root))
+    found = survey(root)
     splits = understand(root, found, layout).splits
     # Of each split the folder, and its clips as `<class>/<video>`.
     members = {
@@ -117,8 +116,12 @@ def _drawn_split(
             )
         by_class[_class_of(clip)][recording_of(clip)].append(clip)
     train, val = [], []
+
+    def draw(recording: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{recording}".encode(errors="surrogateescape")).digest()
+
     for recordings in by_class.values():
-        drawn = sorted(recordings, key=lambda name: _draw(name, seed))
+        drawn = sorted(recordings, key=draw)
         count = max(1, round(val_share * len(drawn))) if len(drawn) > 1 else 0
         count = min(count, len(drawn) - 1)
         for i, name in enumerate(drawn):
@@ -136,10 +139,6 @@ def recording_of(clip: str) -> str:
         if match := pattern.match(stem):
             return os.path.join(folder, match[1])
     return clip
-
-
-def _draw(name: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest()
 
 
 def _class_of(clip: str) -> str:
