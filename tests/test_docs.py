@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax import benchmark, cli, convert, evaluate, export, predict, prepare, train
+from tsm_jax import benchmark, cli, convert, evaluate, export, predict, prepare, serve, train
 from tsm_jax.config import default, flatten
 from tsm_jax.data.protocols import PROTOCOLS
 
@@ -29,6 +29,7 @@ MAINS = {
     "export": export.main,
     "predict": predict.main,
     "prepare": prepare.main,
+    "serve": serve.main,
     "train": train.main,
 }
 PLACEHOLDERS = {"RECIPE": "configs/quickstart.py"}
