@@ -19,8 +19,10 @@ from tsm_jax import (
     export,
     predict,
     prepare,
+    probe,
     push,
     recipes,
+    serve,
     stream,
     train,
 )
@@ -41,9 +43,11 @@ MAINS = {
     "export": export.main,
     "predict": predict.main,
     "prepare": prepare.main,
+    "probe": probe.main,
     "push": push.main,
     "recipe": recipes.main,
     "recipes": recipes.main,
+    "serve": serve.main,
     "stream": stream.main,
     "train": train.main,
 }
