@@ -48,10 +48,11 @@ def main(arguments: Sequence[str]) -> None:
             "{file} in {engine} ({precision}) on {input} input: logits differ by"
             " {relative_difference:.1e} of the largest".format(**check)
         )
-    if exported["int8"] is not None:
+    if (int8 := exported["int8"]) is not None:
         print(
-            f"int8 agrees with float32 on the best class of {exported['int8']['agreement']:.1%} of"
-            f" {exported['int8']['clips']} videos, on which it was calibrated"
+            f"int8 agrees with float32 on the best class of {int8['agreement']:.1%} of"
+            f" {int8['clips']} videos, on which it was {'not ' * int8['held_out']}calibrated;"
+            f" logits are off by {int8['error']:.1%} of their spread over the classes"
         )
     print(f"{options.output}: ready; README.md in it says how to run it")
 

@@ -72,15 +72,18 @@ def run(case, dtype, running_variance="unbiased", **changes):
 
 
 def misses(result, case, goldens):
-    """Which comparisons with the float64 run fail, of what six steps in float32 cannot blur."""
+    """Which comparisons with the float64 run fail.
+
+    Stored tensors are those of the float32 run, which is at most `worst_f32` away from it.
+    """
     losses, norms, tensors = result
-    worst = 2 * goldens[f"{case}.after6.worst_f32"]
+    worst = goldens[f"{case}.after6.worst_f32"] + 1e-6
     found = [] if np.allclose(losses, goldens[f"{case}.loss_f64"], rtol=1e-6) else ["loss"]
     found += [] if np.allclose(norms, goldens[f"{case}.gnorm_f64"], rtol=1e-6) else ["gnorm"]
     kept = f"{case}.after6.module."
     for name in (name for name in goldens if name.startswith(kept)):
         key, expected = name.removeprefix(f"{case}.after6."), goldens[name]
-        actual = tensors[key][:4] if key.endswith("new_fc.weight") else tensors[key]
+        actual = tensors[key][: len(expected)]  # of large ones the first rows are stored
         if np.linalg.norm(actual - expected) > worst * np.linalg.norm(expected):
             found.append(key)
     return found

@@ -34,6 +34,9 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
 
     Weights get a scale per output channel, activations one per tensor, from their extremes on the
     clips. The graph is in ONNX's QDQ form, which ONNX Runtime, OpenVINO and TensorRT understand.
+
+    Relu and Clip are quantized with what is before them: the ends of the output's range do what
+    they did. Otherwise the 256 values also cover what they cut off, and MobileNetV2 is lost.
     """
     # The quantizer asks for a pre-processing that this graph, with its shapes, does not need.
     with _without_warnings():
@@ -42,7 +45,7 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
             int8_path,
             _Clips(clips),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Add", "MaxPool"],
+            op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
