@@ -1,7 +1,7 @@
 r"""MIT's TSM-MobileNetV2 on Kinetics-400 from folders of frames, clips of 64 frames.
 
 Values: mit-han-lab/temporal-shift-module (1f6a834) as its other Kinetics trainings; the 100
-    epochs are in its file's name, steps at 40 and 80 in the paper; the command was not published.
+    epochs are in the name of its file, steps at 40 and 80 in the paper; no command was published.
 Expected: top-1 69.5 % (`mit_dense_three_crop`: 10 clips, 3 crops). Measured here: not yet.
 Cost: 2.7 M parameters, 4.8 GFLOPs a clip.
 
