@@ -45,7 +45,7 @@ def torch_run(
     normalised = (video.astype(np.float32) / 255 - MEAN) / STD
     tensor = torch.tensor(normalised.transpose(0, 1, 4, 2, 3).copy())
     if channels_last:  # of the images; torch.flatten keeps how they lie in memory
-        network = network.to(memory_format=torch.channels_last)
+        network = network.to(memory_format=torch.channels_last)  # pyright: ignore
         images = tensor.flatten(0, 1).to(memory_format=torch.channels_last)
         tensor = images.unflatten(0, tensor.shape[:2])
 

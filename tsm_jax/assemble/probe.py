@@ -20,10 +20,9 @@ from tsm_jax.assemble.data import (
     build_source,
     class_names,
     ensure_rendered,
-    preprocessing_of,
     with_num_classes,
 )
-from tsm_jax.assemble.network import build_training_network
+from tsm_jax.assemble.network import build_training_network, preprocessing_of
 from tsm_jax.assemble.probe_result import PROBE_FILE
 from tsm_jax.assemble.start import load_start
 from tsm_jax.config import flatten

@@ -69,7 +69,10 @@ class DepthwiseBranches(nnx.Module):
             kernel: Any = sum(_grown(branch.conv.kernel[...], size) for branch in self.branches)
             bias: Any = sum(branch.norm.bias[...] for branch in self.branches)
             return depthwise_conv(x, kernel, self.stride) + bias
-        return sum((branch(x, groups=groups) for branch in others), first(x, groups=groups))
+        y = first(x, groups=groups)
+        for branch in others:
+            y = y + branch(x, groups=groups)
+        return y
 
 
 def _grown(kernel: jax.Array, size: int) -> np.ndarray:
