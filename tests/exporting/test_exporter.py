@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,7 +161,9 @@ def test_int8_that_is_another_network_is_refused(engines, wrong, monkeypatch):
 
     monkeypatch.setattr(self_check, "open_engine", Engine)
     monkeypatch.setattr(self_check, "installed", lambda name: True)
+    clips: Any = np.arange(4)[:, None]
     with pytest.raises(UserError, match=r"cannot be quantized well: .* of 4 videos; nothing was"):
-        self_check.check_int8(None, np.arange(4)[:, None], True)
-    engines.clear()
-    assert self_check.check_int8(None, np.arange(4), True)["error"] == 0
+        self_check.check_int8(None, clips, True)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(self_check, "installed", lambda name: name not in engines)
+    found = self_check.check_int8(None, clips, True)  # pyright: ignore[reportArgumentType]
+    assert found == {"clips": 4, "held_out": True, "agreement": 1.0, "error": 0.0}
