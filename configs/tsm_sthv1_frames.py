@@ -5,7 +5,8 @@ Expected: top-1 45.6 % (MIT), 45.58 % (mmaction2) with one clip and the centre c
     mit_twice_three_crop, 47.70 % with mmaction2_twice_three_crop. With --config.data.flip=True,
     labels swapped, mmaction2 has 47.10 % and 48.51 %. 16 segments: MIT 47.2 % and 48.4 %;
     mmaction2 47.77 % and 49.03 % with a rate of 0.0075 and batches of 48. ResNet-101: MIT 46.9 %
-    and 48.7 %. Measured here: not yet.
+    and 48.7 %, --config.model.backbone=resnet101 --config.model.shift_every=2
+    --config.init_from=torchvision/resnet101. Measured here: not yet.
 Cost: 23.9 M parameters, 33 GFLOPs a clip; 86,017 clips are 1,344 steps an epoch, 67,200 in all.
 
     python -m tsm_jax.train --config configs/tsm_sthv1_frames.py

@@ -273,7 +273,8 @@ def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
     return writer.matrix(x, y if over_y == (0,) else y.T, _sizes(equation.outvars[0].aval))
 
 
-def _leaky_relu(writer: Writer, x: Any, slope: Any) -> Tensor:
+def _leaky_relu(writer: Writer, x: Any, slope: Any = 0.01) -> Tensor:
+    """With the slope of jax.nn where none is given."""
     return writer.node("LeakyRelu", [x], x.shape, x.channels_first, alpha=float(slope))
 
 
