@@ -18,8 +18,8 @@ from tsm_jax import cli
 from tsm_jax.assemble import data as build_data
 from tsm_jax.assemble import evaluate as evaluation_run
 from tsm_jax.assemble import network as build
+from tsm_jax.assemble import probe, weights
 from tsm_jax.assemble import train as training_run
-from tsm_jax.assemble import weights
 from tsm_jax.config import (
     CHANGEABLE_ON_RESUME,
     CHOICES,
@@ -83,7 +83,7 @@ def step_without_compiling(state, batch):
 
 def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     """Each key is read by a training, an evaluation, or what opens other kinds of data."""
-    changes = {"data.source": "synthetic", "epochs": 1, "init_from": "weights"}
+    changes = {"data.source": "synthetic", "epochs": 2, "init_from": "weights"}
     config = cli.load_recipe(RECIPE, overrides(tmp_path, tmp_path / "work", **changes))
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
     nothing = weights.Source({}, None, None)
@@ -91,7 +91,7 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
-    found = {"top1": 0.0}, np.zeros((16, 8)), np.zeros(16)
+    found = {"top1": 0.0}, {"logits": np.zeros((16, 8)), "rank": np.zeros(16)}
     monkeypatch.setattr(evaluation_run, "_evaluate_clips", lambda *_: found)
     evaluation_run.evaluate_weights(config, str(tmp_path / "work"))
 
@@ -99,7 +99,8 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     monkeypatch.setattr(moving_shapes, "ensure", lambda *_, **__: None)
     config.data.source, config.data.render = "frames", "moving_shapes"
     build_data.ensure_rendered(config)
-    build_data.build_source(config.data, "train", 8)
+    source = build_data.build_source(config.data, "train", 8)
+    assert probe._groups(config.data, source) is None
     assert dict(flatten(default())).keys() - read_keys == set()
 
 

@@ -97,7 +97,10 @@ def test_the_stored_recipe_is_the_recipe(trained, data):
     checkpoints = Checkpoints(str(trained[0]), read_only=True)
     stored = checkpoints.recipe(6)
     checkpoints.close()
-    assert dict(flatten(stored)) == dict(flatten(recipe(data, trained[0])))
+    given = recipe(data, trained[0])
+    assert stored.data.frame_rate > 0 == given.data.frame_rate  # 0: measured from the videos
+    given.data.frame_rate = stored.data.frame_rate
+    assert dict(flatten(stored)) == dict(flatten(given))
 
 
 def best(workdir):

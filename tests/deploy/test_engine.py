@@ -164,7 +164,7 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
     config = json.loads(path.read_text())
     config["export"]["version"] = 99
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is of version 99, this tsm_jax reads up to version 1"):
+    with pytest.raises(UserError, match="is of version 99, this tsm_jax reads up to version 2"):
         read_artifact(str(copied))
     del config["export"]["version"]
     path.write_text(json.dumps(config))

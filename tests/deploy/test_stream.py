@@ -13,6 +13,7 @@ import pytest
 
 import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
+from tsm_jax.assemble.weights import load_model
 from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.engine import ENGINES, installed
 from tsm_jax.deploy.stream import Smoother, Stream
@@ -135,7 +136,7 @@ def test_the_mean_over_a_clip_is_its_answer(past_model, folder):
     assert (stream.frame_rate, stream.num_segments) == (5, FRAMES)
     frames = np.random.default_rng(3).integers(0, 256, (FRAMES, 48, 40, 3), np.uint8)
     mean = np.mean([stream.push(frame) for frame in frames], axis=0)
-    (clip,) = recognizer.predictor().protocol.views(list(frames))
+    (clip,) = recognizer.protocol.views(list(frames))
     logits = recognizer.forward(np.asarray(normalize(clip[None])))[0]
     assert relative_difference(mean, logits) < 1e-4
     for wrong in (frames[0].astype(np.float32), frames[0][..., :1], frames[:2]):
@@ -155,10 +156,10 @@ def test_the_readme_tells_the_loop(folder, formats, expected, monkeypatch, capsy
 
 def test_one_kind_is_refused_as_the_other(folder, exported, make_model, tmp_path):
     with pytest.raises(UserError, match="was exported for streams.*run it with tsm stream"):
-        tsm_jax.load_predictor(str(folder))
+        tsm_jax.load(str(folder))
     with pytest.raises(UserError, match="was exported for whole clips.*export --streaming"):
         tsm_jax.load_stream(str(exported))
-    assert tsm_jax.load(str(folder)).model.architecture.shift == "past_only"
+    assert load_model(str(folder)).architecture.shift == "past_only"
     write_model_directory(make_model(), str(tmp_path / "both"))
     with pytest.raises(UserError, match="both is shifted past_first: only a network trained with"):
         tsm_jax.load_stream(str(tmp_path / "both"))

@@ -64,4 +64,4 @@ def test_help_has_an_example(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [benchmark.__file__])  # as after python -m
     with pytest.raises(SystemExit):
         benchmark.main(["data", "--help"])
-    assert "python -m tsm_jax.benchmark data --config" in capsys.readouterr().out
+    assert "\n  python -m tsm_jax.benchmark data tsm_k400_packed --" in capsys.readouterr().out

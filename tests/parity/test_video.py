@@ -11,7 +11,6 @@ import pytest
 
 import tsm_jax
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.data.protocols import protocol_of
 from tsm_jax.models.normalize import normalize
 from tsm_jax.weights.paddle_writer import write_paddle
 
@@ -43,7 +42,7 @@ def test_pictures_logits_and_top_five(shared, weights, protocol, golden):
     logits = goldens[f"example_avi.{golden}.decord.logits"]
 
     recognizer = tsm_jax.load(weights, num_segments=8, protocol=protocol)
-    rules = protocol_of(recognizer.model.preprocessing)
+    rules = recognizer.protocol
     (ours,) = rules.views(decode_frames(video, lambda n: rules.choose_frames(n, 8)))
     difference = abs(ours.astype(int) - pictures)
     assert difference.mean() < 0.5

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
-from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network, build_network
@@ -24,13 +23,6 @@ def architecture_of(model: ConfigDict) -> Architecture:
     """The part of `config.model` that is stored with weights."""
     values: dict[str, Any] = {field.name: model[field.name] for field in fields(Architecture)}
     return Architecture(**values)
-
-
-def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """The part of `config.data` that is stored with weights."""
-    return Preprocessing(
-        crop_size=data.crop_size, short_side=data.short_side, frame_rate=data.frame_rate
-    )
 
 
 def build_training_network(config: ConfigDict) -> Network:

@@ -22,9 +22,10 @@ from tsm_jax.assemble.data import (
     ensure_rendered,
     with_num_classes,
 )
-from tsm_jax.assemble.network import build_training_network, preprocessing_of
+from tsm_jax.assemble.network import build_training_network
 from tsm_jax.assemble.probe_result import PROBE_FILE
 from tsm_jax.assemble.start import load_start
+from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import flatten
 from tsm_jax.data.clips import Element, EvalClips
 from tsm_jax.data.pipeline import eval_batches

@@ -24,9 +24,10 @@ from tsm_jax.assemble.data import (
     with_frame_rate,
     with_num_classes,
 )
-from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps
 from tsm_jax.assemble.probe_result import known_probe
 from tsm_jax.assemble.start import load_start
+from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.lists import count_shared

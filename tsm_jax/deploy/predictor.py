@@ -359,7 +359,7 @@ class Predictor:
                         future = pool.submit(protocol.views, frames, name)
                     pending.append((name, size, future))
                     held += size
-                    while len(pending) >= ahead or (held > _READ_AHEAD and len(pending) > 1):
+                    while len(pending) >= ahead or (held >= _READ_AHEAD and len(pending) > 1):
                         name, size, future = pending.popleft()
                         held -= size
                         yield _result(name, future)

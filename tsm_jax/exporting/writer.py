@@ -126,8 +126,8 @@ def _write_graphs(
     if "int8" in precisions:
         from tsm_jax.exporting.quantization import quantize
 
-        paths = (os.path.join(folder, name) for name in (ONNX_FILE, INT8_FILE))
-        quantize(*paths, _parted(clips)[0])
+        calibration, *_ = _parted(clips)
+        quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), calibration)
 
 
 def write_program(program: Program, folder: str, formats: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from tsm_jax import evaluate, prepare, train
 from tsm_jax.assemble import evaluate as assemble_evaluate
 from tsm_jax.assemble import train as assemble_train
 from tsm_jax.assemble.data import build_eval_clips, build_source, build_train_clips
-from tsm_jax.assemble.network import preprocessing_of
+from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.cli import load_recipe
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.mirrored_labels import with_direction
