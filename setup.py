@@ -6,6 +6,13 @@ from setuptools import find_packages, setup
 
 JAX = ">=0.10.1,!=0.10.2,<0.12"  # jaxlib 0.10.2 compiles some reductions on CPU wrongly
 
+SERVE = [
+    "starlette>=0.46",
+    "uvicorn>=0.34",
+    "python-multipart>=0.0.20",
+    "prometheus-client>=0.21",
+]
+
 setup(
     name="tsm-jax",
     version="0.1.0",
@@ -60,19 +67,14 @@ setup(
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],
         "hub": ["huggingface_hub>=1.0"],
-        "serve": [
-            "starlette>=0.46",
-            "uvicorn>=0.34",
-            "python-multipart>=0.0.20",
-            "prometheus-client>=0.21",
-        ],
+        "serve": SERVE,
         "openvino": ["openvino>=2025.0"],
         "wandb": ["wandb>=0.19"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],
         "test": [
             "build>=1.2",
             "pytest>=8.3",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "pyyaml>=6.0",
             "markdown-it-py>=3.0",
             "ruff>=0.14",
@@ -83,6 +85,7 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "huggingface_hub>=1.0",
+            *SERVE,
         ],
     },
 )
