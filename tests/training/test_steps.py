@@ -233,7 +233,7 @@ def test_a_network_that_always_answers_one_class_has_its_share_as_top1(
 
 def test_weights_and_frozen_parts_change_the_gradient_and_nothing_that_is_logged(one_device):
     """One step with both against its parts: the loss of weighted clips, and no early gradient."""
-    frozen = ("backbone.stem", "backbone.stages.0")
+    frozen = ("backbone.stem", "backbone.expand")
     other = Training(
         1,
         batch_norm_group=4,
