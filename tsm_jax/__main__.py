@@ -17,7 +17,7 @@ from typing import NoReturn
 VERBS = {
     "prepare": "download, list, check, extract and pack videos",
     "recipes": "list what can be trained; `tsm recipe NAME` prints one",
-    "probe": "see in a minute what a linear classifier reaches, before training",
+    "probe": "see in minutes what a linear classifier reaches, before training",
     "train": "train a recipe, or continue its run",
     "evaluate": "measure weights on a validation list",
     "predict": "name the action in videos",

@@ -1,4 +1,4 @@
-"""Answers in a minute how far a linear classifier on frozen features gets: the floor for training.
+"""Answers in minutes how far a linear classifier on frozen features gets: the floor for training.
 
 python -m tsm_jax.probe own_videos_mobilenet
 """
