@@ -54,6 +54,7 @@ def test_logits_and_the_way_back(case, tmp_path, capsys):
     convert.main(["--input", str(path), "--output", directory, "--num_segments", str(segments)])
     model = read_model_directory(directory)
     assert model.architecture.backbone == backbone
+    assert model.preprocessing.protocol == "paddle_predict"
     error = abs(logits(model, video) - expected).max() / abs(expected).max()
     assert error < 1e-4
     again = str(tmp_path / "again.pdparams")

@@ -23,6 +23,7 @@ from tsm_jax.weights.paddle_names import (
 )
 from tsm_jax.weights.paddle_pickle import read_paddle
 from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pptsm_names import PPTSM
 
 # How every TSM of PaddleVideo shifts.
 _SHIFT: dict[str, Any] = {
@@ -61,19 +62,21 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
         width=found.width,
         **_SHIFT,
     )
+    # PP-TSM is tested with other frames and pixels than TSM: those of `tools/predict.py`.
+    protocol = "paddle_predict" if found.backbone in PPTSM else "test"
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
         "source_family": "PaddleVideo",
         "read_as": (
             f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes;"
-            f" {num_segments} segments and the shift are not in it"
+            f" {num_segments} segments and the shift are not in it; views: {protocol}"
         ),
         "source_dtypes": found.dtypes,
         "source_ignored": list(found.ignored),
     }
     names = labels_or_numbers(found.num_classes)
-    return Model(architecture, Preprocessing(), names, tensors, provenance)
+    return Model(architecture, Preprocessing(protocol=protocol), names, tensors, provenance)
 
 
 def read_paddle_tensors(path: str) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
