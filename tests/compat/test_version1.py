@@ -76,6 +76,10 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
         "optimizer.frozen": (),
         "optimizer.nesterov": False,
         "optimizer.warmup_start": 0.0,
+        # What version 4 can do otherwise.
+        "data.crop": "multi_scale",
+        "precise_batch_norm": 0,
+        "precise_batch_norm_batches": 200,
     }
     assert dict(flatten(from_dict(values))) == expected
 
@@ -157,6 +161,11 @@ def test_version_2_of_a_recipe_means_what_it_meant():
     older = json.loads((HERE / "version2.json").read_text())["recipe"]
     expected = {**dict(flatten(default())), "data.flip_labels": "keep"}
     assert dict(flatten(from_dict(older))) == expected
+
+
+def test_version_3_of_a_recipe_means_what_it_meant():
+    older = json.loads((HERE / "version3.json").read_text())["recipe"]
+    assert dict(flatten(from_dict(older))) == dict(flatten(default()))
 
 
 def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
