@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+import tsm_jax
 from tsm_jax.assemble.evaluate import evaluate_weights
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.assemble.train import train_recipe
@@ -135,6 +136,25 @@ def test_an_exported_folder_answers_in_every_engine(answers, engine):
     for clip, logits in zip(pixels, expected, strict=True):
         found = open_engine(read_artifact("exported"), engine).logits(clip[None])
         assert relative_difference(found[0], logits) < 1e-4
+
+
+def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_path):
+    """Version 1 wrote graphs of `crop_size`, whatever the stored protocol shows."""
+    if not installed("onnxruntime"):
+        pytest.skip("onnxruntime is not installed")
+    folder = shutil.copytree("exported", tmp_path / "exported")
+    path = folder / "config.json"
+    description = json.loads(path.read_text())
+    description["preprocessing"] = {"crop_size": 32, "short_side": 48, "protocol": "mit_three_crop"}
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="graph takes 32 px: choose --protocol test, "):
+        tsm_jax.load(folder, engine="onnxruntime")
+    predictor = tsm_jax.load(folder, engine="onnxruntime", protocol="test")
+    assert predictor.protocol.name == "test"
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    logits = predictor.engine.logits(pixels[:1])[0]
+    assert relative_difference(logits, np.array(answers["pixels"][0])) < 1e-4
+    assert len(predictor.predict("clips/val3.mp4", top_k=8)) == 8
 
 
 def test_it_is_written_again_as_the_newest_version(answers, tmp_path):
