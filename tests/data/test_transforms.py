@@ -93,6 +93,14 @@ def test_pptsm_crop_shows_what_its_three_steps_show(height, width, scaled):
         assert abs(found - steps).max() < 0.6 + 0.5 * pixel
 
 
+@pytest.mark.parametrize(("height", "width"), [(97, 131), (10, 300), (300, 10), (3, 2), (1, 1)])
+def test_pptsm_crop_stays_inside(height, width):
+    rng = np.random.default_rng(0)
+    for crop in (draw_pptsm_crop(height, width, 224, rng) for _ in range(400)):
+        assert 0 <= crop.left < crop.left + crop.width <= width
+        assert 0 <= crop.top < crop.top + crop.height <= height
+
+
 def test_pptsm_crop_cuts_out_seven_eighths():
     rng = np.random.default_rng(0)
     crops = [draw_pptsm_crop(256, 341, 224, rng) for _ in range(2000)]

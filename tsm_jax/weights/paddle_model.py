@@ -62,6 +62,9 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
         width=found.width,
         **_SHIFT,
     )
+    segments = f"; {num_segments} segments and the shift are not in it"
+    if found.num_segments:
+        segments = f", {num_segments} segments; the shift is not in it"
     # PP-TSM is tested with other frames and pixels than TSM: those of `tools/predict.py`.
     protocol = "paddle_predict" if found.backbone in PPTSM else "test"
     provenance = {
@@ -69,8 +72,8 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
         "source_sha256": sha256(path),
         "source_family": "PaddleVideo",
         "read_as": (
-            f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes;"
-            f" {num_segments} segments and the shift are not in it; views: {protocol}"
+            f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes"
+            f"{segments}; views: {protocol}"
         ),
         "source_dtypes": found.dtypes,
         "source_ignored": list(found.ignored),

@@ -100,7 +100,7 @@ def table() -> str:
     for entry in ZOO.values():
         facts = [entry.data, f"{entry.segments} segments" if entry.segments else ""]
         facts += [f"top-1 {accuracy:g} ({protocol})" for accuracy, protocol in entry.top1]
-        facts += [f"{entry.megabytes:g} MB" if entry.megabytes else ""]
+        facts += [f"{entry.megabytes:g} MB" if entry.megabytes else "size unknown"]
         facts += [f"SHA-256 {entry.sha256}..." if entry.sha256 else "", entry.note]
         lines = [entry.name, ", ".join(filter(None, facts)), entry.address, entry.command]
         blocks.append("\n    ".join(filter(None, lines)))
