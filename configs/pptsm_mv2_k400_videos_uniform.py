@@ -1,8 +1,9 @@
 r"""PP-TSM with MobileNetV2 on Kinetics-400 from video files.
 
 Values: PaddleVideo's configs/recognition/pptsm/pptsm_mv2_k400_videos_uniform.yaml (ed245e9): plain
-    cross entropy, no dropout, one rate for all. There batch norm and the classifier's bias decay,
-    too; here they do not. Its precise batch norm does nothing there, as it looks for other layers.
+    cross entropy, no dropout, one rate for all. There batch norm and the bias of the classifier
+    decay, too; here they do not. Precise batch norm is in it and does nothing: it looks for layers
+    of another kind.
 Expected: top-1 68.09 % (uniform sampling, centre crop, one view). Measured here: not yet.
 Cost: 2.7 M parameters.
 

@@ -179,8 +179,8 @@ def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
 def test_those_that_are_not_finite_are_not_taken():
     config, said = default(), []
     config.precise_batch_norm = 1
-    state = TrainState(*(np.float32(0),) * 2, {"mean": np.ones(2)}, (), np.int32(0))  # pyright: ignore
-    broken = state._replace(batch_stats={"mean": np.array([1, np.inf])})  # pyright: ignore
+    state = TrainState(*(np.float32(0),) * 2, {"mean": np.ones(2)}, (), np.int32(0))
+    broken = state._replace(batch_stats={"mean": np.array([1, np.inf])})
     parts: Any = SimpleNamespace(
         config=config,
         plan=Plan(steps_per_epoch=1, total_steps=1, boundaries=(), warmup_steps=0),
