@@ -92,7 +92,10 @@ def error(logits: np.ndarray, expected: np.ndarray) -> float:
     return abs(logits - expected).max() / abs(expected).max()
 
 
-@pytest.mark.parametrize("name", CASES)
+# Of another size they are the same ones.
+@pytest.mark.parametrize(
+    "name", [n for n in CASES if n.replace("224", "64") not in CASES or "64" in n]
+)
 def test_names_and_shapes_of_every_tensor(name, goldens):
     rows = [f"{key}\t{'x'.join(map(str, shape))}" for key, shape in names_and_shapes(name).items()]
     digest = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
