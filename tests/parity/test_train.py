@@ -26,7 +26,7 @@ OPTIMIZER = {
 
 @pytest.fixture(scope="module")
 def gradient():
-    """(params, batch_stats, video, labels) -> (loss, batch_stats), gradients, and tensors in two."""
+    """(params, batch_stats, video, labels) -> ((loss, batch_stats), gradients)."""
     architecture = Architecture("resnet50", 10, 8, shift_fraction="1/num_segments")
     network = build_network(architecture, "float32")
 
