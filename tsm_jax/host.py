@@ -20,8 +20,28 @@ DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 LIMIT_BYTES = 4 * 2**30
 
 
+_given_cores = 0
+
+
+def use_cores(count: int) -> None:
+    """Makes this process use so many cores, where others were given to its neighbours.
+
+    To be called before an engine is opened.
+    """
+    global _given_cores
+    _given_cores = count
+    os.environ["NPROC"] = str(count)  # what XLA's thread pools on a CPU go by
+
+
+def given_cores() -> int:
+    """What `use_cores` was called with, 0 if it was not."""
+    return _given_cores
+
+
 def usable_cores() -> int:
     """Processor cores that this process may run on, at least 1 (its affinity, not the machine)."""
+    if _given_cores:
+        return _given_cores
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
