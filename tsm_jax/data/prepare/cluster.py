@@ -302,6 +302,9 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
                 f"--ray {address}: there is no cluster that can be used ({reason(error)[:300]})"
             ) from error
         try:
+            # It prints what befalls its nodes to the standard output, among our results, and has no
+            # switch for it.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
             yield ray
         finally:
             with _silenced():
