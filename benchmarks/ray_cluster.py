@@ -4,7 +4,7 @@
     python benchmarks/ray_cluster.py cost --videos data/ucf10/videos --model output/TSM --clips 400
     python benchmarks/ray_cluster.py memory
 
-`same` makes `--clips` links to the 20 smallest of the videos, runs both commands once without Ray,
+`same` makes `--clips` links to the smallest videos, runs both commands once without Ray,
 once on three nodes, and once more while a node is killed with SIGKILL at `--kills` random moments
 (another one is added each time), and compares every byte. `cost` runs them in turns without and
 with Ray, `--pairs` times. `memory` gives 2,000 and 200,000 entries to a decoder that does nothing.
@@ -28,10 +28,21 @@ from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 
+from tsm_jax.data.lists import VIDEO_SUFFIXES
+
 GROUPS = Path("/sys/fs/cgroup/cpuacct")
 ROOT = Path(__file__).parents[1]
-_SOURCES = 20  # the smallest videos: little work for each task
 PACKING = ("--frames_per_clip", "8", "--short_side", "112", "--clips_per_shard", "100")
+
+
+def patiently(start):
+    """Ray gives a node 30 s to start, which a loaded machine may not be able to."""
+    for _ in range(5):
+        try:
+            return start()
+        except Exception as error:  # it raises nothing more special
+            print(f"  again: {error}", flush=True)
+    return start()
 
 
 class Nodes:
@@ -42,8 +53,11 @@ class Nodes:
 
         self._size = {"num_cpus": 1, "object_store_memory": 200 << 20}
         head = {**self._size, "include_dashboard": False}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.others = [self.cluster.add_node(**self._size) for _ in range(2)]
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self.others = [self._add() for _ in range(2)]
+
+    def _add(self):
+        return patiently(lambda: self.cluster.add_node(**self._size))
 
     @property
     def address(self) -> str:
@@ -52,7 +66,7 @@ class Nodes:
     def kill_one(self, rng: random.Random) -> None:
         node = self.others.pop(rng.randrange(len(self.others)))
         self.cluster.remove_node(node, allow_graceful=False)
-        self.others.append(self.cluster.add_node(**self._size))
+        self.others.append(self._add())
 
 
 @contextmanager
@@ -85,8 +99,9 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, work: Path):
         self.work, self.model = work, options.model
-        found = [p for p in Path(options.videos).resolve().rglob("*") if p.suffix == ".avi"]
-        found = sorted(found, key=lambda path: (path.stat().st_size, path.name))[:_SOURCES]
+        root = Path(options.videos).resolve()
+        found = [p for p in root.rglob("*") if p.suffix in VIDEO_SUFFIXES and p.is_file()]
+        found = sorted(found, key=lambda path: (path.stat().st_size, str(path)))[: options.sources]
         (work / "videos").mkdir()
         names = [f"{i:05}_{found[i % len(found)].name}" for i in range(options.clips)]
         for i, name in enumerate(names):
@@ -146,12 +161,17 @@ def same(bench: Bench, options: argparse.Namespace) -> None:
     rng = random.Random(options.seed)
     for name in options.commands:
         print(f"{name}: load {os.getloadavg()[0]:.1f}", flush=True)
-        one = bench.run(name, f"{name}-one")
-        print(f"  here: {shown(one)}", bench.digest(f"{name}-one"), flush=True)
+        three = (options.seconds, None)
+        if "here" in options.runs:
+            one = bench.run(name, f"{name}-one")
+            print(f"  here: {shown(one)}", bench.digest(f"{name}-one"), flush=True)
         enter("tsm-cluster")
         with nodes() as cluster:
-            three = bench.run(name, f"{name}-ray", cluster.address)
-            print(f"  three nodes: {shown(three)}", bench.digest(f"{name}-ray"), flush=True)
+            if "ray" in options.runs:
+                three = bench.run(name, f"{name}-ray", cluster.address)
+                print(f"  three nodes: {shown(three)}", bench.digest(f"{name}-ray"), flush=True)
+            if "killed" not in options.runs:
+                continue
             moments = sorted(rng.uniform(0.1, 0.9) * three[0] for _ in range(options.kills))
 
             def kill(process, moments=moments, cluster=cluster):
@@ -213,17 +233,21 @@ def memory(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=["same", "cost", "memory"])
-    parser.add_argument("--videos", help="a folder of .avi files")
+    parser.add_argument("--videos", help="a folder of videos")
+    parser.add_argument("--sources", type=int, default=20, help="so many of the smallest")
+    parser.add_argument("--runs", nargs="+", default=["here", "ray", "killed"], help="of same")
     parser.add_argument("--model", help="an exported folder")
     parser.add_argument("--commands", nargs="+", default=["pack", "predict"])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of kills, without a run before"
+    )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--entries", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112, of a loaded machine
     os.environ["PYTHONPATH"] = str(ROOT)
     if options.part == "memory":
         memory(options)

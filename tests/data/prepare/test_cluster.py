@@ -18,14 +18,8 @@ import pytest
 from tsm_jax import host, prepare
 from tsm_jax.data.prepare import cluster, extract
 from tsm_jax.data.prepare.cluster import run_on_ray
-from tsm_jax.data.prepare.jobs import JobFailure, _result, run_jobs
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.errors import StopJobsError, UserError
-
-
-def at_once(order, item, path):
-    """A task without a process of its own."""
-    result = _result(pickle.loads(order).function, item)
-    return cluster._Done("10.0.0.7", pickle.dumps(result), size=cluster._size(path))
 
 
 def run(items, function=str, **more):
@@ -34,7 +28,7 @@ def run(items, function=str, **more):
 
 def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_AHEAD", 40)
-    fake_ray.work, fake_ray.cores = at_once, 10
+    fake_ray.work, fake_ray.cores = fake_ray.at_once, 10
     taken = 0
 
     def items():
@@ -55,7 +49,7 @@ def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypa
 
 def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_BYTES", 10_000)
-    fake_ray.work = at_once
+    fake_ray.work = fake_ray.at_once
     # The first one comes last, as long as there are others.
     fake_ray.wait = lambda references, timeout: (references[-1:], [])
     taken = []
@@ -67,14 +61,14 @@ def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
 
 
 def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
-    fake_ray.work = at_once
+    fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: fake_ray.rng.random() < 0.4
     assert run(range(200)) == [(i, str(i)) for i in range(200)]
     assert len(fake_ray.tasks) > 250
 
 
 def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
-    fake_ray.work = at_once
+    fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: item == 3
     jobs = run_on_ray(str, range(100), "a:1", path_of=str)
     with pytest.raises(UserError, match=r"^3: 10 workers were lost .* the same command continues"):
@@ -205,7 +199,8 @@ def test_a_cluster_without_cores_is_waited_for_and_given_up(fake_ray, monkeypatc
 
 @pytest.mark.parametrize("command", ["check", "frames", "pack"])
 def test_commands_write_the_same_on_a_cluster(fake_ray, videos, video_list, tmp_path, command):
-    fake_ray.work, fake_ray.lose = at_once, lambda item: fake_ray.rng.random() < 0.3
+    fake_ray.work = fake_ray.at_once
+    fake_ray.lose = lambda item: fake_ray.rng.random() < 0.3
     outputs = []
     for where in ([], ["--ray", "10.0.0.1:6379"]):
         output = tmp_path / f"out{len(outputs)}"

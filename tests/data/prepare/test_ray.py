@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,7 +27,6 @@ def nodes():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")
         patch.setenv("PYTHONPATH", str(ROOT))
         head = {**NODE, "include_dashboard": False}
         cluster = Cluster(initialize_head=True, head_node_args=head)
@@ -108,10 +108,10 @@ _raise = signal.raise_signal
 
 def test_a_cluster_of_its_own_leaves_nothing(many, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tsm-jax[ray]'")
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "t"))
-    os.mkdir(tmp_path / "t")
-    process = pack(many, tmp_path / "local", "--ray", "local")
-    assert process.communicate()[1] == ""
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        process = pack(many, tmp_path / "local", "--ray", "local")
+        assert process.communicate()[1] == ""
+        assert os.listdir(folder) == []
     assert pack(many, tmp_path / "here").wait() == 0
     assert content(tmp_path / "local") == content(tmp_path / "here")
-    assert list((tmp_path / "t").iterdir()) == []

@@ -50,6 +50,8 @@ _MOST_LOSSES, _MOST_KILLS = 10, 3
 _KILLED = (-9, -15)
 
 _CONNECT_SECONDS = 5.0
+# Of the folder for temporary files: names of Ray's sockets are below it, and may have 107 bytes.
+_LONGEST_FOLDER = 24
 # RFC 9113, 3.4: Ray's protocol is gRPC, and both sides of such a connection begin with settings.
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
@@ -281,7 +283,10 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
         raise UserError(f"--processes does not go with --ray {address}: its nodes have their cores")
     if not is_local:
         _check_address(address)
-    with tempfile.TemporaryDirectory(prefix="tsm-", ignore_cleanup_errors=True) as folder:
+    folder = tempfile.gettempdir()
+    if len(folder) > _LONGEST_FOLDER and os.path.isdir("/tmp"):
+        folder = "/tmp"
+    with tempfile.TemporaryDirectory("", "tsm-", folder, ignore_cleanup_errors=True) as folder:
         own: dict[str, Any] = {
             "num_cpus": processes or host.usable_cores(),
             "include_dashboard": False,
