@@ -140,8 +140,8 @@ class Bench:
         beside(process)
         _, errors = process.communicate()
         wall, after = time.perf_counter() - begin, processor_seconds(group)
-        if process.returncode or (ray and errors):
-            print(f"{name} on {ray}: exit code {process.returncode}\n{errors}")
+        if process.returncode:  # of predict, how many videos could not be read
+            print(f"  exit code {process.returncode}: {errors.strip().splitlines()[-1]}")
         return wall, None if after is None or before is None else after - before
 
     def digest(self, output: str) -> str:

@@ -186,9 +186,10 @@ def _taken(ray: Any, reference: Any, slot: _Slot) -> _Done | None:
         done: _Done = ray.get(reference)
     except errors.RayTaskError as error:
         if isinstance(error.cause, ImportError) or "failed to import" in str(error):
+            why = str(error.cause or error).strip().splitlines()[-1]
             raise UserError(
-                "a node of the cluster has not the packages of this machine"
-                f" ({reason(error.cause or error).splitlines()[-1]}): install the same there"
+                f"a node of the cluster has not the packages of this machine ({why}): install the"
+                " same there"
             ) from None
         raise
     except errors.RayError as error:
