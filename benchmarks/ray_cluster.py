@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import os
 import random
 import subprocess
@@ -27,6 +28,7 @@ import time
 from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from tsm_jax.data.lists import VIDEO_SUFFIXES
 
@@ -51,7 +53,7 @@ class Nodes:
     def __init__(self):
         from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
-        self._size = {"num_cpus": 1, "object_store_memory": 200 << 20}
+        self._size: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200 << 20}
         head = {**self._size, "include_dashboard": False}
         self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.others = [self._add() for _ in range(2)]
@@ -61,7 +63,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        return self.cluster.address
+        return str(self.cluster.address)
 
     def kill_one(self, rng: random.Random) -> None:
         node = self.others.pop(rng.randrange(len(self.others)))
@@ -212,7 +214,7 @@ def memory(options: argparse.Namespace) -> None:
     with nodes() as cluster:
         import ray  # pyright: ignore[reportMissingImports]
 
-        ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         for count in (2_000, options.entries):
             entries = [ClipEntry(f"/data/k400/train/{i:08}.mp4", i, None) for i in range(count)]
             before, most, begin = resident_megabytes(), 0.0, time.perf_counter()

@@ -8,7 +8,9 @@ itself only ever loses work by no fault of a file, and what it loses is done aga
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
+import logging
 import math
 import os
 import pickle
@@ -63,7 +65,7 @@ class _Order(NamedTuple):
     """What the nodes do with the items."""
 
     function: Callable[[Any], Any]
-    prepare: Callable[[], None]
+    prepare: Callable[[], object]
     seconds: float
     folder: str  # that relative paths start from
     environment: dict[str, str | None]
@@ -105,7 +107,7 @@ def run_on_ray(
     path_of: Callable[[Item], str],
     processes: int = 0,
     seconds: float = math.inf,
-    prepare: Callable[[], None] = tuple,
+    prepare: Callable[[], object] = tuple,  # that does nothing
     packages: Iterable[str] = (),
     on_gpus: bool = False,
 ) -> Generator[tuple[Item, Result | JobFailure], None, None]:
@@ -271,7 +273,7 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warns of a change
     try:
-        import ray  # pyright: ignore[reportMissingImports]
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise UserError(
             f"--ray: Ray cannot be imported ({reason(error)}): pip install 'tsm-jax[ray]'"
@@ -300,7 +302,7 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
                 ray.init(
                     address=address,
                     log_to_driver=False,
-                    logging_level="ERROR",
+                    logging_level=logging.ERROR,
                     **(own if is_local else {}),
                 )
         except Exception as error:  # whatever it raises, there is no cluster
@@ -459,7 +461,7 @@ def _limits() -> _Limits:
 class _Start:
     """Before the first item of a process."""
 
-    prepare: Callable[[], None]
+    prepare: Callable[[], object]
     limits: _Limits
 
     def __call__(self) -> None:
