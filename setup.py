@@ -62,7 +62,8 @@ setup(
         "cuda12": [f"jax[cuda12]{JAX}"],
         "cuda13": [f"jax[cuda13]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
-        "beam": ["apache-beam>=2.70"],
+        "ray": ["ray>=2.60"],
+        "ray-jobs": ["ray[default]>=2.60"],  # with the server that KubeRay sends a job to
         # A peer that benchmarks/data_pipeline.py measures beside PyAV.
         "benchmark": ["decord2>=3.4; platform_machine in 'x86_64 AMD64 arm64 aarch64'"],
         "export": ["onnx>=1.17", "onnxruntime>=1.20"],

@@ -30,7 +30,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of processes that tests start
 jax.config.update("jax_disable_most_optimizations", True)
 
-pytest_plugins = ("exported_models", "small_recipe")
+pytest_plugins = ("exported_models", "fake_ray", "small_recipe")
 
 REPOSITORY = Path(__file__).parents[1]
 

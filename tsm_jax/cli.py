@@ -93,6 +93,14 @@ class Parser(argparse.ArgumentParser):
         hint = f"; did you mean {close[0]}?" if close and word.startswith("-") else ""
         self.error(f"unknown argument {word}{hint}")
 
+    def add_ray(self) -> None:
+        """Adds `--ray`."""
+        self.add_argument(
+            "--ray",
+            metavar="ADDRESS",
+            help="work on a Ray cluster: HOST:PORT, auto, or local to start one here",
+        )
+
     def add_recipe(self, *, required: bool) -> None:
         """Adds the recipe, by its name or as `--config FILE`, and documents its keys."""
         self._recipe_required = required

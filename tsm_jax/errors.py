@@ -11,5 +11,9 @@ class UserError(Exception):
     """
 
 
+class StopJobsError(UserError):
+    """A mistake that is not that of one file among many, such as a full disk: all work ends."""
+
+
 class UnreadableClipError(UserError):
     """A video file or a folder of frames that cannot be decoded."""

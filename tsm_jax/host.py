@@ -24,13 +24,33 @@ LIMIT_BYTES = 4 * 2**30
 
 _CGROUP = "/sys/fs/cgroup"  # in a container its own
 
+_given_cores = 0
+
+
+def use_cores(count: int) -> None:
+    """Makes this process use so many cores, where others were given to its neighbours.
+
+    To be called before an engine is opened.
+    """
+    global _given_cores
+    _given_cores = count
+    os.environ["NPROC"] = str(count)  # what XLA's thread pools on a CPU go by
+
+
+def given_cores() -> int:
+    """What `use_cores` was called with, 0 if it was not."""
+    return _given_cores
+
 
 def usable_cores() -> int:
     """Processor cores that this process may use, at least 1.
 
-    Its affinity and the quota of its container count (`docker run --cpus`, Kubernetes' limits; a
-    part of a core as a whole one), not what the machine has.
+    Those that it was given by `use_cores`; else its affinity and the quota of its container count
+    (`docker run --cpus`, Kubernetes' limits; a part of a core as a whole one), not what the machine
+    has.
     """
+    if _given_cores:
+        return _given_cores
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:

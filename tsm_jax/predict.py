@@ -6,6 +6,7 @@ python -m tsm_jax.predict --model inference/TSM --input a.mp4 b.avi folder/ list
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from tsm_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tsm_jax.deploy.predictor import Predictor
+    from tsm_jax.deploy.ray_run import OnRay
 
 # 126 and above mean other things to a shell.
 _LARGEST_EXIT_CODE = 125
@@ -35,15 +37,22 @@ def main(arguments: Sequence[str]) -> None:
     from tsm_jax.deploy.inputs import find_videos
 
     videos = find_videos(options.input)
-    predictor = load(
+    open_model = functools.partial(
+        load,
         options.model,
-        engine=options.engine,
         precision=options.precision,
         num_segments=options.num_segments,
         protocol=options.protocol,
     )
+    predictor = open_model(engine=options.engine)
+    ray = None
+    if options.ray is not None:
+        from tsm_jax.deploy.ray_run import OnRay
+
+        # The nodes do not choose for themselves: another engine rounds otherwise.
+        ray = OnRay(options.ray, functools.partial(open_model, engine=predictor.engine.name))
     try:
-        failed = _run(predictor, videos, options)
+        failed = _run(predictor, videos, options, ray)
     except KeyboardInterrupt:
         if options.output not in (None, "-"):
             raise  # the same command continues
@@ -53,11 +62,13 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(min(failed, _LARGEST_EXIT_CODE))
 
 
-def _run(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+def _run(
+    predictor: Predictor, videos: Sequence[str], options: argparse.Namespace, ray: OnRay | None
+) -> int:
     if options.step is not None and options.window is None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
     if options.embed:
-        return _embed(predictor, videos, options)
+        return _embed(predictor, videos, options, ray)
     from tsm_jax.deploy.prediction_run import predict_videos
 
     return predict_videos(
@@ -72,10 +83,13 @@ def _run(predictor: Predictor, videos: Sequence[str], options: argparse.Namespac
         visualize=options.visualize,
         inputs=options.input,
         overwrite=options.overwrite,
+        ray=ray,
     )
 
 
-def _embed(predictor: Predictor, videos: Sequence[str], options: argparse.Namespace) -> int:
+def _embed(
+    predictor: Predictor, videos: Sequence[str], options: argparse.Namespace, ray: OnRay | None
+) -> int:
     for name in ("window", "visualize"):
         if getattr(options, name) is not None:
             raise UserError(f"--embed gives features, not classes: leave out --{name}")
@@ -89,6 +103,7 @@ def _embed(predictor: Predictor, videos: Sequence[str], options: argparse.Namesp
         threads=options.threads,
         inputs=options.input,
         overwrite=options.overwrite,
+        ray=ray,
     )
 
 
@@ -157,6 +172,7 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--threads", metavar="N", type=int, help="that decode videos (one per core)"
     )
+    parser.add_ray()
     parser.add_argument(
         "--num_segments",
         metavar="T",

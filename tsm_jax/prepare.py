@@ -304,6 +304,7 @@ def frames(arguments: Sequence[str]) -> None:
         quality=options.quality,
         processes=options.processes,
         seconds=options.seconds,
+        ray=options.ray,
     )
     if options.write_list:
         lines = [
@@ -377,6 +378,7 @@ def check(arguments: Sequence[str]) -> None:
         template=options.template,
         processes=options.processes,
         seconds=options.seconds,
+        ray=options.ray,
     )
     report = options.report or f"{options.list}.check.txt"
     lines = [f"{v.kind}\t{v.path}\t{v.detail}" for v in verdicts if v.detail]
@@ -405,7 +407,7 @@ def pack(arguments: Sequence[str]) -> None:
         description=(
             "Packs the clips of a list into ArrayRecord shards, which training reads with"
             " config.data.source=packed and TensorFlow Datasets with builder_from_directory."
-            " Run again, it continues. Unknown --beam arguments go to Apache Beam's pipeline."
+            " Run again, it continues."
         ),
         example=(
             "python -m tsm_jax.prepare pack --source videos --list data/k400/train.list"
@@ -424,7 +426,6 @@ def pack(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--clips_per_shard", metavar="N", type=int, default=512, help="default 512")
     parser.add_argument("--labels", metavar="FILE", help="by default labels.txt beside the list")
-    parser.add_argument("--beam", nargs="*", metavar="ARG", help="use Apache Beam, ARG: key=value")
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
     options = _parse(parser, arguments)
@@ -432,10 +433,9 @@ def pack(arguments: Sequence[str]) -> None:
     from tsm_jax.data.prepare.extract import FAILED_FILE
 
     shards = _shards(options)
-    if options.beam is not None:
-        failures = packing.pack_with_beam(shards, [f"--{word}" for word in options.beam])
-    else:
-        failures = packing.pack(shards, processes=options.processes, seconds=options.seconds)
+    failures = packing.pack(
+        shards, processes=options.processes, seconds=options.seconds, ray=options.ray
+    )
     print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
     _print_failures(failures, os.path.join(options.output, FAILED_FILE))
 
@@ -511,6 +511,7 @@ def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
         default=seconds,
         help=f"limit for one clip (default {seconds:g})",
     )
+    parser.add_ray()
 
 
 def _print_failures(failures, report: str) -> None:

@@ -17,6 +17,7 @@ from av.container import InputContainer
 from tsm_jax.data.decode import decode_frames, open_video
 from tsm_jax.data.lists import ListSource
 from tsm_jax.data.protocols import MAX_FRAME_RATE
+from tsm_jax.data.remote import local_copy
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError
 
@@ -55,7 +56,8 @@ class VideoSource(ListSource):
     """Video files."""
 
     def read(self, index: int, choose: ChooseFrames) -> Sequence[np.ndarray]:
-        return decode_frames(self.entries[index].path, choose)
+        with local_copy(self.entries[index].path) as path:
+            return decode_frames(path, choose)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def measure_frame_rate(source: Source, num_segments: int) -> float:
 def _duration(path: str) -> float:
     """Seconds of a video by what its container says; 0 if that is nothing, or it cannot be read."""
     try:
-        with open_video(path) as stream:
+        with local_copy(path) as local, open_video(local) as stream:
             if stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
             assert isinstance(stream.container, InputContainer)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from tsm_jax.data.lists import VIDEO_SUFFIXES
+from tsm_jax.data.remote import is_remote
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason
 
@@ -62,6 +63,9 @@ def _in_list(path: str) -> Iterator[str]:
     beside = os.path.dirname(path)
     for line in filter(None, map(str.strip, text.split("\n"))):
         words = line.rsplit(maxsplit=1)
+        if is_remote(line):
+            yield words[0] if words[-1].isdecimal() else line
+            continue
         candidates = [line, words[0]] if words[-1].isdecimal() else [line]
         candidates += [os.path.join(beside, candidate) for candidate in candidates]
         yield next(filter(os.path.exists, candidates), line)

@@ -10,6 +10,7 @@ import onnxruntime  # pyright: ignore[reportMissingImports]
 from tsm_jax.deploy.artifact import FEATURES, FRAME, LOGITS, NEXT_STATE, VIDEO, Ports, State, states
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
+from tsm_jax.host import given_cores
 
 # float32 stays float32: CUDA would otherwise multiply in TF32, three digits.
 _GPU_OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,6 +31,7 @@ class OnnxRuntimeGraph:
     def __init__(self, path: str, precision: str):
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised as well
+        options.intra_op_num_threads = given_cores()  # 0: one per core
         providers = [(name, _GPU_OPTIONS[name]) for name in gpu_providers()]
         try:
             self._session = onnxruntime.InferenceSession(

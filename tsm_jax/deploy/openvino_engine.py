@@ -27,6 +27,7 @@ from tsm_jax.deploy.artifact import (  # noqa: E402
 )
 from tsm_jax.errors import UserError  # noqa: E402
 from tsm_jax.files import reason  # noqa: E402
+from tsm_jax.host import given_cores  # noqa: E402
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
 
@@ -70,6 +71,7 @@ class OpenVinoGraph:
         self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": given_cores(),  # 0: one per core
         }
         self._one_at_a_time = threading.Lock()
         self._requests: dict[tuple[int, ...], openvino.InferRequest] = {}

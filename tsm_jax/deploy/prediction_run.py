@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tsm_jax.data.prepare.jobs import JobFailure
 from tsm_jax.deploy.json_lines import Results, request_of
 from tsm_jax.deploy.picture_files import picture_paths, save_picture
 from tsm_jax.deploy.prediction import as_values
@@ -14,6 +15,9 @@ from tsm_jax.deploy.predictor import Answer, Predictor
 from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
 from tsm_jax.errors import UnreadableClipError
 from tsm_jax.terminal import printable, progress_bar
+
+if TYPE_CHECKING:
+    from tsm_jax.deploy.ray_run import OnRay
 
 
 class _Line(NamedTuple):
@@ -43,6 +47,7 @@ def predict_videos(
     visualize: str | None = None,
     inputs: Sequence[str] = (),
     overwrite: bool = False,
+    ray: OnRay | None = None,
 ) -> int:
     """Answers for all videos, in order; an interrupted run with the same output is continued at the
     first video that was unfinished.
@@ -59,6 +64,7 @@ def predict_videos(
         visualize: a .png for a single video, or a folder for a picture each.
         inputs: files besides the videos that must not be written over.
         overwrite: replace results and pictures that exist.
+        ray: the cluster whose nodes answer; None for this process.
 
     Returns:
         How many videos could not be read to their end.
@@ -80,12 +86,19 @@ def predict_videos(
             done = f"{results.done} of {len(videos)} videos are answered already"
             print(done, file=sys.stderr)
         rest = videos[results.done :]
-        if window is None:
-            answers = predictor.predict_many(rest, top_k, batch_size=batch_size, threads=threads)
-            answered = _whole(predictor, answers)
+        answer = partial(
+            _answers,
+            top_k=top_k,
+            batch_size=batch_size,
+            threads=threads,
+            window=window,
+            step=step,
+            draws=pictures is not None,
+        )
+        if ray is None:
+            answered = answer(predictor, rest)
         else:
-            slide = partial(timeline, predictor, window=window, step=step, top_k=top_k)
-            answered = _windows(predictor, rest, slide, keep=pictures is not None)
+            answered = _by_nodes(predictor, rest, answer, ray)
         for number, (lines, draw) in enumerate(answered, start=results.done):
             failed = False
             for line in lines:
@@ -103,6 +116,48 @@ def predict_videos(
     if results.failed and (len(videos) > 1 or output == "-"):  # else its error was printed
         print(f"error: {results.failed} of {len(videos)} videos could not be read", file=sys.stderr)
     return results.failed
+
+
+def _by_nodes(
+    predictor: Predictor,
+    videos: Sequence[str],
+    answer: Callable[[Predictor, Sequence[str]], Iterator[_Answered]],
+    ray: OnRay,
+) -> Iterator[_Answered]:
+    for video, result in ray.run(predictor, videos, _Complete(answer)):
+        if isinstance(result, JobFailure):
+            yield _Answered([_error(video, f"{video}: {result.reason}")], lambda: None)
+        else:
+            lines, png = result
+            yield _Answered(lines, lambda png=png: png)
+
+
+class _Complete(NamedTuple):
+    """What a node does: all lines of a video, and its picture."""
+
+    answer: Callable[[Predictor, Sequence[str]], Iterator[_Answered]]
+
+    def __call__(self, predictor: Predictor, video: str) -> tuple[list[_Line], bytes | None]:
+        (answered,) = self.answer(predictor, [video])
+        return list(answered.lines), answered.draw()
+
+
+def _answers(
+    predictor: Predictor,
+    videos: Sequence[str],
+    *,
+    top_k: int,
+    batch_size: int | None,
+    threads: int | None,
+    window: float | None,
+    step: float | None,
+    draws: bool,
+) -> Iterator[_Answered]:
+    if window is not None:
+        slide = partial(timeline, predictor, window=window, step=step, top_k=top_k)
+        return _windows(predictor, videos, slide, keep=draws)
+    answers = predictor.predict_many(videos, top_k, batch_size=batch_size, threads=threads)
+    return _whole(predictor, answers)
 
 
 def _whole(predictor: Predictor, answers: Iterable[Answer]) -> Iterator[_Answered]:

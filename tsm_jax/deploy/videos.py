@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tsm_jax.data.decode import decode_frames
 from tsm_jax.data.protocols import EvalProtocol
+from tsm_jax.data.remote import is_remote, local_copy
 from tsm_jax.download import download
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.terminal import printable
@@ -106,10 +107,12 @@ def local_file(video: VideoPath) -> Iterator[str]:
 
     Raises:
         UnreadableClipError: it cannot be downloaded, or what is done with the file raises one.
+        UserError: a bucket cannot be reached.
     """
     video = os.fspath(video)
-    if "://" not in video:
-        yield video
+    if "://" not in video or is_remote(video):
+        with local_copy(video) as copy:
+            yield copy
         return
     with tempfile.TemporaryDirectory(prefix="tsm_jax-") as folder:
         # FFmpeg knows some formats by their names alone.

@@ -264,16 +264,3 @@ def test_killed_while_it_writes(videos, video_list, tmp_path, name):
     prepare.main([str(word) for word in (*command, output)])
     prepare.main([str(word) for word in (*command, tmp_path / "undisturbed")])
     assert digest(output) == digest(tmp_path / "undisturbed")
-
-
-def test_beam_writes_the_same_bytes(videos, video_list, tmp_path):
-    pytest.importorskip("apache_beam")
-    pack(video_list, videos, tmp_path / "here")
-    pack(video_list, videos, tmp_path / "beam", "--beam", "runner=DirectRunner")
-    assert digest(tmp_path / "beam") == digest(tmp_path / "here")
-
-
-def test_without_beam_it_says_what_to_install(videos, video_list, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(UserError, match=r"pip install 'tsm-jax\[beam\]'"):
-        pack(video_list, videos, tmp_path / "beam", "--beam")

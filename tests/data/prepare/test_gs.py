@@ -12,15 +12,24 @@ import sys
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tsm_jax import prepare
+from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.packed import open_packed
-from tsm_jax.errors import UserError
+from tsm_jax.data.prepare.entries import read_entries
+from tsm_jax.data.prepare.pack import RecordOptions, make_record
+from tsm_jax.data.remote import exists
+from tsm_jax.data.sources import VideoSource
+from tsm_jax.deploy.inputs import find_videos
+from tsm_jax.deploy.videos import local_file
+from tsm_jax.errors import StopJobsError, UnreadableClipError, UserError
 
 ADDRESS = "gs://bucket/some/packed"
 
@@ -104,6 +113,47 @@ def test_packs_to_a_bucket_and_reads_from_it(bucket, videos, video_list, tmp_pat
         assert there.label(clip) == here.label(clip)
         pair = (source.read(clip, np.arange) for source in (here, there))
         np.testing.assert_array_equal(*map(np.array, pair))
+
+
+def test_videos_in_a_bucket_are_those_of_a_disk(bucket, videos):
+    name = "b b/clip0.mp4"
+    fsspec.filesystem("gcs").pipe(f"gs://bucket/{name}", (videos / name).read_bytes())
+    entries = [ClipEntry(f"{root}/{name}", 1, None) for root in (videos, "gs://bucket")]
+    here, there = (VideoSource([entry]).read(0, np.arange) for entry in entries)
+    np.testing.assert_array_equal(here, there)
+    options = RecordOptions("videos", "", 4, 32, 90)
+    records = {make_record(("b", entry), options).data for entry in entries}
+    assert len(records) == 1
+    with local_file(entries[1].path) as copy:
+        assert Path(copy).read_bytes() == (videos / name).read_bytes()
+    assert not Path(copy).exists()
+    gone = ClipEntry("gs://bucket/gone.mp4", 1, None)
+    with pytest.raises(UnreadableClipError, match=r"the video gs://bucket/gone.mp4: there is none"):
+        VideoSource([gone]).read(0, np.arange)
+    fsspec.filesystem("gcs").pipe("gs://bucket/text.mp4", b"no video")
+    with pytest.raises(UnreadableClipError, match=r"^cannot decode gs://bucket/text.mp4: Invalid"):
+        VideoSource([gone._replace(path="gs://bucket/text.mp4")]).read(0, np.arange)
+    assert [exists(entry.path) for entry in (*entries, gone)] == [True, True, False]
+
+
+def test_frames_are_not_read_from_a_bucket(tmp_path):
+    (tmp_path / "a.list").write_text("clip0 20 1\n")
+    with pytest.raises(
+        UserError, match="gs://bucket/clip0: folders of frames are read from a disk"
+    ):
+        read_entries("frames", str(tmp_path / "a.list"), prefix="gs://bucket", suffix="")
+
+
+def test_a_list_of_addresses_may_have_labels(tmp_path):
+    (tmp_path / "a.txt").write_text("gs://bucket/a b.mp4 3\ns3://bucket/c.mp4\n")
+    found = find_videos([str(tmp_path / "a.txt")])
+    assert found == ["gs://bucket/a b.mp4", "s3://bucket/c.mp4"]
+
+
+def test_a_bucket_out_of_reach_ends_the_work_instead_of_losing_clips(nothing_opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(StopJobsError, match=r"cannot be reached: .*for s3://, pip install s3fs"):
+        VideoSource([ClipEntry("gs://bucket/a.mp4", 1, None)]).read(0, np.arange)
 
 
 def test_says_what_to_install(nothing_opened, monkeypatch):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import FRAME_TEMPLATE, ClipEntry
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
+from tsm_jax.data.remote import exists
 from tsm_jax.data.sources import Source, VideoSource
 from tsm_jax.terminal import progress
 
@@ -40,18 +41,28 @@ def check_entries(
     template: str = FRAME_TEMPLATE,
     processes: int = 0,
     seconds: float = 60.0,
+    ray: str | None = None,
 ) -> list[Verdict]:
     """Reads `num_segments` frames of every clip, the first and the last frame among them.
 
     Args:
         source: `videos` or `frames`.
+        processes, seconds, ray: as for `run_jobs`.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []
-    with closing(run_jobs(check, entries, processes=processes, seconds=seconds)) as results:
+    jobs = run_jobs(
+        check,
+        entries,
+        processes=processes,
+        seconds=seconds,
+        ray=ray,
+        path_of=attrgetter("path"),
+    )
+    with closing(jobs) as results:
         for entry, result in progress(results, "check", len(entries)):
             if isinstance(result, JobFailure):
-                kind = BROKEN if os.path.exists(entry.path) else MISSING
+                kind = BROKEN if exists(entry.path) else MISSING
                 verdicts.append(Verdict(entry.path, kind, result.reason))
             else:
                 verdicts.append(result)

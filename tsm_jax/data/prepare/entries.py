@@ -18,6 +18,7 @@ from tsm_jax.data.lists import (
     read_frame_list,
     read_video_list,
 )
+from tsm_jax.data.remote import is_remote
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
@@ -34,9 +35,19 @@ _SPLIT_OF = {
 
 
 def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> list[ClipEntry]:
-    """The entries of a list for `source`, `videos` or `frames`."""
+    """The entries of a list for `source`, `videos` or `frames`.
+
+    Raises:
+        UserError: the list is wrong, or its frames are behind addresses.
+    """
     read = read_frame_list if source == "frames" else read_video_list
-    return read(list_path, prefix=prefix, suffix=suffix, num_classes=_ANY_LABEL)
+    entries = read(list_path, prefix=prefix, suffix=suffix, num_classes=_ANY_LABEL)
+    if source == "frames" and (away := next((e.path for e in entries if is_remote(e.path)), "")):
+        raise UserError(
+            f"{printable(away)}: folders of frames are read from a disk, not from a bucket; videos"
+            " and packed folders may be there"
+        )
+    return entries
 
 
 def clean_lines(list_path: str, usable: Sequence[bool]) -> list[str]:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import cv2
@@ -20,9 +22,10 @@ import numpy as np
 
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.lists import FRAME_TEMPLATE
-from tsm_jax.data.prepare.jobs import JobFailure, StopJobsError, run_jobs
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.data.prepare.make_lists import count_frames
-from tsm_jax.errors import UserError
+from tsm_jax.data.remote import local_copy
+from tsm_jax.errors import StopJobsError, UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
 
@@ -40,6 +43,7 @@ def extract(
     quality: int = 95,
     processes: int = 0,
     seconds: float = 300.0,
+    ray: str | None = None,
 ) -> tuple[list[int | None], list[tuple[str, str]]]:
     """Extracts every video that has no folder yet.
 
@@ -48,6 +52,7 @@ def extract(
         output: made if need be. It gets `failed.txt` with the videos that failed.
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
             `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
+        processes, seconds, ray: as for `run_jobs`; the nodes of a cluster write to `output`.
 
     Returns:
         The numbers of frames of the videos, None where it failed; and (video, reason) of those.
@@ -55,23 +60,35 @@ def extract(
     Raises:
         UserError: `output` was made with other options, or cannot be written.
     """
+    if "://" in output:
+        raise UserError(
+            f"--output {output}: frames are files on a disk; prepare pack writes to a bucket"
+        )
     options = {"short_side": short_side, "quality": quality}
     _check_options(output, options)
-    partial_root = os.path.join(output, _PARTIAL)
-    shutil.rmtree(partial_root, ignore_errors=True)  # of a killed run
+    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # of a killed run
+    # The name is new, so that a node of a cluster that finds it sees this machine's disk.
+    partial_root = os.path.join(output, _PARTIAL, uuid.uuid4().hex)
+    try:
+        os.makedirs(partial_root)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {reason(error)}") from error
     paths = [os.path.join(output, folder) for folder in folders]
     jobs = zip(videos, paths, strict=True)
     extract_one = partial(_extract_video, partial_root=partial_root, **options)
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
-    with closing(run_jobs(extract_one, jobs, processes=processes, seconds=seconds)) as results:
+    done = run_jobs(
+        extract_one, jobs, processes=processes, seconds=seconds, ray=ray, path_of=itemgetter(0)
+    )
+    with closing(done) as results:
         for (video, _), result in progress(results, "frames", len(videos)):
             if isinstance(result, JobFailure):
                 failures.append((video, result.reason))
                 num_frames.append(None)
             else:
                 num_frames.append(result)
-    shutil.rmtree(partial_root, ignore_errors=True)
+    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)
     failed = Path(output, FAILED_FILE)
     if failures:
         write_lines(failed, [f"{name}\t{why}" for name, why in failures])
@@ -99,21 +116,32 @@ def _extract_video(
 ) -> int:
     """Extracts one video to its folder, and gives the number of frames there."""
     video, folder = job
+    if not os.path.isdir(partial_root):
+        raise StopJobsError(
+            f"cannot write {folder}: this is not the disk of the machine of the command; --output"
+            " has to be on one that all nodes share"
+        )
     if os.path.isdir(folder):
         return count_frames(folder)
-    partial_folder = os.path.join(partial_root, str(os.getpid()))
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    # Not by its number: processes of several machines have the same.
+    partial_folder = os.path.join(partial_root, uuid.uuid4().hex)
     count = 0
     try:
         with _writing(folder):
-            os.makedirs(partial_folder)
-        for count, frame in enumerate(every_frame(video), start=1):
-            data = encode_frame(frame, short_side, quality)
-            with _writing(folder):
-                Path(partial_folder, FRAME_TEMPLATE.format(count)).write_bytes(data)
+            os.mkdir(partial_folder)
+        with local_copy(video) as path:
+            for count, frame in enumerate(every_frame(path), start=1):
+                data = encode_frame(frame, short_side, quality)
+                with _writing(folder):
+                    Path(partial_folder, FRAME_TEMPLATE.format(count)).write_bytes(data)
         with _writing(folder):
             os.makedirs(os.path.dirname(folder), exist_ok=True)
-            os.rename(partial_folder, folder)
+            try:
+                os.rename(partial_folder, folder)
+            except OSError:
+                # A node that was taken for lost has finished it as well.
+                if not os.path.isdir(folder):
+                    raise
     finally:
         shutil.rmtree(partial_folder, ignore_errors=True)
     return count

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Generic, Literal, TypeVar
 
-from tsm_jax.errors import UserError
+from tsm_jax.errors import StopJobsError, UserError
 from tsm_jax.host import usable_cores
 
 Item = TypeVar("Item")
@@ -53,10 +53,6 @@ class JobFailure:
     exit_code: int | None = None
 
 
-class StopJobsError(UserError):
-    """A mistake that is not that of an item, such as a full disk: it ends all of the work."""
-
-
 class ProcessLostError(RuntimeError):
     """A process was killed, or ended before it was ready: not by the doing of an item."""
 
@@ -75,6 +71,8 @@ def run_jobs(
     *,
     processes: int = 0,
     seconds: float = math.inf,
+    ray: str | None = None,
+    path_of: Callable[[Item], str] = str,
 ) -> Generator[tuple[Item, Result | JobFailure], None, None]:
     """Calls `function` on every item.
 
@@ -84,6 +82,8 @@ def run_jobs(
         items: picklable. They are taken as they are needed.
         processes: how many, 0 for one per core.
         seconds: after which the process of an item is killed.
+        ray: the address of a Ray cluster whose nodes do it, see `cluster.run_on_ray`.
+        path_of: the file of an item, for a cluster.
 
     Yields:
         (item, result or `JobFailure`) in the order of the items.
@@ -92,6 +92,13 @@ def run_jobs(
         UserError: `function` raised a `StopJobsError`.
         RuntimeError: `function` raised something else: a defect, with the traceback from there.
     """
+    if ray is not None:
+        from tsm_jax.data.prepare.cluster import run_on_ray
+
+        yield from run_on_ray(
+            function, items, ray, path_of=path_of, processes=processes, seconds=seconds
+        )
+        return
     size = processes or usable_cores()
     workers = Workers(function, seconds=seconds)
     begun = deque()

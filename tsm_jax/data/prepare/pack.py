@@ -1,4 +1,4 @@
-"""A list of clips into a packed folder, on this machine's cores or with Apache Beam.
+"""A list of clips into a packed folder, on this machine's cores or those of a Ray cluster.
 
 While a folder is being packed, `.packing/` in it holds a note for every shard that is complete
 (which clips it has, which failed). A shard gets its name after its note is written, and
@@ -31,8 +31,9 @@ from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT, packed_fo
 from tsm_jax.data.prepare.entries import list_line
 from tsm_jax.data.prepare.extract import FAILED_FILE, encode_frame
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
+from tsm_jax.data.remote import local_copy
 from tsm_jax.data.sampling import spread_frames
-from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 from tsm_jax.terminal import progress
 
@@ -71,8 +72,14 @@ class Record:
     num_frames: int
 
 
-def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[tuple[str, str]]:
+def pack(
+    shards: Shards, *, processes: int = 0, seconds: float = 300.0, ray: str | None = None
+) -> list[tuple[str, str]]:
     """Writes the shards that are missing, and then what describes them.
+
+    Args:
+        processes, seconds, ray: as for `run_jobs`. Whoever makes the records, it is this machine
+            that writes them.
 
     Returns:
         (clip, reason) of those that failed; they are left out.
@@ -86,7 +93,10 @@ def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[
         missing = shards.missing()
         clips = [clip for shard in missing for clip in shards.clips_of(shard)]
         make = partial(make_record, options=shards.options)
-        with closing(run_jobs(make, clips, processes=processes, seconds=seconds)) as jobs:
+        results_of = run_jobs(
+            make, clips, processes=processes, seconds=seconds, ray=ray, path_of=_path_of
+        )
+        with closing(results_of) as jobs:
             results = progress((result for _, result in jobs), "pack", len(clips))
             for shard in missing:
                 shards.write(shard, islice(results, len(shards.clips_of(shard))))
@@ -95,39 +105,8 @@ def pack(shards: Shards, *, processes: int = 0, seconds: float = 300.0) -> list[
         raise UserError(f"cannot write {shards.directory}: {reason(error)}") from error
 
 
-def pack_with_beam(shards: Shards, arguments: Sequence[str] = ()) -> list[tuple[str, str]]:
-    """As `pack`, each shard on whichever machine the runner chooses; the same bytes.
-
-    The shards' directory and the clips' paths must mean the same on all machines. `arguments` are
-    those of the pipeline, such as `--runner=FlinkRunner`; the DirectRunner by default.
-    """
-    try:
-        import apache_beam as beam  # pyright: ignore[reportMissingImports]
-        from apache_beam.options import pipeline_options  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError("Apache Beam is not installed: pip install 'tsm-jax[beam]'") from error
-    if not shards.begin():
-        return []
-    with beam.Pipeline(options=pipeline_options.PipelineOptions(list(arguments))) as pipeline:
-        _ = (
-            pipeline
-            | "shards" >> beam.Create(shards.missing())
-            | "spread" >> beam.Reshuffle()
-            | "write" >> beam.Map(partial(_write_shard, shards))
-        )
-    return shards.finish()
-
-
-def _write_shard(shards: Shards, shard: int) -> int:
-    def results():
-        for clip in shards.clips_of(shard):
-            try:
-                yield make_record(clip, shards.options)
-            except UnreadableClipError as error:
-                yield JobFailure(" ".join(str(error).split()))
-
-    shards.write(shard, results())
-    return shard
+def _path_of(clip: Clip) -> str:
+    return clip[1].path
 
 
 def make_record(clip: Clip, options: RecordOptions) -> Record:
@@ -158,11 +137,10 @@ def _pictures_of_video(entry: ClipEntry, options: RecordOptions) -> tuple[Sequen
         length = num_frames
         return _kept(num_frames, options)
 
-    # All frames of a long video at once would not fit into memory.
-    frames = (
-        decode_frames(entry.path, choose) if options.frames_per_clip else every_frame(entry.path)
-    )
-    pictures = [encode_frame(frame, options.short_side, options.quality) for frame in frames]
+    with local_copy(entry.path) as path:
+        # All frames of a long video at once would not fit into memory.
+        frames = decode_frames(path, choose) if options.frames_per_clip else every_frame(path)
+        pictures = [encode_frame(frame, options.short_side, options.quality) for frame in frames]
     return pictures, length or len(pictures)
 
 

@@ -1,0 +1,245 @@
+"""Work on a cluster: the results of one machine, whatever is lost; nodes that differ are refused.
+
+Ray is the stand-in of tests/fake_ray.py here; tests/data/prepare/test_ray.py starts the real one.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from tsm_jax import host, prepare
+from tsm_jax.data.prepare import cluster, extract
+from tsm_jax.data.prepare.cluster import run_on_ray
+from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
+from tsm_jax.errors import StopJobsError, UserError
+
+
+def run(items, function=str, **more):
+    return list(run_on_ray(function, items, "10.0.0.1:6379", path_of=str, **more))
+
+
+def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypatch):
+    monkeypatch.setattr(cluster, "_MOST_AHEAD", 40)
+    fake_ray.work, fake_ray.cores = fake_ray.at_once, 10
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for taken in range(1, 501):
+            yield taken - 1
+
+    results = []
+    for number, (item, result) in enumerate(
+        run_jobs(str, items(), ray="10.0.0.1:6379", path_of=str)
+    ):
+        results.append((item, result))
+        assert taken - number <= 40
+    assert results == [(i, str(i)) for i in range(500)]
+    assert fake_ray.most == 20
+    assert fake_ray.tasks != sorted(fake_ray.tasks)
+
+
+def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
+    monkeypatch.setattr(cluster, "_MOST_BYTES", 10_000)
+    fake_ray.work = fake_ray.at_once
+    # The first one comes last, as long as there are others.
+    fake_ray.wait = lambda references, timeout: (references[-1:], [])
+    taken = []
+    items = (taken.append(i) or i for i in range(300))
+    jobs = run_on_ray(bytes, (1000 for _ in items), "a:1", path_of=str)
+    assert len(next(jobs)[1]) == 1000
+    assert len(taken) < 30
+    assert len(list(jobs)) == 299
+
+
+def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
+    fake_ray.work = fake_ray.at_once
+    fake_ray.lose = lambda item: fake_ray.rng.random() < 0.4
+    assert run(range(200)) == [(i, str(i)) for i in range(200)]
+    assert len(fake_ray.tasks) > 250
+
+
+def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
+    fake_ray.work = fake_ray.at_once
+    fake_ray.lose = lambda item: item == 3
+    jobs = run_on_ray(str, range(100), "a:1", path_of=str)
+    with pytest.raises(UserError, match=r"^3: 10 workers were lost .* the same command continues"):
+        list(jobs)
+    assert fake_ray._waiting == {}
+
+
+@pytest.mark.parametrize("code, attempts", [(-11, 1), (-9, 3)])
+def test_a_process_that_was_killed_may_have_been_that_of_a_dying_node(fake_ray, code, attempts):
+    failure = JobFailure(f"the decoder crashed (exit code {code})", "crashed", code)
+    fake_ray.work = lambda order, item, path: cluster._Done("n", pickle.dumps(failure))
+    assert run(["a"]) == [("a", failure)]
+    assert fake_ray.tasks == ["a"] * attempts
+
+
+def test_a_node_that_sees_other_files_ends_the_run(fake_ray, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"12345")
+    path = str(tmp_path / "a.mp4")
+    missing = pickle.dumps(JobFailure("no such file"))
+    for size, seen in ((None, "nothing"), (4, "4 bytes"), (-1, "a folder")):
+        fake_ray.work = lambda *_, size=size: cluster._Done("10.0.0.7", missing, size=size)
+        message = rf"node 10.0.0.7 sees {seen} at {path}, this machine 5 bytes: all need the same"
+        with pytest.raises(UserError, match=message):
+            run([path])
+    fake_ray.work = lambda *_: cluster._Done("10.0.0.7", missing)
+    assert run([f"{path}.gone"])[0][1] == JobFailure("no such file")
+
+
+def job(item):
+    match item:
+        case "crashes":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "eats":
+            return bytes(3 << 30)
+        case "fails":
+            raise StopJobsError("the disk is full")
+        case "defect":
+            raise KeyError("ours")
+        case "cores":
+            return host.usable_cores()
+    return os.getpid()
+
+
+def test_a_file_costs_itself_and_nothing_else(fake_ray):
+    """In real processes."""
+    fake_ray.memory = 4 << 30  # for two cores
+    items = ["a", "crashes", "b", "eats", "c", "cores"]
+    results = dict(run(items, job))
+    assert results["crashes"] == JobFailure("the decoder crashed (exit code -11)", "crashed", -11)
+    assert results["eats"].reason.startswith("it takes more memory than 2048 MB")
+    assert all(isinstance(results[name], int) for name in "abc")
+    assert results["cores"] == 1
+    with pytest.raises(UserError, match="node 10.0.0.7: the disk is full"):
+        run(["fails"], job)
+    with pytest.raises(RuntimeError, match="KeyError: 'ours'"):
+        run(["defect"], job)
+
+
+def test_nodes_with_another_decoder_or_other_code_are_refused(fake_ray, monkeypatch):
+    real = cluster._environment
+
+    def elsewhere(packages):
+        return {**real(packages), changed: "17.0"}
+
+    fake_ray.work = lambda *arguments: (
+        monkeypatch.setattr(cluster, "_environment", elsewhere),
+        cluster._work(*arguments),
+        monkeypatch.setattr(cluster, "_environment", real),
+    )[1]
+    for changed in ("av", "tsm_jax"):
+        with pytest.raises(UserError, match=f"node 10.0.0.7: {changed} is 17.0, on the machine"):
+            run(["a"])
+
+
+def test_what_cannot_be_imported_there_is_said(fake_ray):
+    def fails(*_):
+        raise fake_ray.exceptions.RayTaskError(ModuleNotFoundError("No module named 'tsm_jax'"))
+
+    fake_ray.work = fails
+    with pytest.raises(UserError, match="has not the packages .*No module named 'tsm_jax'.*same"):
+        run(["a"])
+
+
+def test_without_ray_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'tsm-jax\[ray\]'"):
+        run(["a"])
+
+
+def test_a_wrong_address_is_one_line(fake_ray, monkeypatch):
+    monkeypatch.setattr(fake_ray, "is_initialized", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer():
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UserError, match="there is no cluster, it is something else that ans"):
+            next(run_on_ray(str, ["a"], f"127.0.0.1:{port}", path_of=str))
+        thread.join()
+    wrong = {
+        f"127.0.0.1:{port}": "nothing answers (Connection refused): ray start --head starts one",
+        "somewhere": "give local, auto or HOST:PORT, such as 10.0.0.1:6379",
+        "ray://10.0.0.1:10001": "start the command on a node of the cluster",
+    }
+    for address, message in wrong.items():
+        with pytest.raises(UserError) as raised:
+            next(run_on_ray(str, ["a"], address, path_of=str))
+        assert message in str(raised.value) and address in str(raised.value)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match="--processes does not go with --ray auto"):
+        next(run_on_ray(str, ["a"], "auto", path_of=str, processes=2))
+
+
+def test_a_cluster_without_cores_is_waited_for_and_given_up(fake_ray, monkeypatch, capsys):
+    clock = iter(np.arange(0, 1e6, 3.0).tolist())
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
+    fake_ray.cores = 0
+    fake_ray.wait = lambda references, timeout: ([], references)
+    with pytest.raises(UserError, match="has had no node with a core for 600 s"):
+        run(["a"])
+    assert capsys.readouterr().err.count("waiting for one") == 1
+
+
+@pytest.mark.parametrize("command", ["check", "frames", "pack"])
+def test_commands_write_the_same_on_a_cluster(fake_ray, videos, video_list, tmp_path, command):
+    fake_ray.work = fake_ray.at_once
+    fake_ray.lose = lambda item: fake_ray.rng.random() < 0.3
+    outputs = []
+    for where in ([], ["--ray", "10.0.0.1:6379"]):
+        output = tmp_path / f"out{len(outputs)}"
+        words = [command, "--list", video_list, "--prefix", videos, *where]
+        words += [] if command == "frames" else ["--source", "videos"]
+        if command == "check":
+            words += ["--report", output / "report", "--write_clean", output / "clean"]
+        else:
+            words += ["--output", output]
+        words += ["--clips_per_shard", 3] if command == "pack" else []
+        prepare.main([str(word) for word in words])
+        files = sorted(path for path in output.rglob("*") if path.is_file())
+        outputs.append({str(path.relative_to(output)): path.read_bytes() for path in files})
+    assert outputs[0] == outputs[1]
+    assert any(b"clip9" in content for content in outputs[0].values())
+    assert len(fake_ray.tasks) >= 7
+
+
+def test_frames_go_to_a_disk_that_all_share(videos, tmp_path):
+    job = str(videos / "a" / "clip0.mp4"), str(tmp_path / "frames" / "clip0")
+    write = {"short_side": 24, "quality": 90}
+    with pytest.raises(StopJobsError, match="has to be on one that all nodes share"):
+        extract._extract_video(job, partial_root=str(tmp_path / "not here"), **write)
+    with pytest.raises(UserError, match="prepare pack writes to a bucket"):
+        extract.extract([], [], "gs://bucket/frames")
+
+
+def test_a_folder_that_another_node_finished_is_kept(videos, tmp_path, monkeypatch):
+    """A node that was taken for lost may still be working."""
+    job = str(videos / "a" / "clip0.mp4"), str(tmp_path / "frames" / "clip0")
+    write = {"partial_root": str(tmp_path), "short_side": 24, "quality": 90}
+    rename = os.rename
+
+    def overtaken(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        assert extract._extract_video(job, **write) == 23
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    assert extract._extract_video(job, **write) == 23
+    assert len(list((tmp_path / "frames" / "clip0").iterdir())) == 23
+    assert {path.name for path in tmp_path.iterdir()} == {"frames"}

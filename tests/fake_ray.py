@@ -1,0 +1,104 @@
+"""The part of Ray that is used, in one process: tasks finish in any order and may be lost."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from tsm_jax.data.prepare import cluster, jobs
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    def __init__(self, cause):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class FakeRay:
+    """A cluster of so many cores.
+
+    Attributes:
+        work: does a task, the real thing unless a test sets another.
+        lose: given the item of a task, whether it is lost.
+        most: tasks that were there at once.
+        tasks: items of the tasks that were finished or lost, in that order.
+    """
+
+    def __init__(self, cores: int = 2):
+        self.exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+        self.util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7")
+        self.cores, self.most, self.tasks = cores, 0, []
+        self.memory = 8 << 30
+        self.rng = random.Random(0)
+        self.work = cluster._work
+        self.lose = lambda item: False
+        self._waiting = {}
+        self._prepared = {}
+
+    def at_once(self, pickled, item, path):
+        """A task without a process of its own."""
+        if pickled not in self._prepared:
+            order = self._prepared[pickled] = pickle.loads(pickled)
+            order.prepare()
+        result = jobs._result(self._prepared[pickled].function, item)
+        if isinstance(result, jobs._Raised):
+            return cluster._Done("10.0.0.7", stopped=result.text)
+        return cluster._Done("10.0.0.7", pickle.dumps(result), size=cluster._size(path))
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"CPU": float(self.cores)}
+
+    def nodes(self):
+        resources = {"CPU": float(self.cores), "memory": float(self.memory)}
+        return [{"NodeID": "7", "Resources": resources}]
+
+    def get_runtime_context(self):
+        return SimpleNamespace(get_node_id=lambda: "7")
+
+    def remote(self, **options):
+        assert options == {"num_cpus": 1, "max_retries": 0}
+        return lambda function: SimpleNamespace(remote=self._submit)
+
+    def _submit(self, *arguments):
+        reference = object()
+        self._waiting[reference] = arguments
+        self.most = max(self.most, len(self._waiting))
+        return reference
+
+    def wait(self, references, timeout):
+        assert set(references) == set(self._waiting)
+        return [self.rng.choice(references)], []
+
+    def get(self, reference):
+        arguments = self._waiting.pop(reference)
+        self.tasks.append(arguments[1])
+        if self.lose(arguments[1]):
+            raise RayError("the node died")
+        return self.work(*arguments)
+
+    def cancel(self, reference):
+        del self._waiting[reference]
+
+
+@pytest.fixture
+def fake_ray(monkeypatch):
+    """In the place of Ray, which need not be installed."""
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(cluster, "_current", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)
+    monkeypatch.setattr(cluster.os, "chdir", lambda folder: None)
+    yield fake
+    if cluster._current is not None:
+        cluster._current[1].close()

@@ -1,0 +1,494 @@
+"""Many files through one function on the nodes of a Ray cluster: `run_jobs` on more machines.
+
+A node's core works through a process of its own (`jobs.Workers`), as on one machine: a file that
+hangs, crashes or takes too much memory costs itself and neither Ray's worker nor the run. Ray
+itself only ever loses work by no fault of a file, and what it loses is done again elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import logging
+import math
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tsm_jax import host
+from tsm_jax.data.prepare.jobs import JobFailure, Workers
+from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.files import reason
+from tsm_jax.terminal import printable
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+LOCAL = "local"
+
+# What decides the pixels of a decoded and encoded frame, besides our own code.
+PACKAGES = ("av", "numpy", "opencv-python-headless", "pillow", "protobuf")
+
+# Tasks that Ray has at once, for each core: one that runs and one that is on its way. A cluster
+# that grows with its work starts from some that wait.
+_TASKS_PER_CORE, _FEWEST_TASKS = 2, 16
+
+# Results that wait for an earlier one.
+_MOST_AHEAD, _MOST_BYTES = 4096, 512 << 20
+
+# After which an item is no longer given to another worker. A process that was killed, rather than
+# crashed, may have been one of a node that was going down.
+_MOST_LOSSES, _MOST_KILLS = 10, 3
+_KILLED = (-9, -15)
+
+_CONNECT_SECONDS = 5.0
+# Of the folder for temporary files: names of Ray's sockets are below it, and may have 107 bytes.
+_LONGEST_FOLDER = 24
+# RFC 9113, 3.4: Ray's protocol is gRPC, and both sides of such a connection begin with settings.
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
+_COUNT_SECONDS = 2.0  # between two looks at the size of the cluster
+_PATIENCE = 600.0  # seconds without any node that has a core
+
+
+class _Order(NamedTuple):
+    """What the nodes do with the items."""
+
+    function: Callable[[Any], Any]
+    prepare: Callable[[], object]
+    seconds: float
+    folder: str  # that relative paths start from
+    environment: dict[str, str | None]
+
+
+class _Done(NamedTuple):
+    """What a node says about an item.
+
+    Attributes:
+        result: pickled.
+        stopped: a mistake of the user's that ends the run.
+        defect: one of ours.
+        size: of the file as the node sees it, see `_size`.
+    """
+
+    node: str
+    result: bytes = b""
+    stopped: str = ""
+    defect: str = ""
+    size: int | None = None
+
+
+@dataclass
+class _Slot:
+    """An item on its way."""
+
+    item: Any
+    path: str
+    losses: int = 0
+    kills: int = 0
+    done: _Done | None = None
+
+
+def run_on_ray(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    address: str,
+    *,
+    path_of: Callable[[Item], str],
+    processes: int = 0,
+    seconds: float = math.inf,
+    prepare: Callable[[], object] = tuple,  # that does nothing
+    packages: Iterable[str] = (),
+    on_gpus: bool = False,
+) -> Generator[tuple[Item, Result | JobFailure], None, None]:
+    """As `run_jobs`, on the cores of a cluster; the same results in the same order.
+
+    Args:
+        function: importable on the nodes.
+        address: `local` for a cluster of this machine alone that ends with the run; `auto` for the
+            one that this machine belongs to; or the `HOST:PORT` of one.
+        path_of: the file of an item, which nodes and this machine have to see alike.
+        processes: cores of a local cluster, 0 for all.
+        prepare: called in a new process before its first item.
+        packages: besides `PACKAGES`, those that have to be the same everywhere.
+        on_gpus: a cluster that has GPUs works on the nodes with GPUs alone.
+
+    Raises:
+        UserError: as `run_jobs`; or the cluster cannot be reached, its nodes differ from this
+            machine in what decides the results, or an item took worker after worker with it.
+        RuntimeError: as `run_jobs`.
+    """
+    environment = _environment((*PACKAGES, *packages))
+    order = pickle.dumps(_Order(function, prepare, seconds, os.getcwd(), environment))
+    with _connected(address, processes) as ray:
+        resource = "GPU" if on_gpus and ray.cluster_resources().get("GPU") else "CPU"
+        options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
+        if resource == "GPU":  # one for each of the cores that decode for it
+            total = ray.cluster_resources()
+            options["num_gpus"] = min(1.0, round(total["GPU"] / total.get("CPU", 1), 4))
+        task = ray.remote(**options)(_work)
+        slots = (_Slot(item, path_of(item)) for item in items)
+        for slot in _in_order(ray, slots, lambda slot: task.remote(order, slot.item, slot.path)):
+            yield slot.item, _result(slot)
+
+
+def _in_order(
+    ray: Any, slots: Iterator[_Slot], submit: Callable[[_Slot], Any]
+) -> Generator[_Slot, None, None]:
+    """The slots with what became of them. A bounded number of tasks and results is held."""
+    begun: deque[_Slot] = deque()
+    running: dict[Any, _Slot] = {}
+    held, all_begun = 0, False
+    cores = _Cores(ray)
+    try:
+        while True:
+            most = max(_FEWEST_TASKS, _TASKS_PER_CORE * cores.count())
+            while not all_begun and len(running) < most and len(begun) < _MOST_AHEAD:
+                if held > _MOST_BYTES and running:
+                    break
+                slot = next(slots, None)
+                if slot is None:
+                    all_begun = True
+                    break
+                begun.append(slot)
+                running[submit(slot)] = slot
+            while begun and (done := begun[0].done) is not None:
+                yield begun.popleft()
+                held -= len(done.result)
+            if not begun and all_begun:
+                return
+            ready = ray.wait(list(running), timeout=_COUNT_SECONDS)[0] if running else []
+            for reference in ready:
+                slot = running.pop(reference)
+                slot.done = _taken(ray, reference, slot)
+                if slot.done is None:
+                    running[submit(slot)] = slot
+                else:
+                    held += len(slot.done.result)
+    finally:
+        for reference in running:
+            with suppress(Exception):  # the connection may be what was lost
+                ray.cancel(reference)
+
+
+def _taken(ray: Any, reference: Any, slot: _Slot) -> _Done | None:
+    """What the node says; None if it has to be done again."""
+    errors = ray.exceptions
+    try:
+        done: _Done = ray.get(reference)
+    except errors.RayTaskError as error:
+        if isinstance(error.cause, ImportError) or "failed to import" in str(error):
+            why = str(error.cause or error).strip().splitlines()[-1]
+            raise UserError(
+                f"a node of the cluster has not the packages of this machine ({why}): install the"
+                " same there"
+            ) from None
+        raise
+    except errors.RayError as error:
+        slot.losses += 1
+        if slot.losses < _MOST_LOSSES:
+            return None
+        raise UserError(
+            f"{printable(slot.path)}: {slot.losses} workers were lost while they had it, the last"
+            f" because: {reason(error)[:300]}; give the nodes more memory or fewer cores (ray start"
+            " --num-cpus), or take it off the list; the same command continues"
+        ) from error
+    if done.result and not (done.stopped or done.defect):
+        _check_sight(slot.path, done)
+        result = pickle.loads(done.result)
+        if isinstance(result, JobFailure) and result.exit_code in _KILLED:
+            slot.kills += 1
+            if slot.kills < _MOST_KILLS:
+                return None
+    return done
+
+
+def _check_sight(path: str, done: _Done) -> None:
+    """Otherwise a node without the disk of the videos would make a small data set."""
+    here = _size(path)
+    if here != done.size:
+
+        def seen(size: int | None) -> str:
+            return "nothing" if size is None else "a folder" if size < 0 else f"{size} bytes"
+
+        raise UserError(
+            f"node {done.node} sees {seen(done.size)} at {printable(path)}, this machine"
+            f" {seen(here)}: all need the same files under the same paths, on a disk that they"
+            " share; or give the list gs:// or s3:// addresses"
+        )
+
+
+def _result(slot: _Slot) -> Any:
+    done = slot.done
+    assert done is not None
+    if done.stopped:
+        raise UserError(f"node {done.node}: {done.stopped}")
+    if done.defect:
+        raise RuntimeError(f"on node {done.node}: {done.defect}")
+    return pickle.loads(done.result)
+
+
+class _Cores:
+    """How many cores the cluster has. Nodes come and go."""
+
+    def __init__(self, ray: Any):
+        self._ray = ray
+        self._looked = -math.inf
+        self._count = 0
+        self._last_seen = time.monotonic()
+        self._has_said = False
+
+    def count(self) -> int:
+        now = time.monotonic()
+        if now - self._looked >= _COUNT_SECONDS:
+            self._looked = now
+            self._count = int(self._ray.cluster_resources().get("CPU", 0))
+            if self._count:
+                self._last_seen, self._has_said = now, False
+            elif now - self._last_seen > _PATIENCE:
+                raise UserError(
+                    f"the cluster has had no node with a core for {_PATIENCE:.0f} s: add one and"
+                    " run the same command again, it continues"
+                )
+            elif not self._has_said and now - self._last_seen > 2 * _COUNT_SECONDS:
+                print("the cluster has no node with a core: waiting for one", file=sys.stderr)
+                self._has_said = True
+        return self._count
+
+
+@contextmanager
+def _connected(address: str, processes: int) -> Iterator[Any]:
+    """The module `ray`, connected; a connection that the process has already is used."""
+    # Ray sends statistics of its use unless it is told not to before it is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warns of a change
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise UserError(
+            f"--ray: Ray cannot be imported ({reason(error)}): pip install 'tsm-jax[ray]'"
+        ) from None
+    if ray.is_initialized():
+        yield ray
+        return
+    is_local = address == LOCAL
+    if processes and not is_local:
+        raise UserError(f"--processes does not go with --ray {address}: its nodes have their cores")
+    if not is_local:
+        _check_address(address)
+    folder = tempfile.gettempdir()
+    if len(folder) > _LONGEST_FOLDER and os.path.isdir("/tmp"):
+        folder = "/tmp"
+    with tempfile.TemporaryDirectory("", "tsm-", folder, ignore_cleanup_errors=True) as folder:
+        own: dict[str, Any] = {
+            "num_cpus": processes or host.usable_cores(),
+            "include_dashboard": False,
+            "_temp_dir": folder,
+            # The kernel ends what takes too much memory, as without Ray: the file's own process.
+            "_system_config": {"memory_monitor_refresh_ms": 0},
+        }
+        try:
+            with _silenced():
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **(own if is_local else {}),
+                )
+        except Exception as error:  # whatever it raises, there is no cluster
+            raise UserError(
+                f"--ray {address}: there is no cluster that can be used ({reason(error)[:300]})"
+            ) from error
+        try:
+            # It prints what befalls its nodes to the standard output, among our results, and has no
+            # switch for it.
+            ray._private.worker.print_to_stdstream = lambda *_, **__: None
+            yield ray
+        finally:
+            with _silenced():
+                ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Ray would take minutes to say so."""
+    if "://" in address:
+        raise UserError(
+            f"--ray {address}: start the command on a node of the cluster, with HOST:PORT or auto;"
+            " from elsewhere, ray job submit -- COMMAND does so"
+        )
+    if address == "auto":
+        return
+    host_name, _, port = address.rpartition(":")
+    if not host_name or not port.isdecimal():
+        raise UserError(f"--ray {address}: give local, auto or HOST:PORT, such as 10.0.0.1:6379")
+    why = "it is something else that answers"
+    try:
+        place = (host_name.strip("[]"), int(port))
+        with socket.create_connection(place, _CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":
+                return
+            connection.sendall(_HTTP2_GREETING)
+            if connection.recv(9)[3:4] == _HTTP2_SETTINGS:
+                return
+    except (OSError, OverflowError) as error:
+        why = f"nothing answers ({reason(error)})"
+    raise UserError(
+        f"--ray {address}: there is no cluster, {why}: ray start --head starts one and prints its"
+        " address"
+    )
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
+    """Without what Ray's C++ side writes past Python to the standard error."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _environment(packages: Iterable[str]) -> dict[str, str | None]:
+    """What decides the results: versions, and the code of this package."""
+    found: dict[str, str | None] = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    root = Path(__file__).parents[2]
+    code = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    found["tsm_jax"] = f"of the code {code.hexdigest()[:12]}"
+    return found
+
+
+def _size(path: str) -> int | None:
+    """Bytes of a file, -1 for a folder, None for what is not there or behind an address."""
+    if "://" in path:
+        return None
+    try:
+        return -1 if os.path.isdir(path) else os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
+
+
+# On the nodes. ----------------------------------------------------------------------------------
+
+_current: tuple[bytes, Workers[Any, Any]] | None = None  # of this worker of Ray's
+
+
+def _work(order: bytes, item: Any, path: str) -> _Done:
+    """One item, in a process of its own that is kept for the next one."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    node = ray.util.get_node_ip_address()
+    try:
+        result = _workers(order).call(item)
+    except UserError as error:
+        return _Done(node, stopped=str(error))
+    except RuntimeError as error:
+        return _Done(node, defect=str(error))
+    return _Done(node, result=pickle.dumps(result), size=_size(path))
+
+
+def _workers(pickled: bytes) -> Workers[Any, Any]:
+    global _current
+    if _current is None or _current[0] != pickled:
+        if _current is not None:
+            _current[1].close()
+        order: _Order = pickle.loads(pickled)
+        for name, version in _environment(n for n in order.environment if n != "tsm_jax").items():
+            if version != order.environment[name]:
+                raise UserError(
+                    f"{name} is {version or 'not installed'}, on the machine of the command"
+                    f" {order.environment[name] or 'not installed'}: install the same everywhere"
+                )
+        with suppress(OSError):  # where it is missing, relative paths are not seen either
+            os.chdir(order.folder)
+        # A process would import Ray's program once more, as its main module.
+        vars(sys.modules["__main__"]).pop("__file__", None)
+        limits = _limits()
+        workers = Workers(
+            _Bounded(order.function, limits.memory),
+            seconds=order.seconds,
+            prepare=_Start(order.prepare, limits),
+        )
+        _current = pickled, workers
+    return _current[1]
+
+
+class _Limits(NamedTuple):
+    """Of one process.
+
+    Attributes:
+        memory: bytes, or None for no limit.
+    """
+
+    cores: int
+    memory: int | None
+
+
+def _limits() -> _Limits:
+    """A core, and its share of the node's memory, so that a file cannot take the node with it."""
+    import ray  # pyright: ignore[reportMissingImports]
+
+    own = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    if not resources.get("memory") or resources.get("GPU"):  # drivers of GPUs map what they like
+        return _Limits(1, None)
+    return _Limits(1, int(resources["memory"] / max(1, resources.get("CPU", 1))))
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Before the first item of a process."""
+
+    prepare: Callable[[], object]
+    limits: _Limits
+
+    def __call__(self) -> None:
+        host.use_cores(self.limits.cores)
+        if self.limits.memory is not None:
+            import resource
+
+            _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
+            resource.setrlimit(resource.RLIMIT_DATA, (self.limits.memory, hardest))
+        self.prepare()
+
+
+@dataclass(frozen=True)
+class _Bounded:
+    """The function, for which a lack of memory is that of the item."""
+
+    function: Callable[[Any], Any]
+    memory: int | None
+
+    def __call__(self, item: Any) -> Any:
+        try:
+            return self.function(item)
+        except Exception as error:
+            # OpenCV has an error of its own for it.
+            if not isinstance(error, MemoryError) and "Insufficient memory" not in str(error):
+                raise
+        most = f" than {self.memory >> 20} MB, its core's share of the node" if self.memory else ""
+        raise UnreadableClipError(
+            f"it takes more memory{most}: give the nodes fewer cores (ray start --num-cpus)"
+        )
