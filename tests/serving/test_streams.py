@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from tsm_jax import cli, serve
 from tsm_jax.deploy.stream import Stream
 from tsm_jax.serving import streams
-from tsm_jax.serving.streams import NewestFrame
+from tsm_jax.serving.streams import NewestFrame, warning_of
 
 
 def jpeg(seed, size=(40, 52), kind="JPEG", **options):
@@ -182,7 +182,8 @@ def test_told_to_stop_it_answers_what_has_come(start_service, exported_stream, t
         os.kill(service.processes()["decode"], signal.SIGSTOP)
         connection.send(jpeg(1))
         connection.ping().wait(10)  # it has come
-        service.process.send_signal(signal.SIGTERM)
+        for pid in (*service.processes().values(), service.process.pid):
+            os.kill(pid, signal.SIGTERM)  # as systemd does
         with pytest.raises(TimeoutError):
             connection.recv(timeout=0.3)
         os.kill(service.processes()["decode"], signal.SIGCONT)
@@ -270,3 +271,9 @@ def test_the_end_comes_after_what_waits(clock):
             await frames.take()
 
     asyncio.run(run())
+
+
+def test_a_stream_that_is_too_slow_is_told_so():
+    times = np.arange(20) / 5
+    assert "sees 5 frames a second and was trained with 8:" in warning_of(times, 8)["warning"]
+    assert warning_of(times, 6) == {} and warning_of(times[1:], 8) == {}

@@ -160,6 +160,7 @@ class _Decode:
         self._limits = limits
 
     def prepare(self) -> None:
+        sandbox.leave_stopping_to_parent()
         sandbox.confine(self._limits.decode_bytes)
 
     def __call__(self, task: Task | bytes) -> Iterator[Window | Refused]:

@@ -15,6 +15,7 @@ from tsm_jax.deploy.artifact import STREAM, State, read_artifact
 from tsm_jax.deploy.engine import Engine, StreamEngine, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
 from tsm_jax.serving.limits import Refused
+from tsm_jax.serving.sandbox import leave_stopping_to_parent
 
 _logger = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class _Run:
         self._engine: Engine | StreamEngine | None = None
 
     def prepare(self) -> None:
+        leave_stopping_to_parent()
         folder, name, precision = self._arguments
         artifact = read_artifact(folder, None)
         if artifact.kind == STREAM:

@@ -38,6 +38,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         listener = _listen(host, port)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {reason(error)}") from error
+    told: list[int] = []
     with listener:
         service = _make_service(settings, lambda: setattr(server, "should_exit", True))
         try:
@@ -46,11 +47,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
             _announce(settings, listener)
             # uvicorn raises these once more when it is done.
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)
+                signal.signal(number, lambda number, _: told.append(number))
             server.run([listener])
         finally:
             service.close()
-    if service.failure is not None:
+    if service.failure is not None and not told:  # what is stopped while it loads fails to load
         raise service.failure
     print("stopped", file=sys.stderr)
 

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -146,19 +146,25 @@ class Streams:
             self._metrics.frames.inc()
             times.append(frame.time)
             values = smoother.update(logits[0]).values(frame.time, frames.dropped)
-            await _send(websocket, {**values, **self._warning(times)})
+            await _send(websocket, {**values, **warning_of(times, self._rate)})
 
-    def _warning(self, times: deque[float]) -> dict[str, str]:
-        """What makes the network see time pass otherwise than in training."""
-        if len(times) < _JUDGED_BY:
-            return {}
-        found = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
-        if found >= _ENOUGH * self._rate:
-            return {}
-        return {
-            "warning": f"the network sees {found:.3g} frames a second and was trained with"
-            f" {self._rate:g}: all that moves looks faster to it"
-        }
+
+def warning_of(times: Sequence[float], rate: float) -> dict[str, str]:
+    """What makes the network see time pass otherwise than in training, if anything does.
+
+    Args:
+        times: of the last frames that it saw, in seconds.
+        rate: frames a second in training.
+    """
+    if len(times) < _JUDGED_BY:
+        return {}
+    found = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    if found >= _ENOUGH * rate:
+        return {}
+    return {
+        "warning": f"the network sees {found:.3g} frames a second and was trained with {rate:g}:"
+        " all that moves looks faster to it"
+    }
 
 
 async def refuse_stream(websocket: WebSocket, refused: Refused) -> None:
