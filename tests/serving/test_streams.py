@@ -17,9 +17,10 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tsm_jax import cli, serve
 from tsm_jax.deploy.stream import Stream
+from tsm_jax.errors import UserError
 from tsm_jax.serving import streams
+from tsm_jax.serving.app import Service, Settings
 from tsm_jax.serving.streams import NewestFrame, warning_of
 
 
@@ -165,14 +166,12 @@ def test_what_a_model_is_not_for_is_refused(stream_service, service):
         ask(connection, jpeg(0))
 
 
-@pytest.mark.parametrize(
-    "option", [["--precision", "int8"], ["--protocol", "test"], ["--max_batch", "2"]]
-)
-def test_settings_of_clips_are_refused(exported_stream, option, capsys):
-    with pytest.raises(SystemExit):
-        cli.run(serve.main, ["--model", str(exported_stream), "--port", "0", *option])
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 1 and f"leave {option[0]} out" in errors
+@pytest.mark.parametrize("option", [{"precision": "int8"}, {"protocol": "test"}, {"max_batch": 2}])
+def test_settings_of_clips_are_refused(exported_stream, option, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(UserError, match=f"leave --{next(iter(option))} out"):
+        Service(Settings(str(exported_stream), **option), lambda: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_told_to_stop_it_answers_what_has_come(start_service, exported_stream, tmp_path):
