@@ -45,6 +45,6 @@ def exported_stream(make_model, formats, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def stream_service(start_service, exported_stream, tmp_path_factory):
-    options = ["--idle_seconds", "1", "--max_frame_kb", "8", "--max_pixels", "20000"]
+    options = ["--idle_seconds", "60", "--max_frame_kb", "8", "--max_pixels", "20000"]
     options += ["--max_streams", "2", "--decoders", "1"]
     return start_service(tmp_path_factory.mktemp("service"), *options, model=exported_stream)

@@ -14,14 +14,18 @@ from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 
+from starlette.websockets import WebSocket
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.stream import Stream
 from tsm_jax.errors import UserError
 from tsm_jax.serving import streams
 from tsm_jax.serving.app import Service, Settings
-from tsm_jax.serving.streams import NewestFrame, warning_of
+from tsm_jax.serving.limits import Limits, Refused
+from tsm_jax.serving.metrics import Metrics
+from tsm_jax.serving.streams import NewestFrame, Streams, warning_of
 
 
 def jpeg(seed, size=(40, 52), kind="JPEG", **options):
@@ -123,14 +127,12 @@ def test_a_picture_is_seen_as_its_note_says(stream_service, exported_stream):
         (jpeg(0)[:-300], 422, "unreadable_frame"),
         (jpeg(0, kind="PNG"), 422, "unreadable_frame"),
         (jpeg(0, (200, 101), quality=1), 422, "resolution_too_high"),
-        (None, 408, "idle"),
     ],
 )
 def test_wrong_frames_end_a_stream(stream_service, message, status, code):
     with open_stream(stream_service) as connection:
         ask(connection, jpeg(1))
-        if message is not None:
-            connection.send(message)
+        connection.send(message)
         values, close, reason = end_of(connection)
         assert (values["code"], close, reason) == (code, 4000 + status, code)
         assert values["id"] and "\n" not in values["error"]
@@ -190,6 +192,49 @@ def test_told_to_stop_it_answers_what_has_come(start_service, exported_stream, t
         assert end_of(connection)[1:] == (4503, "stopping")
     assert service.process.wait(60) == 0
     assert "Traceback" not in service.errors.read_text()
+
+
+class Silent:
+    """A client that sends nothing."""
+
+    async def receive(self):
+        await asyncio.Event().wait()
+
+
+def test_a_silent_client_is_sent_away_unless_it_waits_for_an_answer(exported_stream):
+    limits = Limits(idle_seconds=0.01)
+    artifact = read_artifact(str(exported_stream), STREAM)
+    follower = Streams(artifact, limits, None, None, Metrics())
+
+    async def run():
+        frames = NewestFrame(8, lambda number: None)
+        reading = asyncio.create_task(follower._read(Silent(), frames))
+        await asyncio.sleep(0.1)  # nobody takes a frame: one is being computed
+        assert not reading.done()
+        with pytest.raises(Refused) as refused:
+            await frames.take()
+        assert (refused.value.code, refused.value.status) == ("idle", 408)
+
+    asyncio.run(run())
+
+
+def test_none_is_followed_by_a_service_that_stops(exported_stream):
+    follower = Streams(read_artifact(str(exported_stream), STREAM), Limits(), None, None, Metrics())
+    follower.stop()
+    sent = []
+
+    async def run():
+        async def receive():
+            return {"type": "websocket.connect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "websocket", "subprotocols": [], "query_string": b"", "tsm.id": "1"}
+        await follower.follow(WebSocket({**scope, "headers": []}, receive, send))
+
+    asyncio.run(run())
+    assert (sent[-1]["code"], sent[-1]["reason"]) == (4503, "stopping")
 
 
 class Clock:

@@ -128,6 +128,11 @@ class Service:
         self._watch()
         self.app = self._application()
 
+    def stop_streams(self) -> None:
+        """Ends those that are followed, if the model is for streams, and begins no more."""
+        if self.streams is not None:
+            self.streams.stop()
+
     def close(self) -> None:
         """Ends all processes and removes all files."""
         self._decoders.close()

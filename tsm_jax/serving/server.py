@@ -23,7 +23,7 @@ from tsm_jax.serving.limits import REFUSALS, RETRY_AFTER, Limits
 
 _HEADER_BYTES = 32 << 10
 _LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
-_GOODBYE_SECONDS = 2  # for a client to close its side of a WebSocket
+_GOODBYE_SECONDS = 5  # for a client to close its side of a WebSocket
 _LOOKS = 4  # at a connection, within the seconds that it may idle
 
 
@@ -71,7 +71,7 @@ def _make_service(settings: Settings, stop: Any) -> Service:
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         service.app,
-        http=type("Limited", (_Connection,), {"limits": limits}),
+        http=type("Limited", (_Connection,), {"limits": limits, "service": service}),
         ws=type("Closed", (_Socket,), {"service": service}),
         ws_max_size=limits.frame_bytes,
         ws_per_message_deflate=False,  # a client could send what becomes large
@@ -116,6 +116,7 @@ class _Connection(H11Protocol):
     """
 
     limits: Limits
+    service: Service
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -139,6 +140,7 @@ class _Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """What has connected may still send its request, if it does so at once."""
+        self.service.stop_streams()
         if self.cycle is None and not self.transport.is_closing():
             self.loop.call_later(_LAST_CALL_SECONDS, self._end)
         else:
@@ -192,8 +194,8 @@ class _Socket(WebSocketsSansIOProtocol):
     service: Service
 
     def shutdown(self) -> None:
-        if self.handshake_complete and self.service.streams is not None:
-            self.service.streams.stop()
+        if self.handshake_complete:
+            self.service.stop_streams()
         else:
             super().shutdown()
 

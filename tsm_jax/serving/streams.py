@@ -71,15 +71,17 @@ class Streams:
                 " export it again with --fps"
             )
         self._active: set[NewestFrame] = set()
+        self._stopping = False
 
     def __len__(self) -> int:
         """Streams that are followed."""
         return len(self._active)
 
     def stop(self) -> None:
-        """Ends them, each after the answers to the frames that have come."""
+        """Ends them, each after the answers to the frames that have come, and begins no more."""
+        self._stopping = True
         for frames in self._active:
-            frames.end(Refused("stopping", "the service was told to stop: connect again"))
+            frames.end(_stopping())
 
     async def follow(self, websocket: WebSocket) -> None:
         """Answers a client's frames until one of the two ends it."""
@@ -98,6 +100,8 @@ class Streams:
     async def _follow(self, websocket: WebSocket) -> None:
         if websocket.query_params:
             raise Refused("bad_option", "a stream takes no options")
+        if self._stopping:
+            raise _stopping()
         if self._engine.running is None:
             raise Refused("not_ready", "the network is being loaded: try again")
         if len(self._active) >= self._limits.streams:
@@ -171,6 +175,10 @@ async def refuse_stream(websocket: WebSocket, refused: Refused) -> None:
     """Says why there are no streams, where a browser can read it: in a stream."""
     await _accept(websocket)
     await _close(websocket, refused)
+
+
+def _stopping() -> Refused:
+    return Refused("stopping", "the service was told to stop: connect again")
 
 
 async def _accept(websocket: WebSocket) -> None:
