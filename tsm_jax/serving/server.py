@@ -43,11 +43,16 @@ def serve(settings: Settings, host: str, port: int) -> None:
         service = _make_service(settings, lambda: setattr(server, "should_exit", True))
         try:
             server = uvicorn.Server(_config(service, settings.limits))
+
+            def stop(number: int, _: Any) -> None:
+                told.append(number)
+                server.should_exit = True
+
+            # Until uvicorn has its own, which raise these once more when it is done.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
             _log_to_stdout()
             _announce(settings, listener)
-            # uvicorn raises these once more when it is done.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda number, _: told.append(number))
             server.run([listener])
         finally:
             service.close()
