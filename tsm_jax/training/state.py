@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +58,25 @@ def init_state(
     as without any.
     """
 
+    params, batch_stats = network.init(seed, loaded)
+    zero = np.zeros((), np.int32)
+    parts = (zero, params, batch_stats, optimizer.init(params), zero)
+    return TrainState(*put_replicated(parts, mesh))
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of the host, the same ones in all processes, on all devices."""
+
     def put(leaf: jax.Array | np.ndarray) -> jax.Array:
-        array = np.asarray(leaf)  # the same in all processes, which need not talk about it
+        array = np.asarray(leaf)  # the processes need not talk about it
         return jax.make_array_from_callback(array.shape, replicated(mesh), lambda i: array[i])
 
-    host_params, host_batch_stats = network.init(seed, loaded)
-    opt_state = jax.tree.map(put, optimizer.init(host_params))
-    params, batch_stats = jax.tree.map(put, (host_params, host_batch_stats))
-    zero = np.zeros((), np.int32)
-    return TrainState(put(zero), params, batch_stats, opt_state, put(zero))
+    return jax.tree.map(put, tree)
+
+
+def is_finite(tensors: Mapping[str, jax.Array | np.ndarray]) -> bool:
+    """Whether all values of all tensors are."""
+    return all(np.isfinite(np.asarray(tensor)).all() for tensor in tensors.values())
 
 
 Metrics = dict[str, jax.Array]
