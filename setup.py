@@ -8,7 +8,8 @@ JAX = ">=0.10.1,!=0.10.2,<0.12"  # jaxlib 0.10.2 compiles some reductions on CPU
 
 SERVE = [
     "starlette>=0.46",
-    "uvicorn>=0.34",
+    "uvicorn>=0.54",  # WebSockets that wait for a client that does not read
+    "websockets>=15",
     "python-multipart>=0.0.20",
     "prometheus-client>=0.21",
 ]

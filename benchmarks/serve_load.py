@@ -4,6 +4,7 @@ python benchmarks/serve_load.py throughput --model inference/TSM --videos DIR --
 python benchmarks/serve_load.py files --model inference/TSM --videos DIR --mutations 2000
 python benchmarks/serve_load.py hostile --model inference/TSM --videos DIR --seconds 60
 python benchmarks/serve_load.py kill --model inference/TSM --videos DIR --requests 1000
+python benchmarks/serve_load.py streams --model inference/live --videos DIR --clients 1 4
 
 Each starts its own service on 127.0.0.1, sends everything from this machine and exits with 1 if
 something was not as it should be. Clients and service share the processors.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,10 +81,32 @@ class Service:
             spawned = [pid for pid in spawned if _is_confined(pid) == (name == "decode")]
         return spawned
 
-    def memory(self) -> float:
+    def memory(self) -> str:
         """MB of it and its processes, shared pages counted once for each."""
-        pids = [self.process.pid, *self.processes()]
-        return sum(_resident(pid) for pid in pids) / 2**20
+        pids = [[self.process.pid], self.processes("engine"), self.processes("decode")]
+        parts = [sum(map(_resident, kind)) / 2**20 for kind in pids]
+        names = ("server", "engine", f"{len(pids[2])} decoders")
+        shown = ", ".join(f"{name} {part:.0f}" for name, part in zip(names, parts, strict=True))
+        return f"{sum(parts):.0f} MB ({shown})"
+
+    @contextlib.asynccontextmanager
+    async def watched(self, seconds: float) -> AsyncIterator[None]:
+        """Prints its memory at the start, every so many seconds and at the end."""
+        start = time.perf_counter()
+
+        def show() -> None:
+            print(f"    {time.perf_counter() - start:4.0f} s: {self.memory()}", flush=True)
+
+        async def watch() -> None:
+            for number in itertools.count(1):
+                await asyncio.sleep(start + number * seconds - time.perf_counter())
+                show()
+
+        show()
+        watching = asyncio.create_task(watch())
+        yield
+        watching.cancel()
+        show()
 
     def files(self) -> list[str]:
         """Uploads that are on disk."""
@@ -125,24 +149,27 @@ class Client:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def send(self, target: str, body: bytes | None = None) -> Answer:
+    async def send(self, target: str, body: bytes | None = None, token: str = "") -> Answer:
         start = time.perf_counter()
         kept = self._streams is not None
         try:
-            status, values = await self._exchange(target, body)
+            status, values = await self._exchange(target, body, token)
         except (OSError, asyncio.IncompleteReadError, ValueError):
             self.close()
             if kept:  # closed by the other side between two requests: as any client, once more
-                return await self.send(target, body)
+                return await self.send(target, body, token)
             return Answer(0, {}, time.perf_counter() - start)
         return Answer(status, values, time.perf_counter() - start)
 
-    async def _exchange(self, target: str, body: bytes | None) -> tuple[int, dict[str, Any]]:
+    async def _exchange(
+        self, target: str, body: bytes | None, token: str
+    ) -> tuple[int, dict[str, Any]]:
         self._streams = self._streams or await asyncio.open_connection(_HOST, self._port)
         reader, writer = self._streams
         method, length = (
             ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
         )
+        length += f"Authorization: Bearer {token}\r\n" if token else ""
         writer.write(f"{method} {target} HTTP/1.1\r\nHost: {_HOST}\r\n{length}\r\n".encode())
         writer.write(body or b"")
         with contextlib.suppress(ConnectionError):  # an answer may be there all the same
@@ -259,21 +286,92 @@ def predict(options: argparse.Namespace, folder: str, videos: list[str]) -> tupl
 def throughput(options: argparse.Namespace) -> bool:
     """Clients that wait for their answers, against `predict` on the same files."""
     videos, good = read_videos(options.videos, options.most), True
-    with tempfile.TemporaryDirectory() as folder:
-        repeated = list(videos) * options.repeat
-        answers, rate = predict(options, folder, repeated)
-    print(f"predict: {rate:.1f} videos a second")
+    repeated, rates = list(videos) * options.repeat, []
+
+    def compare() -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            answers, rate = predict(options, folder, repeated)
+        print(f"predict: {rate:.1f} videos a second", flush=True)
+        rates.append(rate)
+        return answers
+
+    async def run(clients: int, load: Load) -> None:
+        async with service.watched(options.every):
+            await load.run(clients, options.seconds)
+
+    answers = compare()
     service = Service(options, "--max_requests", "128")
+    found = {}
     try:
         for clients in options.clients:
-            before, load = service.memory(), Load(service.port, videos, answers)
-            start = time.perf_counter()
-            asyncio.run(load.run(clients, options.seconds))
+            load, start = Load(service.port, videos, answers), time.perf_counter()
+            asyncio.run(run(clients, load))
             seconds = time.perf_counter() - start
-            print(load.row(f"{clients} clients", seconds), end=" ")
-            print(f"{load.statuses[200] / seconds / rate:.2f} of predict |", end=" ")
-            print(f"{before:.0f} -> {service.memory():.0f} MB |", flush=True)
+            print(load.row(f"{clients} clients", seconds), flush=True)
+            found[clients] = load.statuses[200] / seconds
             good = good and load.clean
+        good = _check_after(service) and good
+    finally:
+        service.stop()
+    compare()  # a machine is not always as fast
+    mean = sum(rates) / len(rates)
+    shown = (f"{rate / mean:.2f} with {clients}" for clients, rate in found.items())
+    print(f"of predict's rate, clients: {', '.join(shown)}")
+    return good
+
+
+def streams(options: argparse.Namespace) -> bool:
+    """Clients that send frames at the network's rate; seconds from a frame to its answer."""
+    import av
+    from websockets.asyncio.client import connect
+
+    path, *_ = read_videos(options.videos, options.most)
+    with av.open(path) as container:
+        films = [frame.to_image() for frame in container.decode(video=0)]
+    pictures = []
+    for film in films:
+        film.save(file := io.BytesIO(), "JPEG", quality=90)
+        pictures.append(file.getvalue())
+    service, good = Service(options, "--max_streams", "64"), True
+
+    async def follow(rate: float, answers: list[dict[str, Any]], late: list[float]) -> None:
+        async with connect(f"ws://{_HOST}:{service.port}/v1/stream") as connection:
+            start = time.perf_counter()
+
+            async def send() -> None:
+                for number, picture in enumerate(itertools.cycle(pictures)):
+                    await asyncio.sleep(start + number / rate - time.perf_counter())
+                    if number > rate * options.seconds:
+                        break
+                    await connection.send(picture)
+                await asyncio.sleep(1)
+                await connection.close()
+
+            sending = asyncio.create_task(send())
+            async for message in connection:
+                answers.append(json.loads(message))
+                late.append(time.perf_counter() - start - answers[-1]["time"])
+            await sending
+
+    async def run(clients: int) -> None:
+        nonlocal good
+        rate = (await get(service.port, "/v1/model")).values["frame_rate"]
+        found: list[tuple[list[dict[str, Any]], list[float]]] = [([], []) for _ in range(clients)]
+        async with service.watched(options.every):
+            await asyncio.gather(*(follow(rate, *each) for each in found))
+        late = [each for _, times in found for each in times]
+        good = good and all(answers and "error" not in answers[-1] for answers, _ in found)
+        dropped = sum(answers[-1]["dropped"] for answers, _ in found if answers)
+        p50, p99 = (1000 * percentile(late, share) for share in (0.5, 0.99))
+        print(
+            f"| {clients} streams of {rate:g} frames a second | {len(late) / options.seconds:.1f}/s"
+            f" | {p50:.0f} ms | {p99:.0f} ms | dropped {dropped} |",
+            flush=True,
+        )
+
+    try:
+        for clients in options.clients:
+            asyncio.run(run(clients))
         return _check_after(service) and good
     finally:
         service.stop()
@@ -509,7 +607,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    commands = {"throughput": throughput, "files": files, "hostile": hostile, "kill": kill}
+    commands = {
+        "throughput": throughput,
+        "files": files,
+        "hostile": hostile,
+        "kill": kill,
+        "streams": streams,
+    }
     parser.add_argument("what", choices=commands)
     parser.add_argument("--model", required=True, help="an exported folder")
     parser.add_argument("--videos", required=True, help="a folder of good videos")
@@ -519,6 +623,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--every", type=float, default=60, help="seconds from memory to memory")
     parser.add_argument("--repeat", type=int, default=1, help="how often predict gets each video")
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=1000)

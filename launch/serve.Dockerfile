@@ -14,7 +14,8 @@ RUN pip install --no-cache-dir \
     "numpy>=2.0" "av>=15" "opencv-python-headless>=5.0" "pillow>=11" "safetensors>=0.5" \
     "ml_collections>=1.1" "absl-py>=2.1" "rich>=13.7" \
     "openvino>=2025.0" "onnxruntime>=1.20" \
-    "starlette>=0.46" "uvicorn>=0.34" "python-multipart>=0.0.20" "prometheus-client>=0.21"
+    "starlette>=0.46" "uvicorn>=0.54" "websockets>=15" "python-multipart>=0.0.20" \
+    "prometheus-client>=0.21"
 WORKDIR /tsm_jax
 COPY setup.py pyproject.toml README.md LICENSE ./
 COPY tsm_jax tsm_jax

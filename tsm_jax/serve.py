@@ -56,6 +56,8 @@ def _limits(limits: type[Limits], options: argparse.Namespace) -> Limits:
         decode_bytes=options.decode_memory_mb * _MB,
         decoders=options.decoders or usable_cores(),
         requests=options.max_requests,
+        streams=options.max_streams,
+        frame_bytes=options.max_frame_kb * 1024,
         connections=options.max_connections,
         drain_seconds=options.drain_seconds,
     )
@@ -86,6 +88,8 @@ _RANGES = {
     "decode_memory_mb": (64, 1 << 20),
     "decoders": (1, 256),
     "max_requests": (1, 1 << 16),
+    "max_streams": (1, 1 << 16),
+    "max_frame_kb": (1, 1 << 20),
     "max_connections": (1, 1 << 16),
     "drain_seconds": (1, 3600),
 }
@@ -104,8 +108,8 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "serve",
         description=(
-            "Answers HTTP: POST /v1/predict with a video, and a page to try it at /. See"
-            " docs/serving.md."
+            "Answers HTTP: POST /v1/predict with a video, or WS /v1/stream with the frames of a"
+            " stream if the model is one, and a page to try it at /. See docs/serving.md."
         ),
         example="python -m tsm_jax.serve --model inference/TSM --port 8000",
     )
@@ -153,13 +157,15 @@ def _add_limits(parser: cli.Parser) -> None:
     add("max_upload_mb", 256, "MB of an upload")
     add("max_storage_mb", 2048, "MB of all uploads on disk at once")
     add("min_upload_kb", 16, "KB a second that an upload has to come with")
-    add("idle_seconds", 10, "without headers, or before an upload has to come at that rate")
+    add("idle_seconds", 10, "without headers or a frame, or before an upload has that rate")
     add("max_seconds", 600, "length of a video")
-    add("max_pixels", 4096 * 2304, "width x height of a video")
+    add("max_pixels", 4096 * 2304, "width x height of a video, or of a frame of a stream")
     add("decode_seconds", 60, "to decode a video, of time and of a processor")
     add("decode_memory_mb", 1024, "memory of a decoding process")
     add("decoders", None, "decoding processes (one per core)")
     add("max_requests", 64, "videos that wait for an answer at once")
+    add("max_streams", 8, "followed at once")
+    add("max_frame_kb", 2048, "KB of a frame of a stream")
     add("max_connections", 512, "open at once")
     add("drain_seconds", 30, "to finish what is running when told to stop")
 

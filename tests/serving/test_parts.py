@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import subprocess
 import sys
@@ -129,6 +130,41 @@ def test_the_right_token_and_public_paths_pass():
     assert through_gate(TOKEN, authorization=f"bearer {TOKEN}".encode())[0] == 200
     assert through_gate(TOKEN, path="/healthz")[0] == 200
     assert through_gate(None)[0] == 200
+
+
+def open_socket(*, path="/v1/stream", subprotocols=(), **headers):
+    """The status of an answer, or None if the application was reached; and its headers."""
+    sent = []
+
+    async def app(scope, receive, send):
+        await send({"type": "websocket.accept", "headers": []})
+        await send({"type": "websocket.close", "code": 4408})
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in {"host": "a:8", **headers}.items()]
+    scope = {"type": "websocket", "path": path, "headers": raw, "subprotocols": subprotocols}
+    gate = Gate(app, Metrics(), TOKEN, (), (path,), origins=("https://b",))
+    asyncio.run(gate(scope, lambda: asyncio.sleep(60), send))
+    assert b"x-request-id" in dict(sent[0]["headers"])
+    return sent[0].get("status"), sent
+
+
+def test_sockets_pass_the_gate_with_a_token_and_from_allowed_pages(caplog):
+    encoded = base64.urlsafe_b64encode(TOKEN.encode()).decode().rstrip("=")
+    given = {"authorization": f"Bearer {TOKEN}"}
+    caplog.set_level("INFO", logger="tsm_jax.serving.access")
+    assert open_socket(subprotocols=["tsm", f"bearer.{encoded}"])[0] is None
+    assert '"status": 4408' in caplog.text
+    for wrong in (["tsm"], ["bearer."], [f"bearer.{encoded[:-2]}"], [f"bearer.{TOKEN}"]):
+        status, sent = open_socket(subprotocols=wrong)
+        assert status == 401 and sent[-1]["type"] == "websocket.http.response.body"
+    for origin in ("http://a:8", "https://a:8", "https://b"):
+        assert open_socket(origin=origin, **given)[0] is None
+    for origin in ("http://a:9", "http://evil.a:8", "null", "", "http://["):
+        assert open_socket(origin=origin, **given)[0] == 403
+    assert open_socket(path="/v1/predict", **given)[0] == 404
 
 
 def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
@@ -260,7 +296,8 @@ def test_every_reference_of_the_description_resolves():
     description = openapi.describe("1", options, token=True, num_classes=5)
     names = re.findall(r"'#/components/schemas/(\w+)'", str(description))
     assert set(names) == description["components"]["schemas"].keys()
-    statuses = {str(status) for status, _ in REFUSALS.values()} - {"404"}
+    never = {"404", "403", "409", "426"}
+    statuses = {str(status) for status, _ in REFUSALS.values()} - never
     assert description["paths"]["/v1/predict"]["post"]["responses"].keys() == statuses | {"200"}
 
 

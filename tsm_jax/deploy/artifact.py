@@ -215,12 +215,12 @@ def is_artifact(path: str) -> bool:
     return isinstance(description, dict) and "export" in description
 
 
-def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
+def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
     """Reads what `export` wrote.
 
     Args:
         folder: exported.
-        kind: that it has to be, `CLIPS` or `STREAM`.
+        kind: that it has to be, `CLIPS` or `STREAM`; None for either.
 
     Raises:
         UserError: it is not an exported folder, or of another kind or version, or its config is
@@ -238,7 +238,7 @@ def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
     found = exported.get("kind")
     if found not in (CLIPS, STREAM):
         raise UserError(f"{path}: export.kind is {shown(found)}: it must be {CLIPS} or {STREAM}")
-    if found != kind:
+    if kind is not None and found != kind:
         raise UserError(
             f"{folder} was exported {_SHOWN[found]}: run it with {_RUN_BY[found]}, or write the"
             f" other kind with {_WRITTEN_BY[kind]} --weights {folder}"
@@ -256,7 +256,7 @@ def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
     size = protocol_of(preprocessing).crop_size
     if version == 1 and _size(exported) == preprocessing.crop_size:
         size = preprocessing.crop_size  # even where the stored protocol shows the whole short side
-    return Artifact(folder, architecture, preprocessing, labels, hashes, size, kind)
+    return Artifact(folder, architecture, preprocessing, labels, hashes, size, found)
 
 
 def _size(exported: Mapping[str, Any]) -> int | None:

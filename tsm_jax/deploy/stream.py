@@ -15,7 +15,7 @@ import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,11 +125,31 @@ class Shown(NamedTuple):
         answer: the class that is shown, with its present score.
         scores: softmax of the mean logits, float32 `[K]`.
         changed: whether the frame before had another answer, or there was none.
+        frame: what this frame alone says.
     """
 
     answer: Prediction
     scores: np.ndarray
     changed: bool
+    frame: Prediction
+
+    def values(self, time: float, dropped: int) -> dict[str, Any]:
+        """For JSON.
+
+        Args:
+            time: of the frame, seconds from the first one.
+            dropped: frames that were, so far.
+        """
+        own = self.frame
+        return {
+            "time": round(time, 3),
+            "label": self.answer.label,
+            "class": self.answer.index,
+            "score": self.answer.score,
+            "changed": self.changed,
+            "frame": {"label": own.label, "class": own.index, "score": own.score},
+            "dropped": dropped,
+        }
 
 
 class Smoother:
@@ -166,6 +186,7 @@ class Smoother:
         Raises:
             UserError: a logit is NaN or infinite.
         """
+        (own,) = best_classes(logits, self._labels, 1, self._source)
         self._logits.append(logits)
         mean = np.mean(self._logits, axis=0)
         classes = best_classes(mean, self._labels, len(mean), self._source)
@@ -178,7 +199,7 @@ class Smoother:
         if before is None or settled:
             self._answer = leader
         answer = next(each for each in classes if each.index == self._answer)
-        return Shown(answer, scores, self._answer != before)
+        return Shown(answer, scores, self._answer != before, own)
 
     def reset(self) -> None:
         """Forgets all frames."""

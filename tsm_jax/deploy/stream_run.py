@@ -15,7 +15,6 @@ from tsm_jax.deploy.annotated import AnnotatedVideo, Display, Window, annotate, 
 from tsm_jax.deploy.inputs import refuse_inputs
 from tsm_jax.deploy.json_lines import Results
 from tsm_jax.deploy.live_input import Frame, Gap, Input
-from tsm_jax.deploy.prediction import best_classes
 from tsm_jax.deploy.stream import Shown, Smoother, Stream
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
@@ -151,24 +150,11 @@ class _Run:
         if self._since_gap == 1:
             self.first = frame.time
         self.last = frame.time
-        self.results.write(self._line(frame, logits, shown))
+        self.results.write(shown.values(frame.time, self.frames.dropped))
         if shown.changed and self.prints:
             answer = shown.answer
             print(f"{frame.time:9.2f} s  {printable(answer.label)}  {answer.score:.3f}", flush=True)
         self._judge()
-
-    def _line(self, frame: Frame, logits: np.ndarray, shown: Shown) -> dict[str, Any]:
-        """What is shown, and apart from it what this frame alone says."""
-        (own,) = best_classes(logits, self.stream.labels, 1, self.stream.source)
-        return {
-            "time": round(frame.time, 3),
-            "label": shown.answer.label,
-            "class": shown.answer.index,
-            "score": shown.answer.score,
-            "changed": shown.changed,
-            "frame": {"label": own.label, "class": own.index, "score": own.score},
-            "dropped": self.frames.dropped,
-        }
 
     def _judge(self) -> None:
         """Says once what makes the network see time pass otherwise than in training."""

@@ -25,10 +25,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
-from tsm_jax.deploy.artifact import read_artifact
+from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.prediction import as_values, average_views, best_classes, softmax
 from tsm_jax.deploy.timeline import Moment, Window
 from tsm_jax.errors import UserError
@@ -36,10 +37,11 @@ from tsm_jax.serving import openapi
 from tsm_jax.serving.batching import Batcher
 from tsm_jax.serving.decoding import Decoders, Task
 from tsm_jax.serving.engine import EngineProcess, Running
-from tsm_jax.serving.gate import Gate, refuse, to_json
+from tsm_jax.serving.gate import STREAM_PATH, Gate, refuse, to_json
 from tsm_jax.serving.limits import Limits, Refused
 from tsm_jax.serving.metrics import CONTENT_TYPE, Metrics
 from tsm_jax.serving.options import Options, read_options, schemas
+from tsm_jax.serving.streams import Streams, refuse_stream
 from tsm_jax.serving.uploads import Upload, Uploads
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ class Settings:
     """What to serve, and how.
 
     Attributes:
-        model: an exported folder.
+        model: an exported folder, for clips or for streams.
         engine, precision: as for `tsm_jax.load`.
         protocol: which views of a video are averaged; None for the model's own.
         max_batch: clips that the network gets at once; None for what its engine likes.
@@ -86,16 +88,20 @@ class Service:
     Attributes:
         app: for an ASGI server.
         failure: why the network could not be loaded, or None.
+        streams: None if the model is for clips.
 
     Raises:
-        UserError: the folder is no exported one, or its views do not fit.
+        UserError: the folder is no exported one, or settings do not fit it.
         OSError: there is no place for temporary files.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], None]):
         self._settings, self._stop = settings, stop
         self.failure: UserError | RuntimeError | None = None
-        self._artifact = read_artifact(settings.model)
+        self._artifact = read_artifact(settings.model, None)
+        follows = self._artifact.kind == STREAM
+        if follows:
+            _check_stream_settings(settings)
         self._protocol = self._artifact.protocol(settings.protocol)
         self._schemas = schemas(
             len(self._artifact.labels), self._artifact.fitting_protocols(), self._protocol.name
@@ -114,8 +120,18 @@ class Service:
             orphaned=partial(shutil.rmtree, self._uploads.folder, ignore_errors=True),
             failed=self._metrics.deaths.labels("engine").inc,
         )
+        self.streams = (
+            Streams(self._artifact, limits, self._decoders, self._engine, self._metrics)
+            if follows
+            else None
+        )
         self._watch()
         self.app = self._application()
+
+    def stop_streams(self) -> None:
+        """Ends those that are followed, if the model is for streams, and begins no more."""
+        if self.streams is not None:
+            self.streams.stop()
 
     def close(self) -> None:
         """Ends all processes and removes all files."""
@@ -126,6 +142,8 @@ class Service:
     # Answers
 
     async def _predict(self, request: Request) -> Response:
+        if self.streams is not None:
+            raise Refused("wrong_kind", f"this model follows streams: connect to {STREAM_PATH}")
         options = read_options(request.query_params.multi_items(), self._schemas)
         self._check_free()  # before a body is read for nothing
         async with self._uploads.receive(request) as upload:
@@ -178,6 +196,20 @@ class Service:
         self._metrics.frames.inc(len(batch) * self._artifact.num_segments)
         return logits
 
+    async def _follow(self, websocket: WebSocket) -> None:
+        if self.streams is None:
+            await refuse_stream(websocket, self._no_streams())
+        else:
+            await self.streams.follow(websocket)
+
+    async def _no_upgrade(self, _: Request) -> Response:
+        if self.streams is None:
+            raise self._no_streams()
+        raise Refused("upgrade_required", "connect with a WebSocket, see docs/serving.md")
+
+    def _no_streams(self) -> Refused:
+        return Refused("wrong_kind", "this model is for clips: POST a video to /v1/predict")
+
     def _check_free(self) -> None:
         if self._engine.running is None:
             raise Refused("not_ready", "the network is being loaded: try again")
@@ -201,6 +233,8 @@ class Service:
                 "engine": engine.name if engine else None,
                 "precision": engine.precision if engine else None,
                 "device": engine.device if engine else None,
+                "kind": self._artifact.kind,
+                "frame_rate": float(self._artifact.preprocessing.frame_rate),
                 "architecture": asdict(self._artifact.architecture),
                 "protocol": self._protocol.name,
                 "protocols": self._artifact.fitting_protocols(),
@@ -231,6 +265,7 @@ class Service:
                 self._schemas,
                 token=self._settings.token is not None,
                 num_classes=len(self._artifact.labels),
+                follows=self.streams is not None,
             )
         )
 
@@ -245,6 +280,8 @@ class Service:
             Route("/openapi.json", self._show_openapi),
             Route("/v1/model", self._model),
             Route("/v1/predict", self._predict, methods=["POST"]),
+            Route(STREAM_PATH, self._no_upgrade),
+            WebSocketRoute(STREAM_PATH, self._follow),
         ]
         app: ASGIApp = Starlette(
             routes=routes,
@@ -258,7 +295,10 @@ class Service:
             },
         )
         paths = [route.path for route in routes]
-        app = Gate(app, self._metrics, self._settings.token, _PUBLIC, paths)
+        settings = self._settings
+        app = Gate(
+            app, self._metrics, settings.token, _PUBLIC, paths, origins=settings.cors_origins
+        )
         if self._settings.cors_origins:
             app = CORSMiddleware(
                 app,
@@ -306,8 +346,23 @@ class Service:
         watch("tsm_ready", "Whether the network is loaded.", lambda: self._engine.ready)
         watch("tsm_queue", "Videos that have come and wait for an answer.", lambda: self._requests)
         watch("tsm_decoding", "Videos that are being decoded.", lambda: self._decoding)
+        watch("tsm_streams", "Streams that are followed.", lambda: len(self.streams or ()))
         watch("tsm_stored_bytes", "Bytes of uploads on disk.", lambda: self._uploads.stored)
         watch("tsm_decoders", "Decoding processes.", lambda: len(self._decoders.pids))
+
+
+def _check_stream_settings(settings: Settings) -> None:
+    wrong = {
+        "--precision": settings.precision != "float32",
+        "--protocol": settings.protocol is not None,
+        "--max_batch": settings.max_batch is not None,
+    }
+    for name, given in wrong.items():
+        if given:
+            raise UserError(
+                f"{settings.model} was exported for streams, which are computed frame by frame in"
+                f" float32: leave {name} out"
+            )
 
 
 async def _check_connected(request: Request) -> None:

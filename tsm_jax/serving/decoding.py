@@ -1,8 +1,9 @@
-"""Uploaded videos to views, in confined processes that can be killed."""
+"""Uploaded videos, and frames of streams, to views, in confined processes that can be killed."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 import signal
 from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,14 +13,19 @@ from typing import NamedTuple
 
 import numpy as np
 from av.container import InputContainer
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tsm_jax.data.decode import decode_frames, open_video
 from tsm_jax.data.prepare.jobs import JobFailure, ProcessLostError, Workers
 from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
+from tsm_jax.deploy.stream import one_view
 from tsm_jax.deploy.timeline import Window, windows
 from tsm_jax.errors import UnreadableClipError
 from tsm_jax.serving import sandbox
 from tsm_jax.serving.limits import Limits, Refused
+
+# Of a processor, for a frame of a stream: a JPEG of thousands of scans would take minutes.
+_FRAME_SECONDS = 2
 
 
 class Task(NamedTuple):
@@ -51,7 +57,7 @@ class Decoders:
     def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
         self._decode = _Decode(preprocessing, num_segments, limits)
         self._limits = limits
-        self._workers: Workers[Task, Window | Refused] = Workers(
+        self._workers: Workers[Task | bytes, Window | Refused] = Workers(
             self._decode,
             seconds=limits.decode_seconds,
             prepare=self._decode.prepare,
@@ -87,7 +93,20 @@ class Decoders:
             finally:
                 await results.aclose()
 
-    async def _results(self, task: Task) -> AsyncGenerator[Window, None]:
+    async def frame(self, picture: bytes) -> np.ndarray:
+        """What the network gets of a frame of a stream, uint8 `[1, S, S, 3]`.
+
+        Args:
+            picture: a JPEG.
+
+        Raises:
+            Refused: it is none, or too large.
+        """
+        async with self._whole, aclosing(self._results(picture)) as results:
+            (window,) = [each async for each in results]
+        return window.views[0]
+
+    async def _results(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
         """Begins once more if a process is killed before it has given anything."""
         given = False
         for last in (False, True):
@@ -99,10 +118,10 @@ class Decoders:
                 return
             except ProcessLostError as error:
                 if given or last:
-                    message = "the process that decoded the video was killed: try again"
+                    message = "the process that decoded this was killed: try again"
                     raise Refused("interrupted", message) from error
 
-    async def _attempt(self, task: Task) -> AsyncGenerator[Window, None]:
+    async def _attempt(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
         """Raises a ProcessLostError if the process was killed by somebody else."""
         loop, stream, refused = asyncio.get_running_loop(), self._workers.stream(task), None
         in_thread = False
@@ -141,10 +160,34 @@ class _Decode:
         self._limits = limits
 
     def prepare(self) -> None:
+        sandbox.leave_stopping_to_parent()
         sandbox.confine(self._limits.decode_bytes)
 
-    def __call__(self, task: Task) -> Iterator[Window | Refused]:
-        sandbox.allow_seconds(self._limits.decode_seconds)
+    def __call__(self, task: Task | bytes) -> Iterator[Window | Refused]:
+        if isinstance(task, bytes):
+            sandbox.allow_seconds(_FRAME_SECONDS)
+            yield self._frame(task)
+        else:
+            sandbox.allow_seconds(self._limits.decode_seconds)
+            yield from self._video(task)
+
+    def _frame(self, picture: bytes) -> Window | Refused:
+        protocol = one_view(protocol_of(self._preprocessing))
+        try:
+            with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
+                self._check_pixels("frame", *image.size)
+                # Phones turn a picture by a note in it, as browsers show it.
+                upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return Window(0.0, 0.0, np.ascontiguousarray(protocol.views([upright])))
+        except Refused as refused:
+            return refused
+        except MemoryError:
+            return Refused("decoding_too_expensive", "decoding the frame takes too much memory")
+        except Exception as error:  # Pillow raises whatever broken data leads it to
+            reason = "no JPEG picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            return Refused("unreadable_frame", f"the frame cannot be decoded: {reason[:200]}")
+
+    def _video(self, task: Task) -> Iterator[Window | Refused]:
         protocol = protocol_of(self._preprocessing, task.protocol)
         try:
             rate = self._check(task.path)
@@ -165,15 +208,17 @@ class _Decode:
         with open_video(path) as stream:
             context, container = stream.codec_context, stream.container
             assert isinstance(container, InputContainer)
-            pixels = context.width * context.height
-            if pixels > self._limits.video_pixels:
-                raise Refused(
-                    "resolution_too_high",
-                    f"the video has {context.width} x {context.height} pixels: at most"
-                    f" {self._limits.video_pixels} are taken",
-                )
+            self._check_pixels("video", context.width, context.height)
             self._check_seconds((container.duration or 0) / 1_000_000)
             return float(stream.average_rate or Fraction(25))
+
+    def _check_pixels(self, what: str, width: int, height: int) -> None:
+        if width * height > self._limits.video_pixels:
+            raise Refused(
+                "resolution_too_high",
+                f"the {what} has {width} x {height} pixels: at most"
+                f" {self._limits.video_pixels} are taken",
+            )
 
     def _check_seconds(self, seconds: float) -> None:
         if seconds > self._limits.video_seconds:
@@ -210,7 +255,7 @@ class _Decode:
 
 def _refusal(failure: JobFailure) -> Refused | ProcessLostError:
     if failure.kind == "late" or failure.exit_code == -signal.SIGXCPU:
-        return Refused("decoding_too_expensive", "decoding the video takes too long")
+        return Refused("decoding_too_expensive", "decoding this takes too long")
     if failure.exit_code == -signal.SIGKILL:  # not by its own doing
         return ProcessLostError(failure.reason)
-    return Refused("decoding_too_expensive", f"the video cannot be decoded: {failure.reason}")
+    return Refused("decoding_too_expensive", f"this cannot be decoded: {failure.reason}")

@@ -6,15 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tsm_jax.data.prepare.jobs import JobFailure, Workers
-from tsm_jax.deploy.artifact import read_artifact
-from tsm_jax.deploy.engine import Engine, open_engine
+from tsm_jax.deploy.artifact import STREAM, State, read_artifact
+from tsm_jax.deploy.engine import Engine, StreamEngine, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
 from tsm_jax.serving.limits import Refused
+from tsm_jax.serving.sandbox import leave_stopping_to_parent
 
 _logger = logging.getLogger(__name__)
 
@@ -85,18 +86,31 @@ class EngineProcess:
         Raises:
             Refused: the second one died, too, or none could be started.
         """
+        return await self._run(batch)
+
+    async def step(self, frame: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        """As `StreamEngine.step`, in that process; raises as `logits`.
+
+        Args:
+            frame: uint8 `[1, S, S, 3]`.
+            state: None for that of a stream's start. It is kept here and sent along, so that a
+                stream outlives the process.
+        """
+        return await self._run((frame, state))
+
+    async def _run(self, item: np.ndarray | tuple[np.ndarray, State | None]) -> Any:
         for _ in range(2):
-            result = await self._in_thread(lambda: self._call(batch))
-            self.ready = isinstance(result, np.ndarray)
-            if isinstance(result, np.ndarray):
+            result = await self._in_thread(lambda: self._call(item))
+            self.ready = not isinstance(result, JobFailure)
+            if not isinstance(result, JobFailure):
                 return result
             self._failed()
             _logger.error("the engine failed: %s", result.reason)
         raise Refused("interrupted", "the network could not be run: try again")
 
-    def _call(self, batch: np.ndarray) -> np.ndarray | JobFailure:
+    def _call(self, item: Any) -> Any:
         try:
-            return self._workers.call(batch)
+            return self._workers.call(item)
         except (RuntimeError, UserError) as error:  # a new process did not come up
             return JobFailure(" ".join(str(error).split()))
 
@@ -114,28 +128,47 @@ class EngineProcess:
 
 
 class _Run:
-    """What the process does: None to what runs in it, a batch to its logits."""
+    """What the process does: None to what runs in it, a batch to its logits, a frame and a state to
+    logits and the next state."""
 
     def __init__(self, folder: str, name: str, precision: str, max_batch: int | None):
         self._arguments = (folder, name, precision)
         self._max_batch = max_batch
-        self._engine: Engine | None = None
+        self._engine: Engine | StreamEngine | None = None
 
     def prepare(self) -> None:
+        leave_stopping_to_parent()
         folder, name, precision = self._arguments
-        artifact = read_artifact(folder)
+        artifact = read_artifact(folder, None)
+        if artifact.kind == STREAM:
+            self._engine, self._max_batch = open_stream_engine(artifact, name), 1
+            self._check(self._step(np.zeros((1, *artifact.clip_shape[1:]), np.uint8), None)[0])
+            return
         self._engine = open_engine(artifact, name, precision)
         self._max_batch = self._max_batch or self._engine.batch_size
         size = 1
         while size <= self._max_batch:  # sizes of batches are powers of two, see batching.py
-            black = np.zeros((size, *artifact.clip_shape), np.uint8)
-            if not np.isfinite(self._engine.logits(black)).all():
-                raise UserError(f"{folder} gives scores that are NaN or infinite: export it again")
+            self._check(self._engine.logits(np.zeros((size, *artifact.clip_shape), np.uint8)))
             size *= 2
 
-    def __call__(self, batch: np.ndarray | None) -> Running | np.ndarray:
+    def _check(self, logits: np.ndarray) -> None:
+        if not np.isfinite(logits).all():
+            raise UserError(
+                f"{self._arguments[0]} gives scores that are NaN or infinite: export it again"
+            )
+
+    def __call__(self, item: np.ndarray | tuple[np.ndarray, State | None] | None) -> Any:
         engine = self._engine
         assert engine is not None and self._max_batch is not None
-        if batch is None:
-            return Running(engine.name, engine.precision, engine.device, self._max_batch)
-        return engine.logits(batch)
+        if item is None:
+            return Running(engine.name, self._arguments[2], engine.device, self._max_batch)
+        if isinstance(item, tuple):
+            return self._step(*item)
+        assert isinstance(engine, Engine)
+        return engine.logits(item)
+
+    def _step(self, frame: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
+        engine = self._engine
+        assert isinstance(engine, StreamEngine)
+        logits, after = engine.step(frame, engine.start if state is None else state)
+        return logits, [np.asarray(array) for array in after]

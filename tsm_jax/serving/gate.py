@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -10,6 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,6 +29,14 @@ _LINGER_SECONDS, _LINGER_BYTES = 2.0, 4 << 20
 
 CLIENT_GONE = 499  # as nginx has it, in the log alone
 
+# What a browser may send of a token with a WebSocket is a subprotocol: this and the token in
+# base64url without padding. The service chooses the other one, as it has to choose one.
+_BEARER = "bearer."
+SUBPROTOCOL = "tsm"
+STREAM_PATH = "/v1/stream"
+# Whoever is connected closes with any code from here on: for the counters they are one.
+_PRIVATE_CODES = 3000
+
 
 class Gate:
     """An ASGI application around another one.
@@ -37,6 +47,8 @@ class Gate:
         token: which requests have to bear; None for none.
         public: paths that need none.
         paths: of the application; the rest is counted as `other`.
+        origins: pages of these may open WebSockets, besides the service's own: what keeps other
+            pages from an HTTP answer does not hold for those.
     """
 
     def __init__(
@@ -46,43 +58,47 @@ class Gate:
         token: str | None,
         public: Collection[str],
         paths: Collection[str],
+        origins: Collection[str] = (),
     ):
         self._app, self._metrics = app, metrics
         self._token = None if token is None else _digest(token.encode())
-        self._public, self._paths = public, paths
+        self._public, self._paths, self._origins = public, paths, origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         scope["tsm.id"] = uuid.uuid4().hex
-        scope["tsm.unread"] = "transfer-encoding" in headers or "content-length" in headers
+        has_body = "transfer-encoding" in headers or "content-length" in headers
+        scope["tsm.unread"] = has_body and scope["type"] == "http"
         start, status, received = time.perf_counter(), CLIENT_GONE, 0
 
         async def tracked_receive() -> Message:
-            nonlocal received
+            nonlocal received, status
             message = await receive()
-            received += len(message.get("body", b""))
+            received += len(message.get("body") or message.get("bytes") or b"")
+            if message["type"] == "websocket.disconnect" and status == CLIENT_GONE:
+                status = min(message.get("code", CLIENT_GONE), _PRIVATE_CODES)
             if not message.get("more_body", False):
                 scope["tsm.unread"] = False
             return message
 
         async def tracked_send(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+            kind = message["type"].removeprefix("websocket.")
+            status = message.get("code" if kind == "close" else "status", status)
+            if kind in ("http.response.start", "accept"):
                 added = MutableHeaders(scope=message)
                 added["x-request-id"] = scope["tsm.id"]
                 added["x-content-type-options"] = "nosniff"
             await send(message)
 
         try:
-            if scope["path"] in self._public or self._authorized(scope):
+            if (refused := self._refused(scope)) is None:
                 await self._app(scope, tracked_receive, tracked_send)
             else:
-                wrong = Refused("unauthorized", "send the header Authorization: Bearer TOKEN")
-                await refuse(wrong, scope, tracked_receive, tracked_send)
+                await refuse(refused, scope, tracked_receive, tracked_send)
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
             self._metrics.requests.labels(path, str(status)).inc()
@@ -91,13 +107,40 @@ class Gate:
                 self._metrics.request_seconds.observe(seconds)
             _log.info(_line(scope, status, seconds, received))
 
+    def _refused(self, scope: Scope) -> Refused | None:
+        if scope["path"] not in self._public and not self._authorized(scope):
+            return Refused("unauthorized", "send the header Authorization: Bearer TOKEN")
+        if scope["type"] == "websocket":
+            if scope["path"] != STREAM_PATH:
+                return Refused("not_found", f"WebSockets are for {STREAM_PATH} alone")
+            if not self._from_allowed_page(scope):
+                return Refused("forbidden", "pages of other origins need --cors_origin")
+        return None
+
+    def _from_allowed_page(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None or origin in self._origins or "*" in self._origins:
+            return True
+        return origin.partition("://")[2] == headers.get("host")
+
     def _authorized(self, scope: Scope) -> bool:
         if self._token is None:
             return True
-        kind, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
+        kind, _, token = _authorization(scope).partition(" ")
         # Digests have one length, so that the time says nothing of the token's.
         same = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._token)
         return kind.lower() == "bearer" and same
+
+
+def _authorization(scope: Scope) -> str:
+    for name in scope.get("subprotocols", ()):
+        if name.startswith(_BEARER):
+            encoded = name.removeprefix(_BEARER).encode("latin-1")
+            with suppress(ValueError):
+                token = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
+                return f"Bearer {token.decode('latin-1')}"
+    return Headers(scope=scope).get("authorization", "")
 
 
 async def refuse(
@@ -123,10 +166,11 @@ async def refuse(
     if scope["tsm.unread"]:
         fields["connection"] = "close"
     raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    answer = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    await send({"type": f"{answer}.start", "status": refused.status, "headers": raw})
+    await send({"type": f"{answer}.body", "body": body, "more_body": True})
     await _linger(scope, receive)
-    await send({"type": "http.response.body", "body": b""})
+    await send({"type": f"{answer}.body", "body": b""})
 
 
 async def _linger(scope: Scope, receive: Receive) -> None:
@@ -156,7 +200,7 @@ def _line(scope: Scope, status: int, seconds: float, received: int) -> str:
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "id": scope["tsm.id"],
             "client": (scope.get("client") or ["?"])[0],
-            "method": scope["method"],
+            "method": scope.get("method", "WEBSOCKET"),
             "path": scope["path"],
             "status": status,
             "seconds": round(seconds, 4),

@@ -11,20 +11,26 @@ RETRY_AFTER = 2
 REFUSALS = {
     "bad_request": (400, "The body is not what its Content-Type says."),
     "unauthorized": (401, "The bearer token is missing or wrong."),
+    "forbidden": (403, "A page of another origin may not use the service."),
     "not_found": (404, "There is nothing at this address."),
     "method_not_allowed": (405, "The address does not take this method."),
     "upload_too_slow": (408, "The body came too slowly."),
+    "idle": (408, "No frame came for too long."),
+    "wrong_kind": (409, "The model was exported for clips, or for streams, and this is the other."),
     "upload_too_large": (413, "The body has too many bytes."),
     "unsupported_encoding": (415, "The body is compressed."),
+    "upgrade_required": (426, "The address takes WebSockets alone."),
     "bad_option": (422, "An option is unknown, or its value is not allowed."),
     "unreadable_video": (422, "The body is not a video that can be decoded."),
+    "unreadable_frame": (422, "A frame is not a JPEG picture that can be decoded."),
     "video_too_long": (422, "The video takes too much time, or has too many windows."),
-    "resolution_too_high": (422, "The pictures of the video have too many pixels."),
+    "resolution_too_high": (422, "The pictures have too many pixels."),
     "decoding_too_expensive": (422, "Decoding takes too much time or memory, or crashes."),
     "internal": (500, "A defect of the service; its log has the rest."),
-    "busy": (503, "Too many requests, or uploads, at once."),
+    "busy": (503, "Too many requests, uploads or streams at once."),
     "not_ready": (503, "The network is being loaded."),
     "interrupted": (503, "A process of the service ended while it worked on the request."),
+    "stopping": (503, "The service was told to stop."),
 }
 
 
@@ -54,8 +60,8 @@ class Limits:
         upload_bytes: of one body.
         storage_bytes: of all bodies that are on disk at once.
         upload_rate: bytes a second that a body has to come with, on average.
-        idle_seconds: that a client may take for a request's headers, or before its body has to
-            come at `upload_rate`.
+        idle_seconds: that a client may take for a request's headers, before its body has to come
+            at `upload_rate`, and for each frame of a stream.
         video_seconds: of a video.
         video_pixels: of a frame, width x height.
         windows: of a timeline.
@@ -63,6 +69,8 @@ class Limits:
         decode_bytes: memory of a decoding process, besides its program.
         decoders: processes that decode.
         requests: whose video has come and that have no answer yet.
+        streams: that are followed at once.
+        frame_bytes: of a frame of a stream.
         connections: that are open at once.
         drain_seconds: for what is running when the service is told to stop.
     """
@@ -78,5 +86,7 @@ class Limits:
     decode_bytes: int = 1 << 30
     decoders: int = 2
     requests: int = 64
+    streams: int = 8
+    frame_bytes: int = 2 << 20
     connections: int = 512
     drain_seconds: float = 30

@@ -39,6 +39,11 @@ class Metrics:
         self.compute_seconds = histogram("tsm_compute_seconds", "The network, for a batch.")
         self.batch_size = histogram("tsm_batch_size", "Clips in a batch.", _SIZES)
         self.frames = Counter("tsm_frames", "Frames that the network was shown.", registry=registry)
+        self.dropped = Counter(
+            "tsm_dropped_frames",
+            "Frames of streams that came faster than they were computed.",
+            registry=registry,
+        )
         self.deaths = Counter(
             "tsm_process_failures", "Processes that failed.", ["process"], registry=registry
         )

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from tsm_jax.deploy.artifact import CLIPS, STREAM
+from tsm_jax.serving.gate import STREAM_PATH
 from tsm_jax.serving.limits import REFUSALS
+
+# What a prediction is never answered.
+_OF_STREAMS = (
+    "forbidden",
+    "idle",
+    "wrong_kind",
+    "upgrade_required",
+    "unreadable_frame",
+    "stopping",
+)
 
 _STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
 
 
 def describe(
-    version: str, options: dict[str, dict[str, Any]], *, token: bool, num_classes: int
+    version: str,
+    options: dict[str, dict[str, Any]],
+    *,
+    token: bool,
+    num_classes: int,
+    follows: bool = False,
 ) -> dict[str, Any]:
     """The description, OpenAPI 3.1.
 
@@ -19,6 +36,8 @@ def describe(
         options: schemas of those of a prediction.
         token: whether a bearer token is needed.
         num_classes: K.
+        follows: whether the model is for streams. OpenAPI cannot describe what goes over a
+            WebSocket; what its address answers to other requests is there.
     """
     secured: dict[str, Any] = {"security": [{"token": []}]} if token else {}
     refused = ["unauthorized"] if token else []
@@ -47,9 +66,22 @@ def describe(
         },
         "responses": {
             "200": _json("The answer", {"$ref": "#/components/schemas/Answer"}),
-            **_errors(*(code for code in REFUSALS if code not in ("unauthorized", "not_found"))),
+            **_errors(
+                *(
+                    code
+                    for code in REFUSALS
+                    if code not in ("unauthorized", "not_found", *_OF_STREAMS)
+                )
+            ),
             **_errors(*refused),
         },
+        **secured,
+    }
+    stream = {
+        "summary": "Names the action in a stream, frame by frame, over a WebSocket",
+        "description": "Binary messages are JPEG pictures; answers are JSON. See docs/serving.md.",
+        "operationId": "stream",
+        "responses": _errors("upgrade_required", "internal", *refused),
         **secured,
     }
     model = {
@@ -65,7 +97,7 @@ def describe(
         "openapi": "3.1.0",
         "info": {"title": "tsm serve", "version": version},
         "paths": {
-            "/v1/predict": {"post": predict},
+            **({STREAM_PATH: {"get": stream}} if follows else {"/v1/predict": {"post": predict}}),
             "/v1/model": {"get": model},
             "/healthz": {"get": _probe("Whether the process is alive", "alive")},
             "/readyz": {"get": _probe("Whether the network is loaded", "ready", "not_ready")},
@@ -111,6 +143,8 @@ def _schemas(num_classes: int) -> dict[str, Any]:
             engine={"type": ["string", "null"]},
             precision={"type": ["string", "null"]},
             device={"type": ["string", "null"]},
+            kind={"type": "string", "enum": [CLIPS, STREAM]},
+            frame_rate=_NUMBER,
             architecture={"type": "object"},
             protocol=_STRING,
             protocols={"type": "array", "items": _STRING},

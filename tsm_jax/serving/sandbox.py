@@ -11,6 +11,7 @@ import errno
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 
@@ -52,6 +53,12 @@ def confine(memory_bytes: int) -> None:
         _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + memory_bytes)
     if has_filters():
         _refuse_calls()
+
+
+def leave_stopping_to_parent() -> None:
+    """Goes on after a SIGTERM, which systemd and others send to every process of a service: the
+    parent finishes what is running, and then ends this one."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def allow_seconds(seconds: float) -> None:

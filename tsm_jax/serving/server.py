@@ -9,8 +9,10 @@ import socket
 import sys
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
@@ -21,6 +23,7 @@ from tsm_jax.serving.limits import REFUSALS, RETRY_AFTER, Limits
 
 _HEADER_BYTES = 32 << 10
 _LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
+_GOODBYE_SECONDS = 5  # for a client to close its side of a WebSocket
 _LOOKS = 4  # at a connection, within the seconds that it may idle
 
 
@@ -35,19 +38,25 @@ def serve(settings: Settings, host: str, port: int) -> None:
         listener = _listen(host, port)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {reason(error)}") from error
+    told: list[int] = []
     with listener:
         service = _make_service(settings, lambda: setattr(server, "should_exit", True))
         try:
             server = uvicorn.Server(_config(service, settings.limits))
+
+            def stop(number: int, _: Any) -> None:
+                told.append(number)
+                server.should_exit = True
+
+            # Until uvicorn has its own, which raise these once more when it is done.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, stop)
             _log_to_stdout()
             _announce(settings, listener)
-            # uvicorn raises these once more when it is done.
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: None)
             server.run([listener])
         finally:
             service.close()
-    if service.failure is not None:
+    if service.failure is not None and not told:  # what is stopped while it loads fails to load
         raise service.failure
     print("stopped", file=sys.stderr)
 
@@ -67,8 +76,11 @@ def _make_service(settings: Settings, stop: Any) -> Service:
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
     return uvicorn.Config(
         service.app,
-        http=type("Limited", (_Connection,), {"limits": limits}),
-        ws="none",
+        http=type("Limited", (_Connection,), {"limits": limits, "service": service}),
+        ws=type("Closed", (_Socket,), {"service": service}),
+        ws_max_size=limits.frame_bytes,
+        ws_per_message_deflate=False,  # a client could send what becomes large
+        ws_ping_interval=None,  # without frames it is closed anyway
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -109,6 +121,7 @@ class _Connection(H11Protocol):
     """
 
     limits: Limits
+    service: Service
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
@@ -125,8 +138,14 @@ class _Connection(H11Protocol):
             self._look_again.cancel()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        if self._look_again is not None:
+            self._look_again.cancel()  # streams.py looks after it from now on
+        super().handle_websocket_upgrade(event)
+
     def shutdown(self) -> None:
         """What has connected may still send its request, if it does so at once."""
+        self.service.stop_streams()
         if self.cycle is None and not self.transport.is_closing():
             self.loop.call_later(_LAST_CALL_SECONDS, self._end)
         else:
@@ -168,3 +187,23 @@ class _Connection(H11Protocol):
         else:
             pause = self.limits.idle_seconds / _LOOKS
             self._look_again = self.loop.call_later(pause, self._look)
+
+
+class _Socket(WebSocketsSansIOProtocol):
+    """A WebSocket whose stream ends by itself, and that is gone soon afterwards.
+
+    uvicorn closes it without the last answer when it shuts down, and waits without end for a client
+    that does not read.
+    """
+
+    service: Service
+
+    def shutdown(self) -> None:
+        if self.handshake_complete:
+            self.service.stop_streams()
+        else:
+            super().shutdown()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self.loop.call_later(_GOODBYE_SECONDS, self.transport.abort)
