@@ -10,6 +10,7 @@ import pytest
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.training.mesh import make_mesh
+from tsm_jax.training.optimizer import make_optimizer
 from tsm_jax.training.state import abstract_state, init_state
 
 
@@ -51,3 +52,24 @@ def test_an_abstract_state_is_one_without_values(parts):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
 
     assert description(abstract_state(*parts)) == description(start(parts))
+
+
+@pytest.mark.parametrize("frozen", [(), ("backbone.stem",)])
+def test_an_optimizer_starts_as_it_says_itself(parts, frozen):
+    network, _, mesh = parts
+    optimizer = make_optimizer(
+        lambda step: 0.1 / (1 + step),
+        momentum=0.9,
+        weight_decay=1e-4,
+        decay="weights",
+        clip_norm=20.0,
+        fc_weight_multiplier=5.0,
+        fc_bias_multiplier=10.0,
+        frozen=frozen,
+    )
+    state = init_state(network, optimizer, 0, mesh)
+    own = optimizer.init(state.params)
+    assert jax.tree.structure(own) == jax.tree.structure(state.opt_state)
+    for ours, its in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(own), strict=True):
+        assert (ours.dtype, ours.weak_type) == (its.dtype, its.weak_type)
+        np.testing.assert_array_equal(ours, its)

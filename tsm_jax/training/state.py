@@ -63,7 +63,11 @@ def init_state(
         return jax.make_array_from_callback(array.shape, replicated(mesh), lambda i: array[i])
 
     host_params, host_batch_stats = network.init(seed, loaded)
-    opt_state = jax.tree.map(put, optimizer.init(host_params))
+    # As `optimizer.init` gives it, which would compile an operation for each shape: two seconds.
+    opt_state = jax.tree.map(
+        lambda leaf: put(np.zeros(leaf.shape, leaf.dtype)),
+        jax.eval_shape(optimizer.init, host_params),
+    )
     params, batch_stats = jax.tree.map(put, (host_params, host_batch_stats))
     zero = np.zeros((), np.int32)
     return TrainState(put(zero), params, batch_stats, opt_state, put(zero))
