@@ -96,10 +96,11 @@ def skip_bad_step(
         The state to go on with, and the metrics with `bad` (bool) and `bad_steps` (int32, of the
         whole run, this one included).
     """
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-    for leaf in jax.tree.leaves(updated):
-        finite &= jnp.isfinite(leaf).all()
-    bad = ~finite
+    leaves = (metrics["loss"], metrics["grad_norm"], *jax.tree.leaves(updated))
+    # XLA would compute a chain of `&`, or a reduction that it may turn into one, again for each
+    # tensor that waits for it: nine tenths of a ResNet-50's compiled step.
+    finite = jax.lax.optimization_barrier(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+    bad = ~finite.all()
     bad_steps = state.bad_steps + bad
     stopped = bad_steps > max_bad_steps
 
