@@ -1,8 +1,8 @@
 """One line instead of a stack trace, where jax aborts a process because another one is gone.
 
 jax does so in a thread of its own that no Python handler can stop, and prints a page before. So
-what C++ prints goes through a small process, which is this file run as a program. Not through a thread:
-it would die with the others, or wait for the interpreter lock while a full pipe waits for it.
+what C++ prints goes through a small process, which is this file run as a program. Not through a
+thread: it would die with the others, or wait for the interpreter lock while a full pipe waits.
 """
 
 from __future__ import annotations
