@@ -73,6 +73,7 @@ setup(
         "test": [
             "build>=1.2",
             "pytest>=8.3",
+            "pytest-timeout>=2.3",
             "pytest-xdist>=3.7",
             "pyyaml>=6.0",
             "markdown-it-py>=3.0",

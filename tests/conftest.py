@@ -53,6 +53,9 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items):
     place = {REPOSITORY / "tests" / name: i for i, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path, len(place)))
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 # Hides what is not installed on a pretended machine.

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 from contextlib import suppress
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _MMAP_THRESHOLD = 32 * 2**20  # bytes; the most that glibc allows
@@ -20,11 +22,33 @@ DIRECTORY = "JAX_COMPILATION_CACHE_DIR"
 LIMIT_BYTES = 4 * 2**30
 
 
+_CGROUP = "/sys/fs/cgroup"  # in a container its own
+
+
 def usable_cores() -> int:
-    """Processor cores that this process may run on, at least 1 (its affinity, not the machine)."""
+    """Processor cores that this process may use, at least 1.
+
+    Its affinity and the quota of its container count (`docker run --cpus`, Kubernetes' limits; a
+    part of a core as a whole one), not what the machine has.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _container_quota())))
+
+
+def _container_quota() -> float:
+    """Cores' worth of time that the container may use; infinite without a limit.
+
+    From `cpu.max` of cgroups version 2, or the two files of version 1.
+    """
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # none such, or "max": no limit
+            values = " ".join(Path(_CGROUP, name).read_text() for name in names).split()
+            quota, period = map(float, values)
+            return quota / period if min(quota, period) > 0 else math.inf
+    return math.inf
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jax
@@ -19,18 +20,27 @@ PLATFORMS = ("cuda", "tpu")
 
 
 def _programs():
-    """One recipe for each program; numbers that are only other constants in it do not count."""
-    chosen = {}
+    """Recipes until each kind of network, of shift and of rule is in one of them."""
+    seen, chosen = set(), []
     for path in RECIPES:
         config = cli.load_recipe(str(path))
         config.model.num_classes = config.model.num_classes or 10
         config.dtype = "bfloat16"  # what `auto` is there
         config.batch_size = min(config.batch_size, 2 * (config.model.batch_norm_group or 8))
-        numbers = (config.model.batch_norm_group, config.model.dropout, config.label_smoothing)
-        key = (config.model.backbone, config.model.shift, config.model.shift_every, config.remat)
-        key += (config.accumulation_steps > 1, *(number > 0 for number in numbers))
-        chosen.setdefault(key, (path, config))
-    return chosen.values()
+        model = config.model
+        depthless = re.sub(r"\d+", "", model.backbone)
+        kinds = {
+            ("backbone", depthless),
+            ("shift", model.shift),
+            ("frozen", model.frozen_batch_norm),
+        }
+        numbers = ("batch_norm_group", "dropout"), ("label_smoothing", "mixup", "remat")
+        kinds |= {(name, model[name] > 0) for name in numbers[0]}
+        kinds |= {(name, config[name] > 0) for name in numbers[1]}
+        if kinds - seen:
+            seen |= kinds
+            chosen.append((path, config))
+    return chosen
 
 
 @pytest.mark.parametrize(

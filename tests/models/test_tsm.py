@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,13 @@ def video():
     return rng.normal(size=(2, 4, 32, 32, 3)).astype(np.float32)
 
 
+@cache
+def jitted(**arguments):
+    return jax.jit(network(**arguments).apply)
+
+
 def logits(tensors, video, **arguments):
-    apply = jax.jit(network(**arguments).apply)
-    return np.asarray(apply(*tensors, jnp.asarray(video))[0])
+    return np.asarray(jitted(**arguments)(*tensors, jnp.asarray(video))[0])
 
 
 # Weights of the published image networks without their 1000-way classifier.

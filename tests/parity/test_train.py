@@ -26,7 +26,7 @@ OPTIMIZER = {
 
 @pytest.fixture(scope="module")
 def gradient():
-    """The jitted (params, batch_stats, video, labels) -> (loss, batch_stats), gradients."""
+    """(params, batch_stats, video, labels) -> ((loss, batch_stats), gradients)."""
     architecture = Architecture("resnet50", 10, 8, shift_fraction="1/num_segments")
     network = build_network(architecture, "float32")
 
@@ -38,7 +38,7 @@ def gradient():
         shapes = network.param_shapes, network.batch_stat_shapes
         return tuple({name: tensors[name] for name in names} for names in shapes)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True)), split
+    return jax.value_and_grad(loss, has_aux=True), split
 
 
 def run(gradient, **changes):
@@ -54,17 +54,24 @@ def run(gradient, **changes):
         total_steps=STEPS,
     )
     optimizer = make_optimizer(schedule, **{**OPTIMIZER, **changes})
-    update = jax.jit(optimizer.update)
     state = optimizer.init(params)
+
+    @jax.jit
+    def train_step(params, batch_stats, state, video, labels):
+        (loss, batch_stats), gradients = value_and_grad(params, batch_stats, video, labels)
+        updates, state = optimizer.update(gradients, state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        return params, batch_stats, state, loss, global_norm(gradients)
+
     losses, norms = [], []
     for step in range(STEPS):
         video, labels = paddle_recipe.train_batch(step)
         video = np.moveaxis(video, 2, -1)
-        (loss, batch_stats), gradients = value_and_grad(params, batch_stats, video, labels)
-        updates, state = update(gradients, state, params)
-        params = jax.tree.map(lambda p, u: p + u, params, updates)
+        params, batch_stats, state, loss, norm = train_step(
+            params, batch_stats, state, video, labels
+        )
         losses.append(float(loss))
-        norms.append(float(global_norm(gradients)))
+        norms.append(float(norm))
     tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
     return np.array(losses), np.array(norms), to_paddle(tensors, "resnet50")
 

@@ -7,7 +7,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,10 +187,10 @@ def test_told_to_stop_it_finishes_what_it_has(start_service, tmp_path, film_byte
     threads = [threading.Thread(target=ask) for _ in range(3)]
     with service.connect() as unfinished:
         unfinished.sendall(service.head(len(film_bytes)) + film_bytes[:100])
+        _until(lambda: service.temporary())  # accepted before the others
         for thread in threads:
             thread.start()
-        while len(service.temporary()) + len(answers) < 4:
-            time.sleep(0.01)
+        _until(lambda: len(service.temporary()) + len(answers) >= 4)
         service.process.send_signal(signal.SIGTERM)
         unfinished.sendall(film_bytes[100:])
         assert read_answer(unfinished).status in (200, 503)
@@ -204,8 +206,7 @@ def test_nothing_is_left_of_one_that_was_killed(start_service, tmp_path, film_by
     service = start_service(tmp_path, "--decoders", "1")
     with service.connect() as connection:
         connection.sendall(service.head(len(film_bytes)) + film_bytes[:100])
-        while not service.temporary():
-            time.sleep(0.01)
+        _until(lambda: service.temporary())
         children = service.processes().values()
         service.process.kill()
         service.process.wait()
@@ -215,6 +216,14 @@ def test_nothing_is_left_of_one_that_was_killed(start_service, tmp_path, film_by
             break
         time.sleep(0.1)
     assert left == []
+
+
+def _until(condition: Callable[[], Any]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.01)
+    pytest.fail("waited for a minute")
 
 
 def _runs(pid: int) -> bool:

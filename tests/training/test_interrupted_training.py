@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, undisturbed, tmp_path)
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
     try:
         with pytest.raises(UserError, match="cannot write a checkpoint") as error:
             train(data, workdir)
