@@ -102,6 +102,7 @@ def main() -> None:
                     first_step=0,
                     train_step=step,
                     validate=lambda *_: {},
+                    compute_statistics=lambda state, *_: state,
                     checkpoints=checkpoints,
                     log=log,
                     progress=Progress(

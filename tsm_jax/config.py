@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsm_jax.data import sampling
+from tsm_jax.data import sampling, transforms
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
 from tsm_jax.models.backbones import BACKBONES
@@ -33,6 +33,7 @@ CHOICES: dict[str, Collection[Any]] = {
     "model.running_variance": ("biased", "unbiased"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.sampling": sampling.TRAINING,
+    "data.crop": transforms.TRAINING_CROPS,
     "data.render": ("", "moving_shapes"),
     "data.protocol": (
         "",
@@ -115,9 +116,15 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
     return {**new, **recipe}
 
 
+def _from_version_3(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Batch norm was evaluated with its running statistics; there was one kind of crop."""
+    new = {"precise_batch_norm": 0, "precise_batch_norm_batches": 200, "data.crop": "multi_scale"}
+    return {**new, **recipe}
+
+
 # What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
 # value, needs a new version: a function here that writes down what recipes without it meant.
-UPGRADES = (_from_version_1, _from_version_2)
+UPGRADES = (_from_version_1, _from_version_2, _from_version_3)
 VERSION = len(UPGRADES) + 1
 
 # What to write for keys of older versions on the command line.
@@ -162,6 +169,12 @@ def default() -> ConfigDict:
     # Mixup of training clips with their targets: two are mixed in shares that Beta(mixup, mixup)
     # draws, one draw a step (Zhang et al. 2018). 0: none.
     config.mixup = 0.0
+    # Epochs between two computations of batch norm's statistics for evaluation: after the first of
+    # so many epochs, and after the last, means over whole batches take the place of the running
+    # statistics before the checkpoint is saved (PaddleVideo's precise BN). 0: never.
+    config.precise_batch_norm = 0
+    # Training batches that they are taken over, at most those of an epoch.
+    config.precise_batch_norm_batches = 200
     # Weights to start from: a .pdparams, a model directory, a workdir, an https address or a name
     # of the zoo. Empty: random ones.
     config.init_from = ""
@@ -263,6 +276,9 @@ def _data() -> ConfigDict:
     data.sampling = "uniform"
     # Mirror half of the training clips.
     data.flip = True
+    # A training clip's random crop: `multi_scale` (TSM), or `pptsm`, which scales to 4:3 before it
+    # and cuts a random square out of it.
+    data.crop = "multi_scale"
     # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
     # fixed cameras and small differences.
     data.crop_scales = (1.0, 0.875, 0.75, 0.66)
@@ -393,6 +409,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "class_balance": (0.0, 1.0),
     "label_smoothing": (0.0, 0.99),
     "mixup": (0.0, 100.0),
+    "precise_batch_norm": (0, 10**6),
+    "precise_batch_norm_batches": (1, 10**6),
     "log_every": (1, 2**31 - 1),
     "checkpoint_every": (0, 2**31 - 1),
     "max_bad_steps": (0, 2**31 - 2),
@@ -513,6 +531,12 @@ def _check_batches(config: ConfigDict) -> None:
             f" config.accumulation_steps ({config.accumulation_steps})"
         )
     group, part = config.model.batch_norm_group, part_size(config)
+    if config.precise_batch_norm and config.model.frozen_batch_norm != "none":
+        raise UserError(
+            f"config.precise_batch_norm is {config.precise_batch_norm} with"
+            f" config.model.frozen_batch_norm={config.model.frozen_batch_norm}: frozen layers keep"
+            " their statistics; set one of the two to 0 or none"
+        )
     if group and part > group and part % group:
         key = "config.batch_size" + (
             " / config.accumulation_steps" if part < config.batch_size else ""

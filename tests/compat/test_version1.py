@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+import tsm_jax
 from tsm_jax.assemble.evaluate import evaluate_weights
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.assemble.train import train_recipe
@@ -76,6 +77,10 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
         "optimizer.frozen": (),
         "optimizer.nesterov": False,
         "optimizer.warmup_start": 0.0,
+        # What version 4 can do otherwise.
+        "data.crop": "multi_scale",
+        "precise_batch_norm": 0,
+        "precise_batch_norm_batches": 200,
     }
     assert dict(flatten(from_dict(values))) == expected
 
@@ -133,6 +138,25 @@ def test_an_exported_folder_answers_in_every_engine(answers, engine):
         assert relative_difference(found[0], logits) < 1e-4
 
 
+def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_path):
+    """Version 1 wrote graphs of `crop_size`, whatever the stored protocol shows."""
+    if not installed("onnxruntime"):
+        pytest.skip("onnxruntime is not installed")
+    folder = shutil.copytree("exported", tmp_path / "exported")
+    path = folder / "config.json"
+    description = json.loads(path.read_text())
+    description["preprocessing"] = {"crop_size": 32, "short_side": 48, "protocol": "mit_three_crop"}
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match="graph takes 32 px: choose --protocol test, "):
+        tsm_jax.load(folder, engine="onnxruntime")
+    predictor = tsm_jax.load(folder, engine="onnxruntime", protocol="test")
+    assert predictor.protocol.name == "test"
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
+    logits = predictor.engine.logits(pixels[:1])[0]
+    assert relative_difference(logits, np.array(answers["pixels"][0])) < 1e-4
+    assert len(predictor.predict("clips/val3.mp4", top_k=8)) == 8
+
+
 def test_it_is_written_again_as_the_newest_version(answers, tmp_path):
     model = load_model("model")
     write_model_directory(model, str(tmp_path / "model"))
@@ -157,6 +181,11 @@ def test_version_2_of_a_recipe_means_what_it_meant():
     older = json.loads((HERE / "version2.json").read_text())["recipe"]
     expected = {**dict(flatten(default())), "data.flip_labels": "keep"}
     assert dict(flatten(from_dict(older))) == expected
+
+
+def test_version_3_of_a_recipe_means_what_it_meant():
+    older = json.loads((HERE / "version3.json").read_text())["recipe"]
+    assert dict(flatten(from_dict(older))) == dict(flatten(default()))
 
 
 def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):

@@ -12,6 +12,7 @@ from tsm_jax.data.transforms import (
     center_crop,
     crop_resize_flip,
     draw_multi_scale_crop,
+    draw_pptsm_crop,
     jitter_color,
     resize_fixed_ratio,
     resize_short_side,
@@ -63,6 +64,48 @@ def test_multi_scale_crop_snaps_to_the_crop_size():
     assert sides == {224, 197, 169, 149}
     # 222 is within two pixels of 224 as well, but the picture has no more.
     assert {crop.width for crop in _draw(222, 300, 224, 300)} == {222, 194, 166, 146}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "scaled"),
+    [
+        *((360, 640, (256, 341)), (640, 360, (341, 256)), (240, 320, (256, 341))),
+        *((720, 720, (341, 256)), (256, 454, (256, 454))),  # a short side that is right stays
+    ],
+)
+def test_pptsm_crop_shows_what_its_three_steps_show(height, width, scaled):
+    """Each pixel holds its place in the picture: so does each pixel of the result."""
+    places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
+    pixel = max(width / scaled[1], height / scaled[0])  # of the scaled picture
+    for seed in range(20):
+        crop = draw_pptsm_crop(height, width, 224, np.random.default_rng(seed))
+        assert min(crop.left, crop.top) >= 0
+        assert crop.left + crop.width <= width and crop.top + crop.height <= height
+        rows = slice(crop.top, crop.top + crop.height)
+        found = cv2.resize(places[rows, crop.left : crop.left + crop.width], (224, 224))
+
+        rng = np.random.default_rng(seed)
+        outer = draw_multi_scale_crop(*scaled, 256, rng)
+        x, y = rng.integers(33, size=2)
+        steps = cv2.resize(places, scaled[::-1])
+        steps = steps[outer.top :, outer.left :][: outer.height, : outer.width]
+        steps = cv2.resize(steps, (256, 256))[y : y + 224, x : x + 224]
+        assert abs(found - steps).max() < 0.6 + 0.5 * pixel
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 131), (10, 300), (300, 10), (3, 2), (1, 1)])
+def test_pptsm_crop_stays_inside(height, width):
+    rng = np.random.default_rng(0)
+    for crop in (draw_pptsm_crop(height, width, 224, rng) for _ in range(400)):
+        assert 0 <= crop.left < crop.left + crop.width <= width
+        assert 0 <= crop.top < crop.top + crop.height <= height
+
+
+def test_pptsm_crop_cuts_out_seven_eighths():
+    rng = np.random.default_rng(0)
+    crops = [draw_pptsm_crop(256, 341, 224, rng) for _ in range(2000)]
+    assert {crop.width for crop in crops} == {224, 196, 168, 147}
+    assert (min(c.left for c in crops), max(c.left + c.width for c in crops)) == (0, 341)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from tsm_jax.assemble.recognizer import Recognizer
-from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.deploy import engine as engine_lib
 from tsm_jax.deploy.artifact import is_artifact, read_artifact
 from tsm_jax.deploy.engine import choose_engine, installed, open_engine
@@ -207,7 +206,7 @@ def test_a_wrong_description_is_refused(copied, change, message):
     [
         ({"labels": list("abc")}, r"float32\[N, 5\] instead of float32\[N, 3\]"),
         ({"architecture": Architecture("resnet18", 5, 3)}, r"instead of uint8\[N, 3, 32, 32, 3\]"),
-        ({"preprocessing": Preprocessing(48, 48)}, r"instead of uint8\[N, 4, 48, 48, 3\]"),
+        ({"crop_size": 48}, r"instead of uint8\[N, 4, 48, 48, 3\]"),
     ],
 )
 def test_a_graph_that_is_not_what_is_described(artifact, name, changes, message):

@@ -10,6 +10,7 @@ import paddle_recipe
 import pytest
 
 from tsm_jax import convert
+from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
 from tsm_jax.weights.model_directory import read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model
@@ -54,6 +55,7 @@ def test_logits_and_the_way_back(case, tmp_path, capsys):
     convert.main(["--input", str(path), "--output", directory, "--num_segments", str(segments)])
     model = read_model_directory(directory)
     assert model.architecture.backbone == backbone
+    assert model.preprocessing.protocol == "paddle_predict"
     error = abs(logits(model, video) - expected).max() / abs(expected).max()
     assert error < 1e-4
     again = str(tmp_path / "again.pdparams")
@@ -75,6 +77,25 @@ def test_every_part_of_the_architecture_shows(case, change):
         pytest.skip("an eighth is 1/num_segments")
     changed = replace(model, architecture=replace(model.architecture, **change))
     assert abs(logits(changed, video) - expected).max() / abs(expected).max() > 1e-3
+
+
+def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_path):
+    def read(name, attention=None, **given):
+        path = tmp_path / name
+        backbone = "pplcnet_v2_attention" if attention else "pplcnet_v2"
+        write_paddle(path, paddle_recipe.state_dict(3, 0, backbone, attention))
+        model = read_paddle_model(str(path), **given)
+        return model.architecture.num_segments, model.provenance["read_as"]
+
+    segments, words = read("x.pdparams", attention=16)
+    assert segments == 16 and "classes, 16 segments; the shift is not in it" in words
+    segments, words = read("PPTSMv2_k400_16f_dml.pdparams")
+    assert segments == 16 and "by the file's name: 16 segments" in words
+    segments, words = read("PPTSMv2_k400_16f.pdparams", num_segments=4)
+    assert segments == 4 and "4 segments and the shift are not in it" in words
+    assert read("ppTSM_k400_uniform.pdparams")[0] == 8
+    with pytest.raises(UserError, match="has an attention over 16 segments, not 8: give"):
+        read("x_8f.pdparams", attention=16, num_segments=8)
 
 
 def test_the_sum_of_branches_is_written_for_paddle():

@@ -11,9 +11,10 @@ import pytest
 from tsm_jax.data.protocols import PROTOCOLS
 from tsm_jax.download import check_address
 from tsm_jax.errors import UserError
+from tsm_jax.recipe_files import path_of
 from tsm_jax.weights import zoo
 from tsm_jax.weights.torch_model import told_by_name
-from tsm_jax.weights.zoo import ZOO, fetch, is_remote
+from tsm_jax.weights.zoo import ZOO, fetch, is_remote, names_like
 
 
 def answer(handler):
@@ -45,6 +46,7 @@ def test_an_entry_is_usable(name):
     for accuracy, protocol in entry.top1:
         assert 40 < accuracy < 98 and protocol in (*PROTOCOLS, "its own")
     command = entry.command.split()
+    assert "evaluate" not in entry.command or path_of(command[command.index("--config") + 1])
     assert bool(command) == (entry.is_supported and bool(entry.top1 or entry.data == "imagenet"))
     if "evaluate" in entry.command:
         assert f"--config.data.protocol={entry.top1[0][1]}" in command
@@ -59,6 +61,20 @@ def test_a_file_name_tells_the_segments_and_the_data_set(name):
     assert told.data == entry.data
     if told.num_segments != entry.segments:
         assert "TSN" in entry.note or "streams" in entry.note
+
+
+def test_commands_are_told_the_way_this_one_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/tsm", "convert"])
+    assert ZOO["paddle/tsm_k400"].command.startswith("tsm evaluate --config tsm_k400_videos ")
+    assert ZOO["torchvision/resnet50"].command.startswith("tsm train ")
+    assert names_like("paddle/tsm_k401").endswith("tsm convert --list")
+
+
+def test_pptsm_is_shown_other_views_than_tsm():
+    """Its recipes sample without `select_left` and scale to 4:3, as `tools/predict.py` does."""
+    protocols = {p for e in ZOO.values() if "/pptsm" in e.name for _, p in e.top1}
+    assert protocols == {"paddle_predict", "paddle_dense"}
+    assert ZOO["paddle/tsm_k400"].top1 == ((71.06, "test"),)
 
 
 def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path, monkeypatch):

@@ -61,6 +61,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
         sampling=config.data.sampling,
         seed=config.seed,
         skip_unreadable=config.data.on_error == "skip",
+        crop=config.data.crop,
         crop_scales=config.data.crop_scales,
         color_jitter=config.data.color_jitter,
         mirrored_labels=mirrored_labels(class_names(config)) if swap else None,

@@ -8,6 +8,7 @@ from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, check_names, open_engine
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
+from tsm_jax.terminal import typed
 from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 
 
@@ -43,7 +44,7 @@ def load(
     if engine not in ("auto", "jax") or precision == "int8":
         raise UserError(
             f"{weights} is not an exported folder: {engine if precision != 'int8' else precision}"
-            " runs what python -m tsm_jax.export writes"
+            f" runs what {typed('export')} writes"
         )
     try:
         # Late: an exported folder needs neither flax nor jax.
@@ -52,7 +53,7 @@ def load(
     except ImportError as error:
         raise UserError(
             f"{weights} is not an exported folder, and other weights need the whole of tsm_jax"
-            f" ({error.name} is missing): export them first, python -m tsm_jax.export"
+            f" ({error.name} is missing): export them first, {typed('export')}"
         ) from error
     model = load_model(folder, num_segments=num_segments)
     return Recognizer(model, precision=precision, protocol=protocol, source=weights)

@@ -16,7 +16,14 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
-from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
+from tsm_jax.training.steps import (
+    EvalStep,
+    StatisticsStep,
+    TrainStep,
+    make_eval_step,
+    make_statistics_step,
+    make_train_step,
+)
 
 
 def architecture_of(model: ConfigDict) -> Architecture:
@@ -76,12 +83,13 @@ class Steps:
     optimizer: optax.GradientTransformation
     train_step: TrainStep
     eval_step: EvalStep
+    statistics_step: StatisticsStep
 
 
 def build_steps(
     config: ConfigDict, plan: Plan, mesh: Mesh, class_weights: np.ndarray | None = None
 ) -> Steps:
-    """The network of a recipe and its two steps on some devices.
+    """The network of a recipe and its steps on some devices.
 
     Raises:
         UserError: `config.optimizer.frozen` names nothing of the network, or all of it.
@@ -109,7 +117,15 @@ def build_steps(
         mesh=mesh,
         deterministic=config.deterministic,
     )
-    return Steps(network, optimizer, train_step, eval_step)
+    statistics_step = make_statistics_step(
+        network,
+        mesh=mesh,
+        seed=config.seed,
+        mixup=config.mixup,
+        accumulation_steps=config.accumulation_steps,
+        deterministic=config.deterministic,
+    )
+    return Steps(network, optimizer, train_step, eval_step, statistics_step)
 
 
 def _check_frozen(frozen: Sequence[str], network: Network) -> None:

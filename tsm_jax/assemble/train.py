@@ -31,20 +31,20 @@ from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import make_plan, part_size
 from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.lists import count_shared
-from tsm_jax.data.pipeline import TrainOrder, eval_batches, train_batches
+from tsm_jax.data.pipeline import Batch, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.network import resolve_dtype
 from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Logger, Progress, RunLog
-from tsm_jax.training.loop import TrainingRun, Validate, train
-from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
+from tsm_jax.training.loop import ComputeStatistics, TrainingRun, Validate, train
+from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh, put_batch
 from tsm_jax.training.metrics import class_weights
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
-from tsm_jax.training.state import TrainState, abstract_state, init_state
-from tsm_jax.training.steps import EvalStep, evaluate
+from tsm_jax.training.state import TrainState, abstract_state, init_state, put_replicated
+from tsm_jax.training.steps import EvalStep, StatisticsStep, evaluate
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 
 
@@ -83,6 +83,18 @@ def train_recipe(
     order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
     train_clips = build_train_clips(config, train_source)
+
+    def batches_of(steps: range) -> Iterator[Batch]:
+        return train_batches(
+            train_clips,
+            order,
+            batch_size=config.batch_size,
+            steps=steps,
+            reading=build_reading(config),
+            host=host_share(),
+        )
+
+    batch_norm_batches = min(config.precise_batch_norm_batches, plan.steps_per_epoch)
     steps = build_steps(config, plan, mesh, _class_weights(config, train_source))
     with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
@@ -110,6 +122,11 @@ def train_recipe(
                 first_step=first_step,
                 train_step=compiled_together(steps.train_step, "training step"),
                 validate=_validation(config, mesh, steps.eval_step, val_source),
+                compute_statistics=_statistics(
+                    steps.statistics_step,
+                    lambda step: batches_of(range(step, step + batch_norm_batches)),
+                    mesh,
+                ),
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
@@ -124,15 +141,7 @@ def train_recipe(
                 ),
                 preemption=preemption or Preemption(),
             )
-            batches = train_batches(
-                train_clips,
-                order,
-                batch_size=config.batch_size,
-                steps=range(first_step, plan.total_steps),
-                reading=build_reading(config),
-                host=host_share(),
-            )
-            state = train(run, state, batches)
+            state = train(run, state, batches_of(range(first_step, plan.total_steps)))
             for line in _last_lines(checkpoints, config):
                 log.say(line)
             if writes:
@@ -166,6 +175,31 @@ def _start(
     loaded, origin = load_start(config, labels, steps.network)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
+
+
+def _statistics(
+    statistics_step: StatisticsStep, batches_from: Callable[[int], Iterator[Batch]], mesh: Mesh
+) -> ComputeStatistics:
+    """Means of the statistics of single batches: those that the next steps will train on.
+
+    Reference: PaddleVideo utils/precise_bn.py, which takes another pass over the data.
+    """
+    statistics_step = compiled_together(statistics_step, "batch-norm step")
+
+    def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
+        found = []
+        for number, batch in enumerate(batches_from(step), start=step):
+            before_batch()
+            place = put_replicated(np.int32(number), mesh)
+            statistics = statistics_step(state.params, place, put_batch(batch, mesh))
+            found.append(jax.device_get(statistics))
+        means = {
+            name: np.mean([each[name] for each in found], 0, np.float64).astype(np.float32)
+            for name in state.batch_stats
+        }
+        return state._replace(batch_stats=put_replicated(means, mesh))
+
+    return compute
 
 
 def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source) -> Validate:

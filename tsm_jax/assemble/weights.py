@@ -123,7 +123,7 @@ def is_workdir(path: str) -> bool:
 
 def _read_file(path: str, num_segments: int | None) -> Model:
     if path.endswith(PADDLE_SUFFIX):
-        return read_paddle_model(path, num_segments=8 if num_segments is None else num_segments)
+        return read_paddle_model(path, num_segments=num_segments)
     from tsm_jax.weights.torch_model import read_torch_model
 
     return read_torch_model(path, num_segments=num_segments)

@@ -17,8 +17,8 @@ from tsm_jax.data.sampling import TRAINING
 from tsm_jax.data.sources import Source
 from tsm_jax.data.transforms import (
     MULTI_SCALES,
+    TRAINING_CROPS,
     crop_resize_flip,
-    draw_multi_scale_crop,
     jitter_color,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
@@ -40,6 +40,7 @@ class TrainClips:
 
     Attributes:
         crop_size: of the result, pixels.
+        crop: how it is drawn, a name of `TRAINING_CROPS`.
         crop_scales: sides of a crop, of the short side.
         color_jitter: strength of `jitter_color`, 0 for none.
         sampling: of the frames, a name of `TRAINING`.
@@ -55,6 +56,7 @@ class TrainClips:
     seed: int
     skip_unreadable: bool = False
     mirrored_labels: Sequence[int] | None = None
+    crop: str = "multi_scale"
     crop_scales: Sequence[float] = MULTI_SCALES
     color_jitter: float = 0.0
     sampling: str = "uniform"
@@ -91,7 +93,8 @@ class TrainClips:
         frames = self.source.read(index, choose)
         height, width = frames[0].shape[:2]
         crop_rng = self._rng(epoch, index, _CROP)
-        crop = draw_multi_scale_crop(height, width, self.crop_size, crop_rng, self.crop_scales)
+        draw_crop = TRAINING_CROPS[self.crop]
+        crop = draw_crop(height, width, self.crop_size, crop_rng, self.crop_scales)
         flip = self.flip and self._rng(epoch, index, _FLIP).random() < 0.5
         if out is None:
             out = np.empty(self.shape, np.uint8)

@@ -21,6 +21,7 @@ from tsm_jax.data.frames import decode_picture
 from tsm_jax.data.lists import ListSource, read_frame_list
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.terminal import typed
 
 if TYPE_CHECKING:
     from etils import epath
@@ -108,7 +109,7 @@ def open_packed(directory: str, num_classes: int) -> PackedSource:
     if not (path / INFO_FILE).exists():
         raise UserError(
             f"{directory} is not a packed folder, or not complete: run"
-            " python -m tsm_jax.prepare pack (again)"
+            f" {typed('prepare pack')} (again)"
         )
     with tempfile.TemporaryDirectory() as folder:  # a list is read from this machine's disk
         clips = (path / CLIPS_FILE).copy(os.path.join(folder, CLIPS_FILE))

@@ -66,6 +66,42 @@ def draw_multi_scale_crop(
     return Crop(left, top, crop_width, crop_height)
 
 
+def draw_pptsm_crop(
+    height: int,
+    width: int,
+    crop_size: int,
+    rng: np.random.Generator,
+    scales: Sequence[float] = MULTI_SCALES,
+) -> Crop:
+    """Draws what PP-TSM's three steps leave of a picture, in pixels of the picture itself.
+
+    It is scaled to 4:3 with a short side of 8/7 of `crop_size` (256 for 224); a multi-scale crop is
+    scaled to a square of that side; a random square of `crop_size` is cut out. What is seen is then
+    up to 7/8 of the short side, and of pictures wider than 4:3 it is narrowed. One rectangle,
+    resized once, shows the same; its sides are rounded to pixels.
+
+    Reference: the training transforms of PaddleVideo's pptsm_*.yaml (`Scale`, `MultiScaleCrop`,
+    `RandomCrop`), whose `allow_duplication=False` leaves out some places that coincide.
+    """
+    side = round(crop_size * 8 / 7)
+    scaled_height, scaled_width = _fixed_ratio(height, width, side)
+    outer = draw_multi_scale_crop(scaled_height, scaled_width, side, rng, scales)
+    x, y = rng.integers(side - crop_size + 1, size=2)
+
+    def place(first: int, length: int, inner: int, share: float, limit: int) -> tuple[int, int]:
+        start = (first + inner * length / side) * share
+        size = min(max(1, round(crop_size * length / side * share)), limit)
+        return min(round(start), limit - size), size
+
+    left, new_width = place(outer.left, outer.width, int(x), width / scaled_width, width)
+    top, new_height = place(outer.top, outer.height, int(y), height / scaled_height, height)
+    return Crop(left, top, new_width, new_height)
+
+
+# By `config.data.crop`.
+TRAINING_CROPS = {"multi_scale": draw_multi_scale_crop, "pptsm": draw_pptsm_crop}
+
+
 def crop_resize_flip(
     frames: Frames, crop: Crop, size: int, flip: bool, out: np.ndarray | None = None
 ) -> np.ndarray:
@@ -139,10 +175,7 @@ def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
     height, width = frames[0].shape[:2]
     if min(height, width) == short_side:
         return list(frames)
-    long_side = int(short_side * 4 / 3)
-    if width <= height:
-        return _resize(frames, long_side, short_side)
-    return _resize(frames, short_side, long_side)
+    return _resize(frames, *_fixed_ratio(height, width, short_side))
 
 
 def center_crop(frames: Frames, size: int, out: np.ndarray | None = None) -> np.ndarray:
@@ -237,6 +270,14 @@ def _snap(side: int, crop_size: int, short_side: int) -> int:
     if abs(side - crop_size) < 3:
         side = crop_size
     return max(1, min(side, short_side))
+
+
+def _fixed_ratio(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Height and width that `resize_fixed_ratio` gives a picture."""
+    if min(height, width) == short_side:
+        return height, width
+    long_side = int(short_side * 4 / 3)
+    return (long_side, short_side) if width <= height else (short_side, long_side)
 
 
 def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:

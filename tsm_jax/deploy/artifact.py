@@ -77,6 +77,7 @@ class Artifact:
     Attributes:
         labels: K class names.
         hashes: file name to SHA-256 of every graph and of the tensors.
+        crop_size: S of the pictures that the graphs take.
         kind: `CLIPS` or `STREAM`.
     """
 
@@ -85,6 +86,7 @@ class Artifact:
     preprocessing: Preprocessing
     labels: Sequence[str]
     hashes: Mapping[str, str]
+    crop_size: int
     kind: str = CLIPS
 
     @property
@@ -94,15 +96,13 @@ class Artifact:
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
-        """(T, S, S, 3): what the graphs take, the views of the stored protocol."""
-        size = protocol_of(self.preprocessing).crop_size
-        return self.num_segments, size, size, 3
+        """(T, S, S, 3): what the graphs take."""
+        return self.num_segments, self.crop_size, self.crop_size, 3
 
     def fitting_protocols(self) -> list[str]:
         """Names of those whose views are of the size that the graphs take."""
-        size = self.clip_shape[1]
         described = [protocol_of(self.preprocessing, name) for name in PROTOCOLS]
-        return [protocol.name for protocol in described if protocol.crop_size == size]
+        return [protocol.name for protocol in described if protocol.crop_size == self.crop_size]
 
     def protocol(self, name: str | None = None) -> EvalProtocol:
         """The protocol of that name, None for the stored one.
@@ -110,7 +110,7 @@ class Artifact:
         Raises:
             UserError: there is none, or its views are not of the size that the graphs take.
         """
-        protocol, size = protocol_of(self.preprocessing, name), self.clip_shape[1]
+        protocol, size = protocol_of(self.preprocessing, name), self.crop_size
         if protocol.crop_size != size:
             raise UserError(
                 f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the"
@@ -233,7 +233,8 @@ def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
     exported = description["export"]
     if not isinstance(exported, dict):
         raise UserError(f"{path}: export is {shown(exported)}: export the model again")
-    exported = upgraded(exported, exported.get("version"), UPGRADES, f"the export in {folder}")
+    version = exported.get("version")
+    exported = upgraded(exported, version, UPGRADES, f"the export in {folder}")
     found = exported.get("kind")
     if found not in (CLIPS, STREAM):
         raise UserError(f"{path}: export.kind is {shown(found)}: it must be {CLIPS} or {STREAM}")
@@ -252,7 +253,17 @@ def read_artifact(folder: str, kind: str = CLIPS) -> Artifact:
             f"{labels_path} has other names than {path}: to rename classes, change both"
         )
     hashes = _hashes(exported.get("files"), path)
-    return Artifact(folder, architecture, preprocessing, labels, hashes, kind)
+    size = protocol_of(preprocessing).crop_size
+    if version == 1 and _size(exported) == preprocessing.crop_size:
+        size = preprocessing.crop_size  # even where the stored protocol shows the whole short side
+    return Artifact(folder, architecture, preprocessing, labels, hashes, size, kind)
+
+
+def _size(exported: Mapping[str, Any]) -> int | None:
+    """S as `export.input` says; None where it says nothing of the kind."""
+    described = exported.get("input")
+    shape = described.get("shape") if isinstance(described, dict) else None
+    return shape[2] if isinstance(shape, list) and len(shape) == 5 else None
 
 
 def _hashes(files: Any, path: str) -> dict[str, str]:

@@ -79,7 +79,9 @@ def draw_clip(
             axes.spines[:].set_visible(False)
         views = "" if num_views == 1 else f"the first of {num_views} views; "
         best = short(predictions[0].label, _NAME_LENGTH)
-        note = f"{views}bright: what speaks for {best}; bars: each frame's evidence"
+        # A network that pools before its last layers has one value for the whole of a frame.
+        what = "what speaks" if maps[0].size > 1 else "whole frames that speak"
+        note = f"{views}bright: {what} for {best}; bars: each frame's evidence"
         below.supxlabel(f"{note} (logit: mean + bias)", fontsize=9, color=GREY)
 
     return draw_png(_WIDTH, sum(heights), draw)

@@ -288,7 +288,8 @@ class Predictor:
     def activation_maps(self, clip: np.ndarray, index: int) -> np.ndarray:
         """Where each frame speaks for a class: float32 `[T, h, w]`.
 
-        The mean over pixels and frames, plus the class's bias, is the clip's logit.
+        The mean over pixels and frames, plus the class's bias, is the clip's logit. Of PP-LCNetV2,
+        which pools before its last layer, h and w are 1: a frame speaks as a whole.
 
         Args:
             clip: uint8 `[T, S, S, 3]`, one view.

@@ -100,6 +100,10 @@ class Conv(nnx.Module):
         )
 
 
+# What running statistics keep of themselves in a training step.
+MOMENTUM = 0.9
+
+
 class BatchNorm(nnx.Module):
     """Batch normalisation whose training statistics are those of groups of images.
 
@@ -118,7 +122,7 @@ class BatchNorm(nnx.Module):
         self,
         features: int,
         *,
-        momentum: float = 0.9,
+        momentum: float = MOMENTUM,
         epsilon: float = 1e-5,
     ):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))

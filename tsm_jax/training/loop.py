@@ -19,12 +19,15 @@ from tsm_jax.training.log import Progress, RunLog, StartedStep
 from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training.processes import from_first, stop_vote
-from tsm_jax.training.state import Diverged, TrainState, last_finite
+from tsm_jax.training.state import Diverged, TrainState, is_finite, last_finite
 from tsm_jax.training.steps import TrainStep
 
 # Means over the validation clips for a state; calls the second argument after every batch, with
 # the batches done and their number.
 Validate = Callable[[TrainState, Callable[[int, int], None]], dict[str, float]]
+# The state with statistics of batch norm from whole batches; calls the last argument before each.
+# Its step is given besides, because to ask the state for it is to wait for the devices.
+ComputeStatistics = Callable[[TrainState, int, Callable[[], None]], TrainState]
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class TrainingRun:
     first_step: int  # of this process
     train_step: TrainStep
     validate: Validate
+    compute_statistics: ComputeStatistics
     checkpoints: Checkpoints
     log: RunLog
     progress: Progress
@@ -91,6 +95,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
             raise
         if reports:
             progress.report(done)
+        state = _with_precise_statistics(run, state, done, preempted, stop)
         if saves:
             run.checkpoints.save(state, run.config, progress.to_save())
         if preempted:
@@ -122,14 +127,43 @@ def _out_of_patience(run: TrainingRun, step: int) -> bool:
     return True
 
 
+def _is_precise(run: TrainingRun, step: int) -> bool:
+    """Whether an epoch ends here, and is one that `config.precise_batch_norm` means."""
+    epoch, every = step // run.plan.steps_per_epoch, run.config.precise_batch_norm
+    if every == 0 or not run.plan.ends_epoch(step):
+        return False
+    return (epoch - 1) % every == 0 or epoch == run.config.epochs
+
+
+def _with_precise_statistics(
+    run: TrainingRun, state: TrainState, step: int, preempted: bool, stop: Callable[[], bool]
+) -> TrainState:
+    """The state with statistics of batch norm for its weights alone, if the recipe wants them."""
+    if not _is_precise(run, step):
+        return state
+
+    def before_batch() -> None:
+        # Whoever continues from a checkpoint could not see that they are missing in it.
+        if preempted or stop():
+            raise _preempted(run, step, "it goes on from the last checkpoint")
+
+    started = time.perf_counter()
+    precise = run.compute_statistics(state, step, before_batch)
+    if is_finite(precise.batch_stats):
+        run.log.say(f"precise batch norm: {time.perf_counter() - started:.1f} s")
+        return precise
+    run.log.say("warning: precise batch norm is not finite; the running statistics are kept")
+    return state
+
+
 def _is_multiple(step: int, period: int) -> bool:
     return period > 0 and step % period == 0
 
 
-def _preempted(run: TrainingRun, step: int) -> Preempted:
+def _preempted(run: TrainingRun, step: int, what: str = "everything is saved") -> Preempted:
     """Waits until everything is on disk."""
     run.checkpoints.wait()
-    return Preempted(f"stopped at step {step} as the system asked; everything is saved")
+    return Preempted(f"stopped at step {step} as the system asked; {what}")
 
 
 def _validate(

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsm_jax.accuracy import class_metrics
+from tsm_jax.models.layers import MOMENTUM
 from tsm_jax.models.network import Network, Tensors
 from tsm_jax.models.normalize import normalize
 from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
@@ -21,6 +22,7 @@ from tsm_jax.training.state import TrainState, skip_bad_step
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+StatisticsStep = Callable[[Tensors, jax.Array, Batch], Tensors]
 EvalResult = tuple[dict[str, jax.Array], dict[str, jax.Array]]
 EvalStep = Callable[[Tensors, Tensors, Batch], EvalResult]
 
@@ -62,14 +64,10 @@ def make_train_step(
     def loss_fn(
         trained: Tensors, fixed: Tensors, batch_stats: Tensors, batch: Batch
     ) -> tuple[jax.Array, Any]:
-        video = normalize(batch["video"][:, 0])  # [B, T, H, W, 3]: one view
-        if mixup:
-            own = batch["own_share"][:, None, None, None, None]
-            video = own * video + (1 - own) * normalize(batch["other_video"][:, 0])
         logits, new_batch_stats = network.apply(
             {**fixed, **trained},
             batch_stats,
-            video,
+            _video(batch, mixup),
             train=True,
             dropout_keys=batch["dropout_key"],
         )
@@ -99,11 +97,7 @@ def make_train_step(
             )
             return _Outcome(gradients, batch_stats, sums)
 
-        step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-        clips = len(batch["label"])
-        batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
-        if mixup:  # with a key that is none of the clips'
-            batch = _with_others(batch, jax.random.fold_in(step_key, clips), mixup)
+        batch = _with_draws(batch, seed, state.step, mixup)
         gradients, batch_stats, sums = _accumulate(compute, batch, accumulation_steps, mesh)
         gradients |= jax.tree.map(jnp.zeros_like, fixed)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -123,6 +117,60 @@ def make_train_step(
         out_shardings=replicated(mesh),
         compiler_options=compiler_options(mesh, deterministic=deterministic),
     )
+
+
+def make_statistics_step(
+    network: Network,
+    *,
+    mesh: Mesh,
+    seed: int,
+    mixup: float = 0.0,
+    accumulation_steps: int = 1,
+    deterministic: bool = False,
+) -> StatisticsStep:
+    """The jitted step `(params, step, batch) -> batch_stats`: those of this batch alone.
+
+    It sees what the training step of that number sees. The result is what that one would move the
+    running statistics towards: means over the groups of batch norm.
+    """
+
+    def statistics_step(params: Tensors, step: jax.Array, batch: Batch) -> Tensors:
+        nothing = {name: jnp.zeros(shape) for name, shape in network.batch_stat_shapes.items()}
+
+        def compute(part: Batch) -> _Outcome:
+            keys, video = part["dropout_key"], _video(part, mixup)
+            _, moved = network.apply(params, nothing, video, train=True, dropout_keys=keys)
+            return _Outcome({}, {name: array / (1 - MOMENTUM) for name, array in moved.items()}, {})
+
+        batch = _with_draws(batch, seed, step, mixup)
+        return _accumulate(compute, batch, accumulation_steps, mesh).batch_stats
+
+    return jax.jit(
+        statistics_step,
+        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh, deterministic=deterministic),
+    )
+
+
+def _video(batch: Batch, mixup: float) -> jax.Array:
+    """What the network sees, `[B, T, H, W, 3]`: one view, or two clips mixed."""
+    video = normalize(batch["video"][:, 0])
+    if not mixup:
+        return video
+    own = batch["own_share"][:, None, None, None, None]
+    return own * video + (1 - own) * normalize(batch["other_video"][:, 0])
+
+
+def _with_draws(batch: Batch, seed: int, step: jax.Array, mixup: float) -> Batch:
+    """Adds what is random in a step: the keys of dropout, and what mixup draws."""
+    step_key = jax.random.fold_in(jax.random.key(seed), step)
+    clips = len(batch["label"])
+    batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
+    if not mixup:
+        return batch
+    # With a key that is none of the clips'.
+    return _with_others(batch, jax.random.fold_in(step_key, clips), mixup)
 
 
 def _with_others(batch: Batch, key: jax.Array, mixup: float) -> Batch:

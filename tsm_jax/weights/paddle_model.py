@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from tsm_jax.weights.paddle_names import (
 )
 from tsm_jax.weights.paddle_pickle import read_paddle
 from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pptsm_names import PPTSM
 
 # How every TSM of PaddleVideo shifts.
 _SHIFT: dict[str, Any] = {
@@ -32,13 +34,17 @@ _SHIFT: dict[str, Any] = {
 }
 
 
-def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
+# In the names of PP-TSMv2's files, as PPTSMv2_k400_16f.pdparams.
+_FRAMES = re.compile(r"_([1-9]\d?)f(?=[_.])")
+
+
+def read_paddle_model(path: str, *, num_segments: int | None = None) -> Model:
     """A model from a `.pdparams` of PaddleVideo's TSM or PP-TSM.
 
     Args:
         path: the file.
-        num_segments: T that it was trained with, which is not in the file. PaddleVideo shifts 1/T
-            of the channels each way.
+        num_segments: T that it was trained with. PaddleVideo shifts 1/T of the channels each way.
+            None for what an attention or the file's name tells, else 8.
 
     Raises:
         UserError: the file cannot be read, is no TSM, or has no classifier.
@@ -49,11 +55,7 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
             f"{path} has no classifier of a TSM: it can be trained from (--config.init_from), not"
             " evaluated"
         )
-    if found.num_segments not in (None, num_segments):
-        raise UserError(
-            f"{path} has an attention over {found.num_segments} segments, not {num_segments}: give"
-            f" the number it was trained with (convert: --num_segments {found.num_segments})"
-        )
+    num_segments, told = _segments(path, found, num_segments)
     architecture = Architecture(
         backbone=found.backbone,
         num_classes=found.num_classes,
@@ -61,19 +63,37 @@ def read_paddle_model(path: str, *, num_segments: int = 8) -> Model:
         width=found.width,
         **_SHIFT,
     )
+    # PP-TSM is tested with other frames and pixels than TSM: those of `tools/predict.py`.
+    protocol = "paddle_predict" if found.backbone in PPTSM else "test"
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
         "source_family": "PaddleVideo",
         "read_as": (
-            f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes;"
-            f" {num_segments} segments and the shift are not in it"
+            f"PaddleVideo: {BACKBONES[found.backbone].title}, {found.num_classes} classes{told};"
+            f" views: {protocol}"
         ),
         "source_dtypes": found.dtypes,
         "source_ignored": list(found.ignored),
     }
     names = labels_or_numbers(found.num_classes)
-    return Model(architecture, Preprocessing(), names, tensors, provenance)
+    return Model(architecture, Preprocessing(protocol=protocol), names, tensors, provenance)
+
+
+def _segments(path: str, found: PaddleArchitecture, given: int | None) -> tuple[int, str]:
+    """T, and for a message where it comes from."""
+    if found.num_segments:
+        if given not in (None, found.num_segments):
+            raise UserError(
+                f"{path} has an attention over {found.num_segments} segments, not {given}: give the"
+                f" number it was trained with (convert: --num_segments {found.num_segments})"
+            )
+        return found.num_segments, f", {found.num_segments} segments; the shift is not in it"
+    named = _FRAMES.search(os.path.basename(path)) if found.backbone in PPTSM else None
+    if named and given is None:
+        return int(named[1]), f"; by the file's name: {named[1]} segments; the shift is not in it"
+    segments = 8 if given is None else given
+    return segments, f"; {segments} segments and the shift are not in it"
 
 
 def read_paddle_tensors(path: str) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:

@@ -13,17 +13,17 @@ from urllib.parse import unquote, urlsplit
 
 from tsm_jax.download import OnProgress, check_address, download
 from tsm_jax.errors import UserError
-from tsm_jax.terminal import progress_bar
+from tsm_jax.terminal import progress_bar, typed
 
-# What a published accuracy was measured on, as a recipe here has it.
+# The recipe whose data a published accuracy was measured on.
 _RECIPES = {
-    "kinetics400": "configs/tsm_k400_videos.py",
-    "ucf101": "configs/tsm_ucf101_videos.py",
-    "hmdb51": "configs/tsm_hmdb51_videos.py",
-    "jester": "configs/tsm_jester_frames.py",
-    "diving48": "configs/tsm_diving48_videos.py",
-    "something_v1": "configs/tsm_sthv1_frames.py",
-    "something_v2": "configs/tsm_sthv2_frames.py",
+    "kinetics400": "tsm_k400_videos",
+    "ucf101": "tsm_ucf101_videos",
+    "hmdb51": "tsm_hmdb51_videos",
+    "jester": "tsm_jester_frames",
+    "diving48": "tsm_diving48_videos",
+    "something_v1": "tsm_sthv1_frames",
+    "something_v2": "tsm_sthv2_frames",
 }
 
 
@@ -67,12 +67,12 @@ class Published:
         if not self.is_supported:
             return ""
         if self.data == "imagenet":
-            return f"python -m tsm_jax.train --config RECIPE --config.init_from={self.name}"
+            return typed(f"train --config RECIPE --config.init_from={self.name}")
         if not self.top1 or self.data not in _RECIPES:
             return ""
         segments = f" --config.model.num_segments={self.segments}" if self.segments != 8 else ""
-        return (
-            f"python -m tsm_jax.evaluate --config {_RECIPES[self.data]} --weights {self.name}"
+        return typed(
+            f"evaluate --config {_RECIPES[self.data]} --weights {self.name}"
             f"{segments} --config.data.protocol={self.top1[0][1]}"
         )
 
@@ -100,7 +100,7 @@ def table() -> str:
     for entry in ZOO.values():
         facts = [entry.data, f"{entry.segments} segments" if entry.segments else ""]
         facts += [f"top-1 {accuracy:g} ({protocol})" for accuracy, protocol in entry.top1]
-        facts += [f"{entry.megabytes:g} MB" if entry.megabytes else ""]
+        facts += [f"{entry.megabytes:g} MB" if entry.megabytes else "size unknown"]
         facts += [f"SHA-256 {entry.sha256}..." if entry.sha256 else "", entry.note]
         lines = [entry.name, ", ".join(filter(None, facts)), entry.address, entry.command]
         blocks.append("\n    ".join(filter(None, lines)))
@@ -118,7 +118,7 @@ def is_remote(text: str) -> bool:
 def names_like(text: str) -> str:
     """For a message: names of the zoo that `text` may have meant."""
     alike = difflib.get_close_matches(text, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
-    return f"there are {', '.join(alike)} and others: python -m tsm_jax.convert --list"
+    return f"there are {', '.join(alike)} and others: {typed('convert')} --list"
 
 
 def fetch(
