@@ -57,7 +57,6 @@ setup(
         "etils[epath]>=1.12",
         "protobuf>=5.29",
         "rich>=13.7",
-        "tensorboardX>=2.6.4",
     ],
     extras_require={
         "cuda12": [f"jax[cuda12]{JAX}"],
@@ -88,6 +87,7 @@ setup(
             "onnx>=1.17",
             "onnxruntime>=1.20",
             "huggingface_hub>=1.0",
+            "tensorboardX>=2.6.4",  # whose messages read what ours have written
             *SERVE,
         ],
     },

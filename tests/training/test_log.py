@@ -7,10 +7,10 @@ import json
 import resource
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from tsm_jax.config import Plan, default
 from tsm_jax.errors import UserError
@@ -68,7 +68,14 @@ def test_what_is_not_finite_becomes_null(tmp_path):
     assert text == '{"kind": "train", "step": 1, "loss": null, "clips": ["a"], "seconds": null}\n'
 
 
-def events(directory):
+@pytest.fixture
+def event_pb2(monkeypatch):
+    """The messages as another package knows them."""
+    monkeypatch.setitem(sys.modules, "torch", None)  # which it would import: three seconds
+    return pytest.importorskip("tensorboardX.proto.event_pb2")
+
+
+def events(directory, event_pb2):
     """An independent reader of the record format: length, checksum, bytes, checksum."""
     (path,) = directory.iterdir()
     data, found = path.read_bytes(), []
@@ -77,7 +84,7 @@ def events(directory):
         body, (body_crc,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length :][:4])
         assert length_crc == masked_crc32c(data[:8])
         assert body_crc == masked_crc32c(body)
-        found.append(Event.FromString(body))
+        found.append(event_pb2.Event.FromString(body))
         data = data[16 + length :]
     return found
 
@@ -92,16 +99,18 @@ def masked_crc32c(data):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def test_event_files_hold_the_numbers_and_where_a_run_went_on(tmp_path):
-    with open_log(tmp_path, 4) as log:
-        log.record("train", 6, {"loss": 0.5, "top1": 0.25, "clips": ["a"]})
-        version, restart, point = events(tmp_path / "tensorboard")  # it is on disk already
+def test_event_files_hold_the_numbers_and_where_a_run_went_on(tmp_path, event_pb2):
+    step = 2**40 + 300  # of several bytes
+    with open_log(tmp_path, step - 1) as log:
+        log.record("train", step, {"loss": 0.5, "größte" * 30: -3.0e38, "clips": ["a"]})
+        version, restart, point = events(tmp_path / "tensorboard", event_pb2)  # on disk already
     assert version.file_version == "brain.Event:2"
-    assert (restart.session_log.status, restart.step) == (SessionLog.START, 5)
-    assert point.step == 6
+    assert restart.session_log.status == event_pb2.SessionLog.START
+    assert (restart.step, point.step) == (step, step)
+    assert time.time() - 60 < version.wall_time <= point.wall_time <= time.time()
     assert [(v.tag, v.simple_value) for v in point.summary.value] == [
         ("train/loss", 0.5),
-        ("train/top1", 0.25),
+        ("train/" + "größte" * 30, pytest.approx(-3.0e38)),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,41 @@ def test_without_process_0_the_other_ends_with_one_line(two_processes):
     assert result.returncode in (134, 137)  # that of the process that was seen to end first
     (line,) = (line for line in result.stdout.splitlines() if line.startswith("[1]"))
     assert line.startswith("[1] error: ")
+
+
+def test_they_need_no_launcher_to_end_with_one_line(tmp_path):
+    body = """
+    from_first(0)
+    print("connected", flush=True)
+    os.system("echo of another program >&2")
+    if index == 0:
+        os.kill(os.getpid(), 9)
+    from_first(1)
+"""
+    (tmp_path / "program.py").write_text(PROGRAM.format(body=body))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "program.py"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", **place},
+        )
+        for place in (
+            {processes.ADDRESS: address, processes.COUNT: "2", processes.INDEX: str(index)}
+            for index in range(2)
+        )
+    ]
+    _, (out, errors) = (process.communicate(timeout=300) for process in started)
+    assert [process.returncode == 0 for process in started] == [False, False]
+    assert "connected" in out
+    other, line = errors.splitlines()
+    assert other == "of another program"
+    assert line.startswith("error: ")
+    assert "gone" in line or "broke" in line
 
 
 def test_a_process_whose_others_do_not_come_says_so(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from tsm_jax.models.network import Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.training.state import abstract_state, init_state
+from tsm_jax.training.optimizer import make_optimizer
+from tsm_jax.training.state import TrainState, abstract_state, init_state, skip_bad_step
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +52,35 @@ def test_an_abstract_state_is_one_without_values(parts):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
 
     assert description(abstract_state(*parts)) == description(start(parts))
+
+
+@pytest.mark.parametrize("frozen", [(), ("backbone.stem",)])
+def test_an_optimizer_starts_as_it_says_itself(parts, frozen):
+    network, _, mesh = parts
+    optimizer = make_optimizer(
+        lambda step: 0.1 / (1 + step),
+        momentum=0.9,
+        weight_decay=1e-4,
+        decay="weights",
+        clip_norm=20.0,
+        fc_weight_multiplier=5.0,
+        fc_bias_multiplier=10.0,
+        frozen=frozen,
+    )
+    state = init_state(network, optimizer, 0, mesh)
+    own = optimizer.init(state.params)
+    assert jax.tree.structure(own) == jax.tree.structure(state.opt_state)
+    for ours, its in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(own), strict=True):
+        assert (ours.dtype, ours.weak_type) == (its.dtype, its.weak_type)
+        np.testing.assert_array_equal(ours, its)
+
+
+def test_whether_all_is_finite_is_computed_once_and_not_for_each_tensor():
+    tensors = {str(i): jax.ShapeDtypeStruct((4 + i, 3), "float32") for i in range(25)}
+    counter = jax.ShapeDtypeStruct((), "int32")
+    state = TrainState(counter, tensors, {}, tensors, counter)
+    number = jax.ShapeDtypeStruct((), "float32")
+    step = jax.jit(skip_bad_step, static_argnums=3)
+    compiled = step.lower(state, state, {"loss": number, "grad_norm": number}, 0).compile()
+    operations = compiled.as_text().count(" and(")
+    assert 1 <= operations < 5 * len(jax.tree.leaves(state))  # in a chain: 2,700

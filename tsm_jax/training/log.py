@@ -16,9 +16,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import TrainOrder
@@ -27,6 +24,7 @@ from tsm_jax.files import check_regular, reason, write_text
 from tsm_jax.terminal import printable, progress_bar
 from tsm_jax.training.metrics import Meter
 from tsm_jax.training.state import Diverged
+from tsm_jax.training.tensorboard import TensorBoard
 from tsm_jax.training.timing import RemainingTime, StepTimer
 
 METRICS_FILE = "metrics.jsonl"
@@ -40,36 +38,6 @@ class Logger(Protocol):
 
     def close(self) -> None:
         """After the last of them."""
-
-
-class TensorBoard:
-    """Event files in a directory, synchronous.
-
-    Not tensorboardX's SummaryWriter: its thread ends at the first error, such as a full disk, and
-    the run would then wait for it for ever.
-    """
-
-    def __init__(self, directory: str, first_step: int):
-        os.makedirs(directory, exist_ok=True)
-        prefix = os.path.join(directory, "events")
-        self._events = EventsWriter(prefix, filename_suffix=f".{time.time_ns()}")
-        # TensorBoard forgets what earlier files of the directory say of these steps.
-        restart = SessionLog(status=SessionLog.START)
-        self._write(Event(wall_time=time.time(), step=first_step + 1, session_log=restart))
-
-    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        points = [
-            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in numbers.items()
-        ]
-        self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
-
-    def close(self) -> None:
-        self._events.close()
-
-    def _write(self, event: Any) -> None:
-        self._events.write_event(event)
-        self._events.flush()
 
 
 class RunLog:

@@ -22,12 +22,15 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tsm_jax.errors import UserError
+from tsm_jax.training.lost_process import shorten_aborts
 from tsm_jax.training.mesh import put_batch, replicated
 from tsm_jax.training.preemption import EXIT_CODE, Preemption
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 _DAY = 24 * 60 * 60  # seconds
+# After how long a process is given up that does not answer; a killed one is noticed at once.
+_SILENT_SECONDS = 20
 _FAILURE = "tsm_jax/failure"
 _POLL_SECONDS = 0.5
 
@@ -48,6 +51,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     if arguments is None:
         yield
         return
+    shorten_aborts()
     _connect(arguments, timeout_seconds)
     watch = _FailureWatch()
     try:
@@ -207,7 +211,11 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         # Its handler of SIGTERM would take the place of the one that saves and ends the run.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(**arguments, initialization_timeout=int(timeout_seconds) + 60)
+        jax.distributed.initialize(
+            **arguments,
+            initialization_timeout=int(timeout_seconds) + 60,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+        )
     except ValueError:
         if arguments:
             raise
@@ -270,7 +278,7 @@ class _FailureWatch:
             except Exception as error:
                 if "NOT_FOUND" in str(error):
                     continue
-                # If jax notices first, it aborts this process (launch/local.py hides its trace).
+                # If jax notices first, it aborts this process (see lost_process.py).
                 message = "process 0 is gone: its output or its launcher's says why"
             if not self._stopped.is_set():
                 _print_and_exit(message, _linger_seconds())
