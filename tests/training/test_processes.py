@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.training import processes
+from tsm_jax.training import lost_process, processes
 
 LAUNCH = Path(__file__).parents[2] / "launch" / "local.py"
 VARIABLES = (processes.ADDRESS, processes.COUNT, processes.INDEX, "SLURM_NTASKS")
@@ -215,3 +215,20 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path):
         "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: do all run, and"
         " can they reach that address?\n"
     )
+
+
+PAGE = "E0101 Polled an error from coordination service: gone\n  @ 0x1 a stack trace\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("of another\n" + PAGE, "of another\n" + lost_process._LINE.decode()),
+        ("error: process 0 is gone\n" + PAGE, "error: process 0 is gone\n"),
+        ("error: clip.mp4\nlast\n", "error: clip.mp4\nlast\n"),
+    ],
+)
+def test_whoever_notices_first_tells_it_alone(said, shown):
+    command = [sys.executable, lost_process.__file__]
+    passed_on = subprocess.run(command, input=said, capture_output=True, text=True, timeout=60)
+    assert passed_on.stderr == shown

@@ -41,11 +41,14 @@ def shorten_aborts() -> None:
 
 def _pass_on() -> None:
     """Copies the standard input to the standard error output until its last writer has ended."""
+    told = False  # by the process itself, which noticed before jax did
     with os.fdopen(0, "rb") as source:
         for line in source:
             if any(words in line for words in _BEGINNINGS):
-                os.write(2, _LINE)
+                if not told:
+                    os.write(2, _LINE)
                 break
+            told = told or line.startswith(b"error: ")
             os.write(2, line)
         for _ in source:
             pass

@@ -295,7 +295,8 @@ def _linger_seconds() -> float:
 def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
     """Ends the process from a thread: its main thread may wait for ever."""
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    # Not by `sys.stderr`, which goes past what keeps jax from telling it again, lost_process.py.
+    os.write(2, f"error: {message}\n".encode(errors="backslashreplace"))
     time.sleep(linger_seconds)
     os._exit(1)
 
