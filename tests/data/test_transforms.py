@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tsm_jax.data.crops import Crop, draw_multi_scale_crop, draw_pptsm_crop
 from tsm_jax.data.transforms import (
-    Crop,
     center_crop,
     crop_resize_flip,
-    draw_multi_scale_crop,
-    draw_pptsm_crop,
     jitter_color,
     resize_fixed_ratio,
     resize_short_side,

@@ -12,15 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tsm_jax.data.crops import MULTI_SCALES, TRAINING_CROPS
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.data.sampling import TRAINING
 from tsm_jax.data.sources import Source
-from tsm_jax.data.transforms import (
-    MULTI_SCALES,
-    TRAINING_CROPS,
-    crop_resize_flip,
-    jitter_color,
-)
+from tsm_jax.data.transforms import crop_resize_flip, jitter_color
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import keep_freed_memory
 
