@@ -97,7 +97,7 @@ def fake_ray(monkeypatch):
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(cluster, "_current", None)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", None, raising=False)
+    monkeypatch.setitem(vars(sys.modules["__main__"]), "__file__", None)
     monkeypatch.setattr(cluster.os, "chdir", lambda folder: None)
     yield fake
     if cluster._current is not None:
