@@ -177,6 +177,12 @@ def difference(
     )
 
 
+def ends_in_one_line(text: str) -> bool:
+    """Whether an error is the last line, the only one of its kind, and no stack trace is there."""
+    trace = any(words in text for words in ("Traceback", "stack trace", "@     0x"))
+    return text.splitlines()[-1:] == [x for x in text.splitlines() if "error: " in x] and not trace
+
+
 def tell(measure: str, **values: object) -> None:
     print(json.dumps({"measure": measure, **values}), flush=True)
 
@@ -203,8 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name = f"{how} {index}".replace(" ", "_")
             seconds, step, errors = Run(work_dir, name, NODES).lose(index, how)
             tell(f"node {index} {how}", others_ended_after_s=round(seconds, 1), printed=errors)
-            lines = [text.count("error: ") == text.count("\n") == 1 for text in errors]
-            good &= seconds < LIMIT_SECONDS and all(lines)
+            good &= seconds < LIMIT_SECONDS and all(map(ends_in_one_line, errors))
             rest = Run(work_dir, name, NODES - 1)
             rest.wait()
             apart = difference(rest.curve(), alone.curve())
