@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from manifest_fields import check
 
 from tsm_jax import prepare
 from tsm_jax.errors import UserError
@@ -56,20 +57,6 @@ RAYJOB = {
         },
     },
 }
-
-
-def check(value, schema, path=""):
-    if isinstance(schema, list):
-        assert isinstance(value, list), path
-        for i, item in enumerate(value):
-            check(item, schema[0], f"{path}[{i}]")
-    elif isinstance(schema, dict):
-        assert isinstance(value, dict), path
-        for name, item in value.items():
-            assert name in schema or None in schema, f"{path}.{name} is no field"
-            check(item, schema.get(name, schema.get(None)), f"{path}.{name}")
-    else:
-        assert type(value) is schema, f"{path} is {value!r}"
 
 
 def parse(words):
