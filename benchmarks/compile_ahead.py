@@ -6,6 +6,8 @@
     pip install "jax[cuda12]"
     python benchmarks/compile_ahead.py --platform cuda --topology 1x1x8 \
         --config configs/tsm_k400_frames.py
+    python benchmarks/compile_ahead.py --platform cuda --program predict \
+        --config configs/tsm_k400_frames.py
 
 Compiles on the CPU, runs nothing: a ResNet-50 in a minute for a GPU, for a TPU in more than eight
 (two cores). Prints lines of JSON: planned memory of a device; what its kernels read and write
@@ -13,8 +15,8 @@ Compiles on the CPU, runs nothing: a ResNet-50 in a minute for a GPU, for a TPU 
 much, and caches are not known), for a TPU also the cycles that its compiler estimates; what devices
 send one another; the same for the most expensive operations of the model.
 
-A GPU's kernels are not chosen by timing here, as they are where it runs: products are cuBLAS's, and
-convolutions are cuDNN's without an algorithm.
+A GPU's kernels are not chosen by timing here, as they are where it runs: a training step's products
+are cuBLAS's, and convolutions are cuDNN's without an algorithm.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from typing import Any, NamedTuple
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    # No GPU: do not ask its driver for versions; no timing, and no Triton, which needs it.
+    # No GPU: do not ask its driver for versions; no timing.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
-    "XLA_FLAGS": "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",
     # No TPU: do not ask the cloud which one this is.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -96,6 +98,12 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--platform", choices=("cuda", "tpu"), required=True)
     parser.add_argument("--topology", help="v5e:2x2, or for a GPU 1x1xN (1x1x1)")
+    parser.add_argument(
+        "--program",
+        choices=("train", "predict"),
+        default="train",
+        help="the training step, or the logits of a clip (train)",
+    )
     parser.add_argument("--hlo", metavar="FILE", help="write the compiled program")
     options, overrides = parser.parse_known_args()
     os.environ.update(_ENVIRONMENT)  # before jax is imported
@@ -125,7 +133,7 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
     from tsm_jax.assemble.network import build_steps
     from tsm_jax.config import make_plan
     from tsm_jax.measure.step import random_batch
-    from tsm_jax.training.mesh import check_batch, make_mesh, split_by_clips
+    from tsm_jax.training.mesh import check_batch, make_mesh, replicated, split_by_clips
     from tsm_jax.training.state import abstract_state
 
     if options.platform == "cuda":
@@ -146,9 +154,15 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
         for name, array in random_batch(config).items()
     }
     step: Any = steps.train_step
-    lowered = step.trace(state, batch).lower(lowering_platforms=(options.platform,))
+    arguments, clips = (state, batch), config.batch_size / mesh.size
+    if options.program == "predict":
+        shape = (1, *batch["video"].shape[2:])
+        video = jax.ShapeDtypeStruct(shape, "float32", sharding=replicated(mesh))
+        step, clips = jax.jit(steps.network.apply), 1
+        arguments = (state.params, state.batch_stats, video)
+    lowered = step.trace(*arguments).lower(lowering_platforms=(options.platform,))
     started = time.perf_counter()
-    return lowered.compile(), config.batch_size / mesh.size, time.perf_counter() - started
+    return lowered.compile(), clips, time.perf_counter() - started
 
 
 def kernels(text: str) -> Iterator[Kernel]:

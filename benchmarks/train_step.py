@@ -100,7 +100,9 @@ def torch_step(
         [{"params": decayed, "weight_decay": DECAY}, {"params": others}],
         lr=LEARNING_RATE,
         momentum=MOMENTUM,
+        fused=device == "cuda",
     )
+    torch.backends.cudnn.benchmark = True  # the fastest algorithm for these shapes, as XLA takes
     video = torch.tensor(batch["video"][:, 0], device=device)
     labels = torch.tensor(batch["label"], device=device, dtype=torch.int64)
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))

@@ -14,7 +14,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import jax
 import pytest
 
-jax.config.update("jax_platforms", "cpu")
+# `TSM_JAX_TEST_PLATFORM=cuda pytest tests/models tests/parity` checks a GPU.
+jax.config.update("jax_platforms", os.environ.get("TSM_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 
 # The same small networks are compiled by many tests, in the worker processes of pytest-xdist and in

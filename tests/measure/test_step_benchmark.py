@@ -34,6 +34,8 @@ def test_counts_products_convolutions_and_what_calls_them():
     once = Cost(2 * 5 * 7 * 3, 4 * (5 * 7 + 7 * 3 + 5 * 3))
     assert count(jnp.dot, x, w) == once
     assert count(jax.jit(jnp.dot), x, w) == once
+    options = {"xla_cpu_enable_fast_math": False}  # a step has some on a GPU
+    assert count(jax.jit(jnp.dot, compiler_options=options), x, w) == once
 
     def four_times(x, w):
         return jax.lax.scan(lambda carry, _: (carry, jnp.dot(x, w)), 0, length=4)[1]

@@ -11,6 +11,7 @@ import pytest
 
 from tsm_jax.models.batch_norm import batch_norm
 from tsm_jax.models.depthwise import depthwise_conv
+from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
 
 
@@ -106,6 +107,30 @@ ACTIVATIONS = {
 }
 
 
+def assert_same(ours, by_definition, *arguments):
+    """Results and gradients."""
+    expected, expected_gradients = jax.vjp(by_definition, *arguments)
+    actual, actual_gradients = jax.vjp(ours, *arguments)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    cotangent = jnp.asarray(images(expected.shape))
+    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def as_on(request, monkeypatch):
+    """Takes what is written for that device, here."""
+
+    def choose(*arguments, default, **by_platform):
+        return by_platform.get(request.param, default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
     ("activation", "groups"), [*product(["relu", None], [1, 3]), ("relu6", 1), ("leaky_relu", 1)]
 )
@@ -120,13 +145,7 @@ def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
         return batch_norm(x, scale, bias, groups, 1e-5, activation)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
-    arguments = (x, jnp.array([1.0, 8.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
-    expected, expected_gradients = jax.vjp(by_definition, *arguments)
-    actual, actual_gradients = jax.vjp(ours, *arguments)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    cotangent = jnp.asarray(images(x.shape))
-    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert_same(ours, by_definition, x, jnp.array([1.0, 8.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -143,18 +162,14 @@ def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
         return conv(x)
 
     x, kernel = jnp.asarray(images()), jnp.asarray(images((1, 1, 3, 4)))
-    expected, expected_gradients = jax.vjp(by_definition, x, kernel)
-    actual, actual_gradients = jax.vjp(ours, x, kernel)
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    cotangent = jnp.asarray(images(expected.shape))
-    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    assert_same(ours, by_definition, x, kernel)
 
 
+@pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
     ("size", "stride", "shape"), [(3, 1, (6, 5)), (3, 2, (6, 5)), (5, 2, (7, 8))]
 )
-def test_depthwise_convolution_on_a_cpu_is_that_of_other_devices(size, stride, shape):
+def test_depthwise_convolution_is_the_same_on_every_device(size, stride, shape):
     def ordinary(x, kernel):
         numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
         return jax.lax.conv_general_dilated(
@@ -162,14 +177,28 @@ def test_depthwise_convolution_on_a_cpu_is_that_of_other_devices(size, stride, s
         )
 
     x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 1, 3)))
-    expected, expected_gradients = jax.vjp(ordinary, x, kernel)
-    actual, actual_gradients = jax.vjp(
-        lambda x, kernel: depthwise_conv(x, kernel, stride), x, kernel
-    )
-    np.testing.assert_allclose(actual, expected, atol=1e-5)
-    cotangent = jnp.asarray(images(expected.shape))
-    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+    assert_same(lambda x, kernel: depthwise_conv(x, kernel, stride), ordinary, x, kernel)
+
+
+@pytest.mark.usefixtures("as_on")
+@pytest.mark.parametrize("shape", [(6, 8), (7, 8)])
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_convolution_of_images_is_the_same_on_every_device(size, shape):
+    def ordinary(x, kernel):
+        numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
+        return jax.lax.conv_general_dilated(x, kernel, (2, 2), padding, dimension_numbers=numbers)
+
+    x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 3, 4)))
+    assert_same(image_conv, ordinary, x, kernel)
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("cuda", 1)])
+def test_a_gpu_reads_strided_pixels_before_their_product(platform, barriers):
+    """In one kernel with it they abort XLA."""
+    conv, x = Conv(16, 8, 1, stride=2), jax.ShapeDtypeStruct((1, 56, 56, 16), jnp.float32)
+    text = jax.jit(conv).trace(x).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.slice") == 1
+    assert text.count("stablehlo.optimization_barrier") == barriers
 
 
 def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():

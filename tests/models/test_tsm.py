@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from tsm_jax.models.network import Network
 from tsm_jax.models.resnet import BasicBlock, Bottleneck
@@ -156,3 +157,28 @@ def test_remat_keeps_a_fraction_for_the_backward_pass(video):
         name: jnp.zeros(shape) for name, shape in network("resnet50").batch_stat_shapes.items()
     }
     assert kept_bytes(True) < 0.4 * kept_bytes(False)
+
+
+def products(jaxpr):
+    """The convolutions and matrix products of a program and of all that it calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from products(inner)
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2", "pplcnet_v2_attention"])
+def test_products_of_float32_are_exact_on_every_device(backbone):
+    """On GPU and TPU jax would take TF32 or passes of bfloat16, in the gradients, too."""
+    tested = network(backbone, num_segments=4)
+    params, batch_stats = tested.init(0)
+    video = jnp.zeros((1, 4, 64, 64, 3))
+
+    def loss(params):
+        return tested.apply(params, batch_stats, video, train=True)[0].sum()
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    assert len(found) > 50
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    assert {equation.params["precision"] for equation in found} == {highest}

@@ -70,15 +70,9 @@ class ClipProgram(Program):
         self.inputs = {VIDEO: jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def __call__(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """In float32 every product is one of float32 also on GPU and TPU, whose default would be
-        TF32 or passes of bfloat16."""
         module, frames = self._module, self._module.num_segments
-        float32 = module.dtype == jnp.float32
-        with jax.default_matmul_precision("highest" if float32 else None):
-            x = module.features(normalize(video))
-        x = x.astype(jnp.float32)
-        with jax.default_matmul_precision("highest"):
-            logits = module.head(x, frames, dropout_keys=None)
+        x = module.features(normalize(video)).astype(jnp.float32)
+        logits = module.head(x, frames, dropout_keys=None)
         return logits, x.reshape(-1, frames, *x.shape[1:])
 
 
@@ -95,15 +89,12 @@ class StreamProgram(Program):
         self.outputs = (LOGITS, *(NEXT_STATE.format(i) for i in numbers))
 
     def __call__(self, frame: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
-        """Precision as of `ClipProgram`."""
         return self._step(frame, state)
 
     def _step(
         self, frame: jax.Array, state: tuple[jax.Array, ...] | None = None
     ) -> tuple[jax.Array, ...]:
-        float32 = self._module.dtype == jnp.float32
-        with jax.default_matmul_precision("highest" if float32 else None):
-            logits, after = self._module.step(normalize(frame), state)
+        logits, after = self._module.step(normalize(frame), state)
         return logits, *after
 
 

@@ -27,8 +27,13 @@ class Cost(NamedTuple):
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Cost:
-    """Counts `function(*arguments)` without running it; arguments may be `jax.ShapeDtypeStruct`."""
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    """Counts `function(*arguments)` without running it; arguments may be `jax.ShapeDtypeStruct`.
+
+    Args:
+        function: any function of arrays; one of `jax.jit` with compiler options, too.
+    """
+    jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
+    return _count(jitted.trace(*arguments).jaxpr.jaxpr)
 
 
 def _count(jaxpr: Any) -> Cost:
@@ -39,7 +44,10 @@ def _count(jaxpr: Any) -> Cost:
             operations += _COUNTED[name](equation)
             moved += _moved(equation)
         elif name == "cond":  # one of them runs
-            cost = max(_count(branch.jaxpr) for branch in params["branches"])
+            platforms, branches = params["branches_platforms"] or (), params["branches"]
+            if None in platforms:  # what is written for one kind of device costs more operations
+                branches = branches[platforms.index(None) :][:1]
+            cost = max(_count(branch.jaxpr) for branch in branches)
             operations += cost.operations
             moved += cost.bytes
         else:

@@ -73,7 +73,7 @@ def measure_step(
             if batches is not None:
                 read = next(batches)
                 batch = put_batch({name: read[name] for name in ("video", "label", "mask")}, mesh)
-            state, metrics = built.train_step(state, batch)
+            state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics)
         if index >= WARM_UP_STEPS:
             seconds.append(time.perf_counter() - started)

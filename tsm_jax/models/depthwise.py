@@ -1,17 +1,22 @@
 """Depthwise convolution: every channel has its own kernel.
 
-XLA's CPU has no kernel for it and takes 4 to 60 times as long as PyTorch. There it is written as
-one shifted product per value of the kernel, which become one loop, with its gradients written by
-hand. On other devices, and in an exported graph, it is an ordinary convolution with groups.
+XLA's CPU has no kernel for it and takes 4 to 60 times as long as PyTorch, and cuDNN's gradients are
+no better. There it is written as one shifted product per value of the kernel, which become one
+loop, with its gradients written by hand. On other devices, and in an ONNX graph, it is an ordinary
+convolution with groups.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from tsm_jax.models.precision import precision_of
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -26,8 +31,9 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     Returns:
         `[M, ceil(H / stride), ceil(W / stride), C]`.
     """
+    by_products = partial(_by_products, stride=stride)
     return lax.platform_dependent(
-        x, kernel, cpu=partial(_by_products, stride=stride), default=partial(_conv, stride=stride)
+        x, kernel, cpu=by_products, cuda=by_products, default=partial(_conv, stride=stride)
     )
 
 
@@ -39,7 +45,8 @@ def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
     return lax.platform_dependent(
         *residuals,
         dy,
-        cpu=partial(_gradients_by_products, stride=stride),
+        cpu=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_gradient),
+        cuda=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_sums),
         default=lambda x, kernel, dy: jax.vjp(partial(_conv, stride=stride), x, kernel)[1](dy),
     )
 
@@ -56,6 +63,7 @@ def _conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
         padding=((padding, padding),) * 2,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=x.shape[-1],
+        precision=precision_of(x.dtype),
     )
 
 
@@ -65,7 +73,12 @@ def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
 
 
 def _gradients_by_products(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, *, stride: int
+    x: jax.Array,
+    kernel: jax.Array,
+    dy: jax.Array,
+    *,
+    stride: int,
+    kernel_gradient: Callable[..., jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """The images' gradient is the correlation of the dilated `dy` with the kernel turned round."""
     size, padding = len(kernel), len(kernel) // 2
@@ -77,7 +90,7 @@ def _gradients_by_products(
         [(0, 0, 0)] + [(padding, padding + more, stride - 1) for more in rest] + [(0, 0, 0)],
     )
     dx = _sum_of_products(dilated, kernel[::-1, ::-1], 1).astype(x.dtype)
-    return dx, _kernel_gradient(_pad(x, (padding, padding, 0)), dy, size, stride, kernel.dtype)
+    return dx, kernel_gradient(_pad(x, (padding, padding, 0)), dy, size, stride, kernel.dtype)
 
 
 def _pad(x: jax.Array, ends: tuple[int, int, int]) -> jax.Array:
@@ -88,20 +101,32 @@ def _sum_of_products(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.A
     """Each value of the kernel times the pixels that it meets, in the kernel's dtype."""
     if stride == 1:  # otherwise the loop would ask of each pixel whether it is padding
         padded = lax.optimization_barrier(padded)
-    size = len(kernel)
-    images, rows, columns, channels = padded.shape
     products = [
-        lax.slice(
-            padded,
-            (0, i, j, 0),
-            (images, rows - size + i + 1, columns - size + j + 1, channels),
-            (1, stride, stride, 1),
-        ).astype(kernel.dtype)
-        * kernel[i, j, 0]
-        for i in range(size)
-        for j in range(size)
+        window.astype(kernel.dtype) * kernel[i, j, 0]
+        for (i, j), window in _windows(padded, len(kernel), stride)
     ]
     return sum(products[1:], products[0])
+
+
+def _windows(
+    padded: jax.Array, size: int, stride: int
+) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Each place of a kernel, and the pixels that it meets."""
+    images, rows, columns, channels = padded.shape
+    for i, j in itertools.product(range(size), repeat=2):
+        end = images, rows - size + i + 1, columns - size + j + 1, channels
+        yield (i, j), lax.slice(padded, (0, i, j, 0), end, (1, stride, stride, 1))
+
+
+def _kernel_sums(
+    padded: jax.Array, dy: jax.Array, size: int, stride: int, dtype: jnp.dtype
+) -> jax.Array:
+    """A sum over all pixels for each value of the kernel."""
+    sums = [
+        (window.astype(dtype) * dy.astype(dtype)).sum((0, 1, 2))
+        for _, window in _windows(padded, size, stride)
+    ]
+    return jnp.stack(sums).reshape(size, size, 1, -1)
 
 
 def _kernel_gradient(

@@ -18,6 +18,8 @@ from jax import lax
 from tsm_jax.models.activations import Activation, activate
 from tsm_jax.models.batch_norm import batch_norm, normalize_by
 from tsm_jax.models.depthwise import depthwise_conv
+from tsm_jax.models.image_conv import image_conv
+from tsm_jax.models.precision import FLOAT32, precision_of
 
 
 @jax.custom_vjp
@@ -28,7 +30,7 @@ def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
     automatic one gives its transpose, which makes XLA copy the pixels first. And it stays float32:
     the automatic one is rounded to the dtype of `x` before devices add theirs up.
     """
-    return jnp.dot(x, kernel.astype(x.dtype))
+    return jnp.dot(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
 
 
 def _pointwise_forward(x: jax.Array, kernel: jax.Array):
@@ -40,14 +42,38 @@ def _pointwise_backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     pixels, features = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dx = lax.dot_general(features, kernel.astype(x.dtype), (((1,), (1,)), ((), ())))
+    dx = lax.dot_general(
+        features,
+        kernel.astype(x.dtype),
+        (((1,), (1,)), ((), ())),
+        precision=precision_of(x.dtype),
+    )
     kernel_gradient = lax.dot_general(
-        pixels, features, (((0,), (0,)), ((), ())), preferred_element_type=kernel.dtype
+        pixels,
+        features,
+        (((0,), (0,)), ((), ())),
+        precision=precision_of(x.dtype),
+        preferred_element_type=kernel.dtype,
     )
     return dx.reshape(x.shape), kernel_gradient
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
+
+
+def _every_nth(x: jax.Array, stride: int) -> jax.Array:
+    """The pixels that a 1x1 convolution of that stride reads."""
+    if stride == 1:
+        return x
+
+    def pixels(x: jax.Array) -> jax.Array:
+        # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
+        return lax.slice(x, (0,) * 4, x.shape, (1, stride, stride, 1))
+
+    # XLA's Triton product (of jaxlib 0.11.2 at least) aborts the process when it reads such pixels.
+    return lax.platform_dependent(
+        x, cuda=lambda x: lax.optimization_barrier(pixels(x)), default=pixels
+    )
 
 
 class Conv(nnx.Module):
@@ -85,11 +111,11 @@ class Conv(nnx.Module):
         x, kernel = x.astype(dtype), self.kernel[...]
         if kernel.shape[:2] == (1, 1) and self.feature_groups == 1:
             # A matrix product, whose gradients need no transposed copies.
-            # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
-            x = lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1))
-            return _pointwise(x, kernel[0, 0])
+            return _pointwise(_every_nth(x, self.stride), kernel[0, 0])
         if kernel.shape[2:] == (1, self.feature_groups):
             return depthwise_conv(x, kernel, self.stride)
+        if kernel.shape[2] == 3 and self.stride == 2:
+            return image_conv(x, kernel)
         return lax.conv_general_dilated(
             x,
             kernel.astype(dtype),
@@ -97,6 +123,7 @@ class Conv(nnx.Module):
             padding=((self.padding, self.padding),) * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.feature_groups,
+            precision=precision_of(dtype),
         )
 
 
@@ -171,7 +198,11 @@ class BatchNorm(nnx.Module):
 def linear(in_features: int, out_features: int, deviation: float) -> nnx.Linear:
     """A fully connected layer; its kernel's first values are `N(0, deviation^2)`."""
     layer = nnx.Linear(
-        in_features, out_features, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)
+        in_features,
+        out_features,
+        precision=precision_of(FLOAT32),
+        kernel_init=nnx.initializers.zeros,
+        rngs=nnx.Rngs(0),
     )
     layer.kernel.set_metadata(deviation=deviation)
     return layer

@@ -11,9 +11,8 @@ from flax import nnx
 
 from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.models.layers import BatchNorm, linear
+from tsm_jax.models.precision import FLOAT32
 from tsm_jax.models.shift import streaming, temporal_shift
-
-FLOAT32 = jnp.dtype(jnp.float32)
 
 # Of a stem that is one convolution, or several.
 _FIRST_NORMS = (("backbone", "stem", "norm"), ("backbone", "stem", 0, "norm"))

@@ -48,10 +48,13 @@ def compiler_options(mesh: Mesh, *, deterministic: bool) -> dict[str, bool] | No
 
     A GPU otherwise may add up in any order, and picks its algorithms by timing them; without that
     it is slower. CPU and TPU are always deterministic.
+
+    Matrix products are cuBLAS's: with Triton's among the candidates a step of a ResNet-50 is 5 %
+    slower on an H100, and takes 28 instead of 11 s to compile.
     """
-    if deterministic and mesh.devices.flat[0].platform == "gpu":
-        return {"xla_gpu_deterministic_ops": True}
-    return None
+    if mesh.devices.flat[0].platform != "gpu":
+        return None
+    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_deterministic_ops": deterministic}
 
 
 def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
