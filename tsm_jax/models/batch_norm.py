@@ -116,13 +116,15 @@ batch_norm.defvjp(_forward, _backward)
 
 
 def _anew(values: Any) -> Any:
-    """The same, of which the compiler does not know it, except on a CPU.
+    """The same, which the compiler does not know on an NVIDIA GPU.
 
     So each reading of the backward pass computes what the activation lets through from what it
     reads anyway. Otherwise XLA writes a mask in the forward pass and reads it twice, which costs a
-    GPU 3 % of a step; on a CPU, whose operations cost more than its memory, it is 8 % faster.
+    GPU 3 % of a step. On a CPU, where operations are dear, that is 9 % faster.
     """
-    return lax.platform_dependent(values, cpu=lambda same: same, default=lax.optimization_barrier)
+    return lax.platform_dependent(
+        values, cuda=lax.optimization_barrier, default=lambda unchanged: unchanged
+    )
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:

@@ -60,6 +60,11 @@ def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
     assert len(list(jobs)) == 299
 
 
+def test_processes_leave_each_other_memory_of_a_gpu(fake_ray, monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    assert run(["XLA_PYTHON_CLIENT_PREALLOCATE"], os.getenv)[0][1] == "false"
+
+
 def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: fake_ray.rng.random() < 0.4

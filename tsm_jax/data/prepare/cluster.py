@@ -466,6 +466,8 @@ class _Start:
 
     def __call__(self) -> None:
         host.use_cores(self.limits.cores)
+        # Of a GPU that several processes share jax would take three quarters for each.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.limits.memory is not None:
             import resource
 
