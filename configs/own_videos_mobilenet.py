@@ -7,7 +7,8 @@ Values: the stem and the first six blocks, where two thirds of the time would go
     of ImageNet, and all batch norms their statistics; large pictures helped
     (benchmarks/RESULTS.md, "Few real clips").
 Expected: no published figure. Measured: 78 % of 166 clips of ten classes of UCF-101 (95 %
-    interval 71 to 84), after 362 training clips; 41 minutes on one core.
+    interval 71 to 84), after 362 training clips; 71 % of 179 (64 to 77) with another split; half an
+    hour on two cores.
 Cost: 2.2 M parameters, 2.4 G multiply-adds a clip; weights of 14 MB. Without a network bring them
     and give --config.init_from=FILE.
 
