@@ -150,7 +150,7 @@ class Bench:
         path, found = self.work / output, hashlib.sha256()
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                found.update(file.name.encode() + file.read_bytes())
+                found.update(bytes(file.relative_to(path)) + file.read_bytes())
         return found.hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from tsm_jax import predict
 from tsm_jax.assemble.load import load
 from tsm_jax.data.prepare.cluster import _Done, pickle
 from tsm_jax.data.prepare.jobs import JobFailure
+from tsm_jax.deploy import drawing
 from tsm_jax.deploy.ray_run import OnRay
 from tsm_jax.errors import UserError
 
@@ -87,6 +88,20 @@ def test_pictures_and_features(nodes, exported, videos, tmp_path):
     assert list(here["videos"]) == list(there["videos"])
     np.testing.assert_array_equal(here["clips"], there["clips"])
     np.testing.assert_array_equal(here["frames"], there["frames"])
+
+
+@pytest.mark.parametrize("more", [[], ["--window", "0.5"]], ids=["whole", "windows"])
+def test_nodes_draw_nothing_that_was_not_asked_for(
+    nodes, exported, videos, tmp_path, monkeypatch, more
+):
+    """It takes ten times as long as an answer."""
+    drawn = []
+    monkeypatch.setattr(drawing, "draw_answer", lambda *_: drawn.append("picture"))
+    monkeypatch.setattr(drawing, "draw_timeline", lambda *_: drawn.append("plot"))
+    run(exported, videos, "--output", tmp_path / "lines", *more, *RAY)
+    assert drawn == []
+    run(exported, videos, "--visualize", tmp_path / "pictures", *more, *RAY)
+    assert drawn
 
 
 def test_a_node_with_another_model_is_refused(nodes, exported):

@@ -16,8 +16,8 @@ def start_service(exported):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     services = []
 
-    def start(folder: Path, *options: str, model: Path = exported) -> Service:
-        services.append(Service(model, folder, *options))
+    def start(folder: Path, *options: str, model: Path = exported, answers: bool = True) -> Service:
+        services.append(Service(model, folder, *options, answers=answers))
         return services[-1]
 
     yield start

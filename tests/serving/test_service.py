@@ -201,6 +201,14 @@ def test_told_to_stop_it_finishes_what_it_has(start_service, tmp_path, film_byte
     assert list(tmp_path.glob("tsm_jax-serve-*")) == []
 
 
+def test_told_to_stop_while_the_network_is_loaded(start_service, tmp_path):
+    service = start_service(tmp_path, "--decoders", "1", answers=False)
+    assert service.stop() == 0
+    assert service.errors.read_text().splitlines()[1:] == ["stopped"]
+    assert list(tmp_path.glob("tsm_jax-serve-*")) == []
+    assert service.processes() == {}
+
+
 @pytest.mark.slow
 def test_nothing_is_left_of_one_that_was_killed(start_service, tmp_path, film_bytes):
     service = start_service(tmp_path, "--decoders", "1")

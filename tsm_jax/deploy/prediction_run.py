@@ -98,7 +98,8 @@ def predict_videos(
         if ray is None:
             answered = answer(predictor, rest)
         else:
-            answered = _by_nodes(predictor, rest, answer, ray)
+            work = _Complete(answer, draws=pictures is not None)
+            answered = _by_nodes(predictor, rest, work, ray)
         for number, (lines, draw) in enumerate(answered, start=results.done):
             failed = False
             for line in lines:
@@ -119,12 +120,9 @@ def predict_videos(
 
 
 def _by_nodes(
-    predictor: Predictor,
-    videos: Sequence[str],
-    answer: Callable[[Predictor, Sequence[str]], Iterator[_Answered]],
-    ray: OnRay,
+    predictor: Predictor, videos: Sequence[str], work: _Complete, ray: OnRay
 ) -> Iterator[_Answered]:
-    for video, result in ray.run(predictor, videos, _Complete(answer)):
+    for video, result in ray.run(predictor, videos, work):
         if isinstance(result, JobFailure):
             yield _Answered([_error(video, f"{video}: {result.reason}")], lambda: None)
         else:
@@ -133,13 +131,15 @@ def _by_nodes(
 
 
 class _Complete(NamedTuple):
-    """What a node does: all lines of a video, and its picture."""
+    """What a node does: all lines of a video, and its picture if there is to be one."""
 
     answer: Callable[[Predictor, Sequence[str]], Iterator[_Answered]]
+    draws: bool
 
     def __call__(self, predictor: Predictor, video: str) -> tuple[list[_Line], bytes | None]:
         (answered,) = self.answer(predictor, [video])
-        return list(answered.lines), answered.draw()
+        lines = list(answered.lines)
+        return lines, answered.draw() if self.draws else None
 
 
 def _answers(
