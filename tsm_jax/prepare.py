@@ -226,7 +226,7 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
     absent = [name for name in made.classes if not made.counts["val"][name]]
     why = "" if "val" in layout.splits else "only one recording, so "
     _print_some(f"classes, {why}not in validation", absent)
-    print(f"next: {cli.typed('train')} own_videos{_list_overrides(made.lists)}")
+    print(f"next: {cli.typed('train')} own_videos_mobilenet{_list_overrides(made.lists)}")
 
 
 def _list_overrides(lists) -> str:

@@ -213,7 +213,7 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
     assert f"--config.data.train_list={tmp_path}/own/train.list" in out
     monkeypatch.chdir(tmp_path)
     prepare.main([*arguments[:-1], "data/own", "--val_share", "0.2"])
-    assert capsys.readouterr().out.endswith("train own_videos\n")
+    assert capsys.readouterr().out.endswith("train own_videos_mobilenet\n")
 
 
 @pytest.mark.parametrize(
