@@ -1,7 +1,7 @@
 """Depthwise convolution: every channel has its own kernel.
 
-XLA's CPU has no kernel for it and takes 4 to 60 times as long as PyTorch; on an NVIDIA GPU it tries
-cuDNN's for a minute or more before a training begins. There it is written as one shifted product
+XLA's CPU has no kernel for it and takes 4 to 60 times as long as PyTorch; for an NVIDIA GPU it
+had not compiled cuDNN's gradients after 50 s. On both it is written as one shifted product
 per value of the kernel, which become one loop, with its gradients written by hand. On other
 devices, and in an ONNX graph, it is an ordinary convolution with groups.
 """
