@@ -20,27 +20,34 @@ PLATFORMS = ("cuda", "tpu")
 
 
 def _programs():
-    """Recipes until each kind of network, of shift and of rule is in one of them."""
-    seen, chosen = set(), []
-    for path in RECIPES:
-        config = cli.load_recipe(str(path))
-        config.model.num_classes = config.model.num_classes or 10
-        config.dtype = "bfloat16"  # what `auto` is there
-        config.batch_size = min(config.batch_size, 2 * (config.model.batch_norm_group or 8))
-        model = config.model
-        depthless = re.sub(r"\d+", "", model.backbone)
-        kinds = {
-            ("backbone", depthless),
-            ("shift", model.shift),
-            ("frozen", model.frozen_batch_norm),
-        }
-        numbers = ("batch_norm_group", "dropout"), ("label_smoothing", "mixup", "remat")
-        kinds |= {(name, model[name] > 0) for name in numbers[0]}
-        kinds |= {(name, config[name] > 0) for name in numbers[1]}
-        if kinds - seen:
-            seen |= kinds
-            chosen.append((path, config))
+    """A few recipes that have each kind of network, of shift and of rule between them."""
+    configs = {path: _config(path) for path in RECIPES}
+    kinds = {path: _kinds(config) for path, config in configs.items()}
+    missing, chosen = set().union(*kinds.values()), []
+    while missing:
+        path = max(kinds, key=lambda path: len(kinds[path] & missing))
+        missing -= kinds[path]
+        chosen.append((path, configs[path]))
     return chosen
+
+
+def _config(path):
+    config = cli.load_recipe(str(path))
+    config.model.num_classes = config.model.num_classes or 10
+    config.dtype = "bfloat16"  # what `auto` is there
+    config.batch_size = min(config.batch_size, 2 * (config.model.batch_norm_group or 8))
+    return config
+
+
+def _kinds(config):
+    model = config.model
+    depthless = re.sub(r"\d+", "", model.backbone)
+    kinds = {("backbone", depthless), ("shift", model.shift), ("frozen", model.frozen_batch_norm)}
+    for name in ("batch_norm_group", "dropout"):
+        kinds.add((name, model[name] > 0))
+    for name in ("label_smoothing", "mixup", "remat"):
+        kinds.add((name, config[name] > 0))
+    return kinds
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import product
 
 import jax
@@ -13,6 +14,7 @@ from tsm_jax.models.batch_norm import batch_norm
 from tsm_jax.models.depthwise import depthwise_conv
 from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
+from tsm_jax.models.small_image_conv import is_small, small_image_conv
 
 
 def images(shape=(4, 6, 5, 3)):
@@ -117,6 +119,20 @@ def assert_same(ours, by_definition, *arguments):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+def ordinary_conv(stride, groups=1):
+    def conv(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride,) * 2,
+            [(len(kernel) // 2,) * 2] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=groups,
+        )
+
+    return conv
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def as_on(request, monkeypatch):
     """Takes what is written for that device, here."""
@@ -150,19 +166,13 @@ def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
-    def by_definition(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride, stride), "VALID", dimension_numbers=numbers
-        )
-
     def ours(x, kernel):
         conv = Conv(3, 4, 1, stride=stride)
         conv.kernel[...] = kernel
         return conv(x)
 
     x, kernel = jnp.asarray(images()), jnp.asarray(images((1, 1, 3, 4)))
-    assert_same(ours, by_definition, x, kernel)
+    assert_same(ours, ordinary_conv(stride), x, kernel)
 
 
 @pytest.mark.usefixtures("as_on")
@@ -170,26 +180,41 @@ def test_pointwise_convolution_has_the_gradients_of_a_convolution(stride):
     ("size", "stride", "shape"), [(3, 1, (6, 5)), (3, 2, (6, 5)), (5, 2, (7, 8))]
 )
 def test_depthwise_convolution_is_the_same_on_every_device(size, stride, shape):
-    def ordinary(x, kernel):
-        numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
-        return jax.lax.conv_general_dilated(
-            x, kernel, (stride,) * 2, padding, dimension_numbers=numbers, feature_group_count=3
-        )
-
     x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 1, 3)))
-    assert_same(lambda x, kernel: depthwise_conv(x, kernel, stride), ordinary, x, kernel)
+    ours = partial(depthwise_conv, stride=stride)
+    assert_same(ours, ordinary_conv(stride, groups=3), x, kernel)
 
 
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize("shape", [(6, 8), (7, 8)])
 @pytest.mark.parametrize("size", [3, 5, 7])
 def test_convolution_of_images_is_the_same_on_every_device(size, shape):
-    def ordinary(x, kernel):
-        numbers, padding = ("NHWC", "HWIO", "NHWC"), [(size // 2, size // 2)] * 2
-        return jax.lax.conv_general_dilated(x, kernel, (2, 2), padding, dimension_numbers=numbers)
-
     x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 3, 4)))
-    assert_same(image_conv, ordinary, x, kernel)
+    assert_same(image_conv, ordinary_conv(2), x, kernel)
+
+
+@pytest.mark.usefixtures("as_on")
+@pytest.mark.parametrize(
+    ("size", "stride", "shape"),
+    [
+        (3, 1, (2, 2)),
+        (3, 1, (1, 5)),
+        (3, 2, (4, 3)),
+        (3, 2, (3, 2)),
+        (5, 1, (4, 6)),
+        (5, 2, (7, 8)),
+    ],
+)
+def test_convolution_of_images_smaller_than_its_kernel(size, stride, shape):
+    assert is_small(*shape, size, stride)
+    x, kernel = jnp.asarray(images((2, *shape, 2))), jnp.asarray(images((size, size, 2, 4)))
+    ours = partial(small_image_conv, stride=stride)
+    assert_same(ours, ordinary_conv(stride), x, kernel)
+
+
+def test_a_kernel_that_fits_into_its_images_is_no_product():
+    assert not is_small(3, 3, 3, 1)
+    assert not is_small(5, 5, 3, 2)
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("cuda", 1)])

@@ -20,6 +20,7 @@ from tsm_jax.models.batch_norm import batch_norm, normalize_by
 from tsm_jax.models.depthwise import depthwise_conv
 from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.precision import FLOAT32, precision_of
+from tsm_jax.models.small_image_conv import is_small, small_image_conv
 
 
 @jax.custom_vjp
@@ -116,6 +117,8 @@ class Conv(nnx.Module):
             return depthwise_conv(x, kernel, self.stride)
         if kernel.shape[2] == 3 and self.stride == 2:
             return image_conv(x, kernel)
+        if self.feature_groups == 1 and is_small(*x.shape[1:3], len(kernel), self.stride):
+            return small_image_conv(x, kernel, self.stride)
         return lax.conv_general_dilated(
             x,
             kernel.astype(dtype),
