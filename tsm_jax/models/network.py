@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -104,6 +104,7 @@ class Network:
         )
 
 
+@lru_cache(maxsize=8)
 def build_network(
     architecture: Architecture,
     dtype: str,
@@ -114,7 +115,10 @@ def build_network(
     running_variance: str = "biased",
     remat: bool = False,
 ) -> Network:
-    """The network of an architecture, computing in `config.dtype`."""
+    """The network of an architecture, computing in `config.dtype`.
+
+    Tracing the modules of a ResNet-50 takes half a second, so who asks again gets the same one.
+    """
     model = partial(
         TSM,
         **asdict(architecture),
