@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
     config.init_from = "torchvision/mobilenet_v2"
     config.batch_size = 8
     config.class_balance = 1.0
+    config.refit_classifier = 0.3
     config.epochs = 12
     config.best_metric = "mean_recall"  # folders of one's own are rarely of equal sizes
     config.log_every = 5

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
 from tsm_jax.errors import UserError
-from tsm_jax.models.architecture import Architecture
+from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
+from tsm_jax.training.refit import MomentsStep, make_moments_step
 from tsm_jax.training.steps import (
     EvalStep,
     StatisticsStep,
@@ -84,6 +85,7 @@ class Steps:
     train_step: TrainStep
     eval_step: EvalStep
     statistics_step: StatisticsStep
+    moments_step: MomentsStep
 
 
 def build_steps(
@@ -96,6 +98,8 @@ def build_steps(
     """
     network = build_training_network(config)
     _check_frozen(config.optimizer.frozen, network)
+    if config.refit_classifier and is_in(CLASSIFIER, config.optimizer.frozen):
+        raise UserError("config.refit_classifier is set, but config.optimizer.frozen has the head")
     schedule = build_schedule(config, plan)
     optimizer = build_optimizer(config, schedule)
     train_step = make_train_step(
@@ -125,7 +129,14 @@ def build_steps(
         accumulation_steps=config.accumulation_steps,
         deterministic=config.deterministic,
     )
-    return Steps(network, optimizer, train_step, eval_step, statistics_step)
+    moments_step = make_moments_step(
+        network,
+        config.model.num_classes,
+        mesh=mesh,
+        class_weights=class_weights,
+        deterministic=config.deterministic,
+    )
+    return Steps(network, optimizer, train_step, eval_step, statistics_step, moments_step)
 
 
 def _check_frozen(frozen: Sequence[str], network: Network) -> None:

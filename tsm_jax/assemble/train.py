@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,20 +30,22 @@ from tsm_jax.assemble.probe_result import known_probe
 from tsm_jax.assemble.start import load_start
 from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import make_plan, part_size
-from tsm_jax.data.clips import TrainClips
+from tsm_jax.data.clips import PlainTrainClips, TrainClips
 from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import Batch, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
+from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.network import resolve_dtype
 from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Logger, Progress, RunLog
-from tsm_jax.training.loop import ComputeStatistics, TrainingRun, Validate, train
+from tsm_jax.training.loop import FromBatches, TrainingRun, Validate, train
 from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh, put_batch
 from tsm_jax.training.metrics import class_weights
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
+from tsm_jax.training.refit import Moments, MomentsStep, fit_classifier
 from tsm_jax.training.state import TrainState, abstract_state, init_state, put_replicated
 from tsm_jax.training.steps import EvalStep, StatisticsStep, evaluate
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
@@ -127,6 +130,7 @@ def train_recipe(
                     lambda step: batches_of(range(step, step + batch_norm_batches)),
                     mesh,
                 ),
+                refit_classifier=_refit(config, mesh, steps.moments_step, train_source),
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
@@ -179,7 +183,7 @@ def _start(
 
 def _statistics(
     statistics_step: StatisticsStep, batches_from: Callable[[int], Iterator[Batch]], mesh: Mesh
-) -> ComputeStatistics:
+) -> FromBatches:
     """Means of the statistics of single batches: those that the next steps will train on.
 
     Reference: PaddleVideo utils/precise_bn.py, which takes another pass over the data.
@@ -198,6 +202,32 @@ def _statistics(
             for name in state.batch_stats
         }
         return state._replace(batch_stats=put_replicated(means, mesh))
+
+    return compute
+
+
+def _refit(
+    config: ConfigDict, mesh: Mesh, moments_step: MomentsStep, source: Source
+) -> FromBatches:
+    """The classifier from the training clips without augmentation."""
+    plain = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
+    skip = config.data.on_error == "skip"
+    clips = PlainTrainClips(plain.source, plain.num_segments, plain.protocol, skip_unreadable=skip)
+    batch_size = eval_batch_size(part_size(config), len(source), mesh)
+    moments_step = compiled_together(moments_step, "classifier step")
+
+    def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
+        sums = Moments(0.0, 0.0)
+        for batch in eval_batches(
+            clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
+        ):
+            before_batch()
+            found = moments_step(state.params, state.batch_stats, put_batch(batch, mesh))
+            sums = Moments(*map(partial(np.add, dtype=np.float64), sums, found))
+        before = (np.asarray(state.params[name]) for name in (CLASSIFIER, CLASSIFIER_BIAS))
+        fitted = fit_classifier(sums, len(source), config.refit_classifier, *before)
+        fitted = dict(zip((CLASSIFIER, CLASSIFIER_BIAS), fitted, strict=True))
+        return state._replace(params={**state.params, **put_replicated(fitted, mesh)})
 
     return compute
 

@@ -169,6 +169,25 @@ class EvalClips:
         return {**element, "mask": np.array(False)}
 
 
+@dataclass(frozen=True)
+class PlainTrainClips(EvalClips):
+    """Training clips as evaluation would see them.
+
+    Attributes:
+        skip_unreadable: let an unreadable clip count for nothing, instead of raising.
+    """
+
+    skip_unreadable: bool = False
+
+    def read(self, index: int, out: np.ndarray | None = None) -> Element:
+        try:
+            return super().read(index, out)
+        except UnreadableClipError:
+            if not self.skip_unreadable:
+                raise
+            return self.padding(out)
+
+
 def _into(video: np.ndarray, out: np.ndarray | None) -> np.ndarray:
     if out is None:
         return video

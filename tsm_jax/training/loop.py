@@ -25,9 +25,9 @@ from tsm_jax.training.steps import TrainStep
 # Means over the validation clips for a state; calls the second argument after every batch, with
 # the batches done and their number.
 Validate = Callable[[TrainState, Callable[[int, int], None]], dict[str, float]]
-# The state with statistics of batch norm from whole batches; calls the last argument before each.
+# The state with a part of it computed from whole batches; calls the last argument before each.
 # Its step is given besides, because to ask the state for it is to wait for the devices.
-ComputeStatistics = Callable[[TrainState, int, Callable[[], None]], TrainState]
+FromBatches = Callable[[TrainState, int, Callable[[], None]], TrainState]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class TrainingRun:
     first_step: int  # of this process
     train_step: TrainStep
     validate: Validate
-    compute_statistics: ComputeStatistics
+    compute_statistics: FromBatches  # of batch norm
+    refit_classifier: FromBatches
     checkpoints: Checkpoints
     log: RunLog
     progress: Progress
@@ -95,7 +96,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
             raise
         if reports:
             progress.report(done)
-        state = _with_precise_statistics(run, state, done, preempted, stop)
+        state = _finish_epoch(run, state, done, preempted, stop)
         if saves:
             run.checkpoints.save(state, run.config, progress.to_save())
         if preempted:
@@ -135,24 +136,37 @@ def _is_precise(run: TrainingRun, step: int) -> bool:
     return (epoch - 1) % every == 0 or epoch == run.config.epochs
 
 
-def _with_precise_statistics(
+def _finish_epoch(
     run: TrainingRun, state: TrainState, step: int, preempted: bool, stop: Callable[[], bool]
 ) -> TrainState:
-    """The state with statistics of batch norm for its weights alone, if the recipe wants them."""
-    if not _is_precise(run, step):
-        return state
+    """The state with what the recipe wants from whole batches after this step, if anything."""
 
     def before_batch() -> None:
-        # Whoever continues from a checkpoint could not see that they are missing in it.
+        # Whoever continues from a checkpoint could not see that it is missing in it.
         if preempted or stop():
             raise _preempted(run, step, "it goes on from the last checkpoint")
 
+    if _is_precise(run, step):
+        state = _replaced(run, "batch norm", run.compute_statistics, state, step, before_batch)
+    if run.config.refit_classifier and step == run.plan.total_steps:
+        state = _replaced(run, "classifier", run.refit_classifier, state, step, before_batch)
+    return state
+
+
+def _replaced(
+    run: TrainingRun,
+    name: str,
+    compute: FromBatches,
+    state: TrainState,
+    step: int,
+    before_batch: Callable[[], None],
+) -> TrainState:
     started = time.perf_counter()
-    precise = run.compute_statistics(state, step, before_batch)
-    if is_finite(precise.batch_stats):
-        run.log.say(f"precise batch norm: {time.perf_counter() - started:.1f} s")
-        return precise
-    run.log.say("warning: precise batch norm is not finite; the running statistics are kept")
+    found = compute(state, step, before_batch)
+    if is_finite({**found.params, **found.batch_stats}):
+        run.log.say(f"{name} computed from whole batches: {time.perf_counter() - started:.1f} s")
+        return found
+    run.log.say(f"warning: {name} computed from whole batches is not finite; it stays as it was")
     return state
 
 

@@ -1,0 +1,106 @@
+"""The classifier, solved for anew once training has ended: ridge regression on trained features.
+
+On few clips gradient descent has all of them right after a few epochs, and what its classifier has
+come to by then depends on the way. The regression is decided by the features of the clips alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from tsm_jax.models.network import Network, Tensors
+from tsm_jax.models.normalize import normalize
+from tsm_jax.models.precision import FLOAT32, precision_of
+from tsm_jax.training.mesh import compiler_options, replicated, split_by_clips
+
+
+class Moments(NamedTuple):
+    """Sums over clips; a clip is its features, `[C]`, with a 1 behind them."""
+
+    products: Any  # [C + 1, C + 1], of clips with themselves
+    classes: Any  # [K, C + 1], of the clips of each class
+
+
+MomentsStep = Callable[[Tensors, Tensors, dict[str, jax.Array]], Moments]
+
+
+def make_moments_step(
+    network: Network,
+    num_classes: int,
+    *,
+    mesh: Mesh,
+    class_weights: np.ndarray | None = None,
+    deterministic: bool = False,
+) -> MomentsStep:
+    """The jitted step `(params, batch_stats, batch) -> moments` of a batch.
+
+    Features are those that evaluation sees: nothing is dropped or mixed.
+
+    Args:
+        class_weights: how much a clip counts by its class, `[K]`; None for 1.
+    """
+    by_class = np.ones(num_classes) if class_weights is None else class_weights
+    precision = precision_of(FLOAT32)
+
+    def moments_step(params: Tensors, batch_stats: Tensors, batch: dict[str, jax.Array]) -> Moments:
+        video = batch["video"][:, 0]
+        features = network.module(params, batch_stats).features(normalize(video))
+        pooled = features.astype(jnp.float32).reshape(len(video), -1, features.shape[-1]).mean(1)
+        clips = jnp.concatenate([pooled, jnp.ones((len(video), 1))], axis=1)
+        weights = jnp.asarray(by_class, jnp.float32)[batch["label"]] * batch["mask"]
+        weighted = weights[:, None] * clips
+        targets = jax.nn.one_hot(batch["label"], num_classes)
+        return Moments(
+            jnp.dot(clips.T, weighted, precision=precision),
+            jnp.dot(targets.T, weighted, precision=precision),
+        )
+
+    return jax.jit(
+        moments_step,
+        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler_options(mesh, deterministic=deterministic),
+    )
+
+
+def fit_classifier(
+    moments: Moments, clips: int, strength: float, kernel: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel `[C, K]` and bias `[K]`, float32, of the ridge regression onto the classes.
+
+    Its scores are shares of a class and no logits. They are scaled so that over these clips they
+    spread as those of `kernel` and `bias` do, which keeps the confidence of answers.
+
+    Args:
+        moments: of all clips, in float64.
+        clips: how many there were.
+        strength: of the penalty, in units of the features' variance by clip.
+        kernel: of the classifier until now, with its `bias`.
+
+    Returns:
+        Not finite if the features of all clips are alike.
+    """
+    total = moments.products[-1, -1]
+    products, classes = moments.products / total, moments.classes / total
+    mean, shares = products[-1, :-1], classes[:, -1]
+    covariance = products[:-1, :-1] - np.outer(mean, mean)
+    penalty = strength * np.trace(covariance) / clips + np.finfo(float).tiny
+    covariance += penalty * np.eye(len(mean))
+    slopes = np.linalg.solve(covariance, (classes[:, :-1] - np.outer(shares, mean)).T)
+    fitted, before = (
+        (lambda rows: rows - rows.mean(1, keepdims=True))(np.vstack([slope, offset]))
+        for slope, offset in ((slopes, shares - mean @ slopes), (kernel, bias))
+    )
+
+    def spread(rows: np.ndarray) -> float:
+        return np.sqrt(np.einsum("ik,ij,jk->", rows, products, rows, optimize=True))
+
+    with np.errstate(invalid="ignore"):
+        fitted = (fitted * spread(before) / spread(fitted)).astype(np.float32)
+    return fitted[:-1], fitted[-1]
