@@ -30,10 +30,6 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # stay. What is held against a reference is compiled as for a user: tests/parity/conftest.py.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of processes that tests start
 jax.config.update("jax_disable_most_optimizations", True)
-if jax.__version_info__ < (0, 11):  # later ones have no other way
-    # What XLA's newer emitters write takes 2.5 times as long to compile without LLVM's passes.
-    _flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{_flags} --xla_cpu_use_fusion_emitters=false"
 
 pytest_plugins = ("exported_models", "fake_ray", "small_recipe")
 

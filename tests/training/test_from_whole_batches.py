@@ -15,6 +15,7 @@ from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble import network as build
+from tsm_jax.assemble import train as assemble_train
 from tsm_jax.assemble.data import build_eval_clips, build_source, build_train_clips
 from tsm_jax.assemble.network import build_training_network
 from tsm_jax.assemble.train import train_recipe
@@ -48,8 +49,8 @@ def data(tmp_path_factory):
 
 
 def recipe(data, workdir, **changes):
-    of_the_test = {"precise_batch_norm": 2, "refit_classifier": STRENGTH, "class_balance": 1.0}
-    of_the_test |= {"epochs": 3, "log_every": 2, "model.dropout": 0}
+    of_the_test = {"precise_batch_norm": 2, "refit_classifier": STRENGTH, "epochs": 3}
+    of_the_test |= {"log_every": 2, "model.dropout": 0}
     return cli.load_recipe(RECIPE, overrides(data, workdir, **{**of_the_test, **changes}))
 
 
@@ -156,7 +157,7 @@ def plain_batches(config):
 def moments(run, *, devices=1):
     config, _, state = run
     mesh = make_mesh(jax.devices()[:devices])
-    step = make_moments_step(build_training_network(config), 8, mesh=mesh)
+    step = make_moments_step(build_training_network(config), np.ones(8), mesh=mesh)
     found = [
         step(state.params, state.batch_stats, put_batch(batch, mesh))
         for batch in plain_batches(config)
@@ -243,10 +244,13 @@ def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
     run, data, tmp_path, monkeypatch
 ):
     _, workdir, expected = run
-    for name, at_step in (("make_statistics_step", 3), ("make_moments_step", 9)):
+    for module, name, at_step in (
+        (build, "make_statistics_step", 3),
+        (assemble_train, "make_moments_step", 9),
+    ):
         preemption = Preemption()
         with monkeypatch.context() as patch:
-            patch.setattr(build, name, _stopped_in_the_first(getattr(build, name), preemption))
+            patch.setattr(module, name, _stopped_in_the_first(getattr(module, name), preemption))
             with pytest.raises(Preempted, match=f"step {at_step} .* from the last checkpoint"):
                 train(recipe(data, tmp_path, checkpoint_every=2), preemption)
     state = train(recipe(data, tmp_path))

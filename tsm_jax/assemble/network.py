@@ -16,7 +16,6 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
-from tsm_jax.training.refit import MomentsStep, make_moments_step
 from tsm_jax.training.steps import (
     EvalStep,
     StatisticsStep,
@@ -85,7 +84,6 @@ class Steps:
     train_step: TrainStep
     eval_step: EvalStep
     statistics_step: StatisticsStep
-    moments_step: MomentsStep
 
 
 def build_steps(
@@ -129,14 +127,7 @@ def build_steps(
         accumulation_steps=config.accumulation_steps,
         deterministic=config.deterministic,
     )
-    moments_step = make_moments_step(
-        network,
-        config.model.num_classes,
-        mesh=mesh,
-        class_weights=class_weights,
-        deterministic=config.deterministic,
-    )
-    return Steps(network, optimizer, train_step, eval_step, statistics_step, moments_step)
+    return Steps(network, optimizer, train_step, eval_step, statistics_step)
 
 
 def _check_frozen(frozen: Sequence[str], network: Network) -> None:

@@ -36,7 +36,7 @@ from tsm_jax.data.pipeline import Batch, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.sources import Source
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
-from tsm_jax.models.network import resolve_dtype
+from tsm_jax.models.network import Network, resolve_dtype
 from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
 from tsm_jax.training.log import Logger, Progress, RunLog
@@ -45,7 +45,7 @@ from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh, put_b
 from tsm_jax.training.metrics import class_weights
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
-from tsm_jax.training.refit import Moments, MomentsStep, fit_classifier
+from tsm_jax.training.refit import Moments, fit_classifier, make_moments_step
 from tsm_jax.training.state import TrainState, abstract_state, init_state, put_replicated
 from tsm_jax.training.steps import EvalStep, StatisticsStep, evaluate
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
@@ -130,7 +130,7 @@ def train_recipe(
                     lambda step: batches_of(range(step, step + batch_norm_batches)),
                     mesh,
                 ),
-                refit_classifier=_refit(config, mesh, steps.moments_step, train_source),
+                refit_classifier=_refit(config, mesh, steps.network, train_source),
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
@@ -156,9 +156,12 @@ def train_recipe(
 def _class_weights(config: ConfigDict, source: Source) -> np.ndarray | None:
     if config.class_balance == 0:
         return None
+    return class_weights(_class_counts(config, source), config.class_balance)
+
+
+def _class_counts(config: ConfigDict, source: Source) -> list[int]:
     labels = [source.label(index) for index in range(len(source))]
-    counts = np.bincount(labels, minlength=config.model.num_classes)
-    return class_weights(counts.tolist(), config.class_balance)
+    return np.bincount(labels, minlength=config.model.num_classes).tolist()
 
 
 def _start(
@@ -206,14 +209,18 @@ def _statistics(
     return compute
 
 
-def _refit(
-    config: ConfigDict, mesh: Mesh, moments_step: MomentsStep, source: Source
-) -> FromBatches:
-    """The classifier from the training clips without augmentation."""
+def _refit(config: ConfigDict, mesh: Mesh, network: Network, source: Source) -> FromBatches:
+    """The classifier from the training clips without augmentation; every class counts alike."""
     plain = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
     skip = config.data.on_error == "skip"
     clips = PlainTrainClips(plain.source, plain.num_segments, plain.protocol, skip_unreadable=skip)
     batch_size = eval_batch_size(part_size(config), len(source), mesh)
+    moments_step = make_moments_step(
+        network,
+        class_weights(_class_counts(config, source), 1.0),
+        mesh=mesh,
+        deterministic=config.deterministic,
+    )
     moments_step = compiled_together(moments_step, "classifier step")
 
     def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:

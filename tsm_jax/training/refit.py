@@ -32,10 +32,9 @@ MomentsStep = Callable[[Tensors, Tensors, dict[str, jax.Array]], Moments]
 
 def make_moments_step(
     network: Network,
-    num_classes: int,
+    class_weights: np.ndarray,
     *,
     mesh: Mesh,
-    class_weights: np.ndarray | None = None,
     deterministic: bool = False,
 ) -> MomentsStep:
     """The jitted step `(params, batch_stats, batch) -> moments` of a batch.
@@ -43,9 +42,8 @@ def make_moments_step(
     Features are those that evaluation sees: nothing is dropped or mixed.
 
     Args:
-        class_weights: how much a clip counts by its class, `[K]`; None for 1.
+        class_weights: how much a clip counts by its class, `[K]`.
     """
-    by_class = np.ones(num_classes) if class_weights is None else class_weights
     precision = precision_of(FLOAT32)
 
     def moments_step(params: Tensors, batch_stats: Tensors, batch: dict[str, jax.Array]) -> Moments:
@@ -53,9 +51,9 @@ def make_moments_step(
         features = network.module(params, batch_stats).features(normalize(video))
         pooled = features.astype(jnp.float32).reshape(len(video), -1, features.shape[-1]).mean(1)
         clips = jnp.concatenate([pooled, jnp.ones((len(video), 1))], axis=1)
-        weights = jnp.asarray(by_class, jnp.float32)[batch["label"]] * batch["mask"]
+        weights = jnp.asarray(class_weights, jnp.float32)[batch["label"]] * batch["mask"]
         weighted = weights[:, None] * clips
-        targets = jax.nn.one_hot(batch["label"], num_classes)
+        targets = jax.nn.one_hot(batch["label"], len(class_weights))
         return Moments(
             jnp.dot(clips.T, weighted, precision=precision),
             jnp.dot(targets.T, weighted, precision=precision),
