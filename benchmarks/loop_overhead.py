@@ -103,6 +103,7 @@ def main() -> None:
                     train_step=step,
                     validate=lambda *_: {},
                     compute_statistics=lambda state, *_: state,
+                    refit_classifier=lambda state, *_: state,
                     checkpoints=checkpoints,
                     log=log,
                     progress=Progress(

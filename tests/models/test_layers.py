@@ -206,15 +206,15 @@ def test_convolution_of_images_is_the_same_on_every_device(size, shape):
     ],
 )
 def test_convolution_of_images_smaller_than_its_kernel(size, stride, shape):
-    assert is_small(*shape, size, stride)
     x, kernel = jnp.asarray(images((2, *shape, 2))), jnp.asarray(images((size, size, 2, 4)))
+    assert is_small(x.shape, size, stride)
     ours = partial(small_image_conv, stride=stride)
     assert_same(ours, ordinary_conv(stride), x, kernel)
 
 
 def test_a_kernel_that_fits_into_its_images_is_no_product():
-    assert not is_small(3, 3, 3, 1)
-    assert not is_small(5, 5, 3, 2)
+    assert not is_small((1, 3, 3, 1), 3, 1)
+    assert not is_small((1, 5, 5, 1), 3, 2)
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("cuda", 1)])

@@ -117,7 +117,7 @@ class Conv(nnx.Module):
             return depthwise_conv(x, kernel, self.stride)
         if kernel.shape[2] == 3 and self.stride == 2:
             return image_conv(x, kernel)
-        if self.feature_groups == 1 and is_small(*x.shape[1:3], len(kernel), self.stride):
+        if self.feature_groups == 1 and is_small(x.shape, len(kernel), self.stride):
             return small_image_conv(x, kernel, self.stride)
         return lax.conv_general_dilated(
             x,

@@ -18,9 +18,9 @@ from jax import lax
 from tsm_jax.models.precision import precision_of
 
 
-def is_small(height: int, width: int, kernel_size: int, stride: int) -> bool:
-    """Whether a result of that stride has fewer pixels than the kernel has values."""
-    return -(-height // stride) * -(-width // stride) < kernel_size**2
+def is_small(shape: tuple[int, ...], kernel_size: int, stride: int) -> bool:
+    """Whether the result for images `[M, H, W, C]` has fewer pixels than the kernel has values."""
+    return -(-shape[1] // stride) * -(-shape[2] // stride) < kernel_size**2
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
