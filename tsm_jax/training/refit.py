@@ -21,7 +21,7 @@ from tsm_jax.training.mesh import compiler_options, replicated, split_by_clips
 
 
 class Moments(NamedTuple):
-    """Sums over clips; a clip is its features, `[C]`, with a 1 behind them."""
+    """Sums over clips; a clip is its features, `[C]`, followed by a 1."""
 
     products: Any  # [C + 1, C + 1], of clips with themselves
     classes: Any  # [K, C + 1], of the clips of each class
