@@ -25,6 +25,7 @@ from torch_tsm import TorchTSM
 
 from tsm_jax.deploy.artifact import read_artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine
+from tsm_jax.errors import UserError
 from tsm_jax.models.normalize import MEAN, STD
 from tsm_jax.weights.model_directory import read_model_directory
 
@@ -71,7 +72,13 @@ def main() -> None:
     differences = {"torch eager float32": 0.0}
     for (name, precision), file in FILES.items():
         if installed(name) and file in artifact.hashes:
-            engine = open_engine(artifact, name, precision)
+            try:
+                engine = open_engine(artifact, name, precision)
+            except UserError as error:  # no bfloat16 in this processor
+                print(
+                    json.dumps({"engine": f"{name} {precision}", "error": str(error)}), flush=True
+                )
+                continue
             key = f"{name} {precision}"
             runs[key] = lambda engine=engine: engine.logits(video)
             logits = engine.logits(video)
