@@ -75,9 +75,7 @@ def main() -> None:
             try:
                 engine = open_engine(artifact, name, precision)
             except UserError as error:  # no bfloat16 in this processor
-                print(
-                    json.dumps({"engine": f"{name} {precision}", "error": str(error)}), flush=True
-                )
+                print(json.dumps({"run": f"{name} {precision}", "error": str(error)}), flush=True)
                 continue
             key = f"{name} {precision}"
             runs[key] = lambda engine=engine: engine.logits(video)

@@ -4,12 +4,12 @@ Data: what `prepare lists folders` writes into data/own. The number of classes c
 data/own/labels.txt, and the run is kept in output/own_videos_mobilenet. docs/own_videos.md tells
 how many clips it takes and what to change.
 Values: the stem and the first six blocks, where two thirds of the time would go, keep the values
-    of ImageNet, and all batch norms their statistics; large pictures helped. So did a classifier
-    that is solved for after the last epoch, and training without class weights
+    of ImageNet, and all batch norms their statistics; large pictures helped. So did
+    refitting the classifier after the last epoch, and training without class weights
     (benchmarks/RESULTS.md, "Few real clips").
 Expected: no published figure. Measured on ten classes of UCF-101, three splits of some 350 training
     clips and 166 to 183 of other recordings: 78, 71 and 65 % with the classifier of the last step;
-    with the one solved for, 77 and 69 % on the second and third. Half an hour on two cores.
+    refitted, 77 and 69 % on the second and third. Half an hour on two cores.
 Cost: 2.2 M parameters, 2.4 G multiply-adds a clip; weights of 14 MB. Without a network bring them
     and give --config.init_from=FILE.
 

@@ -180,8 +180,8 @@ def default() -> ConfigDict:
     config.precise_batch_norm = 0
     # Training batches that they are taken over, at most those of an epoch.
     config.precise_batch_norm_batches = 200
-    # After the last epoch the classifier is solved for anew: ridge regression onto the classes, of
-    # this strength, on the trained network's features of the training clips as they are, which
+    # After the last epoch the classifier is refitted: ridge regression onto the classes, of this
+    # strength, on the trained network's features of the training clips as they are, which
     # helps where clips are few (benchmarks/RESULTS.md, "Few real clips"). 0: it stays that of the
     # last step, as it does where `patience` ends the run.
     config.refit_classifier = 0.0

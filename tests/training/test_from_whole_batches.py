@@ -308,3 +308,11 @@ def test_what_is_not_finite_is_not_taken():
 def test_frozen_layers_have_none(data, tmp_path):
     with pytest.raises(UserError, match="frozen_batch_norm=all: frozen layers keep"):
         recipe(data, tmp_path, **{"model.frozen_batch_norm": "all"})
+
+
+def test_a_frozen_classifier_is_not_refitted(data, tmp_path):
+    config = recipe(data, tmp_path)
+    config.optimizer.frozen = ("head",)
+    plan = Plan(steps_per_epoch=1, total_steps=1, boundaries=(), warmup_steps=0)
+    with pytest.raises(UserError, match="set the former to 0"):
+        build.build_steps(config, plan, make_mesh(jax.devices()[:1]))

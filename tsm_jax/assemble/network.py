@@ -92,12 +92,16 @@ def build_steps(
     """The network of a recipe and its steps on some devices.
 
     Raises:
-        UserError: `config.optimizer.frozen` names nothing of the network, or all of it.
+        UserError: `config.optimizer.frozen` names nothing of the network, or all of it, or the
+            classifier, which is to be refitted.
     """
     network = build_training_network(config)
     _check_frozen(config.optimizer.frozen, network)
     if config.refit_classifier and is_in(CLASSIFIER, config.optimizer.frozen):
-        raise UserError("config.refit_classifier is set, but config.optimizer.frozen has the head")
+        raise UserError(
+            f"config.refit_classifier is {config.refit_classifier} although config.optimizer.frozen"
+            " has the classifier: set the former to 0, or leave the head out of the latter"
+        )
     schedule = build_schedule(config, plan)
     optimizer = build_optimizer(config, schedule)
     train_step = make_train_step(

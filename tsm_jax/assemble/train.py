@@ -215,15 +215,15 @@ def _refit(config: ConfigDict, mesh: Mesh, network: Network, source: Source) -> 
     skip = config.data.on_error == "skip"
     clips = PlainTrainClips(plain.source, plain.num_segments, plain.protocol, skip_unreadable=skip)
     batch_size = eval_batch_size(part_size(config), len(source), mesh)
-    moments_step = make_moments_step(
-        network,
-        class_weights(_class_counts(config, source), 1.0),
-        mesh=mesh,
-        deterministic=config.deterministic,
-    )
-    moments_step = compiled_together(moments_step, "classifier step")
 
     def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
+        moments_step = make_moments_step(
+            network,
+            class_weights(_class_counts(config, source), 1.0),
+            mesh=mesh,
+            deterministic=config.deterministic,
+        )
+        moments_step = compiled_together(moments_step, "classifier step")
         sums = Moments(0.0, 0.0)
         for batch in eval_batches(
             clips, batch_size=batch_size, reading=build_reading(config), host=host_share()

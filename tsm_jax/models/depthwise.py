@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tsm_jax.models.precision import precision_of
+from tsm_jax.models.convolve import convolve
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -33,7 +33,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """
     by_products = partial(_by_products, stride=stride)
     return lax.platform_dependent(
-        x, kernel, cpu=by_products, cuda=by_products, default=partial(_conv, stride=stride)
+        x,
+        kernel,
+        cpu=by_products,
+        cuda=by_products,
+        default=partial(convolve, stride=stride, groups=x.shape[-1]),
     )
 
 
@@ -47,24 +51,13 @@ def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
         dy,
         cpu=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_gradient),
         cuda=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_sums),
-        default=lambda x, kernel, dy: jax.vjp(partial(_conv, stride=stride), x, kernel)[1](dy),
+        default=lambda x, kernel, dy: jax.vjp(
+            partial(convolve, stride=stride, groups=x.shape[-1]), x, kernel
+        )[1](dy),
     )
 
 
 depthwise_conv.defvjp(_forward, _backward)
-
-
-def _conv(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    padding = len(kernel) // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(stride, stride),
-        padding=((padding, padding),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
-        precision=precision_of(x.dtype),
-    )
 
 
 def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:

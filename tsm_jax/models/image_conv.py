@@ -8,13 +8,18 @@ same products in another order. On other devices it is an ordinary convolution.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tsm_jax.models.precision import precision_of
+from tsm_jax.models.convolve import convolve
 
 _CHANNELS = 16  # of a block: 12 and zeros
+
+
+_conv = partial(convolve, stride=2)
 
 
 @jax.custom_vjp
@@ -47,11 +52,6 @@ def _backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
 image_conv.defvjp(_forward, _backward)
 
 
-def _conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    padding = (len(kernel) - 1) // 2
-    return _convolve(x, kernel, stride=2, padding=(padding, padding))
-
-
 def _of_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     images, height, width, channels = x.shape
     if height % 2 or width % 2:
@@ -67,22 +67,8 @@ def _of_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(half, half, 4 * channels, -1)
     more = (0, _CHANNELS - 4 * channels)
     before = (padding + first) // 2
-    return _convolve(
+    return convolve(
         jnp.pad(blocks, (*((0, 0),) * 3, more)),
         jnp.pad(kernel, (*((0, 0),) * 2, more, (0, 0))),
-        stride=1,
         padding=(before, half - 1 - before),
-    )
-
-
-def _convolve(
-    x: jax.Array, kernel: jax.Array, *, stride: int, padding: tuple[int, int]
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        window_strides=(stride, stride),
-        padding=(padding, padding),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision_of(x.dtype),
     )

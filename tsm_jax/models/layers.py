@@ -17,6 +17,7 @@ from jax import lax
 
 from tsm_jax.models.activations import Activation, activate
 from tsm_jax.models.batch_norm import batch_norm, normalize_by
+from tsm_jax.models.convolve import convolve
 from tsm_jax.models.depthwise import depthwise_conv
 from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.precision import FLOAT32, precision_of
@@ -103,7 +104,6 @@ class Conv(nnx.Module):
         zeros = jnp.zeros(shape, jnp.float32)
         self.kernel = nnx.Param(zeros, deviation=math.sqrt(2 / fan_size))
         self.stride = stride
-        self.padding = (kernel_size - 1) // 2
         self.feature_groups = feature_groups
         self.dtype = dtype
 
@@ -119,15 +119,7 @@ class Conv(nnx.Module):
             return image_conv(x, kernel)
         if self.feature_groups == 1 and is_small(x.shape, len(kernel), self.stride):
             return small_image_conv(x, kernel, self.stride)
-        return lax.conv_general_dilated(
-            x,
-            kernel.astype(dtype),
-            window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding),) * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.feature_groups,
-            precision=precision_of(dtype),
-        )
+        return convolve(x, kernel, stride=self.stride, groups=self.feature_groups)
 
 
 # What running statistics keep of themselves in a training step.

@@ -1,7 +1,7 @@
-"""The classifier, solved for anew once training has ended: ridge regression on trained features.
+"""The classifier, refitted once training has ended: ridge regression on the trained features.
 
-On few clips gradient descent has all of them right after a few epochs, and what its classifier has
-come to by then depends on the way. The regression is decided by the features of the clips alone.
+On few clips gradient descent has all of them right after a few epochs, and where its classifier is
+by then depends on the path. The regression is determined by the features of the clips alone.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def fit_classifier(
     Args:
         moments: of all clips, in float64.
         clips: how many there were.
-        strength: of the penalty, in units of the features' variance by clip.
+        strength: the penalty is this times the variance of all features, divided by `clips`.
         kernel: of the classifier until now, with its `bias`.
 
     Returns:
@@ -91,14 +91,15 @@ def fit_classifier(
     penalty = strength * np.trace(covariance) / clips + np.finfo(float).tiny
     covariance += penalty * np.eye(len(mean))
     slopes = np.linalg.solve(covariance, (classes[:, :-1] - np.outer(shares, mean)).T)
-    fitted, before = (
-        (lambda rows: rows - rows.mean(1, keepdims=True))(np.vstack([slope, offset]))
-        for slope, offset in ((slopes, shares - mean @ slopes), (kernel, bias))
-    )
+
+    def centred(slopes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        rows = np.vstack([slopes, offsets])
+        return rows - rows.mean(1, keepdims=True)
 
     def spread(rows: np.ndarray) -> float:
         return np.sqrt(np.einsum("ik,ij,jk->", rows, products, rows, optimize=True))
 
+    fitted, before = centred(slopes, shares - mean @ slopes), centred(kernel, bias)
     with np.errstate(invalid="ignore"):
         fitted = (fitted * spread(before) / spread(fitted)).astype(np.float32)
     return fitted[:-1], fitted[-1]
