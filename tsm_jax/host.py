@@ -58,6 +58,14 @@ def usable_cores() -> int:
     return max(1, math.ceil(min(cores, _container_quota())))
 
 
+def sums_bytes_in_32_bits() -> bool:
+    """Whether products of bytes are summed in 32 bits here: on x86 that takes VNNI.
+
+    False where nothing tells what an x86 processor can do.
+    """
+    return platform.machine().lower() not in ("x86_64", "amd64") or "_vnni" in _features()
+
+
 def _container_quota() -> float:
     """Cores' worth of time that the container may use; infinite without a limit.
 
@@ -106,11 +114,15 @@ def enable_compilation_cache() -> None:
 
 def _processor() -> str:
     """Tells apart processors for which XLA's CPU compiles differently; homes may be shared."""
-    features = platform.processor()
-    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        features = next((line for line in file if line.startswith(("flags", "Features"))), "")
-    key = f"{platform.machine()} {features}"
+    key = f"{platform.machine()} {_features()}"
     return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
+def _features() -> str:
+    """What Linux says that the processor can do; elsewhere its name."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    return platform.processor()
 
 
 def _has_accelerator() -> bool:

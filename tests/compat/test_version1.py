@@ -138,6 +138,7 @@ def test_an_exported_folder_answers_in_every_engine(answers, engine):
     for clip, logits in zip(pixels, expected, strict=True):
         found = open_engine(read_artifact("exported"), engine).logits(clip[None])
         assert relative_difference(found[0], logits) < 1e-4
+    assert read_artifact("exported").int8_weight_limit == 127
 
 
 def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_path):

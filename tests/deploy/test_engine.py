@@ -133,6 +133,17 @@ def test_an_impossible_request_is_one_line(artifact, name, precision, message):
         open_engine(artifact, name, precision)
 
 
+@pytest.mark.parametrize("name", ["auto", "onnxruntime", "openvino"])
+def test_an_older_int8_graph_is_refused_where_its_sums_overflow(artifact, name, monkeypatch):
+    older = replace(artifact, int8_weight_limit=127, hashes={"model_int8.onnx": ""})
+    monkeypatch.setattr(engine_lib, "missing", lambda *packages: [])
+    for sums in (False, True):
+        monkeypatch.setattr(engine_lib, "sums_bytes_in_32_bits", lambda sums=sums: sums)
+        message = "sums overflow on processors without VNNI" if not sums else "model_int8.onnx"
+        with pytest.raises(UserError, match=message):  # the second: there is no such file
+            open_engine(older, name, "int8")
+
+
 def test_an_engine_that_is_not_installed(artifact, monkeypatch):
     monkeypatch.setattr(engine_lib, "find_spec", lambda name: name == "jax" or None)
     with pytest.raises(UserError, match="pip install openvino"):
@@ -163,7 +174,7 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
     config = json.loads(path.read_text())
     config["export"]["version"] = 99
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is of version 99, this tsm_jax reads up to version 2"):
+    with pytest.raises(UserError, match="is of version 99, this tsm_jax reads up to version 3"):
         read_artifact(str(copied))
     del config["export"]["version"]
     path.write_text(json.dumps(config))

@@ -46,8 +46,13 @@ def _from_version_1(exported: dict[str, Any]) -> dict[str, Any]:
     return {"kind": CLIPS, **exported}
 
 
+def _from_version_2(exported: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 rounded all weights of an int8 graph to [-127, 127]."""
+    return {"int8_weight_limit": 127, **exported}
+
+
 # What `export` of config.json of older versions means, see `stored.upgraded`.
-UPGRADES = (_from_version_1,)
+UPGRADES = (_from_version_1, _from_version_2)
 EXPORT_VERSION = len(UPGRADES) + 1
 
 # A graph's input and outputs.
@@ -61,6 +66,9 @@ ONNX_FILE = "model.onnx"
 INT8_FILE = "model_int8.onnx"
 EXAMPLE_FILE = "example.py"
 README_FILE = "README.md"
+
+# Two products of an unsigned byte with weights of at most this fit into 16 signed bits.
+INT8_WEIGHT_LIMIT = 64
 
 # A shape, None for a size that is left open.
 Shape = tuple[int | None, ...]
@@ -79,6 +87,7 @@ class Artifact:
         hashes: file name to SHA-256 of every graph and of the tensors.
         crop_size: S of the pictures that the graphs take.
         kind: `CLIPS` or `STREAM`.
+        int8_weight_limit: of the weights of the int8 graph that are summed over input channels.
     """
 
     folder: str
@@ -88,6 +97,7 @@ class Artifact:
     hashes: Mapping[str, str]
     crop_size: int
     kind: str = CLIPS
+    int8_weight_limit: int = INT8_WEIGHT_LIMIT
 
     @property
     def num_segments(self) -> int:
@@ -256,7 +266,10 @@ def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
     size = protocol_of(preprocessing).crop_size
     if version == 1 and _size(exported) == preprocessing.crop_size:
         size = preprocessing.crop_size  # even where the stored protocol shows the whole short side
-    return Artifact(folder, architecture, preprocessing, labels, hashes, size, found)
+    limit = exported.get("int8_weight_limit")
+    if not isinstance(limit, int):
+        raise UserError(f"{path}: export.int8_weight_limit is {shown(limit)}: export it again")
+    return Artifact(folder, architecture, preprocessing, labels, hashes, size, found, limit)
 
 
 def _size(exported: Mapping[str, Any]) -> int | None:

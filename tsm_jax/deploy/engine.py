@@ -13,6 +13,7 @@ from tsm_jax.deploy.artifact import (
     BFLOAT16_STABLEHLO_FILE,
     FEATURES,
     INT8_FILE,
+    INT8_WEIGHT_LIMIT,
     LOGITS,
     ONNX_FILE,
     STABLEHLO_FILE,
@@ -22,7 +23,7 @@ from tsm_jax.deploy.artifact import (
     states,
 )
 from tsm_jax.errors import UserError
-from tsm_jax.host import usable_cores
+from tsm_jax.host import sums_bytes_in_32_bits, usable_cores
 
 ENGINES = ("jax", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -148,6 +149,13 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
     if (name, precision) not in FILES:
         able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
         raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
+    wide = precision == "int8" and artifact.int8_weight_limit > INT8_WEIGHT_LIMIT
+    if wide and not sums_bytes_in_32_bits():
+        raise UserError(
+            f"the int8 graph of {artifact.folder} is of an older version, whose sums overflow on"
+            " processors without VNNI, such as this one: take float32, or export it again with"
+            f" tsm export --weights {artifact.folder} --precisions float32 int8 --videos ..."
+        )
     file = FILES[name, precision]
     path = artifact.path(file)
     match name:

@@ -22,6 +22,7 @@ from tsm_jax.deploy.artifact import (
     EXPORT_VERSION,
     FEATURES,
     INT8_FILE,
+    INT8_WEIGHT_LIMIT,
     LOGITS,
     ONNX_FILE,
     STABLEHLO_FILE,
@@ -197,6 +198,7 @@ def describe(
         "versions": {"tsm_jax": tsm_jax.__version__, **_versions()},
         "self_check": [asdict(check) for check in checks],
         "int8": int8,
+        "int8_weight_limit": INT8_WEIGHT_LIMIT,
     }
     write_json(path, description)
     return description
