@@ -111,11 +111,17 @@ ACTIVATIONS = {
 
 def assert_same(ours, by_definition, *arguments):
     """Results and gradients."""
-    expected, expected_gradients = jax.vjp(by_definition, *arguments)
-    actual, actual_gradients = jax.vjp(ours, *arguments)
+
+    @partial(jax.jit, static_argnums=0)
+    def result_and_gradients(function, cotangent, *arguments):
+        result, gradients = jax.vjp(function, *arguments)
+        return result, gradients(cotangent)
+
+    cotangent = jnp.asarray(images(jax.eval_shape(by_definition, *arguments).shape))
+    expected, expected_gradients = result_and_gradients(by_definition, cotangent, *arguments)
+    actual, actual_gradients = result_and_gradients(ours, cotangent, *arguments)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
-    cotangent = jnp.asarray(images(expected.shape))
-    for got, wanted in zip(actual_gradients(cotangent), expected_gradients(cotangent), strict=True):
+    for got, wanted in zip(actual_gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -154,7 +154,8 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
         raise UserError(
             f"the int8 graph of {artifact.folder} is of an older version, whose sums overflow on"
             " processors without VNNI, such as this one: take float32, or export it again with"
-            f" tsm export --weights {artifact.folder} --precisions float32 int8 --videos ..."
+            f" tsm export --weights {artifact.folder} --output NEW --precisions float32 int8"
+            " --videos DIR"
         )
     file = FILES[name, precision]
     path = artifact.path(file)

@@ -36,7 +36,7 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
     """Writes the int8 graph of a float32 one, calibrated on clips, uint8 `[N, T, S, S, 3]`.
 
     Weights get a scale per output channel, activations one per tensor, from their extremes on the
-    clips. The graph is in ONNX's QDQ form, which ONNX Runtime, OpenVINO and TensorRT understand.
+    clips. The graph is in ONNX's QDQ form, which ONNX Runtime and OpenVINO understand.
 
     Weights that are summed over input channels lie in [-64, 64]: x86 processors without VNNI add
     two products of an unsigned and a signed byte in 16 bits, and beyond that the engines answer
