@@ -176,10 +176,10 @@ def _lists_of_folders(parser: cli.Parser, options) -> None:
 def _sizes(clips: Counter[str]) -> str:
     """How many clips the classes have, in words."""
     most, fewest = max(clips, key=clips.__getitem__), min(clips, key=clips.__getitem__)
-    return (
-        f"{clips.total()} clips of {len(clips)} classes, from {clips[fewest]}"
-        f" ({printable(fewest)}) to {clips[most]} ({printable(most)})"
-    )
+    of_each = f"{clips[most]} of each"
+    if clips[fewest] < clips[most]:
+        of_each = f"from {clips[fewest]} ({printable(fewest)}) to {clips[most]} ({printable(most)})"
+    return f"{clips.total()} clips of {len(clips)} classes, {of_each}"
 
 
 def _print_some(what: str, names: Sequence[str]) -> None:

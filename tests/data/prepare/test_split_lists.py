@@ -179,7 +179,7 @@ def test_what_is_left_out_is_named(folder, tmp_path, capsys):
     lists(root, tmp_path / "all.list")
     assert (tmp_path / "all.list").read_text() == "a/1.mp4 0\nb/deep/er/1.mp4 1\n"
     out = capsys.readouterr().out
-    assert "2 clips of 2 classes, from 1 (a) to 1 (a)" in out
+    assert "2 clips of 2 classes, 1 of each" in out
     assert "1 folders without videos, which are left out: empty" in out
     assert "6 other files" in out and "\x1b" not in out and "a/circle" in out
 
@@ -209,7 +209,7 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
     prepare.main([*arguments, "--val_share", "0.2"])
     out = capsys.readouterr().out
     assert "1 classes, only one recording, so not in validation: b" in out
-    assert "train.list: 2 clips of 2 classes, from 1 (a) to 1 (a)" in out
+    assert "train.list: 2 clips of 2 classes, 1 of each" in out
     assert f"--config.data.train_list={tmp_path}/own/train.list" in out
     monkeypatch.chdir(tmp_path)
     prepare.main([*arguments[:-1], "data/own", "--val_share", "0.2"])
