@@ -8,8 +8,7 @@ Values: the stem and the first six blocks, where two thirds of the time would go
     refitting the classifier after the last epoch, and training without class weights
     (benchmarks/RESULTS.md, "Few real clips").
 Expected: no published figure. Measured on ten classes of UCF-101, three splits of some 350 training
-    clips and 166 to 183 of other recordings: 78, 71 and 65 % with the classifier of the last step;
-    refitted, 77 and 69 % on the second and third. Half an hour on two cores.
+    clips and 166 to 183 of other recordings: 77, 77 and 72 %. Half an hour on one core.
 Cost: 2.2 M parameters, 2.4 G multiply-adds a clip; weights of 14 MB. Without a network bring them
     and give --config.init_from=FILE.
 

@@ -320,7 +320,7 @@ _STREAMS: dict[str, tuple[str, dict, Callable[[Path], None] | None]] = {
         lambda path: _edit(path, (1200, 3000), (1200, 9000)),
     ),
     "b_frames.avi": ("mpeg4", {"options": {"g": "12", "bf": "2"}}, None),
-    # One thread, that of a machine with one core, would write frames too small to be told from none.
+    # With one thread, as on one core, frames would be too small to be told from none.
     "p_frames.avi": ("mpeg4", {"options": {"g": "12", "threads": "2"}}, None),
     "program_stream.mpg": ("mpeg2video", {"options": {"g": "12", "bf": "2"}}, None),
     "mpeg1.mpg": ("mpeg1video", {"options": {"g": "12", "bf": "2"}}, None),

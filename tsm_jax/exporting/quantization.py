@@ -78,11 +78,11 @@ def _input_means(model: onnx.ModelProto, clips: np.ndarray) -> dict[str, np.ndar
     session = onnxruntime.InferenceSession(
         watched.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    totals = [0.0] * len(inputs)
-    for clip in clips:
-        pooled = session.run(means, {VIDEO: clip[None]})
-        totals = [t + np.mean(p, (0, 2, 3), np.float64) for t, p in zip(totals, pooled, strict=True)]
-    return {name: total / len(clips) for name, total in zip(inputs, totals, strict=True)}
+    pooled = zip(*(session.run(means, {VIDEO: clip[None]}) for clip in clips), strict=True)
+    return {
+        name: np.array(of_clips, np.float64).mean((0, 1, 3, 4))  # [clips, frames, C, 1, 1]
+        for name, of_clips in zip(inputs, pooled, strict=True)
+    }
 
 
 def _correct_biases(model: onnx.ModelProto, input_means: dict[str, np.ndarray]) -> list[str]:
