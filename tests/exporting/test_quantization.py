@@ -16,41 +16,42 @@ from tsm_jax.exporting.program import make_program  # noqa: E402
 from tsm_jax.exporting.writer import write_program  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def graphs(make_model, tmp_path_factory):
-    """The path of a float32 graph and of its int8 graph; clips."""
-    folder = tmp_path_factory.mktemp("int8")
-    write_program(make_program(make_model(backbone="toy", width=32)), str(folder), ["onnx"])
+CLIPS = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32, 3), np.uint8)
+
+
+def export(model, folder):
+    """The path of a float32 graph and of its int8 graph."""
+    write_program(make_program(model), str(folder), ["onnx"])
     paths = [str(folder / name) for name in ("model.onnx", "int8.onnx")]
-    clips = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32, 3), np.uint8)
-    quantization.quantize(*paths, clips)
-    return (*paths, clips)
+    quantization.quantize(*paths, CLIPS)
+    return paths
 
 
-def logits(path, clips):
+def logits(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(["logits"], {"video": clip[None]})[0] for clip in clips])
+    return np.concatenate([session.run(["logits"], {"video": clip[None]})[0] for clip in CLIPS])
 
 
-def test_two_products_fit_into_16_bits(graphs):
-    tensors = map(numpy_helper.to_array, onnx.load(graphs[1]).graph.initializer)
+@pytest.mark.parametrize("backbone", ["toy", "pplcnet_v2"])  # that has a convolution without bias
+def test_two_products_fit_into_16_bits(make_model, tmp_path, backbone):
+    _, path = export(make_model(backbone=backbone, width=32), tmp_path)
+    tensors = map(numpy_helper.to_array, onnx.load(path).graph.initializer)
     kernels = [tensor for tensor in tensors if tensor.dtype == np.int8 and tensor.ndim == 4]
-    assert len(kernels) == 5
+    assert len(kernels) >= 5
     for kernel in kernels:
         depthwise = kernel.shape[1] == 1
         assert np.abs(kernel.astype(int)).max() == (127 if depthwise else 64)
 
 
-def test_rounding_does_not_move_the_means(graphs, monkeypatch, tmp_path):
-    path, int8_path, clips = graphs
-    means = quantization._input_means(onnx.load(path), clips)
+def test_rounding_does_not_move_the_means(make_model, monkeypatch, tmp_path):
+    path, int8_path = export(make_model(backbone="toy", width=32), tmp_path)
+    means = quantization._input_means(onnx.load(path), CLIPS)
     zeros = {name: np.zeros_like(mean) for name, mean in means.items()}
     monkeypatch.setattr(quantization, "_input_means", lambda *_: zeros)
     uncorrected_path = str(tmp_path / "uncorrected.onnx")
-    quantization.quantize(path, uncorrected_path, clips)
-    expected = logits(path, clips).mean(0)
+    quantization.quantize(path, uncorrected_path, CLIPS)
+    expected = logits(path).mean(0)
     moved, uncorrected = (
-        np.abs(logits(int8, clips).mean(0) - expected).max()
-        for int8 in (int8_path, uncorrected_path)
+        np.abs(logits(int8).mean(0) - expected).max() for int8 in (int8_path, uncorrected_path)
     )
     assert moved < 0.5 * uncorrected

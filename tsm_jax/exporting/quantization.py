@@ -103,9 +103,13 @@ def _correct_biases(model: onnx.ModelProto, input_means: dict[str, np.ndarray]) 
         added = (np.round(weights / step) * step - weights).sum((2, 3))  # [outputs, inputs]
         means = input_means[conv.input[0]].reshape(-1, inputs)  # [groups, inputs]
         shift = (added * np.repeat(means, outputs // len(means), axis=0)).sum(1)
-        bias = initializers[conv.input[2]]
-        corrected = (numpy_helper.to_array(bias) - shift).astype(np.float32)
-        bias.CopyFrom(numpy_helper.from_array(corrected, bias.name))
+        if len(conv.input) > 2:
+            bias = initializers[conv.input[2]]
+            shift = shift - numpy_helper.to_array(bias)
+        else:
+            bias = model.graph.initializer.add(name=f"{conv.input[1]}.bias")
+            conv.input.append(bias.name)
+        bias.CopyFrom(numpy_helper.from_array(-shift.astype(np.float32), bias.name))
     return narrow
 
 
