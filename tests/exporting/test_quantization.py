@@ -15,7 +15,6 @@ from tsm_jax.exporting import quantization  # noqa: E402
 from tsm_jax.exporting.program import make_program  # noqa: E402
 from tsm_jax.exporting.writer import write_program  # noqa: E402
 
-
 CLIPS = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32, 3), np.uint8)
 
 
