@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 
 import pytest
 
@@ -30,3 +31,19 @@ def test_cores_are_those_that_the_container_may_use(files, cores, tmp_path, monk
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert host.usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "wide"),
+    [
+        ("x86_64", "flags : avx2 avx512f avx512_vnni", True),
+        ("x86_64", "flags : avx2 avx_vnni", True),
+        ("x86_64", "flags : avx2 avx512f", False),
+        ("AMD64", "Intel64 Family 6", False),
+        ("aarch64", "Features : asimd", True),
+    ],
+)
+def test_bytes_are_summed_in_32_bits_with_vnni_or_on_arm(machine, features, wide, monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(host, "_features", lambda: features)
+    assert host.sums_bytes_in_32_bits() is wide

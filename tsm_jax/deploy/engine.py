@@ -149,15 +149,15 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
     if (name, precision) not in FILES:
         able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
         raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
-    wide = precision == "int8" and artifact.int8_weight_limit > INT8_WEIGHT_LIMIT
-    if wide and not sums_bytes_in_32_bits():
+    file = FILES[name, precision]
+    wide = file == INT8_FILE and artifact.int8_weight_limit > INT8_WEIGHT_LIMIT
+    if wide and file in artifact.hashes and not sums_bytes_in_32_bits():
         raise UserError(
             f"the int8 graph of {artifact.folder} is of an older version, whose sums overflow on"
             " processors without VNNI, such as this one: take float32, or export it again with"
             f" tsm export --weights {artifact.folder} --output NEW --precisions float32 int8"
             " --videos DIR"
         )
-    file = FILES[name, precision]
     path = artifact.path(file)
     match name:
         case "jax":
