@@ -27,9 +27,10 @@ class FakeRay:
 
     Attributes:
         work: does a task, the real thing unless a test sets another.
-        lose: given the item of a task, whether it is lost.
+        lose: given an item of a task, whether the task is lost.
+        seconds: that an item takes, as `at_once` says.
         most: tasks that were there at once.
-        tasks: items of the tasks that were finished or lost, in that order.
+        tasks: a list of items for each task that was finished or lost, in that order.
     """
 
     def __init__(self, cores: int = 2):
@@ -37,21 +38,35 @@ class FakeRay:
         self.util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7")
         self.cores, self.most, self.tasks = cores, 0, []
         self.memory = 8 << 30
+        self.seconds = 1.0
         self.rng = random.Random(0)
         self.work = cluster._work
         self.lose = lambda item: False
         self._waiting = {}
         self._prepared = {}
 
-    def at_once(self, pickled, item, path):
+    def at_once(self, pickled, items):
         """A task without a process of its own."""
         if pickled not in self._prepared:
             order = self._prepared[pickled] = pickle.loads(pickled)
             order.prepare()
-        result = jobs._result(self._prepared[pickled].function, item)
-        if isinstance(result, jobs._Raised):
-            return cluster._Done("10.0.0.7", stopped=result.text)
-        return cluster._Done("10.0.0.7", pickle.dumps(result), size=cluster._size(path))
+        answers = []
+        for item, path in items:
+            result = jobs._result(self._prepared[pickled].function, item)
+            if isinstance(result, jobs._Raised):
+                return [*answers, cluster._Done("10.0.0.7", stopped=result.text)]
+            answers.append(self.done(result, path))
+        return answers
+
+    def done(self, result, path):
+        """What a node says of an item."""
+        size = cluster._size(path)
+        return cluster._Done("10.0.0.7", self.seconds, pickle.dumps(result), size=size)
+
+    @property
+    def items(self):
+        """Of all tasks that were finished or lost."""
+        return [item for task in self.tasks for item in task]
 
     def is_initialized(self):
         return True
@@ -81,11 +96,11 @@ class FakeRay:
         return [self.rng.choice(references)], []
 
     def get(self, reference):
-        arguments = self._waiting.pop(reference)
-        self.tasks.append(arguments[1])
-        if self.lose(arguments[1]):
+        order, items = self._waiting.pop(reference)
+        self.tasks.append([item for item, _ in items])
+        if any(self.lose(item) for item in self.tasks[-1]):
             raise RayError("the node died")
-        return self.work(*arguments)
+        return self.work(order, items)
 
     def cancel(self, reference):
         del self._waiting[reference]

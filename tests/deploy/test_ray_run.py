@@ -13,7 +13,6 @@ import pytest
 
 from tsm_jax import predict
 from tsm_jax.assemble.load import load
-from tsm_jax.data.prepare.cluster import _Done, pickle
 from tsm_jax.data.prepare.jobs import JobFailure
 from tsm_jax.deploy import drawing
 from tsm_jax.deploy.ray_run import OnRay
@@ -48,7 +47,7 @@ def test_lines_are_those_of_one_machine(nodes, exported, videos, tmp_path, capsy
     assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
     assert printed[0].out == printed[1].out
     assert "2_broken.mp4" in printed[1].err
-    assert len(nodes.tasks) >= 6
+    assert len(nodes.items) >= 6
     assert not list(tmp_path.glob("*.unfinished"))
 
 
@@ -62,16 +61,17 @@ def test_a_run_that_was_cut_off_goes_on(nodes, exported, videos, tmp_path, capsy
     nodes.tasks.clear()
     assert run(exported, videos, "--output", tmp_path / "cut", *RAY) == 1
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
-    assert str(videos / "0.mp4") not in nodes.tasks
+    assert str(videos / "0.mp4") not in nodes.items
 
 
 def test_a_video_that_crashes_its_process_is_a_line(nodes, exported, videos, tmp_path, capsys):
     failure = JobFailure("the decoder crashed (exit code -11)", "crashed", -11)
-    nodes.work = lambda order, item, path: (
-        _Done("10.0.0.7", pickle.dumps(failure), size=len((videos / "1.mp4").read_bytes()))
-        if item.endswith("1.mp4")
-        else nodes.at_once(order, item, path)
-    )
+    nodes.work = lambda order, items: [
+        nodes.done(failure, path)
+        if path.endswith("1.mp4")
+        else nodes.at_once(order, [(item, path)])[0]
+        for item, path in items
+    ]
     assert run(exported, videos, "--output", tmp_path / "a", *RAY) == 2
     lines = [json.loads(line) for line in (tmp_path / "a").read_text().splitlines()]
     path = str(videos / "1.mp4")

@@ -44,7 +44,7 @@ def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypa
         assert taken - number <= 40
     assert results == [(i, str(i)) for i in range(500)]
     assert fake_ray.most == 20
-    assert fake_ray.tasks != sorted(fake_ray.tasks)
+    assert fake_ray.items != sorted(fake_ray.items)
 
 
 def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
@@ -72,6 +72,29 @@ def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
     assert len(fake_ray.tasks) > 250
 
 
+def test_short_items_share_a_task_and_what_is_lost_is_done_alone(fake_ray):
+    fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.02
+    lost = []
+    fake_ray.lose = lambda item: item == 250 and len(lost) < 3 and not lost.append(item)
+    assert run(range(500)) == [(i, str(i)) for i in range(500)]
+    assert max(map(len, fake_ray.tasks)) == 12  # of 0.25 s
+    (first,) = (task for task in fake_ray.tasks if 250 in task and len(task) > 1)
+    assert sorted(t for t in fake_ray.tasks if t[0] in first and len(t) == 1) == sorted(
+        [[item] for item in first] + 2 * [[250]]
+    )
+
+
+def test_a_mistake_in_a_task_of_several_comes_after_the_results_before_it(fake_ray):
+    fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.001
+    items = [*"abcdefghijklmnopqrstuvw", "fails", *"xyz"]
+    jobs = run_on_ray(job, items, "a:1", path_of=str)
+    for item in items[:23]:
+        assert next(jobs)[0] == item
+    with pytest.raises(UserError, match="node 10.0.0.7: the disk is full"):
+        next(jobs)
+    assert any(len(task) > 1 and "fails" in task for task in fake_ray.tasks)
+
+
 def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: item == 3
@@ -84,21 +107,25 @@ def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
 @pytest.mark.parametrize("code, attempts", [(-11, 1), (-9, 3)])
 def test_a_process_that_was_killed_may_have_been_that_of_a_dying_node(fake_ray, code, attempts):
     failure = JobFailure(f"the decoder crashed (exit code {code})", "crashed", code)
-    fake_ray.work = lambda order, item, path: cluster._Done("n", pickle.dumps(failure))
+    fake_ray.work = lambda order, items: [fake_ray.done(failure, path) for _, path in items]
     assert run(["a"]) == [("a", failure)]
-    assert fake_ray.tasks == ["a"] * attempts
+    assert fake_ray.items == ["a"] * attempts
 
 
 def test_a_node_that_sees_other_files_ends_the_run(fake_ray, tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"12345")
     path = str(tmp_path / "a.mp4")
     missing = pickle.dumps(JobFailure("no such file"))
+
+    def done(size):
+        return [cluster._Done("10.0.0.7", result=missing, size=size)]
+
     for size, seen in ((None, "nothing"), (4, "4 bytes"), (-1, "a folder")):
-        fake_ray.work = lambda *_, size=size: cluster._Done("10.0.0.7", missing, size=size)
+        fake_ray.work = lambda *_, size=size: done(size)
         message = rf"node 10.0.0.7 sees {seen} at {path}, this machine 5 bytes: all need the same"
         with pytest.raises(UserError, match=message):
             run([path])
-    fake_ray.work = lambda *_: cluster._Done("10.0.0.7", missing)
+    fake_ray.work = lambda *_: done(None)
     assert run([f"{path}.gone"])[0][1] == JobFailure("no such file")
 
 
@@ -221,7 +248,7 @@ def test_commands_write_the_same_on_a_cluster(fake_ray, videos, video_list, tmp_
         outputs.append({str(path.relative_to(output)): path.read_bytes() for path in files})
     assert outputs[0] == outputs[1]
     assert any(b"clip9" in content for content in outputs[0].values())
-    assert len(fake_ray.tasks) >= 7
+    assert len(fake_ray.items) >= 7
 
 
 def test_frames_go_to_a_disk_that_all_share(videos, tmp_path):

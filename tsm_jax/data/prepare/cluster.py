@@ -19,9 +19,10 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -45,6 +46,10 @@ _TASKS_PER_CORE, _FEWEST_TASKS = 2, 16
 
 # Results that wait for an earlier one.
 _MOST_AHEAD, _MOST_BYTES = 4096, 512 << 20
+
+# A task costs 1.5 ms of processors, a tenth of a short clip. So it gets as many items as keep a
+# core busy for so long, but no more than a lost node may cost.
+_TASK_SECONDS, _MOST_ITEMS = 0.25, 32
 
 # After which an item is no longer given to another worker. A process that was killed, rather than
 # crashed, may have been one of a node that was going down.
@@ -75,6 +80,7 @@ class _Done(NamedTuple):
     """What a node says about an item.
 
     Attributes:
+        seconds: it took.
         result: pickled.
         stopped: a mistake of the user's that ends the run.
         defect: one of ours.
@@ -82,6 +88,7 @@ class _Done(NamedTuple):
     """
 
     node: str
+    seconds: float = 0.0
     result: bytes = b""
     stopped: str = ""
     defect: str = ""
@@ -138,17 +145,21 @@ def run_on_ray(
             options["num_gpus"] = min(1.0, round(total["GPU"] / total.get("CPU", 1), 4))
         task = ray.remote(**options)(_work)
         slots = (_Slot(item, path_of(item)) for item in items)
-        for slot in _in_order(ray, slots, lambda slot: task.remote(order, slot.item, slot.path)):
+
+        def submit(some: list[_Slot]) -> Any:
+            return task.remote(order, [(slot.item, slot.path) for slot in some])
+
+        for slot in _in_order(ray, slots, submit):
             yield slot.item, _result(slot)
 
 
 def _in_order(
-    ray: Any, slots: Iterator[_Slot], submit: Callable[[_Slot], Any]
+    ray: Any, slots: Iterator[_Slot], submit: Callable[[list[_Slot]], Any]
 ) -> Generator[_Slot, None, None]:
     """The slots with what became of them. A bounded number of tasks and results is held."""
     begun: deque[_Slot] = deque()
-    running: dict[Any, _Slot] = {}
-    held, all_begun = 0, False
+    running: dict[Any, list[_Slot]] = {}
+    held, all_begun, items_per_task = 0, False, 1
     cores = _Cores(ray)
     try:
         while True:
@@ -156,12 +167,12 @@ def _in_order(
             while not all_begun and len(running) < most and len(begun) < _MOST_AHEAD:
                 if held > _MOST_BYTES and running:
                     break
-                slot = next(slots, None)
-                if slot is None:
+                some = list(islice(slots, min(items_per_task, _MOST_AHEAD - len(begun))))
+                if not some:
                     all_begun = True
                     break
-                begun.append(slot)
-                running[submit(slot)] = slot
+                begun += some
+                running[submit(some)] = some
             while begun and (done := begun[0].done) is not None:
                 yield begun.popleft()
                 held -= len(done.result)
@@ -169,23 +180,35 @@ def _in_order(
                 return
             ready = ray.wait(list(running), timeout=_COUNT_SECONDS)[0] if running else []
             for reference in ready:
-                slot = running.pop(reference)
-                slot.done = _taken(ray, reference, slot)
-                if slot.done is None:
-                    running[submit(slot)] = slot
-                else:
-                    held += len(slot.done.result)
+                some = running.pop(reference)
+                _take(ray, reference, some)
+                # Alone, so that an item that takes its worker with it costs no other.
+                running |= {submit([slot]): [slot] for slot in some if slot.done is None}
+                done = [slot.done for slot in some if slot.done is not None]
+                held += sum(len(one.result) for one in done)
+                items_per_task = _items_per_task(done, items_per_task)
     finally:
         for reference in running:
             with suppress(Exception):  # the connection may be what was lost
                 ray.cancel(reference)
 
 
-def _taken(ray: Any, reference: Any, slot: _Slot) -> _Done | None:
-    """What the node says; None if it has to be done again."""
+def _items_per_task(done: Sequence[_Done], now: int) -> int:
+    """From what the items of a task took. The first one of a process takes long: it starts."""
+    if not done:
+        return now
+    seconds = sum(one.seconds for one in done) / len(done)
+    size = sum(len(one.result) for one in done) / len(done)
+    # As many results as the tasks of 16 cores bring may come while an earlier one is waited for.
+    fit = min(_TASK_SECONDS / max(seconds, 1e-6), _MOST_BYTES / 32 / max(size, 1))
+    return max(1, min(int(fit), 2 * now, _MOST_ITEMS))
+
+
+def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
+    """Notes what the node says; a slot without has to be done again."""
     errors = ray.exceptions
     try:
-        done: _Done = ray.get(reference)
+        answers: list[_Done] = ray.get(reference)
     except errors.RayTaskError as error:
         if isinstance(error.cause, ImportError) or "failed to import" in str(error):
             why = str(error.cause or error).strip().splitlines()[-1]
@@ -195,22 +218,25 @@ def _taken(ray: Any, reference: Any, slot: _Slot) -> _Done | None:
             ) from None
         raise
     except errors.RayError as error:
-        slot.losses += 1
-        if slot.losses < _MOST_LOSSES:
-            return None
-        raise UserError(
-            f"{printable(slot.path)}: {slot.losses} workers were lost while they had it, the last"
-            f" because: {reason(error)[:300]}; give the nodes more memory or fewer cores (ray start"
-            " --num-cpus), or take it off the list; the same command continues"
-        ) from error
-    if done.result and not (done.stopped or done.defect):
-        _check_sight(slot.path, done)
-        result = pickle.loads(done.result)
-        if isinstance(result, JobFailure) and result.exit_code in _KILLED:
-            slot.kills += 1
-            if slot.kills < _MOST_KILLS:
-                return None
-    return done
+        for slot in slots:
+            slot.losses += 1
+            if slot.losses >= _MOST_LOSSES:
+                raise UserError(
+                    f"{printable(slot.path)}: {slot.losses} workers were lost while they had it,"
+                    f" the last because: {reason(error)[:300]}; give the nodes more memory or fewer"
+                    " cores (ray start --num-cpus), or take it off the list; the same command"
+                    " continues"
+                ) from error
+        return
+    for slot, done in zip(slots, answers, strict=False):  # none after one that ends the run
+        if done.result:
+            _check_sight(slot.path, done)
+            result = pickle.loads(done.result)
+            if isinstance(result, JobFailure) and result.exit_code in _KILLED:
+                slot.kills += 1
+                if slot.kills < _MOST_KILLS:
+                    continue
+        slot.done = done
 
 
 def _check_sight(path: str, done: _Done) -> None:
@@ -395,18 +421,22 @@ def _size(path: str) -> int | None:
 _current: tuple[bytes, Workers[Any, Any]] | None = None  # of this worker of Ray's
 
 
-def _work(order: bytes, item: Any, path: str) -> _Done:
-    """One item, in a process of its own that is kept for the next one."""
+def _work(order: bytes, items: Sequence[tuple[Any, str]]) -> list[_Done]:
+    """The items (item, path), in a process of their own that is kept for the next ones."""
     import ray  # pyright: ignore[reportMissingImports]
 
     node = ray.util.get_node_ip_address()
-    try:
-        result = _workers(order).call(item)
-    except UserError as error:
-        return _Done(node, stopped=str(error))
-    except RuntimeError as error:
-        return _Done(node, defect=str(error))
-    return _Done(node, result=pickle.dumps(result), size=_size(path))
+    answers: list[_Done] = []
+    for item, path in items:
+        begin = time.monotonic()
+        try:
+            result = pickle.dumps(_workers(order).call(item))
+        except UserError as error:
+            return [*answers, _Done(node, stopped=str(error))]
+        except RuntimeError as error:
+            return [*answers, _Done(node, defect=str(error))]
+        answers.append(_Done(node, time.monotonic() - begin, result, size=_size(path)))
+    return answers
 
 
 def _workers(pickled: bytes) -> Workers[Any, Any]:
