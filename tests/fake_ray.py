@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tsm_jax.data.prepare import cluster, jobs
+from tsm_jax.data.prepare import cluster_node, jobs
 
 
 class RayError(Exception):
@@ -40,7 +40,7 @@ class FakeRay:
         self.memory = 8 << 30
         self.seconds = 1.0
         self.rng = random.Random(0)
-        self.work = cluster._work
+        self.work = cluster_node.work
         self.lose = lambda item: False
         self._waiting = {}
         self._prepared = {}
@@ -54,14 +54,14 @@ class FakeRay:
         for item, path in items:
             result = jobs._result(self._prepared[pickled].function, item)
             if isinstance(result, jobs._Raised):
-                return [*answers, cluster._Done("10.0.0.7", stopped=result.text)]
+                return [*answers, cluster_node.Done("10.0.0.7", stopped=result.text)]
             answers.append(self.done(result, path))
         return answers
 
     def done(self, result, path):
         """What a node says of an item."""
-        size = cluster._size(path)
-        return cluster._Done("10.0.0.7", self.seconds, pickle.dumps(result), size=size)
+        size = cluster_node.size_of(path)
+        return cluster_node.Done("10.0.0.7", self.seconds, pickle.dumps(result), size=size)
 
     @property
     def items(self):
@@ -111,9 +111,9 @@ def fake_ray(monkeypatch):
     """In the place of Ray, which need not be installed."""
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setattr(cluster, "_current", None)
+    monkeypatch.setattr(cluster_node, "_current", None)
     monkeypatch.setitem(vars(sys.modules["__main__"]), "__file__", None)
-    monkeypatch.setattr(cluster.os, "chdir", lambda folder: None)
+    monkeypatch.setattr(cluster_node.os, "chdir", lambda folder: None)
     yield fake
-    if cluster._current is not None:
-        cluster._current[1].close()
+    if cluster_node._current is not None:
+        cluster_node._current[1].close()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from tsm_jax import host, prepare
-from tsm_jax.data.prepare import cluster, extract
+from tsm_jax.data.prepare import cluster, cluster_node, extract
 from tsm_jax.data.prepare.cluster import run_on_ray
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.errors import StopJobsError, UserError
@@ -118,7 +118,7 @@ def test_a_node_that_sees_other_files_ends_the_run(fake_ray, tmp_path):
     missing = pickle.dumps(JobFailure("no such file"))
 
     def done(size):
-        return [cluster._Done("10.0.0.7", result=missing, size=size)]
+        return [cluster_node.Done("10.0.0.7", result=missing, size=size)]
 
     for size, seen in ((None, "nothing"), (4, "4 bytes"), (-1, "a folder")):
         fake_ray.work = lambda *_, size=size: done(size)
@@ -160,15 +160,15 @@ def test_a_file_costs_itself_and_nothing_else(fake_ray):
 
 
 def test_nodes_with_another_decoder_or_other_code_are_refused(fake_ray, monkeypatch):
-    real = cluster._environment
+    real = cluster_node.versions
 
     def elsewhere(packages):
         return {**real(packages), changed: "17.0"}
 
     fake_ray.work = lambda *arguments: (
-        monkeypatch.setattr(cluster, "_environment", elsewhere),
-        cluster._work(*arguments),
-        monkeypatch.setattr(cluster, "_environment", real),
+        monkeypatch.setattr(cluster_node, "versions", elsewhere),
+        cluster_node.work(*arguments),
+        monkeypatch.setattr(cluster_node, "versions", real),
     )[1]
     for changed in ("av", "tsm_jax"):
         with pytest.raises(UserError, match=f"node 10.0.0.7: {changed} is 17.0, on the machine"):

@@ -1,15 +1,12 @@
-"""Many files through one function on the nodes of a Ray cluster: `run_jobs` on more machines.
+"""Many files through one function on the nodes of a Ray cluster: `run_jobs` on several machines.
 
-A node's core works through a process of its own (`jobs.Workers`), as on one machine: a file that
-hangs, crashes or takes too much memory costs itself and neither Ray's worker nor the run. Ray
-itself only ever loses work by no fault of a file, and what it loses is done again elsewhere.
+`cluster_node.py` is what a node does. It keeps the faults of files to itself, so whatever Ray loses
+was lost by no fault of a file and is done again elsewhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.metadata
 import logging
 import math
 import os
@@ -23,12 +20,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from tsm_jax import host
-from tsm_jax.data.prepare.jobs import JobFailure, Workers
-from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.data.prepare.cluster_node import Done, Order, size_of, versions, work
+from tsm_jax.data.prepare.jobs import JobFailure
+from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 from tsm_jax.terminal import printable
 
@@ -47,8 +44,8 @@ _TASKS_PER_CORE, _FEWEST_TASKS = 2, 16
 # Results that wait for an earlier one.
 _MOST_AHEAD, _MOST_BYTES = 4096, 512 << 20
 
-# A task costs 1.5 ms of processors, a tenth of a short clip. So it gets as many items as keep a
-# core busy for so long, but no more than a lost node may cost.
+# A task takes 1.5 ms of processor time, a tenth of what a short clip takes. So a task gets as many
+# items as keep a core busy for this long: little enough to do again when a node is lost.
 _TASK_SECONDS, _MOST_ITEMS = 0.25, 32
 
 # After which an item is no longer given to another worker. A process that was killed, rather than
@@ -66,35 +63,6 @@ _COUNT_SECONDS = 2.0  # between two looks at the size of the cluster
 _PATIENCE = 600.0  # seconds without any node that has a core
 
 
-class _Order(NamedTuple):
-    """What the nodes do with the items."""
-
-    function: Callable[[Any], Any]
-    prepare: Callable[[], object]
-    seconds: float
-    folder: str  # that relative paths start from
-    environment: dict[str, str | None]
-
-
-class _Done(NamedTuple):
-    """What a node says about an item.
-
-    Attributes:
-        seconds: it took.
-        result: pickled.
-        stopped: a mistake of the user's that ends the run.
-        defect: one of ours.
-        size: of the file as the node sees it, see `_size`.
-    """
-
-    node: str
-    seconds: float = 0.0
-    result: bytes = b""
-    stopped: str = ""
-    defect: str = ""
-    size: int | None = None
-
-
 @dataclass
 class _Slot:
     """An item on its way."""
@@ -103,7 +71,7 @@ class _Slot:
     path: str
     losses: int = 0
     kills: int = 0
-    done: _Done | None = None
+    done: Done | None = None
 
 
 def run_on_ray(
@@ -135,15 +103,15 @@ def run_on_ray(
             machine in what decides the results, or an item took worker after worker with it.
         RuntimeError: as `run_jobs`.
     """
-    environment = _environment((*PACKAGES, *packages))
-    order = pickle.dumps(_Order(function, prepare, seconds, os.getcwd(), environment))
+    same_everywhere = versions((*PACKAGES, *packages))
+    order = pickle.dumps(Order(function, prepare, seconds, os.getcwd(), same_everywhere))
     with _connected(address, processes) as ray:
         resource = "GPU" if on_gpus and ray.cluster_resources().get("GPU") else "CPU"
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
         if resource == "GPU":  # one for each of the cores that decode for it
             total = ray.cluster_resources()
             options["num_gpus"] = min(1.0, round(total["GPU"] / total.get("CPU", 1), 4))
-        task = ray.remote(**options)(_work)
+        task = ray.remote(**options)(work)
         slots = (_Slot(item, path_of(item)) for item in items)
 
         def submit(some: list[_Slot]) -> Any:
@@ -193,7 +161,7 @@ def _in_order(
                 ray.cancel(reference)
 
 
-def _items_per_task(done: Sequence[_Done], now: int) -> int:
+def _items_per_task(done: Sequence[Done], now: int) -> int:
     """From what the items of a task took. The first one of a process takes long: it starts."""
     if not done:
         return now
@@ -208,7 +176,7 @@ def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
     """Notes what the node says; a slot without has to be done again."""
     errors = ray.exceptions
     try:
-        answers: list[_Done] = ray.get(reference)
+        answers: list[Done] = ray.get(reference)
     except errors.RayTaskError as error:
         if isinstance(error.cause, ImportError) or "failed to import" in str(error):
             why = str(error.cause or error).strip().splitlines()[-1]
@@ -239,9 +207,9 @@ def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
         slot.done = done
 
 
-def _check_sight(path: str, done: _Done) -> None:
+def _check_sight(path: str, done: Done) -> None:
     """Otherwise a node without the disk of the videos would make a small data set."""
-    here = _size(path)
+    here = size_of(path)
     if here != done.size:
 
         def seen(size: int | None) -> str:
@@ -388,139 +356,3 @@ def _silenced() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _environment(packages: Iterable[str]) -> dict[str, str | None]:
-    """What decides the results: versions, and the code of this package."""
-    found: dict[str, str | None] = {}
-    for name in packages:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    root = Path(__file__).parents[2]
-    code = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    found["tsm_jax"] = f"of the code {code.hexdigest()[:12]}"
-    return found
-
-
-def _size(path: str) -> int | None:
-    """Bytes of a file, -1 for a folder, None for what is not there or behind an address."""
-    if "://" in path:
-        return None
-    try:
-        return -1 if os.path.isdir(path) else os.stat(path).st_size
-    except (OSError, ValueError):
-        return None
-
-
-# On the nodes. ----------------------------------------------------------------------------------
-
-_current: tuple[bytes, Workers[Any, Any]] | None = None  # of this worker of Ray's
-
-
-def _work(order: bytes, items: Sequence[tuple[Any, str]]) -> list[_Done]:
-    """The items (item, path), in a process of their own that is kept for the next ones."""
-    import ray  # pyright: ignore[reportMissingImports]
-
-    node = ray.util.get_node_ip_address()
-    answers: list[_Done] = []
-    for item, path in items:
-        begin = time.monotonic()
-        try:
-            result = pickle.dumps(_workers(order).call(item))
-        except UserError as error:
-            return [*answers, _Done(node, stopped=str(error))]
-        except RuntimeError as error:
-            return [*answers, _Done(node, defect=str(error))]
-        answers.append(_Done(node, time.monotonic() - begin, result, size=_size(path)))
-    return answers
-
-
-def _workers(pickled: bytes) -> Workers[Any, Any]:
-    global _current
-    if _current is None or _current[0] != pickled:
-        if _current is not None:
-            _current[1].close()
-        order: _Order = pickle.loads(pickled)
-        for name, version in _environment(n for n in order.environment if n != "tsm_jax").items():
-            if version != order.environment[name]:
-                raise UserError(
-                    f"{name} is {version or 'not installed'}, on the machine of the command"
-                    f" {order.environment[name] or 'not installed'}: install the same everywhere"
-                )
-        with suppress(OSError):  # where it is missing, relative paths are not seen either
-            os.chdir(order.folder)
-        # A process would import Ray's program once more, as its main module.
-        vars(sys.modules["__main__"]).pop("__file__", None)
-        limits = _limits()
-        workers = Workers(
-            _Bounded(order.function, limits.memory),
-            seconds=order.seconds,
-            prepare=_Start(order.prepare, limits),
-        )
-        _current = pickled, workers
-    return _current[1]
-
-
-class _Limits(NamedTuple):
-    """Of one process.
-
-    Attributes:
-        memory: bytes, or None for no limit.
-    """
-
-    cores: int
-    memory: int | None
-
-
-def _limits() -> _Limits:
-    """A core, and its share of the node's memory, so that a file cannot take the node with it."""
-    import ray  # pyright: ignore[reportMissingImports]
-
-    own = ray.get_runtime_context().get_node_id()
-    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
-    if not resources.get("memory") or resources.get("GPU"):  # drivers of GPUs map what they like
-        return _Limits(1, None)
-    return _Limits(1, int(resources["memory"] / max(1, resources.get("CPU", 1))))
-
-
-@dataclass(frozen=True)
-class _Start:
-    """Before the first item of a process."""
-
-    prepare: Callable[[], object]
-    limits: _Limits
-
-    def __call__(self) -> None:
-        host.use_cores(self.limits.cores)
-        # Of a GPU that several processes share jax would take three quarters for each.
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        if self.limits.memory is not None:
-            import resource
-
-            _, hardest = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (self.limits.memory, hardest))
-        self.prepare()
-
-
-@dataclass(frozen=True)
-class _Bounded:
-    """The function, for which a lack of memory is that of the item."""
-
-    function: Callable[[Any], Any]
-    memory: int | None
-
-    def __call__(self, item: Any) -> Any:
-        try:
-            return self.function(item)
-        except Exception as error:
-            # OpenCV has an error of its own for it.
-            if not isinstance(error, MemoryError) and "Insufficient memory" not in str(error):
-                raise
-        most = f" than {self.memory >> 20} MB, its core's share of the node" if self.memory else ""
-        raise UnreadableClipError(
-            f"it takes more memory{most}: give the nodes fewer cores (ray start --num-cpus)"
-        )
