@@ -22,6 +22,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+import simplejpeg  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tsm_jax import prepare
@@ -100,13 +101,10 @@ def picture_floor(source: Source) -> Callable[[int], Any]:
     """Eight JPEG files that are in memory already, decoded; nothing else."""
     assert isinstance(source, FrameSource)
     data = [
-        [
-            np.fromfile(os.path.join(entry.path, TEMPLATE.format(i + 1)), np.uint8)
-            for i in choose(k)(FRAMES)
-        ]
+        [Path(entry.path, TEMPLATE.format(i + 1)).read_bytes() for i in choose(k)(FRAMES)]
         for k, entry in enumerate(source.entries)
     ]
-    return lambda i: [cv2.imdecode(d, cv2.IMREAD_COLOR_RGB) for d in data[i % len(data)]]
+    return lambda i: [simplejpeg.decode_jpeg(d) for d in data[i % len(data)]]
 
 
 def video_floor(source: Source) -> Callable[[int], Any]:

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from tsm_jax.data.decode import decode_frames, every_frame
-from tsm_jax.data.frames import load_frames
+from tsm_jax.data.frames import JPEG_START, load_frames
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT, packed_folder
 from tsm_jax.data.prepare.entries import list_line
@@ -40,7 +40,6 @@ from tsm_jax.terminal import progress
 PLAN_FILE = "packing.json"
 _NOTES = ".packing"
 _ERRORS = "surrogateescape"  # names of files need not be UTF-8
-_JPEG = b"\xff\xd8\xff"
 
 Clip = tuple[str, ClipEntry]
 
@@ -153,7 +152,7 @@ def _pictures_of_folder(entry: ClipEntry, options: RecordOptions) -> tuple[Seque
     for index, frame in zip(indices.tolist(), frames, strict=True):
         data = Path(entry.path, options.template.format(index + 1)).read_bytes()
         fits = not 0 < options.short_side < min(frame.shape[:2])
-        if not (fits and data.startswith(_JPEG)):
+        if not (fits and data.startswith(JPEG_START)):
             data = encode_frame(frame, options.short_side, options.quality)
         pictures.append(data)
     return pictures, entry.num_frames
