@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "tsm_jax"
 FLOORS = (
     ("errors",),
     ("terminal", "host"),
-    ("files", "stored", "accuracy", "figures"),
+    ("files", "accuracy", "figures"),
     ("download",),
     ("data", "models"),
     ("weights", "config"),

@@ -18,7 +18,7 @@ from tsm_jax.models.network import build_network
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.paddle_model import read_paddle_tensors
 from tsm_jax.weights.paddle_names import paddle_tensors
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pickle_writers import write_paddle
 
 WIDTH = 8
 

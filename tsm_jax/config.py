@@ -12,15 +12,15 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
 from tsm_jax.data import crops, sampling
 from tsm_jax.errors import UserError
+from tsm_jax.files import upgraded
 from tsm_jax.models import architecture
 from tsm_jax.models.backbones import BACKBONES
-from tsm_jax.stored import upgraded
 
 CHOICES: dict[str, Collection[Any]] = {
     "best_metric": ("top1", "mean_recall"),
@@ -35,24 +35,6 @@ CHOICES: dict[str, Collection[Any]] = {
     "data.sampling": sampling.TRAINING,
     "data.crop": crops.TRAINING_CROPS,
     "data.render": ("", "moving_shapes"),
-    "data.protocol": (
-        "",
-        "test",
-        "paddle_predict",
-        "paddle_dense",
-        "mit_twice",
-        "mit_dense",
-        "mit_three_crop",
-        "mit_twice_three_crop",
-        "mit_dense_three_crop",
-        "mit_ten_crop",
-        "mmaction2_center_crop",
-        "mmaction2_ten_crop",
-        "mmaction2_dense_ten_crop",
-        "mmaction2_dense_three_crop",
-        "mmaction2_three_crop",
-        "mmaction2_twice_three_crop",
-    ),
     "data.flip_labels": ("swap", "keep"),
     "data.on_error": ("raise", "skip"),
     "optimizer.schedule": ("step", "cosine", "whole_cosine"),
@@ -387,25 +369,22 @@ def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
         )
     total_steps = steps_per_epoch * config.epochs
     if total_steps >= 2**31:  # counted in int32 on the devices
-        raise UserError(
-            f"config.epochs is {config.epochs}: with {steps_per_epoch} steps each these are"
-            f" {total_steps} steps, which must be less than {2**31}"
+        why = (
+            f"with {steps_per_epoch} steps each these are {total_steps} steps, which must be less"
+            f" than {2**31}"
         )
+        _refuse(config, "epochs", why)
     boundaries = tuple(round(epoch * steps_per_epoch) for epoch in config.optimizer.boundaries)
     if config.optimizer.schedule == "step" and not all(
         earlier < later for earlier, later in itertools.pairwise((0, *boundaries))
     ):
-        raise UserError(
-            f"config.optimizer.boundaries is {tuple(config.optimizer.boundaries)}: with"
-            f" {steps_per_epoch} steps in an epoch these are the steps {boundaries}, which must be"
-            " different ones after the first"
+        why = (
+            f"with {steps_per_epoch} steps in an epoch these are the steps {boundaries}, which must"
+            " be different ones after the first"
         )
-    return Plan(
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        boundaries=boundaries,
-        warmup_steps=round(config.optimizer.warmup_epochs * steps_per_epoch),
-    )
+        _refuse(config, "optimizer.boundaries", why)
+    warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
+    return Plan(steps_per_epoch, total_steps, boundaries, warmup_steps)
 
 
 # The least and the greatest value of every number of a recipe; of a tuple, those of each number in
@@ -475,19 +454,23 @@ def validate(config: ConfigDict) -> None:
     _check_optimizer(config)
 
 
+def _refuse(config: ConfigDict, key: str, why: str) -> NoReturn:
+    raise UserError(f"config.{key} is {get(config, key)!r}: {why}")
+
+
 def _check_value(key: str, value: Any, like: Any) -> None:
     if type(value) is not type(like):  # ConfigDict takes None for anything, and True for 1
         raise UserError(f"config.{key} is {value!r}: it must be of type {type(like).__name__}")
     if isinstance(value, str) and _CONTROL_CODES.search(value):
         raise UserError(f"config.{key} is {value!r}: it must not contain control characters")
-    if key in CHOICES and value not in CHOICES[key]:
-        allowed = ", ".join(repr(choice) for choice in CHOICES[key])
+    choices = CHOICES.get(key)
+    if key == "data.protocol" and value:
+        from tsm_jax.data.protocols import PROTOCOLS as choices  # late: it brings in OpenCV
+    if choices and value not in choices:
+        allowed = ", ".join(map(repr, choices))
         raise UserError(f"config.{key} is {value!r}: it must be one of {allowed}")
-    if key in RANGES:
-        _check_range(key, value)
-
-
-def _check_range(key: str, value: Any) -> None:
+    if key not in RANGES:
+        return
     low, high = RANGES[key]
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
@@ -501,100 +484,77 @@ def _check_range(key: str, value: Any) -> None:
 def _check_data(config: ConfigDict) -> None:
     data, model = config.data, config.model
     if data.short_side < data.crop_size:
-        raise UserError(
-            f"config.data.short_side is {data.short_side}: it must be at least"
-            f" config.data.crop_size ({data.crop_size})"
-        )
+        why = f"it must be at least config.data.crop_size ({data.crop_size})"
+        _refuse(config, "data.short_side", why)
     if len(data.rendered_clips) != 2 or not all(type(n) is int for n in data.rendered_clips):
-        raise UserError(
-            f"config.data.rendered_clips is {tuple(data.rendered_clips)}: it must be two whole"
-            " numbers, of training and of validation clips"
-        )
+        why = "it must be two whole numbers, of training and of validation clips"
+        _refuse(config, "data.rendered_clips", why)
     if not _FRAME_TEMPLATE.fullmatch(data.frame_template):
-        raise UserError(
-            f"config.data.frame_template is {data.frame_template!r}: it must be a file name with"
-            " one number in it, such as img_{:05}.jpg"
-        )
+        why = "it must be a file name with one number in it, such as img_{:05}.jpg"
+        _refuse(config, "data.frame_template", why)
     if not all(isinstance(name, str) and name for name in config.init_ignore):
-        raise UserError(
-            f"config.init_ignore is {tuple(config.init_ignore)}: it must hold names of tensors"
-        )
+        _refuse(config, "init_ignore", "it must hold names of tensors")
     if data.sampling == "dense" and model.num_segments > 64:
-        raise UserError(
-            f"config.model.num_segments is {model.num_segments}: dense sampling takes at most one"
-            " segment for each of its 64 frames; set config.data.sampling=uniform"
+        why = (
+            "dense sampling takes at most one segment for each of its 64 frames; set"
+            " config.data.sampling=uniform"
         )
-    if (
-        model.shift != "none"
-        and model.shift_fraction == "1/num_segments"
-        and model.num_segments < 2
-    ):
-        raise UserError(
-            "config.model.num_segments is 1: one frame cannot be shifted by 1/num_segments of its"
-            " channels; set config.model.shift=none"
+        _refuse(config, "model.num_segments", why)
+    is_shifted = model.shift != "none" and model.shift_fraction == "1/num_segments"
+    if is_shifted and model.num_segments < 2:
+        why = (
+            "one frame cannot be shifted by 1/num_segments of its channels; set"
+            " config.model.shift=none"
         )
+        _refuse(config, "model.num_segments", why)
 
 
 def _check_batches(config: ConfigDict) -> None:
     if config.batch_size % config.accumulation_steps:
-        raise UserError(
-            f"config.batch_size is {config.batch_size}: it must be a multiple of"
-            f" config.accumulation_steps ({config.accumulation_steps})"
-        )
-    group, part = config.model.batch_norm_group, part_size(config)
-    if config.precise_batch_norm and config.model.frozen_batch_norm != "none":
+        why = f"it must be a multiple of config.accumulation_steps ({config.accumulation_steps})"
+        _refuse(config, "batch_size", why)
+    frozen = config.model.frozen_batch_norm
+    if config.precise_batch_norm and frozen != "none":
         raise UserError(
             f"config.precise_batch_norm is {config.precise_batch_norm} with"
-            f" config.model.frozen_batch_norm={config.model.frozen_batch_norm}: frozen layers keep"
-            " their statistics; set one of the two to 0 or none"
+            f" config.model.frozen_batch_norm={frozen}: frozen layers keep their statistics; set"
+            " one of the two to 0 or none"
         )
+    group, part = config.model.batch_norm_group, part_size(config)
     if group and part > group and part % group:
-        key = "config.batch_size" + (
-            " / config.accumulation_steps" if part < config.batch_size else ""
-        )
+        is_part = part < config.batch_size
         raise UserError(
-            f"{key} is {part}: it must be a multiple of config.model.batch_norm_group ({group}), or"
-            " set that to 0"
+            f"config.batch_size{' / config.accumulation_steps' if is_part else ''} is {part}: it"
+            f" must be a multiple of config.model.batch_norm_group ({group}), or set that to 0"
         )
 
 
 def _check_optimizer(config: ConfigDict) -> None:
     optimizer = config.optimizer
-    boundaries = tuple(optimizer.boundaries)
+    boundaries, warmup = optimizer.boundaries, optimizer.warmup_epochs
     if any(later <= earlier for earlier, later in itertools.pairwise(boundaries)):
-        raise UserError(
-            f"config.optimizer.boundaries is {boundaries}: each must be greater than the one before"
-        )
-    if optimizer.warmup_epochs > config.epochs:
-        raise UserError(
-            f"config.optimizer.warmup_epochs is {optimizer.warmup_epochs:g}: it must be at most"
-            f" config.epochs ({config.epochs})"
-        )
-    if optimizer.schedule == "step" and boundaries and boundaries[0] < optimizer.warmup_epochs:
-        raise UserError(
-            f"config.optimizer.boundaries is {boundaries}: the first must not lie within"
-            f" config.optimizer.warmup_epochs ({optimizer.warmup_epochs:g})"
-        )
+        _refuse(config, "optimizer.boundaries", "each must be greater than the one before")
+    if warmup > config.epochs:
+        why = f"it must be at most config.epochs ({config.epochs})"
+        _refuse(config, "optimizer.warmup_epochs", why)
+    if optimizer.schedule == "step" and boundaries and boundaries[0] < warmup:
+        why = f"the first must not lie within config.optimizer.warmup_epochs ({warmup:g})"
+        _refuse(config, "optimizer.boundaries", why)
     if 0 < optimizer.clip_norm < _SMALLEST_CLIP_NORM:
-        raise UserError(
-            f"config.optimizer.clip_norm is {optimizer.clip_norm}: it must be 0, for no limit, or"
-            f" at least {_SMALLEST_CLIP_NORM:g}"
-        )
-    frozen = tuple(optimizer.frozen)
-    if not all(isinstance(part, str) and part for part in frozen):
-        raise UserError(f"config.optimizer.frozen is {frozen}: it must hold names of tensors")
-    if frozen and not config.init_from:
-        raise UserError(
-            f"config.optimizer.frozen is {frozen} without config.init_from: these parts would keep"
-            " random values"
-        )
+        why = f"it must be 0, for no limit, or at least {_SMALLEST_CLIP_NORM:g}"
+        _refuse(config, "optimizer.clip_norm", why)
+    if not all(isinstance(part, str) and part for part in optimizer.frozen):
+        _refuse(config, "optimizer.frozen", "it must hold names of tensors")
+    if optimizer.frozen and not config.init_from:
+        why = "without config.init_from these parts would keep random values"
+        _refuse(config, "optimizer.frozen", why)
     low, high = RANGES["optimizer.learning_rate"]
     if not low <= peak_learning_rate(config) <= high:
-        raise UserError(
-            f"config.optimizer.reference_batch_size is {optimizer.reference_batch_size}: it scales"
-            f" the learning rate to {peak_learning_rate(config):g}, which must be at least {low:g}"
-            f" and at most {high:g}"
+        why = (
+            f"it scales the learning rate to {peak_learning_rate(config):g}, which must be at least"
+            f" {low:g} and at most {high:g}"
         )
+        _refuse(config, "optimizer.reference_batch_size", why)
 
 
 def part_size(config: ConfigDict) -> int:

@@ -15,7 +15,7 @@ from tsm_jax.models.network import build_network
 from tsm_jax.weights.model_directory import read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pickle_writers import write_paddle
 
 # golden: (backbone, segments, segments of its attention, weight seed, clips); 64 pixels
 CASES = {

@@ -264,7 +264,7 @@ def test_bytes_written_as_text_do_not_add_up(tmp_path, array_pickle, characters,
 
 def test_the_template_of_those_arrays_is_valid(tmp_path, array_pickle):
     (tmp_path / "f").write_bytes(array_pickle())
-    np.testing.assert_array_equal(read_paddle(tmp_path / "f").content["x"], [0, 0])
+    np.testing.assert_array_equal(read_paddle(tmp_path / "f")["x"], [0, 0])
 
 
 # Files that are something else, or damaged.

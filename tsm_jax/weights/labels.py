@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from tsm_jax.errors import UserError
-from tsm_jax.files import read_text
-from tsm_jax.stored import shown
+from tsm_jax.files import read_text, shown
 
 # Something-Something's names may not be passed on. Its two versions have 174 classes each, in other
 # orders: a number of classes is only taken for a data set where nothing else has it.

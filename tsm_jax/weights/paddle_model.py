@@ -22,9 +22,9 @@ from tsm_jax.weights.paddle_names import (
     parameter_names,
     to_paddle,
 )
+from tsm_jax.weights.paddle_networks import BLOCKS
 from tsm_jax.weights.paddle_pickle import read_paddle
-from tsm_jax.weights.paddle_writer import write_paddle
-from tsm_jax.weights.pptsm_names import PPTSM
+from tsm_jax.weights.pickle_writers import write_paddle
 
 # How every TSM of PaddleVideo shifts.
 _SHIFT: dict[str, Any] = {
@@ -64,7 +64,7 @@ def read_paddle_model(path: str, *, num_segments: int | None = None) -> Model:
         **_SHIFT,
     )
     # PP-TSM is tested with other frames and pixels than TSM: those of `tools/predict.py`.
-    protocol = "paddle_predict" if found.backbone in PPTSM else "test"
+    protocol = "test" if found.backbone in BLOCKS else "paddle_predict"
     provenance = {
         "source": os.path.basename(path),
         "source_sha256": sha256(path),
@@ -89,7 +89,7 @@ def _segments(path: str, found: PaddleArchitecture, given: int | None) -> tuple[
                 f" number it was trained with (convert: --num_segments {found.num_segments})"
             )
         return found.num_segments, f", {found.num_segments} segments; the shift is not in it"
-    named = _FRAMES.search(os.path.basename(path)) if found.backbone in PPTSM else None
+    named = None if found.backbone in BLOCKS else _FRAMES.search(os.path.basename(path))
     if named and given is None:
         return int(named[1]), f"; by the file's name: {named[1]} segments; the shift is not in it"
     segments = 8 if given is None else given
@@ -98,7 +98,7 @@ def _segments(path: str, found: PaddleArchitecture, given: int | None) -> tuple[
 
 def read_paddle_tensors(path: str) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
     """The tensors of a `.pdparams` by our names, with or without a classifier."""
-    return from_paddle(read_paddle(path).content, path)
+    return from_paddle(read_paddle(path), path)
 
 
 def write_paddle_model(model: Model, path: str) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+
+from tsm_jax.models.architecture import HEAD, Architecture
+
+HWIO = (2, 3, 1, 0)  # axes of a kernel that is OIHW, as in PyTorch and Paddle
+OIHW = (3, 2, 0, 1)  # axes of one of ours
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 5
@@ -13,6 +19,30 @@ _SHOWN = 5
 
 class Unfit(Exception):
     """Why tensors are not taken, as half a line."""
+
+
+def network_shapes(
+    backbone: str, width: int, num_classes: int | None, num_segments: int = 8
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by our names, of the network itself; without a classifier if it has no classes.
+
+    Raises:
+        UserError: there is no such network.
+    """
+    shapes = dict(_with_one_class(backbone, width, num_segments))
+    for name in [name for name in shapes if name.startswith(HEAD)]:
+        *features, _ = shapes.pop(name)
+        if num_classes is not None:
+            shapes[name] = (*features, num_classes)
+    return shapes
+
+
+@lru_cache(maxsize=16)
+def _with_one_class(backbone: str, width: int, num_segments: int) -> dict[str, tuple[int, ...]]:
+    from tsm_jax.models.network import build_network  # late: it brings in jax
+
+    network = build_network(Architecture(backbone, 1, num_segments, width), "float32")
+    return {**network.param_shapes, **network.batch_stat_shapes}
 
 
 def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], what: str) -> None:
@@ -64,6 +94,11 @@ def float32(value: np.ndarray) -> np.ndarray:
         return (value.astype(np.uint32, order="C") << 16).view(np.float32)
     with np.errstate(over="ignore"):  # an overflow to infinity is reported with its name
         return np.asarray(value, np.float32, order="C")
+
+
+def to_oihw(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that a tensor of ours has where kernels are OIHW."""
+    return tuple(shape[axis] for axis in OIHW) if len(shape) == 4 else shape
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

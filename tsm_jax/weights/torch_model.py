@@ -11,14 +11,13 @@ import numpy as np
 
 from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
-from tsm_jax.files import sha256
+from tsm_jax.files import from_json, sha256
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.backbones import BACKBONES
-from tsm_jax.stored import from_json
 from tsm_jax.weights.labels import check_labels, dataset_labels, labels_for, numbered
 from tsm_jax.weights.model_directory import Model
-from tsm_jax.weights.tensor_file import read_any_tensors
-from tsm_jax.weights.torch_file import read_torch
+from tsm_jax.weights.pickle_writers import write_torch
+from tsm_jax.weights.torch_file import read_safetensors, read_torch
 from tsm_jax.weights.torch_names import (
     IMAGE,
     MIT,
@@ -28,7 +27,6 @@ from tsm_jax.weights.torch_names import (
     from_torch,
     to_torch,
 )
-from tsm_jax.weights.torch_writer import write_torch
 
 SAFETENSORS = ".safetensors"
 # What we write beside the tensors.
@@ -173,7 +171,7 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
 def _state_dict(path: str) -> tuple[dict[Any, Any], dict[str, Any]]:
     """What the file holds, and the state dict in it."""
     if path.endswith(SAFETENSORS):
-        content: dict[Any, Any] = read_any_tensors(path)
+        content: dict[Any, Any] = read_safetensors(path)
     else:
         content = read_torch(path)
     state = next(

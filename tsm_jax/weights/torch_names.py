@@ -12,14 +12,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import HEAD, SHIFT_EVERY, Architecture
-from tsm_jax.weights.tensor_checks import Unfit, check_fit, check_sound, float32, listed, shape_of
+from tsm_jax.weights.tensor_checks import (
+    HWIO,
+    OIHW,
+    Unfit,
+    check_fit,
+    check_sound,
+    float32,
+    listed,
+    network_shapes,
+    shape_of,
+    to_oihw,
+)
 
 MIT, MIT_ONLINE, MMACTION2, IMAGE = "MIT", "MIT's online demo", "mmaction2", "torchvision or timm"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -198,7 +208,7 @@ def to_torch(
         raise UserError(f"{family} has no {architecture}")
     _check_shift(architecture, family)
     backbone = architecture.backbone
-    expected = _tensors(backbone, architecture.width, architecture.num_classes)
+    expected = network_shapes(backbone, architecture.width, architecture.num_classes)
     try:
         check_fit(expected, weights, f"the tensors of a {architecture}")
     except Unfit as reason:
@@ -212,7 +222,7 @@ def to_torch(
         for module in wrapped:
             if theirs.startswith(module):
                 theirs = f"{module}net.{theirs.removeprefix(module)}"
-        found[prefix + theirs] = np.ascontiguousarray(_transposed(weights[ours], _TO_THEIRS))
+        found[prefix + theirs] = np.ascontiguousarray(_transposed(weights[ours], OIHW))
         if ours.endswith("norm.var"):
             counter = theirs.removesuffix(_NORM["var"]) + COUNTER
             found[prefix + counter] = np.zeros((), np.int64)
@@ -262,15 +272,18 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
         raise Unfit("it is of optical flow (10 input channels), which is not supported")
     width = _width(family, backbone, found)
     num_classes = fc[0] if fc else None
-    ours = _tensors(backbone, width, num_classes)
+    ours = network_shapes(backbone, width, num_classes)
     theirs = {name: _their_name(family, backbone, name) for name in ours}
-    shapes = {theirs[name]: _their_shape(shape) for name, shape in ours.items()}
+    shapes = {
+        theirs[name]: shape[::-1] if len(shape) == 2 else to_oihw(shape)
+        for name, shape in ours.items()
+    }
     what = f"{family}'s {backbone}" if "'" not in family else f"the {backbone} of {family}"
     check_fit(shapes, found, what)
     network = TorchNetwork(
         family, backbone, width, num_classes, *_shift(family, backbone, ours, wrapped), len(wrapped)
     )
-    weights = {name: float32(_transposed(found[theirs[name]], _TO_OURS)) for name in ours}
+    weights = {name: float32(_transposed(found[theirs[name]], HWIO)) for name in ours}
     check_sound(weights, theirs)
     return weights, network
 
@@ -353,32 +366,6 @@ def _their_name(family: str, backbone: str, ours: str) -> str:
     return names.prefix + own
 
 
-def _tensors(backbone: str, width: int, num_classes: int | None) -> dict[str, tuple[int, ...]]:
-    """Shapes by our names."""
-    shapes = dict(_with_one_class(backbone, width))
-    for name in [name for name in shapes if name.startswith(HEAD)]:
-        *features, _ = shapes.pop(name)
-        if num_classes is not None:
-            shapes[name] = (*features, num_classes)
-    return shapes
-
-
-@lru_cache(maxsize=16)
-def _with_one_class(backbone: str, width: int) -> dict[str, tuple[int, ...]]:
-    """From the network itself."""
-    from tsm_jax.models.network import build_network  # late: it brings in jax
-
-    network = build_network(Architecture(backbone, 1, num_segments=8, width=width), "float32")
-    return {**network.param_shapes, **network.batch_stat_shapes}
-
-
-_TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0)}
-_TO_THEIRS = {4: (3, 2, 0, 1), 2: (1, 0)}
-
-
-def _transposed(value: np.ndarray, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
-    return value.transpose(axes[value.ndim]) if value.ndim in axes else value
-
-
-def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _TO_THEIRS.get(len(shape), range(len(shape))))
+def _transposed(value: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Kernels by these axes; matrices are the other way round in both directions."""
+    return value.transpose(axes) if value.ndim == 4 else value.T if value.ndim == 2 else value
