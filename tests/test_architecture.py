@@ -19,7 +19,7 @@ FLOORS = (
     ("data", "models"),
     ("weights", "config"),
     ("deploy", "training"),
-    ("exporting", "report", "serving", "recipe_files"),
+    ("exporting", "report", "serving"),
     ("assemble",),
     ("measure",),
     ("cli",),

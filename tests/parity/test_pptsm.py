@@ -12,8 +12,8 @@ import pytest
 from tsm_jax import convert
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
+from tsm_jax.weights.foreign_models import read_paddle_model
 from tsm_jax.weights.model_directory import read_model_directory
-from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle
 from tsm_jax.weights.pickle_writers import write_paddle
 

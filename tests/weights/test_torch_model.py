@@ -14,10 +14,10 @@ from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
+from tsm_jax.weights.foreign_models import read_torch_model, write_torch_model
 from tsm_jax.weights.labels import dataset_labels
 from tsm_jax.weights.model_directory import Model
 from tsm_jax.weights.pickle_writers import write_torch
-from tsm_jax.weights.torch_model import read_torch_model, write_torch_model
 from tsm_jax.weights.torch_names import IMAGE, MIT, MMACTION2, to_torch
 
 MIT_NAME = "TSM_{}_RGB_resnet18_shift8_blockres_avg_segment{}_e50.pth"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from tsm_jax.data.protocols import Preprocessing
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UserError, naming
 from tsm_jax.files import (
     check_regular,
     from_json,
@@ -165,14 +165,12 @@ def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[
     description = read_json(path, "the model's description")
     if not isinstance(description, dict) or "format_version" not in description:
         raise UserError(f"{path} is not the description of a tsm_jax model")
-    try:
+    with naming(path):
         version = description["format_version"]
         description = upgraded(description, version, UPGRADES, "the model")
         architecture = from_json(Architecture, description.get("architecture"))
         preprocessing = from_json(Preprocessing, description.get("preprocessing"))
         _check_provenance(description.setdefault("provenance", {}))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return architecture, preprocessing, description
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UserError, naming
 from tsm_jax.weights.paddle_networks import (
     BLOCKS,
     NETWORKS,
@@ -25,7 +25,6 @@ from tsm_jax.weights.paddle_networks import (
 from tsm_jax.weights.tensor_checks import (
     HWIO,
     OIHW,
-    Unfit,
     check_fit,
     check_sound,
     dtype_name,
@@ -83,10 +82,23 @@ def from_paddle(
         UserError: a tensor is missing, unexpected, of another shape or not finite, or the file
             is of another model.
     """
-    try:
-        return _from_paddle(tensors)
-    except (Unfit, UserError) as reason:
-        raise UserError(f"{source}: {reason}") from None
+    with naming(source):
+        found, ignored = _normalised(tensors)
+        _refuse_other_models(found)
+        backbone = next(
+            name
+            for name, network in NETWORKS.items()
+            if any(tensor.startswith(network.marks) for tensor in found)
+        )
+        sizes = NETWORKS[backbone].sizes(found)
+        expected = paddle_tensors(backbone, *sizes)
+        check_fit(
+            {tensor.paddle: tensor.shape for tensor in expected}, found, f"not {_network(backbone)}"
+        )
+        dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
+        weights = {tensor.ours: _to_ours(found[tensor.paddle], tensor) for tensor in expected}
+        check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
+        return weights, PaddleArchitecture(backbone, *sizes, dict(dtypes), tuple(ignored))
 
 
 def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
@@ -97,10 +109,7 @@ def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.
     """
     expected = _tensors_of(weights, backbone)
     shapes = {tensor.ours: tensor.our_shape for tensor in expected}
-    try:
-        check_fit(shapes, weights, _network(backbone))
-    except Unfit as reason:
-        raise UserError(f"weights of a {backbone}: {reason}") from None
+    check_fit(shapes, weights, f"weights of a {backbone}: not {_network(backbone)}")
     found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
     return found | sums_of_branches(found)
 
@@ -121,34 +130,17 @@ def _network(backbone: str) -> str:
     return "a TSM ResNet" if backbone in BLOCKS else f"a PP-TSM of {backbone}"
 
 
-def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
-    found, ignored = _normalised(tensors)
-    _refuse_other_models(found)
-    backbone = next(
-        name
-        for name, network in NETWORKS.items()
-        if any(tensor.startswith(network.marks) for tensor in found)
-    )
-    sizes = NETWORKS[backbone].sizes(found)
-    expected = paddle_tensors(backbone, *sizes)
-    check_fit({tensor.paddle: tensor.shape for tensor in expected}, found, _network(backbone))
-    dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
-    weights = {tensor.ours: _to_ours(found[tensor.paddle], tensor) for tensor in expected}
-    check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
-    return weights, PaddleArchitecture(backbone, *sizes, dict(dtypes), tuple(ignored))
-
-
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
     if not tensors:
-        raise Unfit("holds no tensors; is it the .pdparams of a whole model?")
+        raise UserError("holds no tensors; is it the .pdparams of a whole model?")
     for name in tensors:
         if re.search(r"(^|\.)blocks\.\d+\.(expand|bottleneck|linear)_conv\.", name):
-            raise Unfit(
+            raise UserError(
                 f"is a PP-TSM of MobileNetV3 ({name!a}), a network that does not exist here; take"
                 " the MobileNetV2 or the PP-LCNetV2 (PP-TSMv2)"
             )
         if "_velocity_" in name or name == "LR_Scheduler":
-            raise Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
+            raise UserError(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
 
 
 def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -168,7 +160,7 @@ def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             ignored.append(name)
             continue
         if full in found:
-            raise Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
+            raise UserError(f"holds {full!a} twice, once as {name!a}; remove one")
         found[full] = value
     return found, ignored
 

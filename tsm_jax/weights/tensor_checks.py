@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import HEAD, Architecture
 
 HWIO = (2, 3, 1, 0)  # axes of a kernel that is OIHW, as in PyTorch and Paddle
@@ -15,10 +16,6 @@ OIHW = (3, 2, 0, 1)  # axes of one of ours
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _SHOWN = 5
-
-
-class Unfit(Exception):
-    """Why tensors are not taken, as half a line."""
 
 
 def network_shapes(
@@ -50,10 +47,10 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any],
 
     Args:
         expected: shapes by name.
-        what: the network that they are of, for the message: "a TSM ResNet".
+        what: what they are otherwise, for the message: "not a TSM ResNet".
 
     Raises:
-        Unfit: with what is missing and what is unexpected.
+        UserError: with what is missing and what is unexpected.
     """
     missing = [name for name in expected if name not in found]
     unexpected = [name for name in found if name not in expected]
@@ -69,23 +66,23 @@ def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any],
         if names
     ]
     if problems:
-        raise Unfit(f"not {what}: {', '.join(problems)}; check that it is the right file")
+        raise UserError(f"{what}: {', '.join(problems)}; check that it is the right file")
 
 
 def check_sound(weights: Mapping[str, np.ndarray], names: Mapping[str, str]) -> None:
     """Finite values, and no negative variances; `names` are those to show for ours.
 
     Raises:
-        Unfit: otherwise.
+        UserError: otherwise.
     """
     bad = [names[ours] for ours, value in weights.items() if not np.isfinite(value).all()]
     if bad:
-        raise Unfit(f"{len(bad)} tensors hold values that are not finite: {listed(bad)}")
+        raise UserError(f"{len(bad)} tensors hold values that are not finite: {listed(bad)}")
     bad = [
         names[ours] for ours, value in weights.items() if ours.endswith(".var") and value.min() < 0
     ]
     if bad:
-        raise Unfit(f"{len(bad)} running variances are negative: {listed(bad)}")
+        raise UserError(f"{len(bad)} running variances are negative: {listed(bad)}")
 
 
 def float32(value: np.ndarray) -> np.ndarray:

@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UserError, naming
 from tsm_jax.models.architecture import HEAD, SHIFT_EVERY, Architecture
 from tsm_jax.weights.tensor_checks import (
     HWIO,
     OIHW,
-    Unfit,
     check_fit,
     check_sound,
     float32,
@@ -34,9 +33,8 @@ from tsm_jax.weights.tensor_checks import (
 MIT, MIT_ONLINE, MMACTION2, IMAGE = "MIT", "MIT's online demo", "mmaction2", "torchvision or timm"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOBILENET = "mobilenet_v2"
-COUNTER = (
-    "num_batches_tracked"  # of batch norm's steps: no network reads it, and a file may lack it
-)
+# Of batch norm's steps: no network reads it, and a file may lack it.
+COUNTER = "num_batches_tracked"
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _STAGES = (1, 2, 3, 4, 3, 3, 1)  # inverted residual blocks of MobileNetV2 with the same width
@@ -77,18 +75,18 @@ def _resnet_mmaction2(path: list[str]) -> tuple[str, str]:
 
 def _mobilenet(path: list[str]) -> tuple[str, str]:
     block, place = _feature(path)
+    name = f"features.{block}"
     if block in (0, 18):
-        return f"features.{block}.0", f"features.{block}.1"
-    name = f"features.{block}.conv.{place}"
+        return f"{name}.0", f"{name}.1"
     if path[-1] == "project":
-        return name, f"features.{block}.conv.{place + 1}"
-    return f"{name}.0", f"{name}.1"
+        return f"{name}.conv.{place}", f"{name}.conv.{place + 1}"
+    return f"{name}.conv.{place}.0", f"{name}.conv.{place}.1"
 
 
 def _mobilenet_mit(path: list[str]) -> tuple[str, str]:
     block, place = _feature(path)
     if block in (0, 18):
-        return f"features.{block}.0", f"features.{block}.1"
+        return _mobilenet(path)
     return f"features.{block}.conv.{3 * place}", f"features.{block}.conv.{3 * place + 1}"
 
 
@@ -188,10 +186,8 @@ def from_torch(
         UserError: a tensor is missing, unexpected, of another shape or not finite, or the network
             is one that does not exist here.
     """
-    try:
+    with naming(source):
         return _from_torch(tensors)
-    except (Unfit, UserError) as reason:
-        raise UserError(f"{source}: {reason}") from None
 
 
 def to_torch(
@@ -202,17 +198,13 @@ def to_torch(
     Raises:
         UserError: that project has no such network, or the weights are not of the architecture.
     """
-    if (family, architecture.backbone == MOBILENET) not in _NAMES or (
-        architecture.backbone not in (*RESNETS, MOBILENET)
-    ):
+    backbone = architecture.backbone
+    is_known = backbone in (*RESNETS, MOBILENET)
+    if not is_known or (family, backbone == MOBILENET) not in _NAMES:
         raise UserError(f"{family} has no {architecture}")
     _check_shift(architecture, family)
-    backbone = architecture.backbone
     expected = network_shapes(backbone, architecture.width, architecture.num_classes)
-    try:
-        check_fit(expected, weights, f"the tensors of a {architecture}")
-    except Unfit as reason:
-        raise UserError(f"the weights are {reason}") from None
+    check_fit(expected, weights, f"the weights are not the tensors of a {architecture}")
     every = 0 if architecture.shift in ("none", "past_only") else architecture.shift_every
     wrapped = list(_wrapped(family, backbone, expected, every))
     prefix = "module." if family == MIT else ""  # what its DataParallel leaves behind
@@ -248,10 +240,10 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if not tensors:
-        raise Unfit("it holds no tensors by name")
+        raise UserError("it holds no tensors by name")
     for pattern, part in _UNSUPPORTED.items():
         if found := [name for name in tensors if re.search(pattern, name)]:
-            raise Unfit(f"it is of {part}, which is not supported ({listed(found[:1])})")
+            raise UserError(f"it is of {part}, which is not supported ({listed(found[:1])})")
     family, backbone = _recognised(tensors)
     names = _NAMES[family, backbone == MOBILENET]
     found, wrapped = {}, set()
@@ -264,12 +256,12 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
             wrapped.add(f"{before}.")
         name = f"{before}.{after}" if net else name
         if name in found:
-            raise Unfit(f"it holds {listed([name])} in two spellings")
+            raise UserError(f"it holds {listed([name])} in two spellings")
         found[name] = value.astype(np.int32) if value.dtype == np.uint16 else value
     stem = shape_of(found.get(_their_name(family, backbone, "backbone.stem.conv.kernel")))
     fc = shape_of(found.get(f"{names.classifier}.weight"))
     if stem[1:2] == (10,):
-        raise Unfit("it is of optical flow (10 input channels), which is not supported")
+        raise UserError("it is of optical flow (10 input channels), which is not supported")
     width = _width(family, backbone, found)
     num_classes = fc[0] if fc else None
     ours = network_shapes(backbone, width, num_classes)
@@ -278,8 +270,7 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
         theirs[name]: shape[::-1] if len(shape) == 2 else to_oihw(shape)
         for name, shape in ours.items()
     }
-    what = f"{family}'s {backbone}" if "'" not in family else f"the {backbone} of {family}"
-    check_fit(shapes, found, what)
+    check_fit(shapes, found, f"not the {backbone} of {family}")
     network = TorchNetwork(
         family, backbone, width, num_classes, *_shift(family, backbone, ours, wrapped), len(wrapped)
     )
@@ -295,8 +286,8 @@ def _recognised(names: Iterable[str]) -> tuple[str, str]:
         if re.search(pattern, lines, re.MULTILINE):
             return family, _backbone(lines)
     if re.search(r"^backbone\.(stem|stages|blocks)\.", lines, re.MULTILINE):
-        raise Unfit("it has our own names: give the folder in which it lies")
-    raise Unfit(
+        raise UserError("it has our own names: give the folder in which it lies")
+    raise UserError(
         "its names are none of MIT's, mmaction2's, torchvision's or timm's ResNets and"
         f" MobileNetV2: {listed(lines.splitlines())}"
     )
@@ -331,7 +322,7 @@ def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -
         if wrapped == expected and _SHIFTS[family] == "future_first":
             return "future_first", every
     nearest = min(patterns.values(), key=lambda expected: len(wrapped ^ expected))
-    raise Unfit(
+    raise UserError(
         f"it shifts in other blocks than any {backbone} of {family}:"
         f" missing {listed(sorted(nearest - wrapped)) or 'none'};"
         f" unexpected {listed(sorted(wrapped - nearest)) or 'none'}"
