@@ -335,9 +335,7 @@ class Plan:
     Attributes:
         steps_per_epoch: full batches in the training list; a rest is left out of that epoch (the
             shuffle decides which clips).
-        total_steps: of the whole run.
         boundaries: steps at which the learning rate steps down.
-        warmup_steps: of linear warm-up.
     """
 
     steps_per_epoch: int
@@ -465,7 +463,9 @@ def _check_value(key: str, value: Any, like: Any) -> None:
         raise UserError(f"config.{key} is {value!r}: it must not contain control characters")
     choices = CHOICES.get(key)
     if key == "data.protocol" and value:
-        from tsm_jax.data.protocols import PROTOCOLS as choices  # late: it brings in OpenCV
+        from tsm_jax.data.protocols import PROTOCOLS  # late: it brings in OpenCV
+
+        choices = PROTOCOLS
     if choices and value not in choices:
         allowed = ", ".join(map(repr, choices))
         raise UserError(f"config.{key} is {value!r}: it must be one of {allowed}")

@@ -29,13 +29,9 @@ JSON_LIMIT = 64 << 20
 
 
 def check_regular(path: str | os.PathLike[str], what: str) -> None:
-    """Raises a UserError unless `path` is an ordinary file.
+    """Raises a UserError unless `path` is an ordinary file; `what` it is to the user: "the list".
 
     A pipe would wait forever and a device such as /dev/zero would fill the memory.
-
-    Args:
-        path: of the file.
-        what: what it is to the user, for the message: "the list", "the labels".
     """
     try:
         mode = os.stat(path).st_mode
@@ -53,7 +49,6 @@ def read_text(
     """The text of a UTF-8 file, without a byte order mark.
 
     Args:
-        path: of the file.
         what: what it is to the user, for messages.
         limit: bytes; a larger file is refused before it is read.
         errors: as for `bytes.decode`; "surrogateescape" keeps file names that are not UTF-8.
@@ -131,7 +126,6 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
     After an error `path` is as it was and nothing is left beside it.
 
     Args:
-        path: of the folder; must not exist.
         replace: `path` may be a folder, which is then deleted: the caller has checked what is in
             it.
 
@@ -248,7 +242,6 @@ def upgraded(
     """Stored values of whatever version as the newest one has them.
 
     Args:
-        values: as they were stored.
         version: the number that was stored with them, from 1.
         upgrades: from version 1 to 2, from 2 to 3 and so on: functions of a dictionary that return
             a new one. A version's own values are written there: a default may change later.

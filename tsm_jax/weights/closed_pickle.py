@@ -76,7 +76,6 @@ def open_weights(
     """Gives the file and its size; within, `Refused` and errors of reading become UserErrors.
 
     Args:
-        path: of the file.
         kind: what it should be, for messages.
         other_kinds: why files that begin so are refused.
 
@@ -118,16 +117,12 @@ class _Meter:
 
     def __init__(self, file: BinaryIO, end: int):
         self.file = file
-        self._end = end
+        self.end = end
         self._reads_left = MAX_READS
 
     def check(self, length: int) -> None:
-        if length > self._end - self.file.tell():
+        if length > self.end - self.file.tell():
             raise Refused("it is cut off in the middle; download it again")
-
-    def check_end(self) -> None:
-        if self.file.tell() != self._end:
-            raise Refused(f"{self._end - self.file.tell():,} bytes follow its end")
 
     def read(self, length: int) -> bytes:
         self._reads_left -= 1
@@ -201,7 +196,8 @@ class ClosedUnpickler(pickle._Unpickler):
     def load_whole(self) -> Any:
         """As `load`, for a file that has nothing after the pickle."""
         value = self.load()
-        self._meter.check_end()
+        if left := self._meter.end - self._meter.file.tell():
+            raise Refused(f"{left:,} bytes follow its end")
         return value
 
     def find_class(self, module: str, name: str) -> Any:

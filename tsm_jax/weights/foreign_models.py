@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,7 @@ from tsm_jax.errors import UserError, naming
 from tsm_jax.files import from_json, sha256
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.backbones import BACKBONES
-from tsm_jax.weights.labels import (
-    check_labels,
-    dataset_labels,
-    labels_for,
-    labels_or_numbers,
-    numbered,
-)
+from tsm_jax.weights.labels import check_labels, dataset_labels, labels_for, numbered
 from tsm_jax.weights.model_directory import Model
 from tsm_jax.weights.paddle_names import (
     PaddleArchitecture,
@@ -31,6 +25,7 @@ from tsm_jax.weights.paddle_names import (
 from tsm_jax.weights.paddle_networks import BLOCKS
 from tsm_jax.weights.paddle_pickle import read_paddle
 from tsm_jax.weights.pickle_writers import write_paddle, write_torch
+from tsm_jax.weights.tensor_checks import check_shift
 from tsm_jax.weights.torch_file import read_safetensors, read_torch
 from tsm_jax.weights.torch_names import (
     IMAGE,
@@ -74,7 +69,6 @@ def read_paddle_model(path: str, *, num_segments: int | None = None) -> Model:
     """A model from a `.pdparams` of PaddleVideo's TSM or PP-TSM.
 
     Args:
-        path: the file.
         num_segments: T that it was trained with. PaddleVideo shifts 1/T of the channels each way.
             None for what an attention or the file's name tells, else 8.
 
@@ -93,7 +87,7 @@ def read_paddle_model(path: str, *, num_segments: int | None = None) -> Model:
     read_as = f"PaddleVideo: {title}, {num_classes} classes{told}; views: {protocol}"
     provenance = _provenance(path, "PaddleVideo", read_as)
     provenance |= {"source_dtypes": found.dtypes, "source_ignored": list(found.ignored)}
-    names = labels_or_numbers(num_classes)
+    names = labels_for(num_classes) or numbered(num_classes)
     return Model(architecture, Preprocessing(protocol=protocol), names, tensors, provenance)
 
 
@@ -144,16 +138,7 @@ def write_paddle_model(model: Model, path: str) -> None:
     """
     _check_new(path)
     architecture = model.architecture
-    theirs = replace(architecture, **_PADDLE_SHIFT)
-    if architecture.num_segments == 8:  # the two fractions are the same number
-        theirs = replace(theirs, shift_fraction=architecture.shift_fraction)
-    if architecture != theirs:
-        raise UserError(
-            f"PaddleVideo shifts past_first, by 1/num_segments, in every block; this model has"
-            f" shift={architecture.shift}, shift_fraction={architecture.shift_fraction},"
-            f" shift_every={architecture.shift_every}: its weights would answer something else"
-            " there"
-        )
+    check_shift(architecture, "PaddleVideo", **_PADDLE_SHIFT)
     tensors = to_paddle(model.tensors, architecture.backbone)
     write_paddle(path, tensors, parameter_names(model.tensors, architecture.backbone))
 
@@ -169,7 +154,6 @@ def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
     `provenance["read_as"]` says in words what was found, and what of it only the file's name tells.
 
     Args:
-        path: the file.
         num_segments: T that it was trained with, where its name does not tell.
 
     Raises:

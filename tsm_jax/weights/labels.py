@@ -36,11 +36,6 @@ def dataset_labels(name: str) -> list[str] | None:
     return (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
-def labels_or_numbers(num_classes: int) -> list[str]:
-    """`labels_for`, or else `class 0`, `class 1` and so on."""
-    return labels_for(num_classes) or numbered(num_classes)
-
-
 def numbered(num_classes: int) -> list[str]:
     """`class 0`, `class 1` and so on: stand-ins where no names are known."""
     return [f"class {index}" for index in range(num_classes)]
@@ -93,10 +88,7 @@ def check_same_order(names: Sequence[str], source: str, others: Sequence[str], o
     """Raises a UserError if a name that both lists have has another number in each.
 
     Only letters and digits count. Names that only one list has may be other spellings or another
-    language, and `class 5` is no name.
-
-    Args:
-        source, other: where the lists are from, for messages.
+    language, and `class 5` is no name. `source` and `other` say where the lists are from.
     """
     numbers = {_key(name): number for number, name in enumerate(names)}
     for number, name in enumerate(others):

@@ -69,8 +69,6 @@ class Model:
     """A network with its weights, ready to be rebuilt anywhere.
 
     Attributes:
-        architecture: of the network.
-        preprocessing: of its input.
         labels: K class names, in the order of the logits.
         tensors: float32 by name, parameters and running statistics.
         provenance: where the weights came from; free JSON. Of absolute paths in it only the name

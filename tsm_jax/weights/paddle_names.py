@@ -43,8 +43,7 @@ class PaddleArchitecture:
     """The network that a file's tensors belong to, and what the file was like.
 
     Attributes:
-        backbone: a name of `NETWORKS`.
-        width: as in `config.model`, 64 in every published file.
+        backbone, width: as in `config.model`; the width is 64 in every published file.
         num_classes: None for a file without a head, as the ImageNet ones.
         num_segments: T, where the tensors tell it: those of an attention over time.
         dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
@@ -72,7 +71,7 @@ def from_paddle(
     Args:
         tensors: by PaddleVideo name. float16, float64 and Paddle's bfloat16 (uint16) are turned
             into float32.
-        source: what error messages begin with: the file's name.
+        source: what error messages begin with.
 
     Returns:
         Weights by our names, float32 and contiguous, and the architecture that the shapes tell.

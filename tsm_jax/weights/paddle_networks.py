@@ -32,7 +32,7 @@ Sizes = tuple[int, int | None, int | None]  # width, number of classes and of se
 
 
 class PaddleTensor(NamedTuple):
-    """One tensor.
+    """One tensor of a network.
 
     Attributes:
         paddle: its structured name in PaddleVideo, as `backbone.res2a.conv0._conv.weight`.

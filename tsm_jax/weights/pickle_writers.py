@@ -34,7 +34,6 @@ def write_paddle(
     The file appears under its name only when it is complete; an existing one is replaced.
 
     Args:
-        path: the file; its folder is made if it is missing.
         tensors: by structured name. Numbers of any width; bfloat16 as the uint16 of Paddle.
         parameter_names: the `NAME_TABLE`, which `paddle.load` needs to return tensors instead of
             arrays. Names that it lacks stand for themselves.

@@ -42,6 +42,22 @@ def _with_one_class(backbone: str, width: int, num_segments: int) -> dict[str, t
     return {**network.param_shapes, **network.batch_stat_shapes}
 
 
+def check_shift(
+    architecture: Architecture, whose: str, *, shift: str, shift_fraction: str, shift_every: int
+) -> None:
+    """Raises a UserError unless networks that shift this way answer the same with its weights."""
+    is_eighth = architecture.num_segments == 8  # whichever of the two fractions
+    is_theirs = is_eighth or architecture.shift_fraction == shift_fraction
+    if not is_theirs or (architecture.shift, architecture.shift_every) != (shift, shift_every):
+        raise UserError(
+            f"{whose} shifts {shift}, by {shift_fraction}, in every"
+            f" {'second ' if shift_every == 2 else ''}block; this model has"
+            f" shift={architecture.shift}, shift_fraction={architecture.shift_fraction},"
+            f" shift_every={architecture.shift_every}: its weights would answer something else"
+            " there"
+        )
+
+
 def check_fit(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Any], what: str) -> None:
     """Exactly the expected names and shapes, and only floating point tensors.
 

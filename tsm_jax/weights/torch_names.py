@@ -22,6 +22,7 @@ from tsm_jax.weights.tensor_checks import (
     HWIO,
     OIHW,
     check_fit,
+    check_shift,
     check_sound,
     float32,
     listed,
@@ -177,7 +178,7 @@ def from_torch(
 
     Args:
         tensors: by their names; float16 and float64 are turned into float32.
-        source: what error messages begin with: the file's name.
+        source: what error messages begin with.
 
     Returns:
         Weights by our names, float32 and contiguous, and the network that they tell.
@@ -202,7 +203,14 @@ def to_torch(
     is_known = backbone in (*RESNETS, MOBILENET)
     if not is_known or (family, backbone == MOBILENET) not in _NAMES:
         raise UserError(f"{family} has no {architecture}")
-    _check_shift(architecture, family)
+    if architecture.shift != "none":
+        check_shift(
+            architecture,
+            family,
+            shift=_SHIFTS[family],
+            shift_fraction="1/8",
+            shift_every=2 if backbone in ("resnet101", "resnet152") else 1,
+        )
     expected = network_shapes(backbone, architecture.width, architecture.num_classes)
     check_fit(expected, weights, f"the weights are not the tensors of a {architecture}")
     every = 0 if architecture.shift in ("none", "past_only") else architecture.shift_every
@@ -219,20 +227,6 @@ def to_torch(
             counter = theirs.removesuffix(_NORM["var"]) + COUNTER
             found[prefix + counter] = np.zeros((), np.int64)
     return found
-
-
-def _check_shift(architecture: Architecture, family: str) -> None:
-    every = 2 if architecture.backbone in ("resnet101", "resnet152") else 1
-    eighth = architecture.shift_fraction == "1/8" or architecture.num_segments == 8
-    is_theirs = architecture.shift == _SHIFTS[family] and architecture.shift_every == every
-    if architecture.shift != "none" and not (is_theirs and eighth):
-        raise UserError(
-            f"{family} shifts {_SHIFTS[family]}, by 1/8, in every {'second ' if every == 2 else ''}"
-            f"block; this model has shift={architecture.shift},"
-            f" shift_fraction={architecture.shift_fraction},"
-            f" shift_every={architecture.shift_every}: its weights would answer something else"
-            " there"
-        )
 
 
 def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], TorchNetwork]:

@@ -32,14 +32,12 @@ class Published:
     """A published file of weights.
 
     Attributes:
-        name: how it is called here.
         data: the data set it was trained for.
         segments: T that it is tested with; 0 for image networks.
         top1: published accuracies in percent, each with its protocol: one of
             `tsm_jax.data.protocols`, or `its own` where none here is the same.
         megabytes: of the file, where its publisher tells; else 0.
         note: why it cannot be used (`not supported: ...`), or what else to know.
-        address: where it lies.
     """
 
     name: str
