@@ -260,6 +260,7 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
 
 def _read_torch(path: str) -> tuple[dict[Any, Any], dict[str, np.ndarray], TorchNetwork]:
     """What the file holds, the tensors in it by our names, and their network."""
+    content: dict[Any, Any]
     content = read_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
     state = next(
         (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)),
