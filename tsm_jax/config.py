@@ -367,9 +367,9 @@ def validate(config: ConfigDict) -> None:
     """
     for name, value in flatten(config):
         _check_value(name, value)
-    _check_data(config)
-    _check_batches(config)
-    _check_optimizer(config)
+    for faults in (_faults_of_data, _faults_of_batches, _faults_of_optimizer):
+        for key, why in faults(config):
+            _refuse(config, key, why)
 
 
 def _refuse(config: ConfigDict, key: str, why: str) -> NoReturn:
@@ -403,80 +403,67 @@ def _check_value(name: str, value: Any) -> None:
             )
 
 
-def _check_data(config: ConfigDict) -> None:
+_Faults = Iterator[tuple[str, str]]  # keys, and why their values do not fit others
+
+
+def _faults_of_data(config: ConfigDict) -> _Faults:
     data, model = config.data, config.model
     if data.short_side < data.crop_size:
-        why = f"it must be at least config.data.crop_size ({data.crop_size})"
-        _refuse(config, "data.short_side", why)
+        yield "data.short_side", f"it must be at least config.data.crop_size ({data.crop_size})"
     if len(data.rendered_clips) != 2 or not all(type(n) is int for n in data.rendered_clips):
         why = "it must be two whole numbers, of training and of validation clips"
-        _refuse(config, "data.rendered_clips", why)
+        yield "data.rendered_clips", why
     if not _FRAME_TEMPLATE.fullmatch(data.frame_template):
         why = "it must be a file name with one number in it, such as img_{:05}.jpg"
-        _refuse(config, "data.frame_template", why)
+        yield "data.frame_template", why
     if not all(isinstance(name, str) and name for name in config.init_ignore):
-        _refuse(config, "init_ignore", "it must hold names of tensors")
+        yield "init_ignore", "it must hold names of tensors"
     if data.sampling == "dense" and model.num_segments > 64:
-        why = (
-            "dense sampling takes at most one segment for each of its 64 frames; set"
-            " config.data.sampling=uniform"
-        )
-        _refuse(config, "model.num_segments", why)
+        why = "dense sampling takes at most one segment for each of its 64 frames"
+        yield "model.num_segments", f"{why}; set config.data.sampling=uniform"
     is_shifted = model.shift != "none" and model.shift_fraction == "1/num_segments"
     if is_shifted and model.num_segments < 2:
-        why = (
-            "one frame cannot be shifted by 1/num_segments of its channels; set"
-            " config.model.shift=none"
-        )
-        _refuse(config, "model.num_segments", why)
+        why = "one frame cannot be shifted by 1/num_segments of its channels"
+        yield "model.num_segments", f"{why}; set config.model.shift=none"
 
 
-def _check_batches(config: ConfigDict) -> None:
-    if config.batch_size % config.accumulation_steps:
-        why = f"it must be a multiple of config.accumulation_steps ({config.accumulation_steps})"
-        _refuse(config, "batch_size", why)
-    frozen = config.model.frozen_batch_norm
+def _faults_of_batches(config: ConfigDict) -> _Faults:
+    parts, frozen = config.accumulation_steps, config.model.frozen_batch_norm
+    if config.batch_size % parts:
+        yield "batch_size", f"it must be a multiple of config.accumulation_steps ({parts})"
     if config.precise_batch_norm and frozen != "none":
-        raise UserError(
-            f"config.precise_batch_norm is {config.precise_batch_norm} with"
-            f" config.model.frozen_batch_norm={frozen}: frozen layers keep their statistics; set"
-            " one of the two to 0 or none"
-        )
+        why = f"not with config.model.frozen_batch_norm={frozen}: frozen layers keep their"
+        yield "precise_batch_norm", f"{why} statistics; set one of the two to 0 or none"
     group, part = config.model.batch_norm_group, part_size(config)
     if group and part > group and part % group:
-        is_part = part < config.batch_size
-        raise UserError(
-            f"config.batch_size{' / config.accumulation_steps' if is_part else ''} is {part}: it"
-            f" must be a multiple of config.model.batch_norm_group ({group}), or set that to 0"
-        )
+        why = f"it must be a multiple of config.model.batch_norm_group ({group})"
+        if part < config.batch_size:
+            why = f"config.batch_size / config.accumulation_steps is {part}: {why}"
+        yield "batch_size", f"{why}, or set that to 0"
 
 
-def _check_optimizer(config: ConfigDict) -> None:
+def _faults_of_optimizer(config: ConfigDict) -> _Faults:
     optimizer = config.optimizer
     boundaries, warmup = optimizer.boundaries, optimizer.warmup_epochs
     if any(later <= earlier for earlier, later in itertools.pairwise(boundaries)):
-        _refuse(config, "optimizer.boundaries", "each must be greater than the one before")
+        yield "optimizer.boundaries", "each must be greater than the one before"
     if warmup > config.epochs:
-        why = f"it must be at most config.epochs ({config.epochs})"
-        _refuse(config, "optimizer.warmup_epochs", why)
+        yield "optimizer.warmup_epochs", f"it must be at most config.epochs ({config.epochs})"
     if optimizer.schedule == "step" and boundaries and boundaries[0] < warmup:
         why = f"the first must not lie within config.optimizer.warmup_epochs ({warmup:g})"
-        _refuse(config, "optimizer.boundaries", why)
+        yield "optimizer.boundaries", why
     if 0 < optimizer.clip_norm < _SMALLEST_CLIP_NORM:
         why = f"it must be 0, for no limit, or at least {_SMALLEST_CLIP_NORM:g}"
-        _refuse(config, "optimizer.clip_norm", why)
+        yield "optimizer.clip_norm", why
     if not all(isinstance(part, str) and part for part in optimizer.frozen):
-        _refuse(config, "optimizer.frozen", "it must hold names of tensors")
+        yield "optimizer.frozen", "it must hold names of tensors"
     if optimizer.frozen and not config.init_from:
         why = "without config.init_from these parts would keep random values"
-        _refuse(config, "optimizer.frozen", why)
+        yield "optimizer.frozen", why
     low, high = KEYS["optimizer.learning_rate"].range or (0, 0)
-    if not low <= peak_learning_rate(config) <= high:
-        why = (
-            f"it scales the learning rate to {peak_learning_rate(config):g}, which must be at least"
-            f" {low:g} and at most {high:g}"
-        )
-        _refuse(config, "optimizer.reference_batch_size", why)
+    if not low <= (peak := peak_learning_rate(config)) <= high:
+        why = f"it scales the learning rate to {peak:g}, which must be at least {low:g} and at most"
+        yield "optimizer.reference_batch_size", f"{why} {high:g}"
 
 
 def part_size(config: ConfigDict) -> int:

@@ -102,7 +102,7 @@ def test_the_sum_of_branches_is_written_for_paddle():
     """PaddleVideo's network has it beside the branches, and answers from it when deployed."""
     tensors = paddle_recipe.state_dict(10, 0, "pplcnet_v2")
     block = "backbone.stages.3.1"
-    back = to_paddle(from_paddle(tensors)[0], "pplcnet_v2")
+    back, _ = to_paddle(*from_paddle(tensors))
     assert back.keys() - tensors.keys() == {
         f"backbone.stages.{stage}.{index}.dw_conv.{leaf}"
         for stage, blocks in ((2, 6), (3, 2))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tsm_jax.errors import UserError
-from tsm_jax.weights.paddle_names import from_paddle, parameter_names, to_paddle
+from tsm_jax.weights.paddle_names import from_paddle, to_paddle
 from tsm_jax.weights.paddle_pickle import NAME_TABLE, read_paddle
 from tsm_jax.weights.pickle_writers import write_paddle
 
@@ -78,8 +78,8 @@ def test_whole_network_round_trip_is_bitwise(tmp_path, make_tensors, backbone):
     tensors = make_tensors(backbone)
     write_paddle(tmp_path / "first", tensors)
     weights, architecture = from_paddle(read_paddle(tmp_path / "first"))
-    table = parameter_names(weights, backbone)
-    write_paddle(tmp_path / "second", to_paddle(weights, architecture.backbone), table)
+    back, table = to_paddle(weights, architecture)
+    write_paddle(tmp_path / "second", back, table)
     content = read_paddle(tmp_path / "second")
     assert list(content) == list(tensors)
     for key in tensors:

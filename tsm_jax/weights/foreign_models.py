@@ -16,12 +16,7 @@ from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.backbones import BACKBONES
 from tsm_jax.weights.labels import check_labels, dataset_labels, labels_for, numbered
 from tsm_jax.weights.model_directory import Model
-from tsm_jax.weights.paddle_names import (
-    PaddleArchitecture,
-    from_paddle,
-    parameter_names,
-    to_paddle,
-)
+from tsm_jax.weights.paddle_names import PaddleArchitecture, from_paddle, to_paddle
 from tsm_jax.weights.paddle_networks import BLOCKS
 from tsm_jax.weights.paddle_pickle import read_paddle
 from tsm_jax.weights.pickle_writers import write_paddle, write_torch
@@ -139,8 +134,7 @@ def write_paddle_model(model: Model, path: str) -> None:
     _check_new(path)
     architecture = model.architecture
     check_shift(architecture, "PaddleVideo", **_PADDLE_SHIFT)
-    tensors = to_paddle(model.tensors, architecture.backbone)
-    write_paddle(path, tensors, parameter_names(model.tensors, architecture.backbone))
+    write_paddle(path, *to_paddle(model.tensors, architecture))
 
 
 def _check_new(path: str) -> None:

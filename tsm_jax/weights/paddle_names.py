@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tsm_jax.errors import UserError, naming
+from tsm_jax.models.architecture import Architecture
 from tsm_jax.weights.paddle_networks import (
     BLOCKS,
     NETWORKS,
@@ -100,29 +101,30 @@ def from_paddle(
         return weights, PaddleArchitecture(backbone, *sizes, dict(dtypes), tuple(ignored))
 
 
-def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
-    """The inverse of `from_paddle`: float32 tensors by PaddleVideo name, in its order.
+def to_paddle(
+    weights: Mapping[str, np.ndarray], architecture: Architecture | PaddleArchitecture
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The inverse of `from_paddle`.
+
+    Returns:
+        Float32 tensors by PaddleVideo name, in its order, and Paddle's parameter name of each but
+        those that are sums of branches.
 
     Raises:
-        UserError: the weights are not those of this backbone, or PaddleVideo has none.
+        UserError: the weights are not of this architecture, or PaddleVideo has no such network.
     """
-    expected = _tensors_of(weights, backbone)
-    shapes = {tensor.ours: tensor.our_shape for tensor in expected}
-    check_fit(shapes, weights, f"weights of a {backbone}: not {_network(backbone)}")
-    found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
-    return found | sums_of_branches(found)
-
-
-def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, str]:
-    """Paddle's parameter name of each tensor: the `StructuredToParameterName@@` of PaddleVideo."""
-    return {tensor.paddle: tensor.parameter for tensor in _tensors_of(weights, backbone)}
-
-
-def _tensors_of(weights: Mapping[str, np.ndarray], backbone: str) -> list[PaddleTensor]:
+    backbone = architecture.backbone
     if backbone not in NETWORKS:
         names = ", ".join(dict.fromkeys((*BLOCKS, *NETWORKS)))
         raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {names}")
-    return paddle_tensors(backbone, *NETWORKS[backbone].our_sizes(weights))
+    expected = paddle_tensors(
+        backbone, architecture.width, architecture.num_classes, architecture.num_segments
+    )
+    shapes = {tensor.ours: tensor.our_shape for tensor in expected}
+    check_fit(shapes, weights, f"weights of a {backbone}: not {_network(backbone)}")
+    found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
+    parameter_names = {tensor.paddle: tensor.parameter for tensor in expected}
+    return found | sums_of_branches(found), parameter_names
 
 
 def _network(backbone: str) -> str:

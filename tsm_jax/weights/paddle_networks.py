@@ -55,7 +55,7 @@ class PaddleNetwork:
 
     Attributes:
         marks: beginnings of the names of tensors that no network after it in `NETWORKS` has.
-        stem: the layer whose number of features tells the width, there and here.
+        stem: the layer whose number of features tells the width.
         width: `config.model.width` for each of these features.
         layers: names there and here of all layers, in PaddleVideo's order, from the names of our
             tensors; some of them no network has.
@@ -66,7 +66,7 @@ class PaddleNetwork:
     """
 
     marks: tuple[str, ...]
-    stem: tuple[str, str]
+    stem: str
     layers: Callable[[Collection[str]], Iterator[tuple[str, str]]]
     width: int = 1
     conv: str = "_conv"
@@ -76,20 +76,9 @@ class PaddleNetwork:
 
     def sizes(self, theirs: Mapping[str, Any]) -> Sizes:
         """From the tensors of a file, which may lack some or be of other shapes."""
-        stem = shape_of(theirs.get(f"{self.stem[0]}.{self.conv}.weight"))
+        stem = shape_of(theirs.get(f"{self.stem}.{self.conv}.weight"))
         fc = shape_of(theirs.get(f"{self.fc}.weight")) or shape_of(theirs.get(f"{self.fc}.bias"))
-        return self._sizes(stem[:1], fc, shape_of(theirs.get(_PADDLE_ATTENTION)))
-
-    def our_sizes(self, ours: Mapping[str, Any]) -> Sizes:
-        """From the tensors of a model."""
-        stem = shape_of(ours.get(f"{self.stem[1]}.conv.kernel"))
-        return self._sizes(
-            stem[-1:], shape_of(ours.get(CLASSIFIER)), shape_of(ours.get(_ATTENTION))
-        )
-
-    def _sizes(
-        self, stem: tuple[int, ...], fc: tuple[int, ...], attention: tuple[int, ...]
-    ) -> Sizes:
+        attention = shape_of(theirs.get(_PADDLE_ATTENTION))
         width = self.width * stem[0] if stem else 0
         return width or 64, (fc[-1] if fc else 0) or None, attention[-1] if attention else None
 
@@ -268,12 +257,12 @@ def sums_of_branches(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 _VD = PaddleNetwork(
     marks=("backbone.bb_0_0.",),
-    stem=("backbone.conv1_3", "backbone.stem.2"),
+    stem="backbone.conv1_3",
     layers=_resnet_vd,
 )
 _LCNET = PaddleNetwork(
     marks=("backbone.stages.0.0.dw_conv.",),
-    stem=("backbone.stem.0", "backbone.stem.0"),
+    stem="backbone.stem.0",
     width=2,
     layers=_pplcnet_v2,
     conv="conv",
@@ -282,7 +271,7 @@ _LCNET = PaddleNetwork(
 )
 _TSM = PaddleNetwork(
     marks=("",),
-    stem=("backbone.conv", "backbone.stem"),
+    stem="backbone.conv",
     layers=_resnet_tsm,
     parameter=_resnet_parameter,
 )
@@ -293,7 +282,7 @@ NETWORKS = {
     "resnet50_vd": _VD,
     "mobilenet_v2_paddle": PaddleNetwork(
         marks=("backbone.conv2._first_block.",),
-        stem=("backbone.conv1", "backbone.stem"),
+        stem="backbone.conv1",
         width=2,
         layers=_mobilenet_v2,
         fc="backbone.out",
