@@ -24,7 +24,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=[*find_packages(include=["tsm_jax", "tsm_jax.*"]), "tsm_jax.configs"],
-    package_dir={"tsm_jax.configs": "configs"},  # tsm_jax/recipe_files.py finds either place
+    package_dir={"tsm_jax.configs": "configs"},  # tsm_jax/cli.py finds either place
     package_data={
         "tsm_jax": ["py.typed"],
         "tsm_jax.weights": ["labels/*.txt", "zoo.tsv"],

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tsm_jax.weights.paddle_names import paddle_tensors
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.paddle_networks import paddle_tensors
+from tsm_jax.weights.pickle_writers import write_paddle
 
 CHILD = """
 import json, sys, time
@@ -34,7 +34,7 @@ def peak():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 before, start = peak(), time.perf_counter()
-content = read_paddle(sys.argv[1]).content
+content = read_paddle(sys.argv[1])
 read, after_reading = time.perf_counter() - start, peak()
 weights, architecture = from_paddle(content)
 mapped = time.perf_counter() - start - read

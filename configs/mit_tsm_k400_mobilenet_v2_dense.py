@@ -11,8 +11,6 @@ Cost: 2.7 M parameters, 4.8 GFLOPs a clip.
         --config.data.protocol=mit_dense_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

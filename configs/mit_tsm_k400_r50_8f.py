@@ -8,8 +8,6 @@ Expected: top-1 71.2 % (one view, centre crop); 72.8 % with `mit_ten_crop`. Meas
         --weights mit/TSM_kinetics_RGB_resnet50_shift8_blockres_avg_segment8_e50
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

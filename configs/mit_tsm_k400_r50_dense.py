@@ -10,8 +10,6 @@ Expected: top-1 74.1 % (`mit_dense_three_crop`: 10 clips, 3 crops). Measured her
         --config.data.protocol=mit_dense_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

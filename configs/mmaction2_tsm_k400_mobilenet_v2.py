@@ -10,8 +10,6 @@ Expected: top-1 68.71 % (`mmaction2_three_crop`; it averages probabilities). Mea
         --config.data.protocol=mmaction2_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -11,8 +11,6 @@ Expected: top-1 73.18 % (`mmaction2_ten_crop`; it averages probabilities). Measu
         --config.data.protocol=mmaction2_ten_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -12,8 +12,6 @@ Expected: top-1 73.38 % (`mmaction2_dense_ten_crop`; it averages probabilities).
         --config.data.protocol=mmaction2_dense_ten_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -15,8 +15,6 @@ knows far more from as few clips. docs/own_videos.md compares them.
     python -m tsm_jax.evaluate --weights output/own_videos
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -12,8 +12,6 @@ Cost: 23.7 M parameters, 33 GFLOPs a clip; the weights are a download of 98 MB.
     python -m tsm_jax.evaluate --weights output/own_videos_finetune
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -18,8 +18,6 @@ Cost: 2.2 M parameters, 2.4 G multiply-adds a clip; weights of 14 MB. Without a 
     python -m tsm_jax.evaluate --weights output/own_videos_mobilenet --report report
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -10,8 +10,6 @@ Cost: 24.3 M parameters.
         --config.data.protocol=paddle_dense
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -9,8 +9,6 @@ Expected: top-1 77.15 % (dense sampling, 10 clips, 3 crops). Measured here: not 
         --config.data.protocol=paddle_dense
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -9,8 +9,6 @@ Cost: 24.3 M parameters.
         --weights paddle/pptsm_k400_uniform --config.data.protocol=paddle_predict
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -12,8 +12,6 @@ Cost: 2.7 M parameters.
         --weights paddle/pptsm_mv2_k400 --config.data.protocol=paddle_predict
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -14,8 +14,6 @@ file took a second network to learn from and `--config.model.backbone=pplcnet_v2
         --weights paddle/pptsmv2_k400_8f --config.data.protocol=paddle_predict
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -8,8 +8,6 @@ shift stays near 0.5.
     python -m tsm_jax.train --config configs/quickstart.py --config.model.shift=none
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

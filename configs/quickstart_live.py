@@ -9,8 +9,6 @@ camera frame by frame (docs/live.md). Without shift it stays near 0.5.
     tsm stream --model inference/live --input data/quickstart/videos/grow/01206.mp4
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -10,8 +10,6 @@ Cost: 23.6 M parameters, 33 GFLOPs a clip; 15,027 clips are 234 steps an epoch, 
         --weights output/tsm_diving48_videos --config.data.protocol=mmaction2_center_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -11,8 +11,6 @@ Cost: 23.6 M parameters, 33 GFLOPs a clip; 3,570 clips are 37 steps an epoch, 92
         --weights output/tsm_hmdb51_videos --config.data.protocol=mmaction2_center_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

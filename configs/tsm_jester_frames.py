@@ -11,8 +11,6 @@ Cost: 23.6 M parameters, 33 GFLOPs a clip; 118,562 clips are 1,852 steps an epoc
         --weights output/tsm_jester_frames --config.data.protocol=mmaction2_twice_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -10,8 +10,6 @@ from the folders that these commands write:
     python -m tsm_jax.train --config configs/tsm_k400_packed.py
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -11,8 +11,6 @@ Cost: 24.3 M parameters, 33 GFLOPs a clip; 234,619 clips are 1,832 steps an epoc
         --weights paddle/tsm_k400
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -10,8 +10,6 @@ Cost: 24.2 M parameters, 33 GFLOPs a clip; 802,264 clips are 6,267 steps an epoc
         --weights output/tsm_moments_videos --config.data.protocol=mit_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

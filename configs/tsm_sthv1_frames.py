@@ -14,8 +14,6 @@ Cost: 23.9 M parameters, 33 GFLOPs a clip; 86,017 clips are 1,344 steps an epoch
         --weights output/tsm_sthv1_frames --config.data.protocol=mit_twice_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

@@ -12,8 +12,6 @@ Cost: 23.9 M parameters, 33 GFLOPs a clip; 168,913 clips are 1,319 steps an epoc
         --weights output/tsm_sthv2_videos --config.data.protocol=mmaction2_twice_three_crop
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

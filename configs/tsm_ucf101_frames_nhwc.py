@@ -10,8 +10,6 @@ Cost: 23.7 M parameters, 33 GFLOPs a clip; 9,537 clips are 149 steps an epoch, 3
         --weights paddle/tsm_ucf101_amp_nhwc
 """
 
-from __future__ import annotations
-
 from ml_collections import ConfigDict
 
 from tsm_jax.config import default

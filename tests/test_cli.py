@@ -17,7 +17,6 @@ from tsm_jax import (
     export,
     predict,
     prepare,
-    recipe_files,
     recipes,
     train,
 )
@@ -107,7 +106,7 @@ def test_recipes_are_listed_each_with_its_line(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     recipes.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_files.names()
+    assert [line.split()[0] for line in lines] == cli.recipe_names()
     assert all(len(line.split()) > 3 for line in lines)
 
 

@@ -21,9 +21,7 @@ from tsm_jax.assemble import network as build
 from tsm_jax.assemble import probe, weights
 from tsm_jax.assemble import train as training_run
 from tsm_jax.config import (
-    CHANGEABLE_ON_RESUME,
-    CHOICES,
-    RANGES,
+    KEYS,
     VERSION,
     default,
     flatten,
@@ -108,8 +106,7 @@ def test_every_number_has_a_range():
     for key, value in flatten(default()):
         first = value[0] if isinstance(value, tuple) and value else value
         if isinstance(first, (int, float)) and not isinstance(first, bool):
-            assert key in RANGES or key in CHOICES, key
-    assert RANGES.keys() <= dict(flatten(default())).keys()
+            assert KEYS[key].range or KEYS[key].choices, key
 
 
 @pytest.mark.parametrize("template", ["img_{:05}.jpg", "{}.jpg", "{0:05d}.png", "a/{:6d}"])
@@ -119,10 +116,9 @@ def test_templates_of_frames(template):
     validate(config)
 
 
-def test_lists_of_keys_name_real_keys():
-    keys = dict(flatten(default())).keys()
-    assert set(CHOICES) <= keys
-    assert set(CHANGEABLE_ON_RESUME) <= keys
+def test_every_default_is_one_of_its_choices():
+    validate(default())
+    assert dict(flatten(default())) == {name: key.default for name, key in KEYS.items()}
 
 
 def test_epochs_become_steps_after_overrides():

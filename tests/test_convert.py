@@ -16,9 +16,9 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.weights.paddle_model import read_paddle_tensors
+from tsm_jax.weights.foreign_models import read_paddle_tensors
 from tsm_jax.weights.paddle_names import paddle_tensors
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pickle_writers import write_paddle
 
 WIDTH = 8
 
@@ -124,7 +124,7 @@ def test_tells_what_is_wrong(arguments, message):
 
 def test_an_imagenet_file_is_to_start_from_only(tmp_path):
     path = paddle_file(tmp_path / "ResNet50_pretrain.pdparams", None)
-    with pytest.raises(UserError, match=r"no classifier .*init_from"):
+    with pytest.raises(UserError, match=r"no classifier: .*init_from"):
         load_model(path)
     tensors, found = read_paddle_tensors(path)
     assert found.num_classes is None

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tsm_jax.assemble.load import load
     from tsm_jax.assemble.recognizer import Recognizer
     from tsm_jax.assemble.stream import load_stream
+    from tsm_jax.cli import load_recipe
     from tsm_jax.deploy.prediction import Prediction
     from tsm_jax.deploy.predictor import Answer, Embedding, Predictor
     from tsm_jax.deploy.stream import Smoother, Stream
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tsm_jax.evaluate import evaluate
     from tsm_jax.models.architecture import Architecture
     from tsm_jax.models.summary import Layer, Summary
-    from tsm_jax.recipe_files import load_recipe
     from tsm_jax.report.results import Evaluation
     from tsm_jax.train import train
 
@@ -65,7 +65,7 @@ _PLACES = {
     "Stream": "deploy.stream",
     "Summary": "models.summary",
     "load": "assemble.load",
-    "load_recipe": "recipe_files",
+    "load_recipe": "cli",
     "load_stream": "assemble.stream",
 }
 

@@ -46,7 +46,9 @@ def main() -> NoReturn:
         sys.exit(0)
     verb = _SYNONYMS.get(verb, verb)
     if verb not in VERBS:
-        print(f"error: {_stranger(verb)}", file=sys.stderr)
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean `tsm {close[0]}`?" if close else f"the verbs are {', '.join(VERBS)}"
+        print(f"error: there is no verb {verb}: {hint}", file=sys.stderr)
         sys.exit(1)
     _run(verb, arguments)
 
@@ -87,12 +89,6 @@ def _help() -> str:
             "  tsm train quickstart",
         ]
     )
-
-
-def _stranger(verb: str) -> str:
-    close = difflib.get_close_matches(verb, VERBS, n=1)
-    hint = f"did you mean `tsm {close[0]}`?" if close else f"the verbs are {', '.join(VERBS)}"
-    return f"there is no verb {verb}: {hint}"
 
 
 def _complete() -> None:

@@ -9,21 +9,24 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from tsm_jax import config as config_lib
 from tsm_jax.errors import UserError
-from tsm_jax.files import reason
+from tsm_jax.files import check_regular, reason
 from tsm_jax.host import enable_compilation_cache
-from tsm_jax.recipe_files import closest_key, load_recipe
-from tsm_jax.recipe_files import names as recipe_names
 from tsm_jax.terminal import MODULES, launcher, printable, typed
 
 # Set by the shell's completion, which asks the program what could come next (argcomplete).
 COMPLETING = "_ARGCOMPLETE"
+# Installed from a wheel the recipes are in the package; in a clone they are beside it.
+_INSTALLED = Path(__file__).with_name("configs")
+RECIPES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -74,11 +77,9 @@ class Parser(argparse.ArgumentParser):
         It refuses unknown ones here: "--output is required" would not help who wrote --ouput.
         """
         words = [_underscored(word) for word in words]
-        self._refuse([w for w in words if w.startswith("--") and not self._has_option(w)])
+        known = ("--", *self._option_string_actions)
+        self._refuse([w for w in words if w.startswith("--") and w.partition("=")[0] not in known])
         return words
-
-    def _has_option(self, word: str) -> bool:
-        return word.partition("=")[0] in ("--", *self._option_string_actions)
 
     def _refuse(self, rest: Sequence[str]) -> None:
         """Reports the first of the words that no option or key of a recipe took."""
@@ -130,7 +131,7 @@ class Parser(argparse.ArgumentParser):
         if self._completes:
             self._complete()
         own, overrides = self._split(arguments)
-        known, rest = self.parse_known_intermixed_args(self._spelled(own))
+        known, rest = self.parse_known_intermixed_args(own)
         self._refuse(rest)
         if known.recipe and known.config:
             self.error(f"two recipes, {known.recipe} and {known.config}: give one")
@@ -149,7 +150,8 @@ class Parser(argparse.ArgumentParser):
         words = iter(arguments)
         for word in words:
             name, equals, value = _underscored(word).partition("=")
-            if not self._is_key(name):
+            is_own = not name.startswith("--") or name in ("--", *self._option_string_actions)
+            if is_own or not ("." in name or name[2:] in self._keys):
                 own.append(word)
                 continue
             if not equals:
@@ -158,11 +160,6 @@ class Parser(argparse.ArgumentParser):
                     raise UserError(f"{name}: write it as {name}=VALUE")
             overrides.append(f"{name}={value}")
         return own, overrides
-
-    def _is_key(self, name: str) -> bool:
-        if not name.startswith("--") or self._has_option(name):
-            return False
-        return "." in name or name[2:] in self._keys
 
     def _complete(self) -> None:
         """Prints what could come next, and ends the process."""
@@ -183,6 +180,99 @@ def _underscored(word: str) -> str:
     """`--val-share=0.2` as `--val_share=0.2`."""
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def recipe_names() -> list[str]:
+    """The recipes of the package."""
+    return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
+
+
+def recipe_path(recipe: str) -> str:
+    """The file of a recipe, which is given by its name in the package or as a path.
+
+    Raises:
+        UserError: there is neither.
+    """
+    known = recipe_names()
+    if recipe in known:
+        return str(RECIPES / f"{recipe}.py")
+    if os.path.exists(recipe):
+        check_regular(recipe, "the recipe")
+        return recipe
+    stem = os.path.splitext(os.path.basename(recipe))[0]
+    close = difflib.get_close_matches(stem, known, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"there is no recipe {recipe}: {hint}`{typed('recipes')}` lists all")
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The validated recipe of a name of the package, or of a Python file with `get_config()`.
+
+    Args:
+        overrides: `--config.KEY=VALUE` or `--KEY=VALUE` each.
+
+    Raises:
+        UserError: names what is wrong with the path, the key or the value.
+    """
+    path = recipe_path(recipe)
+    unchanged = _apply(path, ())
+    keys = [key for key, _ in config_lib.flatten(unchanged)]
+    for override in overrides:
+        key, equals, value = _key(override).partition("=")
+        if key not in keys:
+            start = override.partition(key)[0]  # --config. or --, as it was typed
+            close = closest_key(key, keys)
+            hint = f"did you mean {start}{close}?" if close else "tsm_jax/config.py lists the keys"
+            hint = config_lib.OLD_KEYS.get(key, hint).format(value=value)
+            raise UserError(f"{override}: there is no such key; {hint}")
+        if not equals:
+            raise UserError(f"{override}: write it as {override}=VALUE")
+    config = _apply(path, [f"--config.{_key(override)}" for override in overrides])
+    config_lib.validate(config)
+    if not config.workdir:
+        config.workdir = config_lib.default_workdir(path, unchanged, config)
+    return config
+
+
+def recipe_of(config: ConfigDict | str | os.PathLike[str]) -> ConfigDict:
+    """A validated recipe, from what `tsm_jax.train` and `tsm_jax.evaluate` take.
+
+    Raises:
+        UserError: as `load_recipe`, or a value that was changed is not allowed.
+    """
+    if isinstance(config, str | os.PathLike):
+        return load_recipe(os.fspath(config))
+    config_lib.validate(config)
+    if not config.workdir:
+        raise UserError("config.workdir is empty: say where the run is to be kept")
+    return config
+
+
+def _key(override: str) -> str:
+    return override.removeprefix("--").removeprefix("config.")
+
+
+def closest_key(word: str, keys: Sequence[str]) -> str | None:
+    """The key that was probably meant: one whose last part is the word, else a similar one."""
+    last = [key for key in keys if key.rpartition(".")[2] == word]
+    close = last or difflib.get_close_matches(word, keys, n=1)
+    return close[0] if close else None
+
+
+def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    arguments = ["tsm_jax", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        config = values["config"].value
+    except Exception as error:  # the recipe is a program of the user's, with any defect
+        what = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
+        raise UserError(f"{path}: {what}{' '.join(str(error).split())}") from error
+    known = dict(config_lib.flatten(config_lib.default())).keys()
+    if not isinstance(config, ConfigDict) or dict(config_lib.flatten(config)).keys() != known:
+        raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
+    return config
 
 
 def choose(
@@ -216,12 +306,7 @@ def make_callable(module: str, function: Callable[..., object]) -> None:
 def run(
     command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """Runs a command; a user's mistake becomes `error: ...` on one line and exit code 1.
-
-    Args:
-        command: a verb's `main`.
-        arguments: of it; None for those of the process.
-    """
+    """Runs a verb's `main`; a user's mistake becomes `error: ...` on one line and exit code 1."""
     enable_compilation_cache()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     # Orbax and jax talk to their developers; what fails there is raised as well.

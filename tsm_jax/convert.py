@@ -72,11 +72,11 @@ def main(arguments: Sequence[str]) -> None:
 
         write_model_directory(model, options.output)
     elif to == "pdparams":
-        from tsm_jax.weights.paddle_model import write_paddle_model
+        from tsm_jax.weights.foreign_models import write_paddle_model
 
         write_paddle_model(model, options.output)
     else:
-        from tsm_jax.weights.torch_model import write_torch_model
+        from tsm_jax.weights.foreign_models import write_torch_model
 
         write_torch_model(model, options.output, to)
     architecture = model.architecture

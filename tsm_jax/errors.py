@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """A user's mistake or a broken file.
@@ -17,3 +20,12 @@ class StopJobsError(UserError):
 
 class UnreadableClipError(UserError):
     """A video file or a folder of frames that cannot be decoded."""
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Puts the name of a file in front of what a UserError says is wrong with it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error

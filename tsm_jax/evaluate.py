@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
-from tsm_jax.recipe_files import recipe_of
 
 if TYPE_CHECKING:
     from tsm_jax.report.results import Evaluation
@@ -45,7 +44,7 @@ def evaluate(
     """
     if weights is None and config is None:
         raise UserError("nothing to evaluate: give weights, a recipe, or both")
-    recipe = None if config is None else recipe_of(config)
+    recipe = None if config is None else cli.recipe_of(config)
     from tsm_jax.assemble.evaluate import evaluate_weights
     from tsm_jax.report.writer import check_target, write_report
 

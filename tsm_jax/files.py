@@ -1,18 +1,27 @@
-"""Reading files that others wrote, and writing files that are complete or not there at all."""
+"""Reading files that others wrote, and writing files that are complete or not there at all.
+
+Dataclasses that are stored as JSON have the choices and ranges of their fields as metadata:
+`field(metadata=one_of((1, 2)))`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import reprlib
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
+
+_Stored = TypeVar("_Stored")
 
 # Far above any list, recipe or description, far below the memory of a small machine.
 TEXT_LIMIT = 1 << 30
@@ -20,13 +29,9 @@ JSON_LIMIT = 64 << 20
 
 
 def check_regular(path: str | os.PathLike[str], what: str) -> None:
-    """Raises a UserError unless `path` is an ordinary file.
+    """Raises a UserError unless `path` is an ordinary file; `what` it is to the user: "the list".
 
     A pipe would wait forever and a device such as /dev/zero would fill the memory.
-
-    Args:
-        path: of the file.
-        what: what it is to the user, for the message: "the list", "the labels".
     """
     try:
         mode = os.stat(path).st_mode
@@ -44,7 +49,6 @@ def read_text(
     """The text of a UTF-8 file, without a byte order mark.
 
     Args:
-        path: of the file.
         what: what it is to the user, for messages.
         limit: bytes; a larger file is refused before it is read.
         errors: as for `bytes.decode`; "surrogateescape" keeps file names that are not UTF-8.
@@ -122,7 +126,6 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
     After an error `path` is as it was and nothing is left beside it.
 
     Args:
-        path: of the folder; must not exist.
         replace: `path` may be a folder, which is then deleted: the caller has checked what is in
             it.
 
@@ -192,3 +195,85 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def one_of(choices: Collection[Any]) -> dict[str, Any]:
+    """Metadata of a field that is one of a few values."""
+    return {"choices": choices}
+
+
+def between(low: int, high: int) -> dict[str, Any]:
+    """Metadata of a whole number, the ends included."""
+    return {"range": (low, high)}
+
+
+def check_fields(values: Any) -> None:
+    """Raises a UserError unless every field of a dataclass is what its metadata says.
+
+    `True` is not a whole number here, nor is `8.0`.
+    """
+    for item in fields(values):
+        value = getattr(values, item.name)
+        wanted = _wanted(value, **item.metadata)
+        if wanted:
+            name = f"{type(values).__name__.lower()}.{item.name}"
+            raise UserError(f"{name} is {shown(value)}: it must be {wanted}")
+
+
+def from_json(kind: type[_Stored], values: Any) -> _Stored:
+    """A dataclass from what `json.load` gave, which must have exactly its fields.
+
+    Raises:
+        UserError: a key is missing, unknown or has a wrong value.
+    """
+    part = kind.__name__.lower()
+    if not isinstance(values, dict):
+        raise UserError(f"{part} is {shown(values)}: it must be an object")
+    names = {item.name for item in fields(kind)}  # pyright: ignore[reportArgumentType]
+    for problem, keys in (("missing", names - values.keys()), ("unknown", values.keys() - names)):
+        if keys:
+            raise UserError(f"{part}.{printable(min(keys))} is {problem}")
+    return kind(**values)
+
+
+def upgraded(
+    values: dict[str, Any], version: Any, upgrades: Sequence[Callable[[Any], Any]], what: str
+) -> dict[str, Any]:
+    """Stored values of whatever version as the newest one has them.
+
+    Args:
+        version: the number that was stored with them, from 1.
+        upgrades: from version 1 to 2, from 2 to 3 and so on: functions of a dictionary that return
+            a new one. A version's own values are written there: a default may change later.
+        what: `the recipe`, for messages.
+
+    Raises:
+        UserError: it is no version, or one that a newer tsm_jax has written.
+    """
+    newest = len(upgrades) + 1
+    if type(version) is not int or version < 1:
+        raise UserError(f"{what} has the version {shown(version)}, which is not a version")
+    if version > newest:
+        raise UserError(
+            f"{what} is of version {version}, this tsm_jax reads up to version {newest}:"
+            " use a newer tsm_jax"
+        )
+    for upgrade in upgrades[version - 1 :]:
+        values = upgrade(values)
+    return values
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, on one line."""
+    return printable(reprlib.repr(value))
+
+
+def _wanted(
+    value: Any, *, choices: Collection[Any] = (), range: tuple[int, int] | None = None
+) -> str:
+    """What a value should have been; empty if it is that."""
+    if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
+        return f"one of {', '.join(map(str, choices))}"
+    if range and not (type(value) is int and range[0] <= value <= range[1]):
+        return f"a whole number from {range[0]} to {range[1]}"
+    return ""

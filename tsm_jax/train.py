@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from tsm_jax import cli
-from tsm_jax.recipe_files import recipe_of
 from tsm_jax.training.preemption import EXIT_CODE, Preempted, Preemption
 
 
@@ -29,7 +28,7 @@ def train(config: ConfigDict | str | os.PathLike[str]) -> str:
         UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
             loss is not finite.
     """
-    recipe = recipe_of(config)
+    recipe = cli.recipe_of(config)
     from tsm_jax.assemble.train import train_recipe
 
     train_recipe(recipe)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tsm_jax.config import CHOICES
+from tsm_jax.config import default, validate
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, eval_protocol
@@ -44,7 +44,13 @@ NUM_VIEWS = {
 
 
 def test_the_recipe_knows_every_protocol():
-    assert CHOICES["data.protocol"] == ("", *PROTOCOLS)
+    config = default()
+    for name in ("", *PROTOCOLS):
+        config.data.protocol = name
+        validate(config)
+    config.data.protocol = "other"
+    with pytest.raises(UserError, match="config.data.protocol is 'other': .*'mit_twice'"):
+        validate(config)
     assert set(NUM_VIEWS) == set(PROTOCOLS)
 
 

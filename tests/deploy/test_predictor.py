@@ -13,8 +13,8 @@ from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.exporting.writer import export_model
+from tsm_jax.weights.foreign_models import read_paddle_model, write_paddle_model
 from tsm_jax.weights.model_directory import write_model_directory
-from tsm_jax.weights.paddle_model import read_paddle_model, write_paddle_model
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ import pytest
 import tsm_jax
 from tsm_jax import convert
 from tsm_jax.assemble.recognizer import Recognizer
+from tsm_jax.weights.foreign_models import read_paddle_model
 from tsm_jax.weights.model_directory import read_model_directory
-from tsm_jax.weights.paddle_model import read_paddle_model
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pickle_writers import write_paddle
 
 # golden: (segments, classes, weight seed, clips, pixels)
 CASES = {"seg8_k400": (8, 400, 0, 1, 224), "seg16_c10": (16, 10, 1, 2, 64)}

@@ -12,8 +12,8 @@ import torch_recipe
 import tsm_jax
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
+from tsm_jax.weights.pickle_writers import write_torch
 from tsm_jax.weights.torch_names import MIT_ONLINE, to_torch
-from tsm_jax.weights.torch_writer import write_torch
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch_online.npz"
 CASE, FRAMES, CLASSES, SIZE = "mnv2_224", 12, 27, 224

@@ -12,10 +12,10 @@ import pytest
 from tsm_jax import convert
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
+from tsm_jax.weights.foreign_models import read_paddle_model
 from tsm_jax.weights.model_directory import read_model_directory
-from tsm_jax.weights.paddle_model import read_paddle_model
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle
-from tsm_jax.weights.paddle_writer import write_paddle
+from tsm_jax.weights.pickle_writers import write_paddle
 
 # golden: (backbone, segments, segments of its attention, weight seed, clips); 64 pixels
 CASES = {
@@ -102,7 +102,7 @@ def test_the_sum_of_branches_is_written_for_paddle():
     """PaddleVideo's network has it beside the branches, and answers from it when deployed."""
     tensors = paddle_recipe.state_dict(10, 0, "pplcnet_v2")
     block = "backbone.stages.3.1"
-    back = to_paddle(from_paddle(tensors)[0], "pplcnet_v2")
+    back, _ = to_paddle(*from_paddle(tensors))
     assert back.keys() - tensors.keys() == {
         f"backbone.stages.{stage}.{index}.dw_conv.{leaf}"
         for stage, blocks in ((2, 6), (3, 2))

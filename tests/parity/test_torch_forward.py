@@ -15,8 +15,8 @@ import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
+from tsm_jax.weights.pickle_writers import write_torch
 from tsm_jax.weights.torch_names import IMAGE, MIT, MIT_ONLINE, MMACTION2, to_torch
-from tsm_jax.weights.torch_writer import write_torch
 
 GOLDENS = Path(__file__).parent / "goldens" / "torch_forward.npz"
 TOLERANCE = 1e-4  # of the largest logit

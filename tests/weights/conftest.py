@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tsm_jax.weights.paddle_names import paddle_tensors
+from tsm_jax.weights.paddle_networks import paddle_tensors
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -13,25 +13,27 @@ from tsm_jax.assemble.weights import load_model, load_source
 from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.models.network import build_network
+from tsm_jax.weights.foreign_models import read_torch_model, write_torch_model
 from tsm_jax.weights.labels import dataset_labels
 from tsm_jax.weights.model_directory import Model
-from tsm_jax.weights.torch_model import read_torch_model, write_torch_model
+from tsm_jax.weights.pickle_writers import write_torch
+from tsm_jax.weights.tensor_checks import network_shapes
 from tsm_jax.weights.torch_names import IMAGE, MIT, MMACTION2, to_torch
-from tsm_jax.weights.torch_writer import write_torch
 
 MIT_NAME = "TSM_{}_RGB_resnet18_shift8_blockres_avg_segment{}_e50.pth"
 
 
 def state_dict(family=MIT, classes=3, shift="future_first"):
     architecture = Architecture("resnet18", classes, 8, width=8, shift=shift)
-    network = build_network(architecture, "float32")
+    return to_torch(random_tensors("resnet18", classes), architecture, family)
+
+
+def random_tensors(backbone, classes):
     generator = np.random.default_rng(0)
-    tensors = {
+    return {
         name: generator.uniform(0.1, 1, shape).astype(np.float32)
-        for name, shape in {**network.param_shapes, **network.batch_stat_shapes}.items()
+        for name, shape in network_shapes(backbone, 8, classes).items()
     }
-    return to_torch(tensors, architecture, family)
 
 
 @pytest.fixture
@@ -137,12 +139,7 @@ def digest(path):
 def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
     """PyTorch loads it as it loads a file of its own, and so do we."""
     architecture = Architecture(backbone, 3, 16, width=8, shift="future_first")
-    network = build_network(architecture, "float32")
-    generator = np.random.default_rng(0)
-    tensors = {
-        name: generator.uniform(0.1, 1, shape).astype(np.float32)
-        for name, shape in {**network.param_shapes, **network.batch_stat_shapes}.items()
-    }
+    tensors = random_tensors(backbone, 3)
     preprocessing = Preprocessing(protocol="mit_twice", crop_size=192, frame_rate=12.5)
     model = Model(architecture, preprocessing, ["run", "jump", "sit"], tensors)
     paths = [str(tmp_path / name) for name in ("a.pth", "b.pth")]

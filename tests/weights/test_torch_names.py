@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 
 import numpy as np
 import pytest
 
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.models.network import build_network
+from tsm_jax.weights.tensor_checks import network_shapes
 from tsm_jax.weights.torch_names import (
     IMAGE,
     MIT,
@@ -22,18 +21,12 @@ from tsm_jax.weights.torch_names import (
 )
 
 
-@cache
-def shapes(backbone: str, classes: int = 3) -> dict[str, tuple[int, ...]]:
-    network = build_network(Architecture(backbone, classes, 8, width=8), "float32")
-    return {**network.param_shapes, **network.batch_stat_shapes}
-
-
 def weights(backbone: str) -> dict[str, np.ndarray]:
     """Other values in every tensor; positive, as variances are."""
     generator = np.random.default_rng(0)
     return {
         name: generator.uniform(0.1, 1.0, shape).astype(np.float32)
-        for name, shape in shapes(backbone).items()
+        for name, shape in network_shapes(backbone, 8, 3).items()
     }
 
 

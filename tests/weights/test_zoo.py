@@ -4,17 +4,21 @@ import io
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from tsm_jax.cli import recipe_path
 from tsm_jax.data.protocols import PROTOCOLS
 from tsm_jax.download import check_address
 from tsm_jax.errors import UserError
-from tsm_jax.recipe_files import path_of
 from tsm_jax.weights import zoo
-from tsm_jax.weights.torch_model import told_by_name
+from tsm_jax.weights.foreign_models import told_by_name
 from tsm_jax.weights.zoo import ZOO, fetch, is_remote, names_like
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TSM_JAX_CACHE", str(tmp_path))
 
 
 def answer(handler):
@@ -46,7 +50,7 @@ def test_an_entry_is_usable(name):
     for accuracy, protocol in entry.top1:
         assert 40 < accuracy < 98 and protocol in (*PROTOCOLS, "its own")
     command = entry.command.split()
-    assert "evaluate" not in entry.command or path_of(command[command.index("--config") + 1])
+    assert "evaluate" not in entry.command or recipe_path(command[command.index("--config") + 1])
     assert bool(command) == (entry.is_supported and bool(entry.top1 or entry.data == "imagenet"))
     if "evaluate" in entry.command:
         assert f"--config.data.protocol={entry.top1[0][1]}" in command
@@ -84,10 +88,10 @@ def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path
         address = server.url.rpartition("/")[0] + f"/resnet50-{digits}.pth"
         monkeypatch.setitem(ZOO, name, replace(ZOO[name], address=address))
         if is_right:
-            assert fetch(name, tmp_path).read_bytes() == b"hello"
+            assert fetch(name).read_bytes() == b"hello"
         else:
             with pytest.raises(UserError, match="begins with 2cf24dba, not 0676ba61"):
-                fetch(name, tmp_path)
+                fetch(name)
             assert not list(tmp_path.rglob("*.pth*[!k]"))
 
 
@@ -111,31 +115,32 @@ def test_is_remote(text, remote):
 
 def test_fetch(server, tmp_path):
     server.answer = answer
-    path = fetch(server.url, tmp_path)
+    path = fetch(server.url)
     assert path.read_bytes() == b"hello"
     assert path.name == "weights.pdparams" and path.parent.parent == tmp_path
-    assert fetch(server.url, str(tmp_path)) == path
+    assert fetch(server.url) == path
     assert len(server.requests) == 1
 
 
-def test_fetch_by_name(server, tmp_path, monkeypatch):
+def test_fetch_by_name(server, monkeypatch):
     server.answer = answer
     entry = replace(ZOO["paddle/tsm_k400"], address=server.url)
     monkeypatch.setitem(ZOO, entry.name, entry)
-    assert fetch("paddle/tsm_k400", tmp_path).read_bytes() == b"hello"
+    assert fetch("paddle/tsm_k400").read_bytes() == b"hello"
 
 
-def test_equal_file_names_of_different_addresses(server, tmp_path):
+def test_equal_file_names_of_different_addresses(server):
     server.answer = answer
-    assert fetch(server.url, tmp_path) != fetch(server.url + "?v=2", tmp_path)
+    assert fetch(server.url) != fetch(server.url + "?v=2")
     assert len(server.requests) == 2
 
 
-def test_the_size_limit_is_passed_on(server, tmp_path):
+def test_the_size_limit_is_passed_on(server, monkeypatch):
+    assert zoo.MAX_BYTES == 2 * 2**30
+    monkeypatch.setattr(zoo, "MAX_BYTES", 4)
     server.answer = answer
     with pytest.raises(UserError, match="larger than 4 bytes"):
-        fetch(server.url, tmp_path, max_bytes=4)
-    assert zoo.MAX_BYTES == 2 * 2**30
+        fetch(server.url)
 
 
 def test_cache_from_the_environment(server, tmp_path, monkeypatch):
@@ -147,9 +152,9 @@ def test_cache_from_the_environment(server, tmp_path, monkeypatch):
     assert fetch(server.url).is_relative_to(tmp_path / "home/.cache/tsm_jax/weights")
 
 
-def test_unknown_name(tmp_path):
+def test_unknown_name():
     with pytest.raises(UserError, match=r"paddle/tsm_x: no published weights.*paddle/tsm_k400"):
-        fetch("paddle/tsm_x", tmp_path)
+        fetch("paddle/tsm_x")
 
 
 @pytest.mark.parametrize(
@@ -157,26 +162,19 @@ def test_unknown_name(tmp_path):
 )
 def test_no_address_leaves_the_cache(server, tmp_path, end):
     server.answer = answer
-    path = fetch(server.url.rpartition("/")[0] + "/" + end, tmp_path / "cache")
-    assert path.resolve().parent.parent == tmp_path / "cache"
+    path = fetch(server.url.rpartition("/")[0] + "/" + end)
+    assert path.resolve().parent.parent == tmp_path
     assert not path.name.startswith(".") and len(path.name) <= 100
 
 
-def test_a_malformed_address(tmp_path):
+def test_a_malformed_address():
     with pytest.raises(UserError, match=r"https://\[::1/x.*not an https address"):
-        fetch("https://[::1/x", tmp_path)
+        fetch("https://[::1/x")
 
 
-def test_progress(server, tmp_path):
+def test_bar_on_a_terminal_only(server, monkeypatch, capsys):
     server.answer = answer
-    seen = []
-    fetch(server.url, tmp_path, on_progress=lambda *state: seen.append(state))
-    assert seen == [(0, 5), (5, 5)]
-
-
-def test_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
-    server.answer = answer
-    fetch(server.url, tmp_path)
+    fetch(server.url)
     assert capsys.readouterr().err == ""
     pytest.importorskip("rich")
 
@@ -187,10 +185,5 @@ def test_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
     terminal = Terminal()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
-    fetch(server.url + "?again", tmp_path)
+    fetch(server.url + "?again")
     assert "weights.pdparams" in terminal.getvalue()
-
-
-def test_a_path_is_returned(server, tmp_path):
-    server.answer = answer
-    assert isinstance(fetch(server.url, tmp_path), Path)

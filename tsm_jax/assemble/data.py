@@ -17,7 +17,7 @@ from tsm_jax.data.sources import Source, SyntheticSource, VideoSource, measure_f
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all
-from tsm_jax.weights.labels import labels_or_numbers, read_labels
+from tsm_jax.weights.labels import labels_for, numbered, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE
 
 SYNTHETIC_CLIPS = 1024
@@ -97,7 +97,7 @@ def class_names(config: ConfigDict) -> list[str]:
     num_classes = config.model.num_classes
     path = _labels_file(config)
     if path is None:
-        return labels_or_numbers(num_classes)
+        return labels_for(num_classes) or numbered(num_classes)
     names = read_labels(path)
     if len(names) != num_classes:
         raise UserError(

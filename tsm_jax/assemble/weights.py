@@ -11,6 +11,7 @@ import numpy as np
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
+from tsm_jax.weights.foreign_models import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import (
@@ -18,7 +19,6 @@ from tsm_jax.weights.model_directory import (
     is_model_directory,
     read_model_directory,
 )
-from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
 PADDLE_SUFFIX = ".pdparams"
@@ -80,7 +80,7 @@ def load_source(weights: str) -> Source:
         return Source(tensors, "past_first" if found.num_classes else None, None)
     if path.endswith(TORCH_SUFFIXES):
         # Late, as below: a .pdparams is read without.
-        from tsm_jax.weights.torch_model import described, read_torch_start
+        from tsm_jax.weights.foreign_models import described, read_torch_start
         from tsm_jax.weights.torch_names import IMAGE
 
         tensors, network, labels = read_torch_start(path)
@@ -124,7 +124,7 @@ def is_workdir(path: str) -> bool:
 def _read_file(path: str, num_segments: int | None) -> Model:
     if path.endswith(PADDLE_SUFFIX):
         return read_paddle_model(path, num_segments=num_segments)
-    from tsm_jax.weights.torch_model import read_torch_model
+    from tsm_jax.weights.foreign_models import read_torch_model
 
     return read_torch_model(path, num_segments=num_segments)
 

@@ -16,8 +16,7 @@ from tsm_jax.models.network import build_network
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import LABELS_FILE, Model
-from tsm_jax.weights.tensor_file import check_values
+from tsm_jax.weights.model_directory import LABELS_FILE, Model, check_values
 
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:

@@ -31,7 +31,7 @@ from tsm_jax.data.transforms import (
     truncated_center_crop,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.stored import between, check_fields, one_of, shown
+from tsm_jax.files import between, check_fields, one_of, shown
 from tsm_jax.terminal import printable
 
 ChooseFrames = Callable[[int, int], np.ndarray]

@@ -27,12 +27,16 @@ import numpy as np
 
 from tsm_jax.data.protocols import PROTOCOLS, EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, read_json, reason, sha256
+from tsm_jax.files import check_regular, read_json, reason, sha256, shown, upgraded
 from tsm_jax.models.architecture import CLASSIFIER, Architecture
-from tsm_jax.stored import shown, upgraded
 from tsm_jax.weights.labels import check_labels, read_labels
-from tsm_jax.weights.model_directory import CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, read_description
-from tsm_jax.weights.tensor_file import read_tensors
+from tsm_jax.weights.model_directory import (
+    CONFIG_FILE,
+    LABELS_FILE,
+    WEIGHTS_FILE,
+    read_description,
+    read_tensors,
+)
 
 # The kinds of exported folders, and what writes and runs them, for messages.
 CLIPS, STREAM = "clips", "stream"

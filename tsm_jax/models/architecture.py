@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tsm_jax.errors import UserError
+from tsm_jax.files import between, check_fields, one_of
 from tsm_jax.models.backbones import BACKBONES
-from tsm_jax.stored import between, check_fields, one_of
 
 # Names of the classifier's tensors, the same for every backbone.
 HEAD = "head."

@@ -289,7 +289,7 @@ def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: str) -> None:
     different = [
         f"{key} {before[key]!r} -> {now[key]!r}"
         for key in now
-        if before[key] != now[key] and key not in config_lib.CHANGEABLE_ON_RESUME
+        if before[key] != now[key] and not config_lib.KEYS[key].changeable
     ]
     if different:
         raise UserError(

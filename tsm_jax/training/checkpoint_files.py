@@ -133,7 +133,7 @@ def read_best_metric(directory: str) -> str:
         return "top1"
     found = read_json(path, "the metric of the best checkpoint")
     metric = found.get("best_metric", "") if isinstance(found, dict) else ""
-    choices = config_lib.CHOICES["best_metric"]
+    choices = config_lib.KEYS["best_metric"].choices
     if metric not in choices:
         raise UserError(f"{path} names none of {', '.join(choices)}: delete it to choose by top1")
     return metric

@@ -1,4 +1,4 @@
-"""An unpickler that cannot run anything.
+"""An unpickler that cannot run anything, and the opening of the files that it reads.
 
 A pickle is a program. Python's usual unpickler can be limited to a few names (`find_class`), but a
 hostile file could still make it take gigabytes (a high index of its memo) or hang (tuples of
@@ -12,12 +12,17 @@ so refusing a file of any size takes a fraction of a second.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
+from tsm_jax.errors import UserError
+from tsm_jax.files import check_regular, reason
+from tsm_jax.terminal import printable
 from tsm_jax.weights.pickle_values import (
     Array,
     Blob,
@@ -27,6 +32,9 @@ from tsm_jax.weights.pickle_values import (
     Refused,
     quoted,
 )
+
+# How a PyTorch file of before 1.6 begins: the pickle of its magic number.
+TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 MAX_READS = 300_000  # an instruction takes one to three; ResNet-152 with its optimizer has 43,000
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
@@ -61,21 +69,60 @@ _RUNS = {  # instructions with a length
 _OF_DAMAGE = (IndexError, AttributeError, pickle.UnpicklingError, UnicodeDecodeError)
 
 
+@contextmanager
+def open_weights(
+    path: str | os.PathLike[str], kind: str, other_kinds: Mapping[bytes, str] | None = None
+) -> Iterator[tuple[BinaryIO, int]]:
+    """Gives the file and its size; within, `Refused` and errors of reading become UserErrors.
+
+    Args:
+        kind: what it should be, for messages.
+        other_kinds: why files that begin so are refused.
+
+    Raises:
+        UserError: it is missing, not a regular file, unreadable, refused, or too large.
+    """
+    check_regular(path, f"the {kind}")
+    name = printable(path)
+    try:
+        with open(path, "rb") as file:
+            _refuse_other_kinds(file.read(64), other_kinds or {})
+            file.seek(0)
+            yield file, os.fstat(file.fileno()).st_size
+    except Refused as refusal:
+        raise UserError(f"{name}: not a usable {kind}: {refusal}") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {reason(error)}") from None
+    except MemoryError:
+        raise UserError(f"{name}: its tensors do not fit into this machine's memory") from None
+
+
+def _refuse_other_kinds(head: bytes, other_kinds: Mapping[bytes, str]) -> None:
+    text = head.lstrip().lower()
+    if not head:
+        raise Refused("it is empty; download it again")
+    if head.startswith(b"\x1f\x8b"):
+        raise Refused("it is compressed with gzip; unpack it first")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise Refused("it is a web page, not weights; download the file itself")
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+        raise Refused("it is a text file, not weights; download the file itself")
+    for beginning, why in other_kinds.items():
+        if head.startswith(beginning):
+            raise Refused(why)
+
+
 class _Meter:
     """The file as the unpickler sees it: a bounded number of reads, none beyond the end."""
 
     def __init__(self, file: BinaryIO, end: int):
         self.file = file
-        self._end = end
+        self.end = end
         self._reads_left = MAX_READS
 
     def check(self, length: int) -> None:
-        if length > self._end - self.file.tell():
+        if length > self.end - self.file.tell():
             raise Refused("it is cut off in the middle; download it again")
-
-    def check_end(self) -> None:
-        if self.file.tell() != self._end:
-            raise Refused(f"{self._end - self.file.tell():,} bytes follow its end")
 
     def read(self, length: int) -> bytes:
         self._reads_left -= 1
@@ -149,7 +196,8 @@ class ClosedUnpickler(pickle._Unpickler):
     def load_whole(self) -> Any:
         """As `load`, for a file that has nothing after the pickle."""
         value = self.load()
-        self._meter.check_end()
+        if left := self._meter.end - self._meter.file.tell():
+            raise Refused(f"{left:,} bytes follow its end")
         return value
 
     def find_class(self, module: str, name: str) -> Any:

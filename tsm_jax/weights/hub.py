@@ -54,8 +54,7 @@ def push_to_hub(folder: str, files: Sequence[str], repository: str, *, private: 
     """Uploads files of a folder in one commit, and returns the page of the repository.
 
     Args:
-        folder: a model directory or an exported folder.
-        files: of it, names.
+        folder: a model directory or an exported folder, which has the `files`.
         repository: `owner/name`; created if it is not there.
         private: of a repository that is created.
 

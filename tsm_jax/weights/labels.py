@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from tsm_jax.errors import UserError
-from tsm_jax.files import read_text
-from tsm_jax.stored import shown
+from tsm_jax.files import read_text, shown
 
 # Something-Something's names may not be passed on. Its two versions have 174 classes each, in other
 # orders: a number of classes is only taken for a data set where nothing else has it.
@@ -35,11 +34,6 @@ def dataset_labels(name: str) -> list[str] | None:
         return None
     folder = resources.files("tsm_jax.weights") / "labels"
     return (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
-
-
-def labels_or_numbers(num_classes: int) -> list[str]:
-    """`labels_for`, or else `class 0`, `class 1` and so on."""
-    return labels_for(num_classes) or numbered(num_classes)
 
 
 def numbered(num_classes: int) -> list[str]:
@@ -94,10 +88,7 @@ def check_same_order(names: Sequence[str], source: str, others: Sequence[str], o
     """Raises a UserError if a name that both lists have has another number in each.
 
     Only letters and digits count. Names that only one list has may be other spellings or another
-    language, and `class 5` is no name.
-
-    Args:
-        source, other: where the lists are from, for messages.
+    language, and `class 5` is no name. `source` and `other` say where the lists are from.
     """
     numbers = {_key(name): number for number, name in enumerate(names)}
     for number, name in enumerate(others):

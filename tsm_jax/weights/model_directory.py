@@ -10,20 +10,31 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from tsm_jax.data.protocols import Preprocessing
-from tsm_jax.errors import UserError
-from tsm_jax.files import new_folder, read_json, write_json, write_text
+from tsm_jax.errors import UserError, naming
+from tsm_jax.files import (
+    check_regular,
+    from_json,
+    new_folder,
+    read_json,
+    reason,
+    shown,
+    upgraded,
+    write_json,
+    write_lines,
+)
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.stored import from_json, shown, upgraded
 from tsm_jax.terminal import printable
 from tsm_jax.weights.labels import check_labels, read_labels
-from tsm_jax.weights.tensor_file import read_tensors, write_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,7 +59,7 @@ def _from_version_2(description: dict[str, Any]) -> dict[str, Any]:
     return {**description, "preprocessing": {"frame_rate": 0.0, **preprocessing}}
 
 
-# What config.json of older versions means, architecture and preprocessing, see `stored.upgraded`.
+# What config.json of older versions means, architecture and preprocessing, see `files.upgraded`.
 UPGRADES = (_from_version_1, _from_version_2)
 FORMAT_VERSION = len(UPGRADES) + 1
 
@@ -58,8 +69,6 @@ class Model:
     """A network with its weights, ready to be rebuilt anywhere.
 
     Attributes:
-        architecture: of the network.
-        preprocessing: of its input.
         labels: K class names, in the order of the logits.
         tensors: float32 by name, parameters and running statistics.
         provenance: where the weights came from; free JSON. Of absolute paths in it only the name
@@ -108,8 +117,12 @@ def write_model_directory(model: Model, directory: str) -> None:
 def fill_model_directory(model: Model, folder: str) -> None:
     """Writes the files of a model directory into a folder that is there."""
     check_labels(model.labels, model.architecture.num_classes, f"{LABELS_FILE}: line")
-    write_tensors(os.path.join(folder, WEIGHTS_FILE), model.tensors)
-    write_text(os.path.join(folder, LABELS_FILE), "".join(f"{name}\n" for name in model.labels))
+    weights = os.path.join(folder, WEIGHTS_FILE)
+    check_values(model.tensors, weights)
+    content = save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()})
+    with open(weights, "wb") as file:  # safetensors makes files that only their owner can read
+        file.write(content)
+    write_lines(os.path.join(folder, LABELS_FILE), model.labels)
     description = {
         "format_version": FORMAT_VERSION,
         "architecture": asdict(model.architecture),
@@ -150,14 +163,12 @@ def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[
     description = read_json(path, "the model's description")
     if not isinstance(description, dict) or "format_version" not in description:
         raise UserError(f"{path} is not the description of a tsm_jax model")
-    try:
+    with naming(path):
         version = description["format_version"]
         description = upgraded(description, version, UPGRADES, "the model")
         architecture = from_json(Architecture, description.get("architecture"))
         preprocessing = from_json(Preprocessing, description.get("preprocessing"))
         _check_provenance(description.setdefault("provenance", {}))
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     return architecture, preprocessing, description
 
 
@@ -194,3 +205,47 @@ def check_tensors(
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(f"{source} does not fit the network: {', '.join(problems[:3])}{more}")
+
+
+def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Reads the float32 tensors of some names, or all, of a safetensors file.
+
+    Raises:
+        UserError: the file is damaged, or a tensor is missing, not float32 or not finite.
+    """
+    with open_tensors(path) as file:
+        present = set(file.keys())
+        for name in names:
+            if name not in present:
+                raise UserError(f"cannot read {path}: it has no tensor {name}")
+        # The dtype before the values: NumPy has no name for some of them.
+        for name in sorted(names or present):
+            dtype = file.get_slice(name).get_dtype()
+            if dtype != "F32":
+                raise UserError(f"cannot read {path}: {printable(name)} is {dtype}: it must be F32")
+        tensors = {name: file.get_tensor(name) for name in names or file.keys()}
+    check_values(tensors, path)
+    return tensors
+
+
+@contextmanager
+def open_tensors(path: str) -> Iterator[Any]:
+    """Opens a safetensors file; within, its errors become UserErrors."""
+    check_regular(path, "the weights")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError, ValueError) as error:  # ValueError: a size NumPy cannot have
+        raise UserError(f"cannot read {path}: {printable(reason(error))}") from error
+
+
+def check_values(tensors: Mapping[str, np.ndarray], source: str) -> None:
+    """Raises a UserError unless all tensors are float32 and finite."""
+    for name, value in tensors.items():
+        if value.dtype != np.float32:
+            raise UserError(f"{source}: {printable(name)} is {value.dtype}: it must be float32")
+        if not np.isfinite(value).all():
+            raise UserError(
+                f"{source}: {printable(name)} holds values that are not finite: the weights are"
+                " damaged, or their training diverged"
+            )

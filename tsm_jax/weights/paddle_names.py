@@ -1,51 +1,38 @@
 """From the tensors of a PaddleVideo file to our weights, and back.
 
 Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
-PaddleVideo's names come from paddlevideo/modeling/backbones/resnet_tsm.py and heads/tsm_head.py,
-those of PP-TSM from `pptsm_names.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from tsm_jax.errors import UserError
-from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
-from tsm_jax.weights.pptsm_names import (
-    ATTENTION,
-    PPTSM,
+from tsm_jax.errors import UserError, naming
+from tsm_jax.models.architecture import Architecture
+from tsm_jax.weights.paddle_networks import (
+    BLOCKS,
+    NETWORKS,
     PaddleTensor,
     is_sum_of_branches,
-    network_of,
+    paddle_tensors,
     sums_of_branches,
 )
 from tsm_jax.weights.tensor_checks import (
-    Unfit,
+    HWIO,
+    OIHW,
     check_fit,
     check_sound,
     dtype_name,
     float32,
-    shape_of,
 )
 
-# Blocks per stage of PaddleVideo's TSMs.
-BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
-FC_WEIGHT, FC_BIAS = "head.fc.weight", "head.fc.bias"
-_EXPANSION = 4
-_NORM = (  # ours, theirs, their parameter
-    ("scale", "weight", "{norm}_scale"),
-    ("bias", "bias", "{norm}_offset"),
-    ("mean", "_mean", "batch_norm2d_{number}.w_0"),
-    ("var", "_variance", "batch_norm2d_{number}.w_1"),
-)
 _IMAGENET_HEAD = ("out.weight", "out.bias", "fc.weight", "fc.bias")
-_STEM = "backbone.conv._conv.weight"
 # Names of parts inside of a backbone, for files that leave `backbone.` out.
 _PART = re.compile(
     r"(conv\d*(_\d)?|res\d\w+|bb_\d+_\d+|stem|stages|last_conv|global_attention|out|fc)\."
@@ -57,8 +44,7 @@ class PaddleArchitecture:
     """The network that a file's tensors belong to, and what the file was like.
 
     Attributes:
-        backbone: a name of `BLOCKS` or `PPTSM`.
-        width: as in `config.model`, 64 in every published file.
+        backbone, width: as in `config.model`; the width is 64 in every published file.
         num_classes: None for a file without a head, as the ImageNet ones.
         num_segments: T, where the tensors tell it: those of an attention over time.
         dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
@@ -86,7 +72,7 @@ def from_paddle(
     Args:
         tensors: by PaddleVideo name. float16, float64 and Paddle's bfloat16 (uint16) are turned
             into float32.
-        source: what error messages begin with: the file's name.
+        source: what error messages begin with.
 
     Returns:
         Weights by our names, float32 and contiguous, and the architecture that the shapes tell.
@@ -96,84 +82,66 @@ def from_paddle(
         UserError: a tensor is missing, unexpected, of another shape or not finite, or the file
             is of another model.
     """
-    try:
-        return _from_paddle(tensors)
-    except (Unfit, UserError) as reason:
-        raise UserError(f"{source}: {reason}") from None
+    with naming(source):
+        found, ignored = _normalised(tensors)
+        _refuse_other_models(found)
+        backbone = next(
+            name
+            for name, network in NETWORKS.items()
+            if any(tensor.startswith(network.marks) for tensor in found)
+        )
+        sizes = NETWORKS[backbone].sizes(found)
+        expected = paddle_tensors(backbone, *sizes)
+        check_fit(
+            {tensor.paddle: tensor.shape for tensor in expected}, found, f"not {_network(backbone)}"
+        )
+        dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
+        weights = {tensor.ours: _to_ours(found[tensor.paddle], tensor) for tensor in expected}
+        check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
+        return weights, PaddleArchitecture(backbone, *sizes, dict(dtypes), tuple(ignored))
 
 
-def to_paddle(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, np.ndarray]:
-    """The inverse of `from_paddle`: float32 tensors by PaddleVideo name, in its order.
+def to_paddle(
+    weights: Mapping[str, np.ndarray], architecture: Architecture | PaddleArchitecture
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The inverse of `from_paddle`.
+
+    Returns:
+        Float32 tensors by PaddleVideo name, in its order, and Paddle's parameter name of each but
+        those that are sums of branches.
 
     Raises:
-        UserError: the weights are not those of this backbone, or PaddleVideo has none.
+        UserError: the weights are not of this architecture, or PaddleVideo has no such network.
     """
-    expected = list(paddle_tensors(*_dimensions(weights, backbone)))
-    shapes = {tensor.ours: tensor.our_shape for tensor in expected}
-    try:
-        check_fit(shapes, weights, _network(backbone))
-    except Unfit as reason:
-        raise UserError(f"weights of a {backbone}: {reason}") from None
-    found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
-    return found | sums_of_branches(found)
-
-
-def parameter_names(weights: Mapping[str, np.ndarray], backbone: str) -> dict[str, str]:
-    """Paddle's parameter name of each tensor: the `StructuredToParameterName@@` of PaddleVideo.
-
-    As PaddleVideo's ResNetTSM and TSMHead give them; moving averages get a running number.
-    """
-    return {
-        tensor.paddle: tensor.parameter
-        for tensor in paddle_tensors(*_dimensions(weights, backbone))
-    }
-
-
-_Dimensions = tuple[str, int, int | None, int | None]  # backbone, width, classes, segments
-
-
-def _dimensions(weights: Mapping[str, np.ndarray], backbone: str) -> _Dimensions:
-    if backbone not in (*BLOCKS, *PPTSM):
-        names = ", ".join((*BLOCKS, *PPTSM))
+    backbone = architecture.backbone
+    if backbone not in NETWORKS:
+        names = ", ".join(dict.fromkeys((*BLOCKS, *NETWORKS)))
         raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {names}")
-    fc = shape_of(weights.get(CLASSIFIER))
-    if backbone in PPTSM:
-        stem = shape_of(weights.get(PPTSM[backbone].stem))
-        width = PPTSM[backbone].width * stem[-1] if stem else 64
-    else:
-        width = (shape_of(weights.get("backbone.stem.conv.kernel")) or (64,))[-1]
-    segments = shape_of(weights.get(ATTENTION))
-    return backbone, width, fc[-1] if fc else None, segments[-1] if segments else None
+    expected = paddle_tensors(
+        backbone, architecture.width, architecture.num_classes, architecture.num_segments
+    )
+    shapes = {tensor.ours: tensor.our_shape for tensor in expected}
+    check_fit(shapes, weights, f"weights of a {backbone}: not {_network(backbone)}")
+    found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
+    parameter_names = {tensor.paddle: tensor.parameter for tensor in expected}
+    return found | sums_of_branches(found), parameter_names
 
 
 def _network(backbone: str) -> str:
     return "a TSM ResNet" if backbone in BLOCKS else f"a PP-TSM of {backbone}"
 
 
-def _from_paddle(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
-    found, ignored = _normalised(tensors)
-    _refuse_other_models(found)
-    dimensions = _inferred_dimensions(found)
-    expected = list(paddle_tensors(*dimensions))
-    shapes = {tensor.paddle: tensor.shape for tensor in expected}
-    check_fit(shapes, found, _network(dimensions[0]))
-    dtypes = Counter(dtype_name(found[tensor.paddle]) for tensor in expected)
-    weights = {tensor.ours: _to_ours(found[tensor.paddle], tensor) for tensor in expected}
-    check_sound(weights, {tensor.ours: tensor.paddle for tensor in expected})
-    return weights, PaddleArchitecture(*dimensions, dict(dtypes), tuple(ignored))
-
-
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
     if not tensors:
-        raise Unfit("holds no tensors; is it the .pdparams of a whole model?")
+        raise UserError("holds no tensors; is it the .pdparams of a whole model?")
     for name in tensors:
         if re.search(r"(^|\.)blocks\.\d+\.(expand|bottleneck|linear)_conv\.", name):
-            raise Unfit(
+            raise UserError(
                 f"is a PP-TSM of MobileNetV3 ({name!a}), a network that does not exist here; take"
                 " the MobileNetV2 or the PP-LCNetV2 (PP-TSMv2)"
             )
         if "_velocity_" in name or name == "LR_Scheduler":
-            raise Unfit(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
+            raise UserError(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
 
 
 def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -193,7 +161,7 @@ def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             ignored.append(name)
             continue
         if full in found:
-            raise Unfit(f"holds {full!a} twice, once as {name!a}; remove one")
+            raise UserError(f"holds {full!a} twice, once as {name!a}; remove one")
         found[full] = value
     return found, ignored
 
@@ -214,107 +182,13 @@ def _full_name(name: str) -> str:
     return f"backbone.{name}" if _PART.match(name) else name
 
 
-def _inferred_dimensions(found: Mapping[str, Any]) -> _Dimensions:
-    """From the blocks present, the stem and the head."""
-    pptsm = network_of(found)
-    if pptsm is not None:
-        return PPTSM[pptsm].dimensions(pptsm, found)
-    backbone = "resnet50"
-    if "backbone.res4b1.conv0._conv.weight" in found:
-        is_152 = any(name.startswith(("backbone.res3e.", "backbone.res4b23.")) for name in found)
-        backbone = "resnet152" if is_152 else "resnet101"
-    stem, fc = shape_of(found.get(_STEM)), shape_of(found.get(FC_WEIGHT))
-    bias = shape_of(found.get(FC_BIAS))
-    width = stem[0] if stem and stem[0] > 0 else 64
-    num_classes = fc[-1] if fc else bias[-1] if bias else None
-    return backbone, width, num_classes or None, None
-
-
 def _to_ours(value: np.ndarray, tensor: PaddleTensor) -> np.ndarray:
-    if value.ndim == 4:
-        value = value.transpose(2, 3, 1, 0)  # OIHW to HWIO
+    value = value.transpose(HWIO) if value.ndim == 4 else value
     return float32(value).reshape(tensor.our_shape)
 
 
 def _to_theirs(value: np.ndarray, tensor: PaddleTensor) -> np.ndarray:
     if len(tensor.shape) == 4:
         out, features_in, height, width = tensor.shape
-        value = value.reshape(height, width, features_in, out).transpose(3, 2, 0, 1)
+        value = value.reshape(height, width, features_in, out).transpose(OIHW)
     return np.asarray(value, np.float32, order="C")
-
-
-# Every tensor of PaddleVideo's TSM: its names there and here.
-
-
-class _ConvNorm(NamedTuple):
-    paddle: str
-    ours: str
-    shape: tuple[int, int, int, int]  # OIHW
-    kernel_parameter: str
-    norm_parameter: str
-
-
-def paddle_tensors(
-    backbone: str, width: int, num_classes: int | None, num_segments: int | None = None
-) -> Iterator[PaddleTensor]:
-    """Every tensor in the order of PaddleVideo's state dict."""
-    if backbone in PPTSM:
-        yield from PPTSM[backbone].tensors(backbone, width, num_classes, num_segments)
-        return
-    for number, layer in enumerate(_conv_norms(backbone, width)):
-        yield PaddleTensor(
-            f"{layer.paddle}._conv.weight",
-            f"{layer.ours}.conv.kernel",
-            layer.shape,
-            layer.kernel_parameter,
-        )
-        for ours, paddle, parameter in _NORM:
-            yield PaddleTensor(
-                f"{layer.paddle}._batch_norm.{paddle}",
-                f"{layer.ours}.norm.{ours}",
-                layer.shape[:1],
-                parameter.format(norm=layer.norm_parameter, number=number),
-            )
-    if num_classes is not None:
-        features = 8 * _EXPANSION * width
-        yield PaddleTensor(FC_WEIGHT, CLASSIFIER, (features, num_classes), "fc_0.w_0")
-        yield PaddleTensor(FC_BIAS, CLASSIFIER_BIAS, (num_classes,), "fc_0.b_0")
-
-
-def _conv_norms(backbone: str, width: int) -> Iterator[_ConvNorm]:
-    stem_shape = (width, 3, 7, 7)
-    yield _ConvNorm("backbone.conv", "backbone.stem", stem_shape, "conv1_weights", "bn_conv1")
-    features_in = width
-    for stage, num_blocks in enumerate(BLOCKS[backbone]):
-        for index in range(num_blocks):
-            inner = width * 2**stage
-            yield from _block(
-                _block_name(stage, index, num_blocks), stage, index, features_in, inner
-            )
-            features_in = _EXPANSION * inner
-
-
-def _block(name: str, stage: int, index: int, features_in: int, inner: int) -> Iterator[_ConvNorm]:
-    features = _EXPANSION * inner
-    layers = [
-        ("conv0", "conv1", "branch2a", (inner, features_in, 1, 1)),
-        ("conv1", "conv2", "branch2b", (inner, inner, 3, 3)),
-        ("conv2", "conv3", "branch2c", (features, inner, 1, 1)),
-    ]
-    if index == 0:
-        layers.append(("short", "shortcut", "branch1", (features, features_in, 1, 1)))
-    for paddle, ours, branch, shape in layers:
-        yield _ConvNorm(
-            f"backbone.res{name}.{paddle}",
-            f"backbone.stages.{stage}.{index}.{ours}",
-            shape,
-            f"res{name}_{branch}_weights",
-            f"bn{name}_{branch}",
-        )
-
-
-def _block_name(stage: int, index: int, num_blocks: int) -> str:
-    """`2a`, `2b`, ...; the long third stage of ResNet-101 and -152 is `4a`, `4b1`, `4b2`, ..."""
-    if stage == 2 and num_blocks > 6 and index > 0:
-        return f"4b{index}"
-    return f"{stage + 2}{chr(ord('a') + index)}"

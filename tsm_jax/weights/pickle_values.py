@@ -122,11 +122,6 @@ class DType:
             case _:
                 raise Refused("it has a dtype of a kind that no weight file needs")
 
-    def to_numpy(self) -> np.dtype:
-        if self.found is None:
-            raise Refused("it has a dtype without a byte order")
-        return self.found
-
 
 @dataclass(eq=False, slots=True)
 class Array:
@@ -158,7 +153,9 @@ class Array:
         """Takes what a file says of a NumPy array, if the bytes agree with it exactly."""
         if not isinstance(dtype, DType):
             raise Refused("it has an array without a dtype")
-        self.dtype = dtype.to_numpy()
+        if dtype.found is None:
+            raise Refused("it has a dtype without a byte order")
+        self.dtype = dtype.found
         self.shape = checked_shape(shape)
         lengths = self.shape if order == "F" else self.shape[::-1]
         strides = tuple(math.prod(lengths[:axis]) for axis in range(len(lengths)))
@@ -188,9 +185,8 @@ class Array:
 
 
 def checked_shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
-        raise Refused("it has an array with a malformed shape")
-    if any(type(length) is not int or length < 0 for length in shape):
+    is_tuple = isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS
+    if not is_tuple or any(type(length) is not int or length < 0 for length in shape):
         raise Refused("it has an array with a malformed shape")
     # Of an empty array too: NumPy multiplies its other dimensions.
     if math.prod(max(length, 1) for length in shape) >= 2**44:

@@ -13,17 +13,11 @@ from tsm_jax.models.architecture import HEAD
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from.
-
-    Attributes:
-        loaded: the tensors to take, by name.
-        fresh: names of those that keep their random start.
-        left: names of those in the file that are not used.
-    """
+    """What a training starts from: tensors by name, and names of others."""
 
     loaded: dict[str, np.ndarray]
-    fresh: list[str]
-    left: list[str]
+    fresh: list[str]  # keep their random start
+    left: list[str]  # in the file, but not used
 
     def __str__(self) -> str:
         return (
@@ -44,7 +38,6 @@ def choose_start(
     """Decides tensor by tensor what is loaded.
 
     Args:
-        tensors: what the weights hold.
         expected: name to shape of what the network needs.
         with_head: take the classifier too.
         ignore: names, or beginnings of names, that may differ and then start fresh.
@@ -89,11 +82,7 @@ _FIRST_FOLD = {
 
 def shift_change(there: str | None, here: str) -> str:
     """What it means for a network that the weights it starts from were trained with another shift,
-    in one line; empty if they were not.
-
-    Args:
-        there: direction of the shift that the weights were trained with; None if it is not known.
-        here: that of the network which starts from them.
+    in one line; empty if they were not. The direction `there` is None if it is not known.
     """
     if there == here or (there is None and here != "past_only"):
         return ""

@@ -1,4 +1,4 @@
-"""Reads PyTorch's `.pth` (`.pt`, `.pth.tar`) without PyTorch and without trusting it.
+"""Reads PyTorch's `.pth` (`.pt`, `.pth.tar`) and `.safetensors` without PyTorch or trusting them.
 
 `torch.save` writes a zip archive: `NAME/data.pkl`, a pickle in which tensors refer to storages by
 their keys, and `NAME/data/KEY`, the bytes of each storage. Before 1.6 it wrote five pickles (a
@@ -22,7 +22,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tsm_jax.weights.closed_pickle import ClosedUnpickler
+from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
+from tsm_jax.weights.closed_pickle import TORCH_MAGIC, ClosedUnpickler, open_weights
+from tsm_jax.weights.model_directory import open_tensors
 from tsm_jax.weights.pickle_values import (
     GLOBALS,
     Array,
@@ -35,7 +38,8 @@ from tsm_jax.weights.pickle_values import (
     quoted,
     unfold,
 )
-from tsm_jax.weights.weight_file import TORCH_MAGIC, open_weights
+
+_SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 MAX_PICKLE = 32 * 2**20  # of a zip archive; it holds names and numbers
 MAX_DIRECTORY = 2 * 2**20  # of a zip archive: 20,000 storages
@@ -67,6 +71,25 @@ def read_torch(path: str | os.PathLike[str]) -> dict[Any, Any]:
         if type(tree) is not dict:
             raise Refused("it holds a single value, not a dictionary of tensors")
         return unfold(tree, size)
+
+
+def read_safetensors(path: str) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file; bfloat16 becomes float32, exactly.
+
+    Raises:
+        UserError: the file is damaged, or a tensor has a dtype that NumPy has not.
+    """
+    import ml_dtypes  # noqa: F401  # which gives NumPy the name; wherever jax is
+
+    tensors = {}
+    with open_tensors(path) as file:
+        for name in sorted(set(file.keys())):
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in _SAFETENSORS_DTYPES:
+                raise UserError(f"cannot read {path}: {printable(name)} is {dtype}")
+            value = file.get_tensor(name)
+            tensors[name] = value.astype(np.float32) if dtype == "BF16" else value
+    return tensors
 
 
 # The zip archive.

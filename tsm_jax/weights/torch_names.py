@@ -12,21 +12,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tsm_jax.errors import UserError
+from tsm_jax.errors import UserError, naming
 from tsm_jax.models.architecture import HEAD, SHIFT_EVERY, Architecture
-from tsm_jax.weights.tensor_checks import Unfit, check_fit, check_sound, float32, listed, shape_of
+from tsm_jax.weights.tensor_checks import (
+    HWIO,
+    OIHW,
+    check_fit,
+    check_shift,
+    check_sound,
+    float32,
+    listed,
+    network_shapes,
+    shape_of,
+    to_oihw,
+)
 
 MIT, MIT_ONLINE, MMACTION2, IMAGE = "MIT", "MIT's online demo", "mmaction2", "torchvision or timm"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOBILENET = "mobilenet_v2"
-COUNTER = (
-    "num_batches_tracked"  # of batch norm's steps: no network reads it, and a file may lack it
-)
+# Of batch norm's steps: no network reads it, and a file may lack it.
+COUNTER = "num_batches_tracked"
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _STAGES = (1, 2, 3, 4, 3, 3, 1)  # inverted residual blocks of MobileNetV2 with the same width
@@ -67,18 +76,18 @@ def _resnet_mmaction2(path: list[str]) -> tuple[str, str]:
 
 def _mobilenet(path: list[str]) -> tuple[str, str]:
     block, place = _feature(path)
+    name = f"features.{block}"
     if block in (0, 18):
-        return f"features.{block}.0", f"features.{block}.1"
-    name = f"features.{block}.conv.{place}"
+        return f"{name}.0", f"{name}.1"
     if path[-1] == "project":
-        return name, f"features.{block}.conv.{place + 1}"
-    return f"{name}.0", f"{name}.1"
+        return f"{name}.conv.{place}", f"{name}.conv.{place + 1}"
+    return f"{name}.conv.{place}.0", f"{name}.conv.{place}.1"
 
 
 def _mobilenet_mit(path: list[str]) -> tuple[str, str]:
     block, place = _feature(path)
     if block in (0, 18):
-        return f"features.{block}.0", f"features.{block}.1"
+        return _mobilenet(path)
     return f"features.{block}.conv.{3 * place}", f"features.{block}.conv.{3 * place + 1}"
 
 
@@ -169,7 +178,7 @@ def from_torch(
 
     Args:
         tensors: by their names; float16 and float64 are turned into float32.
-        source: what error messages begin with: the file's name.
+        source: what error messages begin with.
 
     Returns:
         Weights by our names, float32 and contiguous, and the network that they tell.
@@ -178,10 +187,8 @@ def from_torch(
         UserError: a tensor is missing, unexpected, of another shape or not finite, or the network
             is one that does not exist here.
     """
-    try:
+    with naming(source):
         return _from_torch(tensors)
-    except (Unfit, UserError) as reason:
-        raise UserError(f"{source}: {reason}") from None
 
 
 def to_torch(
@@ -192,17 +199,20 @@ def to_torch(
     Raises:
         UserError: that project has no such network, or the weights are not of the architecture.
     """
-    if (family, architecture.backbone == MOBILENET) not in _NAMES or (
-        architecture.backbone not in (*RESNETS, MOBILENET)
-    ):
-        raise UserError(f"{family} has no {architecture}")
-    _check_shift(architecture, family)
     backbone = architecture.backbone
-    expected = _tensors(backbone, architecture.width, architecture.num_classes)
-    try:
-        check_fit(expected, weights, f"the tensors of a {architecture}")
-    except Unfit as reason:
-        raise UserError(f"the weights are {reason}") from None
+    is_known = backbone in (*RESNETS, MOBILENET)
+    if not is_known or (family, backbone == MOBILENET) not in _NAMES:
+        raise UserError(f"{family} has no {architecture}")
+    if architecture.shift != "none":
+        check_shift(
+            architecture,
+            family,
+            shift=_SHIFTS[family],
+            shift_fraction="1/8",
+            shift_every=2 if backbone in ("resnet101", "resnet152") else 1,
+        )
+    expected = network_shapes(backbone, architecture.width, architecture.num_classes)
+    check_fit(expected, weights, f"the weights are not the tensors of a {architecture}")
     every = 0 if architecture.shift in ("none", "past_only") else architecture.shift_every
     wrapped = list(_wrapped(family, backbone, expected, every))
     prefix = "module." if family == MIT else ""  # what its DataParallel leaves behind
@@ -212,25 +222,11 @@ def to_torch(
         for module in wrapped:
             if theirs.startswith(module):
                 theirs = f"{module}net.{theirs.removeprefix(module)}"
-        found[prefix + theirs] = np.ascontiguousarray(_transposed(weights[ours], _TO_THEIRS))
+        found[prefix + theirs] = np.ascontiguousarray(_transposed(weights[ours], OIHW))
         if ours.endswith("norm.var"):
             counter = theirs.removesuffix(_NORM["var"]) + COUNTER
             found[prefix + counter] = np.zeros((), np.int64)
     return found
-
-
-def _check_shift(architecture: Architecture, family: str) -> None:
-    every = 2 if architecture.backbone in ("resnet101", "resnet152") else 1
-    eighth = architecture.shift_fraction == "1/8" or architecture.num_segments == 8
-    is_theirs = architecture.shift == _SHIFTS[family] and architecture.shift_every == every
-    if architecture.shift != "none" and not (is_theirs and eighth):
-        raise UserError(
-            f"{family} shifts {_SHIFTS[family]}, by 1/8, in every {'second ' if every == 2 else ''}"
-            f"block; this model has shift={architecture.shift},"
-            f" shift_fraction={architecture.shift_fraction},"
-            f" shift_every={architecture.shift_every}: its weights would answer something else"
-            " there"
-        )
 
 
 def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], TorchNetwork]:
@@ -238,10 +234,10 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if not tensors:
-        raise Unfit("it holds no tensors by name")
+        raise UserError("it holds no tensors by name")
     for pattern, part in _UNSUPPORTED.items():
         if found := [name for name in tensors if re.search(pattern, name)]:
-            raise Unfit(f"it is of {part}, which is not supported ({listed(found[:1])})")
+            raise UserError(f"it is of {part}, which is not supported ({listed(found[:1])})")
     family, backbone = _recognised(tensors)
     names = _NAMES[family, backbone == MOBILENET]
     found, wrapped = {}, set()
@@ -254,23 +250,25 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
             wrapped.add(f"{before}.")
         name = f"{before}.{after}" if net else name
         if name in found:
-            raise Unfit(f"it holds {listed([name])} in two spellings")
+            raise UserError(f"it holds {listed([name])} in two spellings")
         found[name] = value.astype(np.int32) if value.dtype == np.uint16 else value
     stem = shape_of(found.get(_their_name(family, backbone, "backbone.stem.conv.kernel")))
     fc = shape_of(found.get(f"{names.classifier}.weight"))
     if stem[1:2] == (10,):
-        raise Unfit("it is of optical flow (10 input channels), which is not supported")
+        raise UserError("it is of optical flow (10 input channels), which is not supported")
     width = _width(family, backbone, found)
     num_classes = fc[0] if fc else None
-    ours = _tensors(backbone, width, num_classes)
+    ours = network_shapes(backbone, width, num_classes)
     theirs = {name: _their_name(family, backbone, name) for name in ours}
-    shapes = {theirs[name]: _their_shape(shape) for name, shape in ours.items()}
-    what = f"{family}'s {backbone}" if "'" not in family else f"the {backbone} of {family}"
-    check_fit(shapes, found, what)
+    shapes = {
+        theirs[name]: shape[::-1] if len(shape) == 2 else to_oihw(shape)
+        for name, shape in ours.items()
+    }
+    check_fit(shapes, found, f"not the {backbone} of {family}")
     network = TorchNetwork(
         family, backbone, width, num_classes, *_shift(family, backbone, ours, wrapped), len(wrapped)
     )
-    weights = {name: float32(_transposed(found[theirs[name]], _TO_OURS)) for name in ours}
+    weights = {name: float32(_transposed(found[theirs[name]], HWIO)) for name in ours}
     check_sound(weights, theirs)
     return weights, network
 
@@ -282,8 +280,8 @@ def _recognised(names: Iterable[str]) -> tuple[str, str]:
         if re.search(pattern, lines, re.MULTILINE):
             return family, _backbone(lines)
     if re.search(r"^backbone\.(stem|stages|blocks)\.", lines, re.MULTILINE):
-        raise Unfit("it has our own names: give the folder in which it lies")
-    raise Unfit(
+        raise UserError("it has our own names: give the folder in which it lies")
+    raise UserError(
         "its names are none of MIT's, mmaction2's, torchvision's or timm's ResNets and"
         f" MobileNetV2: {listed(lines.splitlines())}"
     )
@@ -318,7 +316,7 @@ def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -
         if wrapped == expected and _SHIFTS[family] == "future_first":
             return "future_first", every
     nearest = min(patterns.values(), key=lambda expected: len(wrapped ^ expected))
-    raise Unfit(
+    raise UserError(
         f"it shifts in other blocks than any {backbone} of {family}:"
         f" missing {listed(sorted(nearest - wrapped)) or 'none'};"
         f" unexpected {listed(sorted(wrapped - nearest)) or 'none'}"
@@ -353,32 +351,6 @@ def _their_name(family: str, backbone: str, ours: str) -> str:
     return names.prefix + own
 
 
-def _tensors(backbone: str, width: int, num_classes: int | None) -> dict[str, tuple[int, ...]]:
-    """Shapes by our names."""
-    shapes = dict(_with_one_class(backbone, width))
-    for name in [name for name in shapes if name.startswith(HEAD)]:
-        *features, _ = shapes.pop(name)
-        if num_classes is not None:
-            shapes[name] = (*features, num_classes)
-    return shapes
-
-
-@lru_cache(maxsize=16)
-def _with_one_class(backbone: str, width: int) -> dict[str, tuple[int, ...]]:
-    """From the network itself."""
-    from tsm_jax.models.network import build_network  # late: it brings in jax
-
-    network = build_network(Architecture(backbone, 1, num_segments=8, width=width), "float32")
-    return {**network.param_shapes, **network.batch_stat_shapes}
-
-
-_TO_OURS = {4: (2, 3, 1, 0), 2: (1, 0)}
-_TO_THEIRS = {4: (3, 2, 0, 1), 2: (1, 0)}
-
-
-def _transposed(value: np.ndarray, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
-    return value.transpose(axes[value.ndim]) if value.ndim in axes else value
-
-
-def _their_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[axis] for axis in _TO_THEIRS.get(len(shape), range(len(shape))))
+def _transposed(value: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Kernels by these axes; matrices are the other way round in both directions."""
+    return value.transpose(axes) if value.ndim == 4 else value.T if value.ndim == 2 else value

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tsm_jax.download import OnProgress, check_address, download
+from tsm_jax.download import check_address, download
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar, typed
 
@@ -32,14 +32,12 @@ class Published:
     """A published file of weights.
 
     Attributes:
-        name: how it is called here.
         data: the data set it was trained for.
         segments: T that it is tested with; 0 for image networks.
         top1: published accuracies in percent, each with its protocol: one of
             `tsm_jax.data.protocols`, or `its own` where none here is the same.
         megabytes: of the file, where its publisher tells; else 0.
         note: why it cannot be used (`not supported: ...`), or what else to know.
-        address: where it lies.
     """
 
     name: str
@@ -121,57 +119,39 @@ def names_like(text: str) -> str:
     return f"there are {', '.join(alike)} and others: {typed('convert')} --list"
 
 
-def fetch(
-    name_or_url: str,
-    cache_dir: str | os.PathLike[str] | None = None,
-    *,
-    max_bytes: int = MAX_BYTES,
-    on_progress: OnProgress | None = None,
-) -> Path:
+def fetch(name_or_url: str) -> Path:
     """The local copy of a published file, downloaded when it is first asked for.
+
+    It is kept in `$TSM_JAX_CACHE`, by default `~/.cache/tsm_jax/weights`.
 
     Args:
         name_or_url: a name of `ZOO` or an https address.
-        cache_dir: by default `$TSM_JAX_CACHE`, else `~/.cache/tsm_jax/weights`.
-        on_progress: by default a progress bar where stderr is a terminal.
 
     Raises:
         UserError: an unknown name, an address that is not https, a download that failed for
             good, or a copy that is no longer what was downloaded.
     """
-    url = _url(name_or_url)
+    if not is_remote(name_or_url):
+        raise UserError(
+            f"{name_or_url}: no published weights of this name; {names_like(name_or_url)}"
+        )
     known = ZOO.get(name_or_url)
     if known and not known.is_supported:
         raise UserError(f"{known.name}: {known.note}")
+    url = known.address if known else name_or_url
     check_address(url, url)
-    path = _cache_path(url, Path(cache_dir) if cache_dir else _default_cache())
-    with progress_bar(path.name, in_bytes=True) as update:
+    # A folder per address, since different addresses end in the same file name.
+    cache = Path(os.environ.get("TSM_JAX_CACHE") or "~/.cache/tsm_jax/weights").expanduser()
+    name = unquote(urlsplit(url).path).rpartition("/")[2]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100] or "weights"
+    path = cache / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    with progress_bar(name, in_bytes=True) as update:
         return download(
             url,
             path,
             what="the weights",
             setting="TSM_JAX_CACHE",
-            max_bytes=max_bytes,
+            max_bytes=MAX_BYTES,
             sha256=known.sha256 if known else "",
-            on_progress=on_progress or update,
+            on_progress=update,
         )
-
-
-def _url(name_or_url: str) -> str:
-    if name_or_url in ZOO:
-        return ZOO[name_or_url].address
-    if is_remote(name_or_url):
-        return name_or_url
-    raise UserError(f"{name_or_url}: no published weights of this name; {names_like(name_or_url)}")
-
-
-def _default_cache() -> Path:
-    chosen = os.environ.get("TSM_JAX_CACHE")
-    return Path(chosen).expanduser() if chosen else Path("~/.cache/tsm_jax/weights").expanduser()
-
-
-def _cache_path(url: str, cache_dir: Path) -> Path:
-    """A folder per address, since different addresses end in the same file name."""
-    name = unquote(urlsplit(url).path).rpartition("/")[2]
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100] or "weights"
-    return cache_dir / hashlib.sha256(url.encode()).hexdigest()[:12] / name

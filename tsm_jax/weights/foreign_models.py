@@ -1,4 +1,4 @@
-"""Models in the files of PyTorch projects: MIT's, mmaction2's, torchvision's and timm's."""
+"""Models from files of PaddleVideo, MIT, mmaction2, torchvision and timm, and files from models."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 
 from tsm_jax.data.protocols import Preprocessing
-from tsm_jax.errors import UserError
-from tsm_jax.files import sha256
+from tsm_jax.errors import UserError, naming
+from tsm_jax.files import from_json, sha256
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.backbones import BACKBONES
-from tsm_jax.stored import from_json
 from tsm_jax.weights.labels import check_labels, dataset_labels, labels_for, numbered
 from tsm_jax.weights.model_directory import Model
-from tsm_jax.weights.tensor_file import read_any_tensors
-from tsm_jax.weights.torch_file import read_torch
+from tsm_jax.weights.paddle_names import PaddleArchitecture, from_paddle, to_paddle
+from tsm_jax.weights.paddle_networks import BLOCKS
+from tsm_jax.weights.paddle_pickle import read_paddle
+from tsm_jax.weights.pickle_writers import write_paddle, write_torch
+from tsm_jax.weights.tensor_checks import check_shift
+from tsm_jax.weights.torch_file import read_safetensors, read_torch
 from tsm_jax.weights.torch_names import (
     IMAGE,
     MIT,
@@ -28,12 +31,18 @@ from tsm_jax.weights.torch_names import (
     from_torch,
     to_torch,
 )
-from tsm_jax.weights.torch_writer import write_torch
 
-SAFETENSORS = ".safetensors"
-# What we write beside the tensors.
+# How every TSM of PaddleVideo shifts.
+_PADDLE_SHIFT: dict[str, Any] = {
+    "shift": "past_first",
+    "shift_fraction": "1/num_segments",
+    "shift_every": 1,
+}
+# In the names of PP-TSMv2's files, as PPTSMv2_k400_16f.pdparams.
+_FRAMES = re.compile(r"_([1-9]\d?)f(?=[_.])")
+
+# What we write beside the tensors of a PyTorch file.
 _CLASSES, _SEGMENTS, _PREPROCESSING = "classes", "num_segments", "preprocessing"
-
 # What neither keys nor shapes show, in the names of MIT's and mmaction2's files and of those that
 # their training scripts write.
 _SEGMENTS_IN_NAME = re.compile(r"segment(\d+)|1x1x(\d+)")
@@ -51,26 +60,103 @@ _DATA = {  # where it is called otherwise
 _USUAL_SEGMENTS = {IMAGE: 1, MIT_ONLINE: 8}
 
 
+def read_paddle_model(path: str, *, num_segments: int | None = None) -> Model:
+    """A model from a `.pdparams` of PaddleVideo's TSM or PP-TSM.
+
+    Args:
+        num_segments: T that it was trained with. PaddleVideo shifts 1/T of the channels each way.
+            None for what an attention or the file's name tells, else 8.
+
+    Raises:
+        UserError: the file cannot be read, is no TSM, or has no classifier.
+    """
+    tensors, found = read_paddle_tensors(path)
+    num_classes = _num_classes(path, found)
+    num_segments, told = _paddle_segments(path, found, num_segments)
+    architecture = Architecture(
+        found.backbone, num_classes, num_segments, found.width, **_PADDLE_SHIFT
+    )
+    # PP-TSM is tested with other frames and pixels than TSM: those of `tools/predict.py`.
+    protocol = "test" if found.backbone in BLOCKS else "paddle_predict"
+    title = BACKBONES[found.backbone].title
+    read_as = f"PaddleVideo: {title}, {num_classes} classes{told}; views: {protocol}"
+    provenance = _provenance(path, "PaddleVideo", read_as)
+    provenance |= {"source_dtypes": found.dtypes, "source_ignored": list(found.ignored)}
+    names = labels_for(num_classes) or numbered(num_classes)
+    return Model(architecture, Preprocessing(protocol=protocol), names, tensors, provenance)
+
+
+def read_paddle_tensors(path: str) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
+    """The tensors of a `.pdparams` by our names, with or without a classifier."""
+    return from_paddle(read_paddle(path), path)
+
+
+def _num_classes(path: str, found: PaddleArchitecture | TorchNetwork) -> int:
+    if found.num_classes is None:
+        raise UserError(
+            f"{path} has no classifier: it can be trained from (--config.init_from), not evaluated"
+        )
+    return found.num_classes
+
+
+def _provenance(path: str, family: str, read_as: str) -> dict[str, Any]:
+    return {
+        "source": os.path.basename(path),
+        "source_sha256": sha256(path),
+        "source_family": family,
+        "read_as": read_as,
+    }
+
+
+def _paddle_segments(path: str, found: PaddleArchitecture, given: int | None) -> tuple[int, str]:
+    """T, and for a message where it comes from."""
+    if found.num_segments:
+        if given not in (None, found.num_segments):
+            raise UserError(
+                f"{path} has an attention over {found.num_segments} segments, not {given}: give the"
+                f" number it was trained with (convert: --num_segments {found.num_segments})"
+            )
+        return found.num_segments, f", {found.num_segments} segments; the shift is not in it"
+    named = None if found.backbone in BLOCKS else _FRAMES.search(os.path.basename(path))
+    if named and given is None:
+        return int(named[1]), f"; by the file's name: {named[1]} segments; the shift is not in it"
+    segments = 8 if given is None else given
+    return segments, f"; {segments} segments and the shift are not in it"
+
+
+def write_paddle_model(model: Model, path: str) -> None:
+    """Writes a `.pdparams` that PaddleVideo's TSM loads.
+
+    Raises:
+        UserError: PaddleVideo has no such network, and would answer something else with these
+            weights; or the file cannot be written.
+    """
+    _check_new(path)
+    architecture = model.architecture
+    check_shift(architecture, "PaddleVideo", **_PADDLE_SHIFT)
+    write_paddle(path, *to_paddle(model.tensors, architecture))
+
+
+def _check_new(path: str) -> None:
+    if os.path.exists(path):
+        raise UserError(f"{path} exists already: delete it or choose another one")
+
+
 def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
     """A model from a `.pth`, `.pth.tar` or `.safetensors` of MIT, mmaction2, torchvision or timm.
 
     `provenance["read_as"]` says in words what was found, and what of it only the file's name tells.
 
     Args:
-        path: the file.
         num_segments: T that it was trained with, where its name does not tell.
 
     Raises:
         UserError: the file cannot be read, is of another network, or does not tell T.
     """
-    content, state = _state_dict(path)
-    tensors, network = from_torch(state, path)
-    if network.num_classes is None:
-        raise UserError(
-            f"{path} has no classifier: it can be trained from (--config.init_from), not evaluated"
-        )
+    content, tensors, network = _read_torch(path)
+    num_classes = _num_classes(path, network)
     told = told_by_name("" if network.family == IMAGE else os.path.basename(path))
-    inside = _beside(content)
+    inside = _beside(content, num_classes)
     known = inside.num_segments or told.num_segments
     if network.shift != "none" and known and num_segments not in (None, known):
         raise UserError(
@@ -82,47 +168,47 @@ def read_torch_model(path: str, *, num_segments: int | None = None) -> Model:
         raise UserError(
             f"{path}: neither it nor its name tells how many frames a clip has: give --num_segments"
         )
-    try:
+    with naming(path):
         architecture = Architecture(
-            backbone=network.backbone,
-            num_classes=network.num_classes,
-            num_segments=known,
-            width=network.width,
+            network.backbone,
+            num_classes,
+            known,
+            network.width,
             shift=network.shift,
             shift_every=network.shift_every,
         )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    labels = inside.labels_of(network.num_classes) or _labels(network, told)
+    labels = inside.labels or _labels(network, num_classes, told)
     is_told = known == told.num_segments and not (num_segments or inside.num_segments)
     by_name = [f"{known} segments"] if is_told else []
     by_name += [told.data] if told.data else []
     by_name += ["trained densely"] if told.is_dense else []
-    read_as = f"{described(network)}, {network.num_classes} classes"
+    read_as = f"{described(network)}, {num_classes} classes"
     read_as += "" if is_told else f", {known} segment{'s' if known > 1 else ''}"
     read_as += f"; by the file's name: {', '.join(by_name)}" if by_name else ""
     read_as += "" if labels else "; no class names are known: give --labels to convert"
-    provenance = {
-        "source": os.path.basename(path),
-        "source_sha256": sha256(path),
-        "source_family": network.family,
-        "read_as": read_as,
-    }
-    names = labels or numbered(network.num_classes)
-    preprocessing = inside.preprocessing or _preprocessing(network, told)
-    return Model(architecture, preprocessing, names, tensors, provenance)
+    if network.family == MMACTION2:
+        protocol = "mmaction2_dense_ten_crop" if told.is_dense else "mmaction2_center_crop"
+    else:
+        protocol = "mit_dense_three_crop" if told.is_dense else "test"
+    return Model(
+        architecture,
+        inside.preprocessing or Preprocessing(protocol=protocol),
+        labels or numbered(num_classes),
+        tensors,
+        _provenance(path, network.family, read_as),
+    )
 
 
 def read_torch_start(
     path: str,
 ) -> tuple[dict[str, np.ndarray], TorchNetwork, list[str] | None]:
     """The tensors of such a file, with or without a classifier, and its class names if known."""
-    content, state = _state_dict(path)
-    tensors, network = from_torch(state, path)
+    content, tensors, network = _read_torch(path)
     if network.num_classes is None:
         return tensors, network, None
-    inside = _beside(content).labels_of(network.num_classes)
-    return tensors, network, inside or _labels(network, told_by_name(os.path.basename(path)))
+    labels = _beside(content, network.num_classes).labels
+    told = told_by_name(os.path.basename(path))
+    return tensors, network, labels or _labels(network, network.num_classes, told)
 
 
 def described(network: TorchNetwork) -> str:
@@ -132,9 +218,6 @@ def described(network: TorchNetwork) -> str:
         return f"{network.family}: {title}"
     where = f" in {network.shifted} blocks" if network.shifted else ""
     return f"{network.family}: {title}, shift {network.shift}{where}"
-
-
-WRITTEN = ("mit", "mmaction2")  # what `write_torch_model` knows
 
 
 def write_torch_model(model: Model, path: str, to: str) -> None:
@@ -149,8 +232,7 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
         UserError: the project has no such network, and would answer something else with these
             weights; or the file cannot be written.
     """
-    if os.path.exists(path):
-        raise UserError(f"{path} exists already: delete it or choose another one")
+    _check_new(path)
     architecture = model.architecture
     family = MMACTION2 if to == "mmaction2" else MIT
     if family == MIT and architecture.shift == "past_only":
@@ -170,17 +252,16 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
         write_torch(path, {"meta": beside, "state_dict": tensors})
 
 
-def _state_dict(path: str) -> tuple[dict[Any, Any], dict[str, Any]]:
-    """What the file holds, and the state dict in it."""
-    if path.endswith(SAFETENSORS):
-        content: dict[Any, Any] = read_any_tensors(path)
-    else:
-        content = read_torch(path)
+def _read_torch(path: str) -> tuple[dict[Any, Any], dict[str, np.ndarray], TorchNetwork]:
+    """What the file holds, the tensors in it by our names, and their network."""
+    content: dict[Any, Any]
+    content = read_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
     state = next(
         (content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)),
         content,
     )
-    return content, {name: value for name, value in state.items() if isinstance(name, str)}
+    named = {name: value for name, value in state.items() if isinstance(name, str)}
+    return content, *from_torch(named, path)
 
 
 @dataclass(frozen=True)
@@ -206,11 +287,8 @@ class _Inside:
     labels: list[str] | None
     preprocessing: Preprocessing | None
 
-    def labels_of(self, num_classes: int) -> list[str] | None:
-        return self.labels if self.labels and len(self.labels) == num_classes else None
 
-
-def _beside(content: dict[Any, Any]) -> _Inside:
+def _beside(content: dict[Any, Any], num_classes: int) -> _Inside:
     """What stands beside the tensors: written by us, or mmaction2's `dataset_meta`."""
     meta = content.get("meta", content)
     meta = meta if isinstance(meta, dict) else {}
@@ -219,7 +297,7 @@ def _beside(content: dict[Any, Any]) -> _Inside:
     segments = meta.get(_SEGMENTS)
     try:
         labels = list(labels)  # pyright: ignore[reportArgumentType]
-        check_labels(labels, len(labels), "the file: class")
+        check_labels(labels, num_classes, "the file: class")
     except (TypeError, UserError):
         labels = None
     try:
@@ -230,23 +308,11 @@ def _beside(content: dict[Any, Any]) -> _Inside:
     return _Inside(segments, labels, preprocessing)
 
 
-def _labels(network: TorchNetwork, told: _Told) -> list[str] | None:
-    assert network.num_classes is not None
+def _labels(network: TorchNetwork, num_classes: int, told: _Told) -> list[str] | None:
     if network.family == IMAGE:
         return None
     if told.data is None:
-        names = labels_for(network.num_classes)
-    elif told.data == "jester" and network.family == MMACTION2:
-        names = dataset_labels("jester_mmaction2")
-    else:
-        names = dataset_labels(told.data)
-    return names if names and len(names) == network.num_classes else None
-
-
-def _preprocessing(network: TorchNetwork, told: _Told) -> Preprocessing:
-    if network.family == MMACTION2:
-        dense = told.is_dense
-        return Preprocessing(
-            protocol="mmaction2_dense_ten_crop" if dense else "mmaction2_center_crop"
-        )
-    return Preprocessing(protocol="mit_dense_three_crop" if told.is_dense else "test")
+        return labels_for(num_classes)
+    is_other = told.data == "jester" and network.family == MMACTION2
+    names = dataset_labels("jester_mmaction2" if is_other else told.data)
+    return names if names and len(names) == num_classes else None
