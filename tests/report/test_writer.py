@@ -13,7 +13,7 @@ import pytest
 
 from tsm_jax.errors import UserError
 from tsm_jax.report import writer
-from tsm_jax.report.curves import read_curves
+from tsm_jax.report.statistics import read_curves
 from tsm_jax.report.writer import check_target, write_report
 from tsm_jax.terminal import printable
 

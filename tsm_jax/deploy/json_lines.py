@@ -16,13 +16,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
-from tsm_jax.deploy.inputs import refuse_inputs
-from tsm_jax.deploy.picture_files import PICTURE_SUFFIX
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 
-UNFINISHED = ".unfinished"
+UNFINISHED, PICTURE_SUFFIX = ".unfinished", ".png"
 
 _MARK = re.compile(r"\d+ \d+")
 
@@ -217,3 +215,20 @@ def _lock(file: BinaryIO, path: str) -> None:
         raise UserError(f"{path} is being written by another process: wait for it") from None
     except OSError:  # a file system without locks
         return
+
+
+def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raises a UserError if an output is one of the inputs, under whatever name."""
+    written = {_identity(path): path for path in outputs}
+    written.pop(None, None)
+    for path in inputs if written else ():
+        if (same := written.get(_identity(path))) is not None:
+            raise UserError(f"{same} is the input {path}: choose another output")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

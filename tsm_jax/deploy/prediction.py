@@ -1,4 +1,4 @@
-"""From scores to an answer: the average over views, and classes with their probabilities."""
+"""From scores to an answer: the average over views, classes with their probabilities, moments."""
 
 from __future__ import annotations
 
@@ -71,3 +71,23 @@ def best_classes(
 def as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Predictions for JSON."""
     return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
+
+
+class Moment(NamedTuple):
+    """A window and its answer.
+
+    Attributes:
+        start, end: seconds from the first frame of the video.
+        predictions: best first.
+        scores: softmax of all classes, float32 `[K]`.
+    """
+
+    start: float
+    end: float
+    predictions: list[Prediction]
+    scores: np.ndarray
+
+    def values(self) -> dict[str, Any]:
+        """The answer for JSON."""
+        times = {"start": round(self.start, 3), "end": round(self.end, 3)}
+        return {**times, "predictions": as_values(self.predictions)}

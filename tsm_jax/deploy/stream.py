@@ -23,7 +23,11 @@ from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.data.transforms import one_crop
 from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.engine import StreamEngine, open_stream_engine
-from tsm_jax.deploy.prediction import Prediction, best_classes
+from tsm_jax.deploy.prediction import Prediction, best_classes, softmax
+
+# The share of the network's frame rate that a stream should have, and the frames by which that is
+# judged.
+_ENOUGH, JUDGED_BY = 0.8, 20
 
 
 class Stream:
@@ -118,6 +122,20 @@ def one_view(protocol: EvalProtocol) -> EvalProtocol:
     return replace(protocol, num_clips=1, crops=one_crop, num_crops=1)
 
 
+def too_slow(times: Sequence[float], rate: float) -> float | None:
+    """How many frames a second the network sees, if all that moves looks faster to it than in
+    training.
+
+    Args:
+        times: of the last `JUDGED_BY` frames, in seconds; nothing is said of fewer.
+        rate: frames a second in training.
+    """
+    if len(times) < JUDGED_BY:
+        return None
+    found = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    return found if found < _ENOUGH * rate else None
+
+
 class Shown(NamedTuple):
     """What is shown after a frame.
 
@@ -134,12 +152,7 @@ class Shown(NamedTuple):
     frame: Prediction
 
     def values(self, time: float, dropped: int) -> dict[str, Any]:
-        """For JSON.
-
-        Args:
-            time: of the frame, seconds from the first one.
-            dropped: frames that were, so far.
-        """
+        """For JSON: `time` in seconds from the first frame, and the frames dropped so far."""
         own = self.frame
         return {
             "time": round(time, 3),
@@ -189,17 +202,15 @@ class Smoother:
         (own,) = best_classes(logits, self._labels, 1, self._source)
         self._logits.append(logits)
         mean = np.mean(self._logits, axis=0)
-        classes = best_classes(mean, self._labels, len(mean), self._source)
-        scores = np.empty(len(mean), np.float32)
-        for each in classes:
-            scores[each.index] = each.score
-        leader, before = classes[0].index, self._answer
-        self._leaders.append(leader)
+        (leader,) = best_classes(mean, self._labels, 1, self._source)
+        self._leaders.append(leader.index)
+        before, answer = self._answer, self._answer
         settled = len(self._leaders) == self._leaders.maxlen and len(set(self._leaders)) == 1
-        if before is None or settled:
-            self._answer = leader
-        answer = next(each for each in classes if each.index == self._answer)
-        return Shown(answer, scores, self._answer != before, own)
+        if answer is None or settled:
+            answer = self._answer = leader.index
+        scores = softmax(mean)
+        shown = Prediction(answer, self._labels[answer], float(scores[answer]))
+        return Shown(shown, scores, answer != before, own)
 
     def reset(self) -> None:
         """Forgets all frames."""

@@ -1,4 +1,5 @@
-"""What every request passes: an id, the token, headers of safety, the log and the counters."""
+"""What every request passes: an id, the token, headers of safety, the log and the counters, which
+are those that Prometheus is told."""
 
 from __future__ import annotations
 
@@ -10,16 +11,23 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsm_jax.serving.limits import RETRY_AFTER, Refused
-from tsm_jax.serving.metrics import Metrics
 
 _log = logging.getLogger("tsm_jax.serving.access")
 
@@ -37,13 +45,49 @@ STREAM_PATH = "/v1/stream"
 # Whoever is connected closes with any code from here on: for the counters they are one.
 _PRIVATE_CODES = 3000
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters of one service."""
+
+    def __init__(self):
+        registry = self._registry = CollectorRegistry()
+        disable_created_metrics()  # a second series for each, which nothing here reads
+
+        def count(name: str, about: str, *labels: str) -> Counter:
+            return Counter(name, about, labels, registry=registry)
+
+        def histogram(name: str, about: str, buckets=_SECONDS) -> Histogram:
+            return Histogram(name, about, buckets=buckets, registry=registry)
+
+        self.requests = count("tsm_requests", "Answered requests.", "path", "status")
+        about = "From a prediction's headers to its answer."
+        self.request_seconds = histogram("tsm_request_seconds", about)
+        self.decode_seconds = histogram("tsm_decode_seconds", "Decoding of a video, or a window.")
+        self.compute_seconds = histogram("tsm_compute_seconds", "The network, for a batch.")
+        self.batch_size = histogram("tsm_batch_size", "Clips in a batch.", _SIZES)
+        self.frames = count("tsm_frames", "Frames that the network was shown.")
+        about = "Frames of streams that came faster than they were computed."
+        self.dropped = count("tsm_dropped_frames", about)
+        self.deaths = count("tsm_process_failures", "Processes that failed.", "process")
+
+    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """Adds a gauge that is read when it is asked for."""
+        Gauge(name, about, registry=self._registry).set_function(value)
+
+    def page(self) -> bytes:
+        """In Prometheus' text format, `METRICS_TYPE`."""
+        return generate_latest(self._registry)
+
 
 class Gate:
     """An ASGI application around another one.
 
     Args:
         app: the other one.
-        metrics: that it counts in.
         token: which requests have to bear; None for none.
         public: paths that need none.
         paths: of the application; the rest is counted as `other`.
@@ -95,7 +139,7 @@ class Gate:
             await send(message)
 
         try:
-            if (refused := self._refused(scope)) is None:
+            if (refused := self._refused(scope, headers)) is None:
                 await self._app(scope, tracked_receive, tracked_send)
             else:
                 await refuse(refused, scope, tracked_receive, tracked_send)
@@ -107,40 +151,39 @@ class Gate:
                 self._metrics.request_seconds.observe(seconds)
             _log.info(_line(scope, status, seconds, received))
 
-    def _refused(self, scope: Scope) -> Refused | None:
-        if scope["path"] not in self._public and not self._authorized(scope):
+    def _refused(self, scope: Scope, headers: Headers) -> Refused | None:
+        if scope["path"] not in self._public and not self._authorized(scope, headers):
             return Refused("unauthorized", "send the header Authorization: Bearer TOKEN")
         if scope["type"] == "websocket":
             if scope["path"] != STREAM_PATH:
                 return Refused("not_found", f"WebSockets are for {STREAM_PATH} alone")
-            if not self._from_allowed_page(scope):
+            if not self._from_allowed_page(headers):
                 return Refused("forbidden", "pages of other origins need --cors_origin")
         return None
 
-    def _from_allowed_page(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
+    def _from_allowed_page(self, headers: Headers) -> bool:
         origin = headers.get("origin")
         if origin is None or origin in self._origins or "*" in self._origins:
             return True
         return origin.partition("://")[2] == headers.get("host")
 
-    def _authorized(self, scope: Scope) -> bool:
+    def _authorized(self, scope: Scope, headers: Headers) -> bool:
         if self._token is None:
             return True
-        kind, _, token = _authorization(scope).partition(" ")
+        kind, _, token = _authorization(scope, headers).partition(" ")
         # Digests have one length, so that the time says nothing of the token's.
         same = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._token)
         return kind.lower() == "bearer" and same
 
 
-def _authorization(scope: Scope) -> str:
+def _authorization(scope: Scope, headers: Headers) -> str:
     for name in scope.get("subprotocols", ()):
         if name.startswith(_BEARER):
             encoded = name.removeprefix(_BEARER).encode("latin-1")
             with suppress(ValueError):
                 token = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
                 return f"Bearer {token.decode('latin-1')}"
-    return Headers(scope=scope).get("authorization", "")
+    return headers.get("authorization", "")
 
 
 async def refuse(
@@ -151,8 +194,7 @@ async def refuse(
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Answers with an error, whether or not the body was read."""
-    values = {"id": scope["tsm.id"], "code": refused.code, "error": refused.message}
-    body = to_json(values)
+    body = to_json(refused.values(scope["tsm.id"]))
     fields = {
         "content-type": "application/json",
         "content-length": str(len(body)),

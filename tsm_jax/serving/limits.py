@@ -51,6 +51,10 @@ class Refused(Exception):
         """Of HTTP."""
         return REFUSALS[self.code][0]
 
+    def values(self, request: str) -> dict[str, str]:
+        """For JSON, as the answer to the request of this id."""
+        return {"id": request, "code": self.code, "error": self.message}
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -1,15 +1,20 @@
-"""The OpenAPI description of the service."""
+"""What a prediction takes, in one table for reading its options and for OpenAPI."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from tsm_jax.deploy.artifact import CLIPS, STREAM
+from tsm_jax.deploy.videos import check_lengths
+from tsm_jax.errors import UserError
 from tsm_jax.serving.gate import STREAM_PATH
-from tsm_jax.serving.limits import REFUSALS
+from tsm_jax.serving.limits import REFUSALS, Refused
 
-# What a prediction is never answered.
-_OF_STREAMS = (
+# What a prediction is never answered, and what it is answered only where there is a token.
+_NOT_OF_PREDICTIONS = (
+    "unauthorized",
+    "not_found",
     "forbidden",
     "idle",
     "wrong_kind",
@@ -18,7 +23,107 @@ _OF_STREAMS = (
     "stopping",
 )
 
-_STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_STRING, _NUMBER = {"type": "string"}, {"type": "number"}
+_FILE = {"type": "string", "format": "binary"}
+_TOKEN = {"type": "http", "scheme": "bearer"}
+
+
+class Options(NamedTuple):
+    """Of a request, see `schemas`; `window` is None where no timeline is wanted."""
+
+    top_k: int
+    protocol: str
+    window: float | None
+    step: float
+
+
+def schemas(num_classes: int, protocols: list[str], protocol: str) -> dict[str, dict[str, Any]]:
+    """JSON schemas of the options."""
+    seconds = {"type": "number", "minimum": 0.1, "maximum": 1000}
+
+    def option(about: str, **schema: Any) -> dict[str, Any]:
+        return {**schema, "description": about}
+
+    return {
+        "top_k": option(
+            "Classes in an answer.",
+            type="integer",
+            minimum=1,
+            maximum=num_classes,
+            default=min(5, num_classes),
+        ),
+        "protocol": option(
+            "Which views of the video are averaged.",
+            type="string",
+            enum=protocols,
+            default=protocol,
+        ),
+        "timeline": option(
+            "Answer for each place of a sliding window.", type="boolean", default=False
+        ),
+        "window": option("Seconds of the window; with `timeline=true`.", **seconds, default=4.0),
+        "step": option(
+            "Seconds from one window to the next, half a window if absent; with `timeline=true`.",
+            **seconds,
+        ),
+    }
+
+
+def read_options(pairs: Iterable[tuple[str, str]], schemas: dict[str, dict[str, Any]]) -> Options:
+    """The options in an address, pairs of name and value.
+
+    Raises:
+        Refused: one is unknown, is there twice, or has a value that is not allowed.
+    """
+    given: dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in schemas:
+            raise _bad(f"there is no option {name[:40]!r}: there are {', '.join(schemas)}")
+        if name in given:
+            raise _bad(f"the option {name} is given twice")
+        given[name] = _value(name, text, schemas[name])
+    timeline = given.get("timeline", False)
+    for name in ("window", "step"):
+        if name in given and not timeline:
+            raise _bad(f"{name} is that of a timeline: give timeline=true, too")
+    values = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
+    values |= given
+    try:
+        step = check_lengths(values["window"], values.get("step"))
+    except UserError as error:
+        raise _bad(str(error)) from error
+    window = values["window"] if timeline else None
+    return Options(values["top_k"], values["protocol"], window, step)
+
+
+def _value(name: str, text: str, schema: dict[str, Any]) -> Any:
+    match schema["type"]:
+        case "boolean":
+            if text in ("true", "false"):
+                return text == "true"
+            raise _bad(f"{name} must be true or false")
+        case "string":
+            if text in schema["enum"]:
+                return text
+            raise _bad(f"{name} must be one of {', '.join(schema['enum'])}")
+        case kind:
+            return _number(name, text, int if kind == "integer" else float, schema)
+
+
+def _number(name: str, text: str, kind: type[int] | type[float], schema: dict[str, Any]) -> float:
+    least, most = schema["minimum"], schema["maximum"]
+    try:
+        value = kind(text) if text.isascii() and len(text) <= 40 else None
+    except ValueError:
+        value = None
+    if value is None or not least <= value <= most:
+        what = "a whole number" if kind is int else "a number"
+        raise _bad(f"{name} must be {what} from {least} to {most}")
+    return value
+
+
+def _bad(message: str) -> Refused:
+    return Refused("bad_option", message)
 
 
 def describe(
@@ -32,8 +137,7 @@ def describe(
     """The description, OpenAPI 3.1.
 
     Args:
-        version: of the package.
-        options: schemas of those of a prediction.
+        options: of a prediction, see `schemas`.
         token: whether a bearer token is needed.
         num_classes: K.
         follows: whether the model is for streams. OpenAPI cannot describe what goes over a
@@ -57,22 +161,16 @@ def describe(
             "required": True,
             "content": {
                 "multipart/form-data": {
-                    "schema": _object(file={"type": "string", "format": "binary"}),
+                    "schema": _object(file=_FILE),
                     "encoding": {"file": {"contentType": "application/octet-stream"}},
                 },
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-                "video/*": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": _FILE},
+                "video/*": {"schema": _FILE},
             },
         },
         "responses": {
             "200": _json("The answer", {"$ref": "#/components/schemas/Answer"}),
-            **_errors(
-                *(
-                    code
-                    for code in REFUSALS
-                    if code not in ("unauthorized", "not_found", *_OF_STREAMS)
-                )
-            ),
+            **_errors(*(code for code in REFUSALS if code not in _NOT_OF_PREDICTIONS)),
             **_errors(*refused),
         },
         **secured,
@@ -115,11 +213,7 @@ def describe(
         },
         "components": {
             "schemas": _schemas(num_classes),
-            **(
-                {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
-                if token
-                else {}
-            ),
+            **({"securitySchemes": {"token": _TOKEN}} if token else {}),
         },
     }
 
