@@ -276,7 +276,8 @@ def test_openvino_neither_forks_nor_reports():
     pytest.importorskip("openvino", reason="openvino is not installed")
     code = (
         "import os; os.register_at_fork(before=lambda: print('forked'));"
-        "import tsm_jax.deploy.openvino_engine, sys; print('openvino' in sys.modules)"
+        "from tsm_jax.deploy.onnx_engines import has_bfloat16; has_bfloat16();"
+        "import sys; print('openvino' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "True\n", result.stderr

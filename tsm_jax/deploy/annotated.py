@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
@@ -158,9 +157,8 @@ class Window:
 Display = AnnotatedVideo | Window
 
 
-def check_suffix(path: str, names: Sequence[str] = VIDEO_SUFFIXES) -> None:
+def check_suffix(path: str) -> None:
     """Raises a UserError unless a video can be written under this name."""
-    if not path.lower().endswith(tuple(names)):
-        raise UserError(
-            f"--visualize {path}: give `window`, or a video to write ({', '.join(names)})"
-        )
+    if not path.lower().endswith(VIDEO_SUFFIXES):
+        names = ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"--visualize {path}: give `window`, or a video to write ({names})")

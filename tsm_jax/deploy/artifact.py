@@ -80,23 +80,16 @@ State = Sequence[Any]
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported folder.
-
-    Attributes:
-        labels: K class names.
-        hashes: file name to SHA-256 of every graph and of the tensors.
-        crop_size: S of the pictures that the graphs take.
-        kind: `CLIPS` or `STREAM`.
-        int8_weight_limit: of the weights of the int8 graph that are summed over input channels.
-    """
+    """An exported folder."""
 
     folder: str
     architecture: Architecture
     preprocessing: Preprocessing
-    labels: Sequence[str]
-    hashes: Mapping[str, str]
-    crop_size: int
-    kind: str = CLIPS
+    labels: Sequence[str]  # K class names
+    hashes: Mapping[str, str]  # file name to SHA-256 of every graph and of the tensors
+    crop_size: int  # S of the pictures that the graphs take
+    kind: str = CLIPS  # or `STREAM`
+    # Of the weights of the int8 graph that are summed over input channels.
     int8_weight_limit: int = INT8_WEIGHT_LIMIT
 
     @property

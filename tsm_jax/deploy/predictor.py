@@ -194,13 +194,10 @@ class Predictor:
                 yield Answer(name, self.best(self._average(logits), top_k), None, clip)
 
     def embed(self, video: Video) -> Embedding:
-        """The features of a video, before the classifier.
+        """The features of a video, as for `predict`, before the classifier.
 
         `clip @ W + b`, with the classifier's weights and biases, are its logits (where the protocol
         averages logits).
-
-        Args:
-            video: one, as for `predict`.
 
         Raises:
             UnreadableClipError: it cannot be decoded.
@@ -263,7 +260,7 @@ class Predictor:
         return summarize(self.architecture, self.protocol.crop_size)
 
     def read(self, video: Video) -> np.ndarray:
-        """The views of a video, uint8 `[V, T, S, S, 3]`, see `read_views`."""
+        """The views of a video, uint8 `[V, T, S, S, 3]`; raises as `read_views`."""
         return read_views(video, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:

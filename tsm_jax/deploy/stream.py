@@ -34,15 +34,11 @@ class Stream:
     """One stream of frames. Others of the same network, by `new`, never mix with it; each is for
     one thread at a time.
 
-    Args:
-        engine: runs the network.
+    Attributes:
         labels: K class names.
         num_segments: T, the frames of a clip in training.
-        preprocessing: of its input.
-        source: where the network came from, for messages.
-
-    Attributes:
         frame_rate: frames per second that the network saw in training; 0 if that is not known.
+        source: where the network came from, for messages.
     """
 
     def __init__(
@@ -137,19 +133,12 @@ def too_slow(times: Sequence[float], rate: float) -> float | None:
 
 
 class Shown(NamedTuple):
-    """What is shown after a frame.
+    """What is shown after a frame."""
 
-    Attributes:
-        answer: the class that is shown, with its present score.
-        scores: softmax of the mean logits, float32 `[K]`.
-        changed: whether the frame before had another answer, or there was none.
-        frame: what this frame alone says.
-    """
-
-    answer: Prediction
-    scores: np.ndarray
-    changed: bool
-    frame: Prediction
+    answer: Prediction  # the class that is shown, with its present score
+    scores: np.ndarray  # softmax of the mean logits, float32 `[K]`
+    changed: bool  # whether the frame before had another answer, or there was none
+    frame: Prediction  # what this frame alone says
 
     def values(self, time: float, dropped: int) -> dict[str, Any]:
         """For JSON: `time` in seconds from the first frame, and the frames dropped so far."""
@@ -176,7 +165,7 @@ class Smoother:
         labels: K class names.
         frames: that the mean is over; the network's T, so that it is the mean that it was trained
             with.
-        patience: frames, at least 1.
+        patience: at least 1.
         source: where the network came from, for messages.
     """
 

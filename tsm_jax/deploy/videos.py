@@ -14,7 +14,6 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
@@ -64,19 +63,15 @@ def find_videos(inputs: Iterable[str]) -> list[str]:
 
 def _expand(path: str) -> Iterator[str]:
     if os.path.isdir(path):
-        yield from _in_folder(path)
+        for root, folders, names in os.walk(path, onerror=_refuse):
+            folders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(VIDEO_SUFFIXES):
+                    yield os.path.join(root, name)
     elif path.lower().endswith(LIST_SUFFIXES):
         yield from _in_list(path)
     else:
         yield path
-
-
-def _in_folder(folder: str) -> Iterator[str]:
-    for root, folders, names in os.walk(folder, onerror=_refuse):
-        folders.sort()
-        for name in sorted(names):
-            if name.lower().endswith(VIDEO_SUFFIXES):
-                yield os.path.join(root, name)
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -216,7 +211,15 @@ def windows(
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
         rate = frame_rate(stream)
-        length, stride, offsets = _layout(path, protocol, num_segments, window, step, rate)
+        length = round(window * rate)  # as the stride, in frames
+        if length < 1:
+            frame = f"{float(1 / rate):.3g} s"
+            raise UnreadableClipError(
+                f"a window of {window} s is shorter than a frame of {path} ({frame})"
+            )
+        parts = max(1, round(step / window * num_segments))
+        stride = max(1, round(parts * length / num_segments))
+        offsets = protocol.choose_frames(length, num_segments).tolist()
         # Of the frames that some windows use, by their remainder, the first one.
         first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
 
@@ -250,22 +253,3 @@ def check_lengths(window: float, step: float | None) -> float:
                 f"--{name} is {value}: it must be from {_SHORTEST} to {_LONGEST:.0f} seconds"
             )
     return step
-
-
-def _layout(
-    path: str,
-    protocol: EvalProtocol,
-    segments: int,
-    window: float,
-    step: float,
-    rate: Fraction,
-) -> tuple[int, int, list[int]]:
-    """Of the windows, in frames: length, distance, and which of its frames each one uses."""
-    length = round(window * rate)
-    if length < 1:
-        raise UnreadableClipError(
-            f"a window of {window} s is shorter than a frame of {path} ({float(1 / rate):.3g} s)"
-        )
-    parts = max(1, round(step / window * segments))
-    offsets = protocol.choose_frames(length, segments).tolist()
-    return length, max(1, round(parts * length / segments)), offsets

@@ -91,19 +91,13 @@ def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
 class Calibration(NamedTuple):
     """Confidence against accuracy, in B bins of equal width, `(low, high]`, from 0 to 1.
 
-    Attributes:
-        counts: clips whose best score lies in the bin, int `[B]`.
-        confidences: means of those scores, `[B]`; 0 without clips.
-        accuracies: shares of those clips that are correct, `[B]`; 0 without clips.
-        expected_error: mean over clips of |accuracy - confidence| of their bin (ECE).
-
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3.
     """
 
-    counts: np.ndarray
-    confidences: np.ndarray
-    accuracies: np.ndarray
-    expected_error: float
+    counts: np.ndarray  # clips whose best score lies in the bin, int `[B]`
+    confidences: np.ndarray  # means of those scores, `[B]`; 0 without clips
+    accuracies: np.ndarray  # shares of those clips that are correct, `[B]`; 0 without clips
+    expected_error: float  # mean over clips of |accuracy - confidence| of their bin (ECE)
 
 
 def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:

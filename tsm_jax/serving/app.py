@@ -39,7 +39,7 @@ from tsm_jax.serving.gate import METRICS_TYPE, STREAM_PATH, Gate, Metrics, refus
 from tsm_jax.serving.limits import Limits, Refused
 from tsm_jax.serving.openapi import Options, read_options, schemas
 from tsm_jax.serving.streams import Streams, refuse_stream
-from tsm_jax.serving.uploads import Upload, Uploads
+from tsm_jax.serving.uploads import Uploads
 
 _logger = logging.getLogger(__name__)
 
@@ -51,25 +51,16 @@ _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to serve, and how.
+    """What to serve, and how; `engine`, `precision` and `protocol` as for `tsm_jax.load`."""
 
-    Attributes:
-        model: an exported folder, for clips or for streams.
-        engine, precision, protocol: as for `tsm_jax.load`.
-        max_batch: clips that the network gets at once; None for what its engine likes.
-        max_wait: seconds that a batch waits for clips that are being decoded.
-        token: that requests have to bear, None for none.
-        cors_origins: pages of these may use the service.
-    """
-
-    model: str
+    model: str  # an exported folder, for clips or for streams
     engine: str = "auto"
     precision: str = "float32"
     protocol: str | None = None
-    max_batch: int | None = None
-    max_wait: float = 0.002
-    token: str | None = None
-    cors_origins: tuple[str, ...] = ()
+    max_batch: int | None = None  # clips that the network gets at once; None for what it likes
+    max_wait: float = 0.002  # seconds that a batch waits for clips that are being decoded
+    token: str | None = None  # that requests have to bear
+    cors_origins: tuple[str, ...] = ()  # pages of these may use the service
     limits: Limits = field(default_factory=Limits)
 
 
@@ -135,15 +126,14 @@ class Service:
             raise Refused("wrong_kind", f"this model follows streams: connect to {STREAM_PATH}")
         options = read_options(request.query_params.multi_items(), self._schemas)
         self._check_free()  # before a body is read for nothing
+        answer = self._whole if options.window is None else self._timeline
         async with self._uploads.receive(request) as upload:
+            task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
             with self._admitted():
                 values = {"id": request.scope["tsm.id"], "video": upload.name}
-                if options.window is None:
-                    return _json({**values, **await self._whole(request, upload, options)})
-                return _json({**values, **await self._timeline(request, upload, options)})
+                return _json({**values, **await answer(request, task, options)})
 
-    async def _whole(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
-        task = Task(upload.path, upload.name, options.protocol)
+    async def _whole(self, request: Request, task: Task, options: Options) -> dict[str, Any]:
         async with self._memory:
             await _check_connected(request)
             self._decoding += 1
@@ -157,8 +147,7 @@ class Service:
             moment = await self._moment(window, options)
         return {"predictions": as_values(moment.predictions)}
 
-    async def _timeline(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
-        task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
+    async def _timeline(self, request: Request, task: Task, options: Options) -> dict[str, Any]:
         moments = []
         async with self._decoders.decoding(task) as found:
             await _check_connected(request)

@@ -29,18 +29,12 @@ _FRAME_SECONDS = 2
 
 
 class Task(NamedTuple):
-    """A file to decode.
-
-    Attributes:
-        name: that its sender knows it by, for messages.
-        protocol: which views.
-        window, step: seconds of a timeline; None for the whole video at once.
-    """
+    """A file to decode."""
 
     path: str
-    name: str
+    name: str  # that its sender knows it by, for messages
     protocol: str
-    window: float | None = None
+    window: float | None = None  # seconds, as the step of a timeline; None for the whole video
     step: float = 0.0
 
 
@@ -73,28 +67,21 @@ class Decoders:
         await asyncio.gather(*starts)
 
     @asynccontextmanager
-    async def decoding(self, task: Task) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
-        """Gives the windows of a video one by one; a whole video is one.
+    async def decoding(
+        self, task: Task | bytes
+    ) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
+        """Gives the windows of a video one by one; a whole video is one, and so is a frame of a
+        stream, a JPEG, whose views are uint8 `[1, 1, S, S, 3]`.
 
         Raises:
             Refused: while they are taken.
         """
-        async with self._whole if task.window is None else self._timelines:
-            results = self._results(task)
-            try:
-                yield results
-            finally:
-                await results.aclose()
-
-    async def frame(self, picture: bytes) -> np.ndarray:
-        """What the network gets of a JPEG, a frame of a stream: uint8 `[1, S, S, 3]`.
-
-        Raises:
-            Refused: it is none, or too large.
-        """
-        async with self._whole, aclosing(self._results(picture)) as results:
-            (window,) = [each async for each in results]
-        return window.views[0]
+        slides = isinstance(task, Task) and task.window is not None
+        async with (
+            self._timelines if slides else self._whole,
+            aclosing(self._results(task)) as results,
+        ):
+            yield results
 
     async def _results(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
         """Begins once more if a process is killed before it has given anything."""

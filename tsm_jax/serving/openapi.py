@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from tsm_jax.deploy.artifact import CLIPS, STREAM
@@ -97,27 +99,21 @@ def read_options(pairs: Iterable[tuple[str, str]], schemas: dict[str, dict[str, 
 
 
 def _value(name: str, text: str, schema: dict[str, Any]) -> Any:
-    match schema["type"]:
-        case "boolean":
-            if text in ("true", "false"):
-                return text == "true"
-            raise _bad(f"{name} must be true or false")
-        case "string":
-            if text in schema["enum"]:
-                return text
-            raise _bad(f"{name} must be one of {', '.join(schema['enum'])}")
-        case kind:
-            return _number(name, text, int if kind == "integer" else float, schema)
-
-
-def _number(name: str, text: str, kind: type[int] | type[float], schema: dict[str, Any]) -> float:
-    least, most = schema["minimum"], schema["maximum"]
-    try:
-        value = kind(text) if text.isascii() and len(text) <= 40 else None
-    except ValueError:
-        value = None
-    if value is None or not least <= value <= most:
-        what = "a whole number" if kind is int else "a number"
+    if schema["type"] == "boolean":
+        if text in ("true", "false"):
+            return text == "true"
+        raise _bad(f"{name} must be true or false")
+    if schema["type"] == "string":
+        if text in schema["enum"]:
+            return text
+        raise _bad(f"{name} must be one of {', '.join(schema['enum'])}")
+    whole, least, most = schema["type"] == "integer", schema["minimum"], schema["maximum"]
+    value = math.nan
+    if text.isascii() and len(text) <= 40:
+        with suppress(ValueError):
+            value = int(text) if whole else float(text)
+    if not least <= value <= most:
+        what = "a whole number" if whole else "a number"
         raise _bad(f"{name} must be {what} from {least} to {most}")
     return value
 
@@ -182,34 +178,22 @@ def describe(
         "responses": _errors("upgrade_required", "internal", *refused),
         **secured,
     }
+    figures = {"200": _content("Figures", "text/plain", _STRING), **_errors("internal", *refused)}
     model = {
-        "summary": "The network, its classes and the limits",
-        "operationId": "model",
-        "responses": {
-            "200": _json("The model", {"$ref": "#/components/schemas/Model"}),
-            **_errors("internal", *refused),
-        },
-        **secured,
+        "200": _json("The model", {"$ref": "#/components/schemas/Model"}),
+        **_errors("internal", *refused),
     }
     return {
         "openapi": "3.1.0",
         "info": {"title": "tsm serve", "version": version},
         "paths": {
             **({STREAM_PATH: {"get": stream}} if follows else {"/v1/predict": {"post": predict}}),
-            "/v1/model": {"get": model},
+            "/v1/model": {
+                "get": _read("The network, its classes and the limits", "model", model, secured)
+            },
             "/healthz": {"get": _probe("Whether the process is alive", "alive")},
             "/readyz": {"get": _probe("Whether the network is loaded", "ready", "not_ready")},
-            "/metrics": {
-                "get": {
-                    "summary": "Figures for Prometheus",
-                    "operationId": "metrics",
-                    "responses": {
-                        "200": _content("Figures", "text/plain", _STRING),
-                        **_errors("internal", *refused),
-                    },
-                    **secured,
-                }
-            },
+            "/metrics": {"get": _read("Figures for Prometheus", "metrics", figures, secured)},
         },
         "components": {
             "schemas": _schemas(num_classes),
@@ -280,12 +264,12 @@ def _errors(*codes: str) -> dict[str, Any]:
     }
 
 
+def _read(
+    summary: str, name: str, responses: dict[str, Any], secured: dict[str, Any]
+) -> dict[str, Any]:
+    return {"summary": summary, "operationId": name, "responses": responses, **secured}
+
+
 def _probe(summary: str, status: str, *codes: str) -> dict[str, Any]:
-    return {
-        "summary": summary,
-        "operationId": status,
-        "responses": {
-            "200": _json("Yes", _object(status={"const": status})),
-            **_errors("internal", *codes),
-        },
-    }
+    yes = _json("Yes", _object(status={"const": status}))
+    return _read(summary, status, {"200": yes, **_errors("internal", *codes)}, {})

@@ -131,9 +131,10 @@ class Streams:
         while True:
             frame = await frames.take()
             start = time.perf_counter()
-            view = await self._decoders.frame(frame.picture)
+            async with self._decoders.decoding(frame.picture) as found:
+                (window,) = [each async for each in found]
             decoded = time.perf_counter()
-            logits, state = await self._engine.step(view, state)
+            logits, state = await self._engine.step(window.views[0], state)
             self._metrics.decode_seconds.observe(decoded - start)
             self._metrics.compute_seconds.observe(time.perf_counter() - decoded)
             self._metrics.frames.inc()
