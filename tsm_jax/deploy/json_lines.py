@@ -215,6 +215,13 @@ def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
             raise UserError(f"{same} is the input {path}: choose another output")
 
 
+def check_new(path: str, inputs: Iterable[str], *, overwrite: bool) -> None:
+    """Raises a UserError if a file is one of the inputs, or exists and is not to be replaced."""
+    refuse_inputs([path], inputs)
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{path} exists already: choose another file, or --overwrite replaces it")
+
+
 def _identity(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)

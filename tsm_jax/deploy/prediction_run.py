@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tsm_jax.data.prepare.jobs import JobFailure
-from tsm_jax.deploy.json_lines import PICTURE_SUFFIX, Results, refuse_inputs, request_of
+from tsm_jax.deploy.json_lines import PICTURE_SUFFIX, Results, check_new, refuse_inputs, request_of
 from tsm_jax.deploy.prediction import Moment, as_values
 from tsm_jax.deploy.predictor import Embedding, Predictor
 from tsm_jax.deploy.videos import check_lengths
@@ -301,9 +301,7 @@ def write_embeddings(
     """
     if output is None or not output.endswith(_EMBEDDING_SUFFIX):
         raise UserError(f"--embed writes arrays: give --output FILE{_EMBEDDING_SUFFIX}")
-    refuse_inputs([output], [*videos, *inputs])
-    if os.path.lexists(output) and not overwrite:
-        raise UserError(f"{output} exists already: choose another file, or --overwrite replaces it")
+    check_new(output, [*videos, *inputs], overwrite=overwrite)
     names, clips, frames = [], [], []
     with progress_bar("embed") as show:
         if ray is None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from tsm_jax.deploy.annotated import AnnotatedVideo, Display, Window, annotate, check_suffix
-from tsm_jax.deploy.json_lines import Results, refuse_inputs
+from tsm_jax.deploy.json_lines import Results, check_new
 from tsm_jax.deploy.live_input import Frame, Gap, Input
 from tsm_jax.deploy.stream import JUDGED_BY, Shown, Stream, too_slow
 from tsm_jax.errors import UserError
@@ -53,7 +53,8 @@ def follow(
         )
     rate = stream.frame_rate if frame_rate is None else frame_rate
     if visualize not in (None, WINDOW):
-        _check_video(visualize, source, overwrite)
+        check_suffix(visualize)
+        check_new(visualize, [source], overwrite=overwrite)
     request = {"stream": source, "process": os.getpid(), "started": time.time()}
     given = [source] if os.path.exists(source) else []
     stream.push(np.zeros((32, 32, 3), np.uint8))  # what compiles does it now: no camera waits
@@ -78,13 +79,6 @@ def follow(
             print(file=sys.stderr)  # behind ^C
         finally:
             _note(run.summary())
-
-
-def _check_video(path: str, source: str, overwrite: bool) -> None:
-    check_suffix(path)
-    if os.path.lexists(path) and not overwrite:
-        raise UserError(f"{path} exists already: choose another file, or --overwrite replaces it")
-    refuse_inputs([path], [source])
 
 
 def _note(text: str) -> None:

@@ -138,7 +138,7 @@ class EngineProcess:
             UserError: it cannot be opened, or gives scores that are not finite.
             RuntimeError: the process ended.
         """
-        running = await self._in_thread(lambda: self._workers.call(None))
+        running = await self._in_thread(None)
         if isinstance(running, JobFailure):
             raise RuntimeError(running.reason)
         self.running, self.ready = running, True
@@ -164,7 +164,10 @@ class EngineProcess:
 
     async def _run(self, item: np.ndarray | tuple[np.ndarray, State | None]) -> Any:
         for _ in range(2):
-            result = await self._in_thread(lambda: self._call(item))
+            try:
+                result = await self._in_thread(item)
+            except (RuntimeError, UserError) as error:  # a new process did not come up
+                result = JobFailure(" ".join(str(error).split()))
             self.ready = not isinstance(result, JobFailure)
             if not isinstance(result, JobFailure):
                 return result
@@ -172,14 +175,9 @@ class EngineProcess:
             _logger.error("the engine failed: %s", result.reason)
         raise Refused("interrupted", "the network could not be run: try again")
 
-    def _call(self, item: Any) -> Any:
-        try:
-            return self._workers.call(item)
-        except (RuntimeError, UserError) as error:  # a new process did not come up
-            return JobFailure(" ".join(str(error).split()))
-
-    async def _in_thread(self, function):
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    async def _in_thread(self, item: Any) -> Any:
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._thread, self._workers.call, item)
 
     @property
     def pids(self) -> list[int]:
