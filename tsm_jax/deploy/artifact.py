@@ -219,11 +219,7 @@ def is_artifact(path: str) -> bool:
 
 
 def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
-    """Reads what `export` wrote.
-
-    Args:
-        folder: exported.
-        kind: that it has to be, `CLIPS` or `STREAM`; None for either.
+    """Reads what `export` wrote, of a kind: `CLIPS`, `STREAM` or, for None, either.
 
     Raises:
         UserError: it is not an exported folder, or of another kind or version, or its config is

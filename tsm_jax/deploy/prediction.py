@@ -48,9 +48,7 @@ def best_classes(
     """The `top_k` most likely classes (at most K), best first.
 
     Args:
-        logits: float32 `[K]`.
-        labels: K names.
-        top_k: of them.
+        logits: float32 `[K]`, of as many labels.
         source: where the network came from, for messages.
 
     Raises:

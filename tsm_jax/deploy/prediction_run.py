@@ -62,13 +62,8 @@ def predict_videos(
     first video that was unfinished.
 
     Args:
-        predictor: the network.
-        videos: paths.
-        window: seconds of a sliding window, see `Predictor.timeline`; None for one answer per
-            video.
-        step: seconds from one window to the next, or None for half a window.
-        top_k: classes in an answer.
-        batch_size, threads: as for `Predictor.predict_many`, without a window.
+        window, step: as for `Predictor.timeline`; `window` is None for one answer per video.
+        top_k, batch_size, threads: as for `Predictor.predict_many`.
         output: a file that receives a line of JSON per answer as soon as it is known; `-` is the
             standard output, which otherwise gets the same for people to read.
         visualize: a .png for a single video, or a folder for a picture each.
@@ -230,8 +225,7 @@ def picture_paths(
     Args:
         target: a .png for a single video, or a folder.
         videos: that may get a picture.
-        inputs: files that must not be written over.
-        overwrite: whether pictures may be replaced.
+        inputs, overwrite: as for `predict_videos`.
 
     Raises:
         UserError: one picture for several videos, one that exists, the folder cannot be made, or

@@ -33,10 +33,9 @@ def follow(
     """Answers for an input until it ends, the window is closed, or Ctrl-C.
 
     Args:
-        stream: the network.
         source: the number of a camera, an address, or the path of a video file.
         frame_rate: frames per second that the network is to see; None for that of its training.
-        patience: of the `Smoother`; 1 for none.
+        patience: of the `Smoother`.
         output: a new file for a line of JSON per frame that the network saw; `-` is the standard
             output, which otherwise gets a line for people whenever the answer changes.
         visualize: `window`, or the path of a video to write.

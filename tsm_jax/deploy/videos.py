@@ -100,7 +100,6 @@ def read_views(
 
     Args:
         video: see `Predictor.predict`.
-        protocol: chooses among the frames of the video and crops them.
         num_segments: T.
         name: of an array, for messages.
 

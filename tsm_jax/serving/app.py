@@ -57,7 +57,7 @@ class Settings:
     engine: str = "auto"
     precision: str = "float32"
     protocol: str | None = None
-    max_batch: int | None = None  # clips that the network gets at once; None for what it likes
+    max_batch: int | None = None  # clips at once; None for what the engine likes
     max_wait: float = 0.002  # seconds that a batch waits for clips that are being decoded
     token: str | None = None  # that requests have to bear
     cors_origins: tuple[str, ...] = ()  # pages of these may use the service
@@ -398,7 +398,7 @@ async def _on_http_error(request: Request, error: Exception) -> Any:
     return _refusal(refused, error.headers)
 
 
-async def _on_disconnect(_: Request, __: Exception) -> None:
+async def _on_disconnect(_: Request, __: Exception) -> Any:
     """There is nobody to answer."""
 
 

@@ -91,12 +91,12 @@ class Batcher:
 
 
 class Running(NamedTuple):
-    """An engine that is ready: which one, its precision and device, and clips it takes at once."""
+    """An engine that is ready."""
 
     name: str
     precision: str
     device: str
-    max_batch: int
+    max_batch: int  # clips that it takes at once
 
 
 class EngineProcess:
@@ -153,13 +153,8 @@ class EngineProcess:
         return await self._run(batch)
 
     async def step(self, frame: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
-        """As `StreamEngine.step`, in that process; raises as `logits`.
-
-        Args:
-            frame: uint8 `[1, S, S, 3]`.
-            state: None for that of a stream's start. It is kept here and sent along, so that a
-                stream outlives the process.
-        """
+        """As `StreamEngine.step`, in that process; None is the state of a stream's start. The state
+        is kept here and sent along, so that a stream outlives the process. Raises as `logits`."""
         return await self._run((frame, state))
 
     async def _run(self, item: np.ndarray | tuple[np.ndarray, State | None]) -> Any:

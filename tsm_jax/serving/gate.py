@@ -139,7 +139,7 @@ class Gate:
             await send(message)
 
         try:
-            if (refused := self._refused(scope, headers)) is None:
+            if (refused := self._refused(scope)) is None:
                 await self._app(scope, tracked_receive, tracked_send)
             else:
                 await refuse(refused, scope, tracked_receive, tracked_send)
@@ -151,39 +151,40 @@ class Gate:
                 self._metrics.request_seconds.observe(seconds)
             _log.info(_line(scope, status, seconds, received))
 
-    def _refused(self, scope: Scope, headers: Headers) -> Refused | None:
-        if scope["path"] not in self._public and not self._authorized(scope, headers):
+    def _refused(self, scope: Scope) -> Refused | None:
+        if scope["path"] not in self._public and not self._authorized(scope):
             return Refused("unauthorized", "send the header Authorization: Bearer TOKEN")
         if scope["type"] == "websocket":
             if scope["path"] != STREAM_PATH:
                 return Refused("not_found", f"WebSockets are for {STREAM_PATH} alone")
-            if not self._from_allowed_page(headers):
+            if not self._from_allowed_page(scope):
                 return Refused("forbidden", "pages of other origins need --cors_origin")
         return None
 
-    def _from_allowed_page(self, headers: Headers) -> bool:
+    def _from_allowed_page(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
         origin = headers.get("origin")
         if origin is None or origin in self._origins or "*" in self._origins:
             return True
         return origin.partition("://")[2] == headers.get("host")
 
-    def _authorized(self, scope: Scope, headers: Headers) -> bool:
+    def _authorized(self, scope: Scope) -> bool:
         if self._token is None:
             return True
-        kind, _, token = _authorization(scope, headers).partition(" ")
+        kind, _, token = _authorization(scope).partition(" ")
         # Digests have one length, so that the time says nothing of the token's.
         same = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._token)
         return kind.lower() == "bearer" and same
 
 
-def _authorization(scope: Scope, headers: Headers) -> str:
+def _authorization(scope: Scope) -> str:
     for name in scope.get("subprotocols", ()):
         if name.startswith(_BEARER):
             encoded = name.removeprefix(_BEARER).encode("latin-1")
             with suppress(ValueError):
                 token = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
                 return f"Bearer {token.decode('latin-1')}"
-    return headers.get("authorization", "")
+    return Headers(scope=scope).get("authorization", "")
 
 
 async def refuse(

@@ -162,17 +162,20 @@ class _Form:
         self._upload, self._files, self._whole = upload, 0, False
         self._header: list[bytes] = [b"", b""]
         self._disposition = b""
-        callbacks = {
-            "on_part_begin": self._begin,
-            "on_header_field": lambda data, start, end: self._add(0, data[start:end]),
-            "on_header_value": lambda data, start, end: self._add(1, data[start:end]),
-            "on_header_end": self._end_header,
-            "on_headers_finished": self._open,
-            "on_part_data": lambda data, start, end: upload.write(data[start:end]),
-            "on_end": self._end_form,
-        }
         with _readable():
-            self._parser = MultipartParser(boundary, callbacks, max_header_size=_HEADER_BYTES)
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": lambda data, start, end: self._add(0, data[start:end]),
+                    "on_header_value": lambda data, start, end: self._add(1, data[start:end]),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._open,
+                    "on_part_data": lambda data, start, end: upload.write(data[start:end]),
+                    "on_end": self._end_form,
+                },
+                max_header_size=_HEADER_BYTES,
+            )
 
     def write(self, data: bytes) -> None:
         with _readable():
