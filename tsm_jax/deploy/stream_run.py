@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from tsm_jax.deploy.annotated import AnnotatedVideo, Display, Window, annotate, check_suffix
+from tsm_jax.deploy.annotated import Show, annotate, annotated_video, check_suffix, window
 from tsm_jax.deploy.json_lines import Results, check_new
 from tsm_jax.deploy.live_input import Frame, Gap, Input
 from tsm_jax.deploy.stream import JUDGED_BY, Shown, Stream, too_slow
@@ -62,12 +62,13 @@ def follow(
     frames = Input(source, rate, every_frame=visualize is not None)
     with ExitStack() as opened:
         opened.enter_context(results)
-        display: Display | None = None
-        if visualize is not None:
-            title = f"tsm stream: {frames.name}"
-            shown = Window(title) if visualize == WINDOW else AnnotatedVideo(visualize)
-            display = opened.enter_context(shown)
-        run = _Run(stream, patience, frames, rate, results, display, prints=output != "-")
+        show: Show | None = None
+        if visualize == WINDOW:
+            show = opened.enter_context(window(f"tsm stream: {frames.name}"))
+        elif visualize is not None:
+            show = opened.enter_context(annotated_video(visualize))
+        run = _Run(stream, patience, frames, rate, results, show, prints=output != "-")
+        run.waits = visualize == WINDOW and not frames.is_live
         _note(
             f"{frames.name} at {rate:g} frames a second, in {stream.engine.name} on"
             f" {stream.engine.device}" + ("; Ctrl-C ends it" if frames.is_live else "")
@@ -92,13 +93,14 @@ class _Run:
         frames: Input,
         rate: float,
         results: Results,
-        display: Display | None,
+        show: Show | None,
         *,
         prints: bool,
     ):
         self._stream, self._smoother = stream, stream.smoother(patience=patience)
         self._frames, self._rate = frames, rate
-        self._results, self._display, self._prints = results, display, prints
+        self._results, self._show, self._prints = results, show, prints
+        self.waits = False  # until it is the time of a frame to show it
         self._answered, self._busy = 0, 0.0  # frames; seconds
         self._shown: Shown | None = None
         self._times: deque[float] = deque(maxlen=JUDGED_BY)  # since the start or a gap
@@ -116,8 +118,12 @@ class _Run:
                 continue
             if moment.picked:
                 self._answer(moment)
-            if self._display is not None and not self._draw(self._display, moment, start):
-                return
+            if self.waits:
+                time.sleep(max(0.0, start + moment.time - time.monotonic()))
+            if self._show is not None and (shown := self._shown) is not None:
+                picture = annotate(moment.pixels, shown.answer, shown.scores)
+                if not self._show(picture, moment.time):
+                    return
 
     def _answer(self, frame: Frame) -> None:
         start = time.perf_counter()
@@ -148,15 +154,6 @@ class _Run:
                     f"{self._frames.name} gives {found:.3g} frames a second, the network was"
                     f" trained with {self._rate:g}: all that moves will look faster to it"
                 )
-
-    def _draw(self, display: Display, frame: Frame, start: float) -> bool:
-        """False when somebody has closed the window."""
-        if isinstance(display, Window) and not self._frames.is_live:
-            time.sleep(max(0.0, start + frame.time - time.monotonic()))
-        if self._shown is None:
-            return True
-        picture = annotate(frame.pixels, self._shown.answer, self._shown.scores)
-        return display.show(picture, frame.time)
 
     def summary(self) -> str:
         text = f"{self._frames.name}: {self._answered} frames answered"
