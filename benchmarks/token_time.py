@@ -20,8 +20,7 @@ from collections.abc import Awaitable, Callable
 from scipy.stats import mannwhitneyu
 from serve_load import Client, Service, percentile
 
-from tsm_jax.serving.gate import Gate
-from tsm_jax.serving.metrics import Metrics
+from tsm_jax.serving.gate import Gate, Metrics
 
 _DIGITS = "0123456789abcdef"
 _RIGHT = (0, 1, 32, 63)

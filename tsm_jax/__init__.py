@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from tsm_jax.assemble.recognizer import Recognizer
     from tsm_jax.assemble.stream import load_stream
     from tsm_jax.cli import load_recipe
-    from tsm_jax.deploy.prediction import Prediction
+    from tsm_jax.deploy.prediction import Moment, Prediction
     from tsm_jax.deploy.predictor import Answer, Embedding, Predictor
     from tsm_jax.deploy.stream import Smoother, Stream
-    from tsm_jax.deploy.timeline import Moment
     from tsm_jax.evaluate import evaluate
     from tsm_jax.models.architecture import Architecture
     from tsm_jax.models.summary import Layer, Summary
@@ -57,7 +56,7 @@ _PLACES = {
     "Embedding": "deploy.predictor",
     "Evaluation": "report.results",
     "Layer": "models.summary",
-    "Moment": "deploy.timeline",
+    "Moment": "deploy.prediction",
     "Prediction": "deploy.prediction",
     "Predictor": "deploy.predictor",
     "Recognizer": "assemble.recognizer",

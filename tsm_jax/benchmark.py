@@ -113,7 +113,7 @@ def predict(arguments: Sequence[str]) -> None:
     if min(options.repeats, *options.batch_sizes) < 1:
         raise UserError("--repeats and --batch_sizes must be at least 1")
     from tsm_jax.deploy.engine import check_names
-    from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.deploy.videos import find_videos
     from tsm_jax.measure.predict import measure_prediction
 
     for name in options.engines or ():

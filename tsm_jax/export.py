@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.streaming and set(options.precisions) != {"float32"}:
         raise UserError("a stream is exported in float32 alone: leave --precisions out")
     from tsm_jax.assemble.weights import load_model
-    from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.deploy.videos import find_videos
     from tsm_jax.exporting.stream_writer import export_stream
     from tsm_jax.exporting.writer import export_model
 

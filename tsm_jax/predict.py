@@ -10,7 +10,7 @@ import functools
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
             most = "" if largest == math.inf else f" and at most {largest}"
             raise UserError(f"--{name} is {value}: it must be at least 1{most}")
     from tsm_jax.assemble.load import load
-    from tsm_jax.deploy.inputs import find_videos
+    from tsm_jax.deploy.videos import find_videos
 
     videos = find_videos(options.input)
     open_model = functools.partial(
@@ -67,43 +67,29 @@ def _run(
 ) -> int:
     if options.step is not None and options.window is None:
         raise UserError("--step is the distance of windows: give --window SECONDS, too")
-    if options.embed:
-        return _embed(predictor, videos, options, ray)
-    from tsm_jax.deploy.prediction_run import predict_videos
+    from tsm_jax.deploy.prediction_run import predict_videos, write_embeddings
 
+    shared: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "threads": options.threads,
+        "output": options.output,
+        "inputs": options.input,
+        "overwrite": options.overwrite,
+        "ray": ray,
+    }
+    if options.embed:
+        for name in ("window", "visualize"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--embed gives features, not classes: leave out --{name}")
+        return write_embeddings(predictor, videos, **shared)
     return predict_videos(
         predictor,
         videos,
         window=options.window,
         step=options.step,
         top_k=options.top_k,
-        batch_size=options.batch_size,
-        threads=options.threads,
-        output=options.output,
         visualize=options.visualize,
-        inputs=options.input,
-        overwrite=options.overwrite,
-        ray=ray,
-    )
-
-
-def _embed(
-    predictor: Predictor, videos: Sequence[str], options: argparse.Namespace, ray: OnRay | None
-) -> int:
-    for name in ("window", "visualize"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--embed gives features, not classes: leave out --{name}")
-    from tsm_jax.deploy.embedding_file import write_embeddings
-
-    return write_embeddings(
-        predictor,
-        videos,
-        options.output,
-        batch_size=options.batch_size,
-        threads=options.threads,
-        inputs=options.input,
-        overwrite=options.overwrite,
-        ray=ray,
+        **shared,
     )
 
 
@@ -116,77 +102,40 @@ def _parser() -> cli.Parser:
         ),
         example="python -m tsm_jax.predict --model inference/TSM --input a.mp4 folder/ --top_k 3",
     )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        required=True,
-        help="an exported folder; or a workdir, a model directory, a file of weights",
+    add = parser.add_argument
+    about = "an exported folder; or a workdir, a model directory, a file of weights"
+    add("--model", metavar="PATH", required=True, help=about)
+    about = "videos, folders, .txt lists"
+    add("--input", metavar="PATH", nargs="+", required=True, help=about)
+    about = "jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)"
+    add("--engine", metavar="NAME", default="auto", help=about)
+    about = "float32, bfloat16 or int8 (float32)"
+    add("--precision", metavar="NAME", default="float32", help=about)
+    add("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
+    about = (
+        "a new file for a line of JSON per video; after an interruption the same command"
+        " continues it; - for the standard output"
     )
-    parser.add_argument(
-        "--input", metavar="PATH", nargs="+", required=True, help="videos, folders, .txt lists"
-    )
-    parser.add_argument(
-        "--engine",
-        metavar="NAME",
-        default="auto",
-        help="jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)",
-    )
-    parser.add_argument(
-        "--precision",
-        metavar="NAME",
-        default="float32",
-        help="float32, bfloat16 or int8 (float32)",
-    )
-    parser.add_argument("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help=(
-            "a new file for a line of JSON per video; after an interruption the same command"
-            " continues it; - for the standard output"
-        ),
-    )
-    parser.add_argument(
-        "--visualize", metavar="PATH", help="a .png for one video, or a folder for pictures"
-    )
-    parser.add_argument(
-        "--embed",
-        action="store_true",
-        help="write the features before the classifier to --output FILE.npz instead of classes",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results and pictures that exist"
-    )
-    parser.add_argument(
-        "--window",
-        metavar="SECONDS",
-        type=float,
-        help="slide a window of this length over each video and answer for each place",
-    )
-    parser.add_argument(
-        "--step", metavar="SECONDS", type=float, help="distance of windows (half a window)"
-    )
-    parser.add_argument(
-        "--batch_size", metavar="N", type=int, help="views at once (1 on CPU, 16 elsewhere)"
-    )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="that decode videos (one per core)"
-    )
+    add("--output", metavar="FILE", help=about)
+    about = "a .png for one video, or a folder for pictures"
+    add("--visualize", metavar="PATH", help=about)
+    about = "write the features before the classifier to --output FILE.npz instead of classes"
+    add("--embed", action="store_true", help=about)
+    add("--overwrite", action="store_true", help="replace results and pictures that exist")
+    about = "slide a window of this length over each video and answer for each place"
+    add("--window", metavar="SECONDS", type=float, help=about)
+    add("--step", metavar="SECONDS", type=float, help="distance of windows (half a window)")
+    about = "views at once (1 on CPU, 16 elsewhere)"
+    add("--batch_size", metavar="N", type=int, help=about)
+    add("--threads", metavar="N", type=int, help="that decode videos (one per core)")
     parser.add_ray()
-    parser.add_argument(
-        "--num_segments",
-        metavar="T",
-        type=int,
-        help="frames per clip, if a file of weights does not tell",
+    about = "frames per clip, if a file of weights does not tell"
+    add("--num_segments", metavar="T", type=int, help=about)
+    about = (
+        "which views of a video are averaged: test, paddle_predict, mit_ten_crop, ... (the"
+        " model's own; docs/data.md lists all)"
     )
-    parser.add_argument(
-        "--protocol",
-        metavar="NAME",
-        help=(
-            "which views of a video are averaged: test, paddle_predict, mit_ten_crop, ... (the"
-            " model's own; docs/data.md lists all)"
-        ),
-    )
+    add("--protocol", metavar="NAME", help=about)
     return parser
 
 

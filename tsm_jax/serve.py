@@ -7,18 +7,54 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from tsm_jax import cli
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text
 from tsm_jax.host import usable_cores
+from tsm_jax.serving.limits import Limits
 
-if TYPE_CHECKING:
-    from tsm_jax.serving.limits import Limits
-
-_MB = 1 << 20
+_KB, _MB = 1 << 10, 1 << 20
 _SHORTEST_TOKEN = 16
+
+
+class _Limit(NamedTuple):
+    """Sets a field of `Limits`, whose default is its own, in multiples of `unit`."""
+
+    field: str
+    least: float
+    most: float
+    about: str
+    unit: int = 1
+
+
+_LIMITS = {
+    "max_upload_mb": _Limit("upload_bytes", 1, 1 << 20, "MB of an upload", _MB),
+    "max_storage_mb": _Limit("storage_bytes", 1, 1 << 30, "MB of all uploads on disk at once", _MB),
+    "min_upload_kb": _Limit(
+        "upload_rate", 1, 1 << 20, "KB a second that an upload has to come with", _KB
+    ),
+    "idle_seconds": _Limit(
+        "idle_seconds", 0.5, 3600, "without headers or a frame, or before an upload has that rate"
+    ),
+    "max_seconds": _Limit("video_seconds", 1, 1e6, "length of a video"),
+    "max_pixels": _Limit(
+        "video_pixels", 1, 1 << 30, "width x height of a video, or of a frame of a stream"
+    ),
+    "decode_seconds": _Limit(
+        "decode_seconds", 1, 3600, "to decode a video, of time and of a processor"
+    ),
+    "decode_memory_mb": _Limit("decode_bytes", 64, 1 << 20, "memory of a decoding process", _MB),
+    "decoders": _Limit("decoders", 1, 256, "decoding processes (one per core)"),
+    "max_requests": _Limit("requests", 1, 1 << 16, "videos that wait for an answer at once"),
+    "max_streams": _Limit("streams", 1, 1 << 16, "followed at once"),
+    "max_frame_kb": _Limit("frame_bytes", 1, 1 << 20, "KB of a frame of a stream", _KB),
+    "max_connections": _Limit("connections", 1, 1 << 16, "open at once"),
+    "drain_seconds": _Limit(
+        "drain_seconds", 1, 3600, "to finish what is running when told to stop"
+    ),
+}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,10 +62,10 @@ def main(arguments: Sequence[str]) -> None:
     _check(options)
     try:
         from tsm_jax.serving.app import Settings
-        from tsm_jax.serving.limits import Limits
         from tsm_jax.serving.server import serve
     except ImportError as error:
         raise UserError(f"serving needs {error.name}: pip install 'tsm-jax[serve]'") from error
+    options.decoders = options.decoders or usable_cores()
     settings = Settings(
         options.model,
         options.engine,
@@ -39,28 +75,11 @@ def main(arguments: Sequence[str]) -> None:
         options.max_wait_ms / 1000,
         None if options.token_file is None else _token(options.token_file),
         tuple(options.cors_origin),
-        _limits(Limits, options),
+        Limits(
+            **{each.field: getattr(options, name) * each.unit for name, each in _LIMITS.items()}
+        ),
     )
     serve(settings, options.host, options.port)
-
-
-def _limits(limits: type[Limits], options: argparse.Namespace) -> Limits:
-    return limits(
-        upload_bytes=options.max_upload_mb * _MB,
-        storage_bytes=options.max_storage_mb * _MB,
-        upload_rate=options.min_upload_kb * 1024,
-        idle_seconds=options.idle_seconds,
-        video_seconds=options.max_seconds,
-        video_pixels=options.max_pixels,
-        decode_seconds=options.decode_seconds,
-        decode_bytes=options.decode_memory_mb * _MB,
-        decoders=options.decoders or usable_cores(),
-        requests=options.max_requests,
-        streams=options.max_streams,
-        frame_bytes=options.max_frame_kb * 1024,
-        connections=options.max_connections,
-        drain_seconds=options.drain_seconds,
-    )
 
 
 def _token(path: str) -> str:
@@ -73,30 +92,14 @@ def _token(path: str) -> str:
     return token
 
 
-# Least and most.
-_RANGES = {
-    "port": (0, 65535),
-    "max_batch": (1, 1024),
-    "max_wait_ms": (0, 10_000),
-    "max_upload_mb": (1, 1 << 20),
-    "max_storage_mb": (1, 1 << 30),
-    "min_upload_kb": (1, 1 << 20),
-    "idle_seconds": (0.5, 3600),
-    "max_seconds": (1, 1e6),
-    "max_pixels": (1, 1 << 30),
-    "decode_seconds": (1, 3600),
-    "decode_memory_mb": (64, 1 << 20),
-    "decoders": (1, 256),
-    "max_requests": (1, 1 << 16),
-    "max_streams": (1, 1 << 16),
-    "max_frame_kb": (1, 1 << 20),
-    "max_connections": (1, 1 << 16),
-    "drain_seconds": (1, 3600),
-}
-
-
 def _check(options: argparse.Namespace) -> None:
-    for name, (least, most) in _RANGES.items():
+    ranges: dict[str, tuple[float, float]] = {
+        "port": (0, 65535),
+        "max_batch": (1, 1024),
+        "max_wait_ms": (0, 10_000),
+    }
+    ranges |= {name: (limit.least, limit.most) for name, limit in _LIMITS.items()}
+    for name, (least, most) in ranges.items():
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             raise UserError(f"--{name} is {value}: it must be from {least} to {most:g}")
@@ -118,56 +121,24 @@ def _parser() -> cli.Parser:
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="to listen on (127.0.0.1)")
     add("--port", metavar="N", type=int, default=8000, help="0 for any that is free (8000)")
     add("--token_file", metavar="FILE", help="holds the bearer token that requests need")
-    add(
-        "--cors_origin",
-        metavar="URL",
-        action="append",
-        default=[],
-        help="lets pages of this origin use the service; may be repeated",
-    )
+    about = "lets pages of this origin use the service; may be repeated"
+    add("--cors_origin", metavar="URL", action="append", default=[], help=about)
     add("--engine", metavar="NAME", default="auto", help="as for predict (auto)")
-    add(
-        "--precision",
-        metavar="NAME",
-        default="float32",
-        help="float32, bfloat16 or int8 (float32)",
-    )
+    about = "float32, bfloat16 or int8 (float32)"
+    add("--precision", metavar="NAME", default="float32", help=about)
     add("--protocol", metavar="NAME", help="which views of a video are averaged (the model's own)")
-    add(
-        "--max_batch",
-        metavar="N",
-        type=int,
-        help="clips that are computed together (1 on CPU, 16 elsewhere)",
-    )
-    _add_limits(parser)
+    about = "clips that are computed together (1 on CPU, 16 elsewhere)"
+    add("--max_batch", metavar="N", type=int, help=about)
+    add = parser.add_argument_group("limits").add_argument
+    about = "milliseconds that a batch waits for videos being decoded (2)"
+    add("--max_wait_ms", metavar="N", type=float, default=2, help=about)
+    for name, limit in _LIMITS.items():
+        kind, default = float if "seconds" in name else int, None
+        if name != "decoders":
+            default = getattr(Limits, limit.field) // limit.unit
+        about = limit.about if default is None else f"{limit.about} ({default})"
+        add(f"--{name}", metavar="N", type=kind, default=default, help=about)
     return parser
-
-
-def _add_limits(parser: cli.Parser) -> None:
-    limits = parser.add_argument_group("limits")
-
-    def add(name: str, default: float | None, about: str) -> None:
-        kind = float if "seconds" in name or name == "max_wait_ms" else int
-        shown = f" ({default})" if default is not None else ""
-        limits.add_argument(
-            f"--{name}", metavar="N", type=kind, default=default, help=about + shown
-        )
-
-    add("max_wait_ms", 2, "milliseconds that a batch waits for videos being decoded")
-    add("max_upload_mb", 256, "MB of an upload")
-    add("max_storage_mb", 2048, "MB of all uploads on disk at once")
-    add("min_upload_kb", 16, "KB a second that an upload has to come with")
-    add("idle_seconds", 10, "without headers or a frame, or before an upload has that rate")
-    add("max_seconds", 600, "length of a video")
-    add("max_pixels", 4096 * 2304, "width x height of a video, or of a frame of a stream")
-    add("decode_seconds", 60, "to decode a video, of time and of a processor")
-    add("decode_memory_mb", 1024, "memory of a decoding process")
-    add("decoders", None, "decoding processes (one per core)")
-    add("max_requests", 64, "videos that wait for an answer at once")
-    add("max_streams", 8, "followed at once")
-    add("max_frame_kb", 2048, "KB of a frame of a stream")
-    add("max_connections", 512, "open at once")
-    add("drain_seconds", 30, "to finish what is running when told to stop")
 
 
 if __name__ == "__main__":

@@ -42,50 +42,22 @@ def _parser() -> cli.Parser:
         ),
         example="python -m tsm_jax.stream --model inference/live --input 0 --visualize window",
     )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        required=True,
-        help="what export --streaming wrote; or a workdir, a model directory, ...",
-    )
-    parser.add_argument(
-        "--input",
-        metavar="INPUT",
-        required=True,
-        help="the number of a camera (0), an address (rtsp://...), or a video file",
-    )
-    parser.add_argument(
-        "--engine",
-        metavar="NAME",
-        default="auto",
-        help="jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)",
-    )
-    parser.add_argument(
-        "--fps",
-        metavar="RATE",
-        type=float,
-        help="frames per second that the network is to see (as stored with the weights)",
-    )
-    parser.add_argument(
-        "--smoothing",
-        metavar="N",
-        type=int,
-        default=2,
-        help="frames running that another class has to lead before it is shown; 1: none (2)",
-    )
-    parser.add_argument(
-        "--output",
-        metavar="FILE",
-        help="a new file for a line of JSON per frame; - for the standard output",
-    )
-    parser.add_argument(
-        "--visualize",
-        metavar="PATH",
-        help="`window`, or a video to write (.mp4) with the answers on its frames",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace results and a video that exist"
-    )
+    add = parser.add_argument
+    about = "what export --streaming wrote; or a workdir, a model directory, ..."
+    add("--model", metavar="PATH", required=True, help=about)
+    about = "the number of a camera (0), an address (rtsp://...), or a video file"
+    add("--input", metavar="INPUT", required=True, help=about)
+    about = "jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)"
+    add("--engine", metavar="NAME", default="auto", help=about)
+    about = "frames per second that the network is to see (as stored with the weights)"
+    add("--fps", metavar="RATE", type=float, help=about)
+    about = "frames running that another class has to lead before it is shown; 1: none (2)"
+    add("--smoothing", metavar="N", type=int, default=2, help=about)
+    about = "a new file for a line of JSON per frame; - for the standard output"
+    add("--output", metavar="FILE", help=about)
+    about = "`window`, or a video to write (.mp4) with the answers on its frames"
+    add("--visualize", metavar="PATH", help=about)
+    add("--overwrite", action="store_true", help="replace results and a video that exist")
     return parser
 
 

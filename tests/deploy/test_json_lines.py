@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tsm_jax.data.protocols import eval_protocol
-from tsm_jax.deploy import prediction_run
+from tsm_jax.deploy import drawing, prediction_run
 from tsm_jax.deploy.json_lines import UNFINISHED, Results, json_line
 from tsm_jax.deploy.prediction_run import predict_videos
 from tsm_jax.deploy.predictor import Predictor
@@ -81,6 +81,12 @@ def interrupt(after, predictor=None, **options):
 def read(path="out.jsonl"):
     with open(path, "rb") as file:
         return file.read()
+
+
+@pytest.fixture(autouse=True)
+def _drawn(monkeypatch):
+    """Pictures take far longer than all else here; tests/deploy/test_prediction_run.py draws."""
+    monkeypatch.setattr(drawing, "draw_answer", lambda *_: b"picture")
 
 
 @pytest.fixture

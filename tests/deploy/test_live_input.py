@@ -105,9 +105,11 @@ def take(frames, until):
 
 def test_a_camera_that_disappears_is_waited_for(camera):
     camera(3, 3)
-    moments = take(Input("0", 0), lambda m: isinstance(m, Gap) and "back" in m.text)
+    frames = iter(Input("0", 0))
+    moments = take(frames, lambda m: isinstance(m, Gap) and "back" in m.text)
     gaps = [moment.text for moment in moments if isinstance(moment, Gap)]
     assert gaps == ["camera 0 is gone (unplugged): waiting for it", "camera 0 is back"]
+    assert isinstance(next(frames), Frame)  # they come again
 
 
 def test_frames_that_nobody_takes_in_time_are_dropped_and_counted(camera):

@@ -13,9 +13,9 @@ from PIL import Image
 from tsm_jax import predict
 from tsm_jax.data.prepare import entries
 from tsm_jax.deploy.drawing import draw_clip
-from tsm_jax.deploy.inputs import find_videos
-from tsm_jax.deploy.picture_files import picture_paths
 from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.prediction_run import picture_paths
+from tsm_jax.deploy.videos import find_videos
 from tsm_jax.errors import UserError
 
 

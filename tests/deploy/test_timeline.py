@@ -16,9 +16,9 @@ from PIL import Image
 from tsm_jax import predict
 from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.deploy.drawing import draw_timeline
-from tsm_jax.deploy.prediction import best_classes
+from tsm_jax.deploy.prediction import Moment, best_classes
 from tsm_jax.deploy.predictor import Predictor
-from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
+from tsm_jax.deploy.videos import check_lengths
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.architecture import Architecture
 
@@ -56,7 +56,7 @@ def counting_film(tmp_path_factory, film):
 
 
 def test_windows_take_the_middle_frames_of_their_parts(grey_predictor, counting_film):
-    moments = list(timeline(grey_predictor, counting_film, window=4.0, step=2.0))
+    moments = list(grey_predictor.timeline(counting_film, window=4.0, step=2.0))
     assert [(m.start, m.end) for m in moments] == [(0, 4), (2, 6), (4, 8), (6, 10)]
     # A window of 4 s in 4 parts: what is on screen at 0.5, 1.5, 2.5 and 3.5 s after its start.
     expected = [[20 * w + 10 * i + 5 for i in range(4)] for w in range(4)]
@@ -66,17 +66,17 @@ def test_windows_take_the_middle_frames_of_their_parts(grey_predictor, counting_
 
 @pytest.mark.parametrize("step, count", [(None, 4), (1.0, 7), (0.1, 7), (4.0, 2), (30.0, 1)])
 def test_the_step_is_rounded_to_shared_frames(grey_predictor, counting_film, step, count):
-    assert len(list(timeline(grey_predictor, counting_film, window=4.0, step=step))) == count
+    assert len(list(grey_predictor.timeline(counting_film, window=4.0, step=step))) == count
 
 
 def test_a_video_shorter_than_the_window_has_one_answer(grey_predictor, counting_film):
-    (moment,) = timeline(grey_predictor, counting_film, window=16.0)
+    (moment,) = grey_predictor.timeline(counting_film, window=16.0)
     assert (moment.start, moment.end) == (0, 10)
     np.testing.assert_allclose(grey_predictor.engine.seen, [[12, 37, 62, 87]], atol=1)
 
 
 def test_moments_come_while_the_video_is_read(grey_predictor, counting_film):
-    moments = timeline(grey_predictor, counting_film, window=1.0)
+    moments = grey_predictor.timeline(counting_film, window=1.0)
     next(moments)
     assert len(grey_predictor.engine.seen) == 1
     moments.close()
@@ -96,7 +96,7 @@ def test_impossible_windows(window, step):
 
 def test_a_window_shorter_than_a_frame(grey_predictor, counting_film):
     with pytest.raises(UnreadableClipError, match=r"0.04 s is shorter than a frame of .* \(0.1 s"):
-        next(timeline(grey_predictor, counting_film, window=0.04))
+        next(grey_predictor.timeline(counting_film, window=0.04))
 
 
 def test_a_leap_of_the_time_stamps_does_not_give_millions_of_windows(grey_predictor, tmp_path):
@@ -111,7 +111,7 @@ def test_a_leap_of_the_time_stamps_does_not_give_millions_of_windows(grey_predic
             packet.pts = packet.dts = number if number < 10 else 10_000_000 + number
             container.mux(packet)
     with pytest.raises(UnreadableClipError, match="has a gap of 1000000 s after frame 9"):
-        list(timeline(grey_predictor, path, window=0.4))
+        list(grey_predictor.timeline(path, window=0.4))
 
 
 def held_at_once(predictor, film, monkeypatch, **lengths):
@@ -132,7 +132,7 @@ def held_at_once(predictor, film, monkeypatch, **lengths):
 
     protocol = replace(predictor.protocol, resize=resize)
     monkeypatch.setattr(predictor, "protocol", protocol)
-    assert list(timeline(predictor, film, **lengths))
+    assert list(predictor.timeline(film, **lengths))
     return most
 
 

@@ -18,7 +18,6 @@ from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, Preprocessing, eval_protocol
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.engine import installed
-from tsm_jax.deploy.timeline import timeline
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.models.normalize import normalize
@@ -161,9 +160,9 @@ def test_a_recognizer_averages_all_views(model, score, wide, wide_frames, name):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_window_is_predicted_like_a_video(load, score, wide, wide_frames, name):
     predictor = load(name, "onnxruntime")
-    (moment,) = timeline(predictor, wide, window=7.0)
+    (moment,) = predictor.timeline(wide, window=7.0)
     np.testing.assert_allclose(moment.scores, score(name, wide_frames), rtol=1e-4)
-    moments = list(timeline(predictor, wide, window=3.0, step=1.5))
+    moments = list(predictor.timeline(wide, window=3.0, step=1.5))
     for number, moment in enumerate(moments):
         begin = 15 * number
         part = Frames(wide_frames.frames[begin : begin + 30])

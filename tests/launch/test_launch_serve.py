@@ -29,11 +29,14 @@ def pod(manifest):
 
 
 IMPORT = """
-import sys, importlib
+import sys
 from tsm_jax import cli, serve
+from tsm_jax.deploy import onnx_engines
 import tsm_jax.serving.server
-for engine in {engines!r}:
-    importlib.import_module(f"tsm_jax.deploy.{{engine}}_engine")
+if "onnxruntime" in {engines!r}:
+    onnx_engines.gpu_providers()
+if "openvino" in {engines!r}:
+    onnx_engines.has_bfloat16()
 cli.run(serve.main, ["--model", "none", "--port", "0"])
 """
 

@@ -8,7 +8,7 @@ import re
 
 from PIL import Image
 
-from tsm_jax.report.page import class_accuracies, playing_clips
+from tsm_jax.report.writer import class_accuracies, playing_clips
 
 EVIL = "<script>alert(1)</script>"
 

@@ -26,7 +26,7 @@ def near(picture, color):
     return np.abs(picture - color).max(-1) <= 2
 
 
-@pytest.mark.parametrize("count", [1, 2, 30, 101, 400])
+@pytest.mark.parametrize("count", [1, 2, 30, 50, 400])
 def test_a_confusion_matrix_of_any_number_of_classes(count):
     matrix = np.diag(np.full(count, 3))
     if count > 1:

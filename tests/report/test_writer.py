@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from tsm_jax.errors import UserError
 from tsm_jax.report import writer
-from tsm_jax.report.curves import read_curves
+from tsm_jax.report.statistics import read_curves
 from tsm_jax.report.writer import check_target, write_report
 from tsm_jax.terminal import printable
 
@@ -25,15 +26,23 @@ def rows(folder, name):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def written(random_answers, tmp_path):
+@pytest.fixture(scope="module")
+def report(random_answers, tmp_path_factory):
+    """An evaluation, and its report, which stays as it was written."""
     evaluation = random_answers(40, 6, skill=1.0)
-    write_report(evaluation, str(tmp_path / "report"))
-    return evaluation, tmp_path / "report"
+    folder = tmp_path_factory.mktemp("written") / "report"
+    write_report(evaluation, str(folder))
+    return evaluation, folder
 
 
-def test_has_what_it_promises_and_nothing_else_is_left(written):
-    _, folder = written
+@pytest.fixture
+def written(report, tmp_path):
+    """The same for a test that changes it."""
+    return report[0], shutil.copytree(report[1], tmp_path / "report")
+
+
+def test_has_what_it_promises_and_nothing_else_is_left(report):
+    _, folder = report
     promised = {*writer._FILES, "report.html"} - {
         "curves.png",
         "frames_seen.png",
@@ -45,16 +54,16 @@ def test_has_what_it_promises_and_nothing_else_is_left(written):
     assert os.listdir(folder.parent) == ["report"]
 
 
-def test_metrics_are_the_evaluations(written):
-    evaluation, folder = written
+def test_metrics_are_the_evaluations(report):
+    evaluation, folder = report
     metrics = json.loads((folder / "metrics.json").read_text())
     assert {name: metrics[name] for name in evaluation.metrics} == evaluation.metrics
     assert metrics["protocol"] == "test"
     assert metrics["architecture"]["shift"] == "past_first"
 
 
-def test_predictions_have_every_clip_and_all_scores(written):
-    evaluation, folder = written
+def test_predictions_have_every_clip_and_all_scores(report):
+    evaluation, folder = report
     lines, scores = rows(folder, "predictions.csv"), np.load(folder / "scores.npy")
     assert [line["clip"] for line in lines] == [f"videos/{i}.mp4" for i in range(40)]
     assert scores.shape == (40, 6)
@@ -70,8 +79,8 @@ def test_predictions_have_every_clip_and_all_scores(written):
     assert losses.mean() == pytest.approx(evaluation.metrics["loss"], rel=1e-5)
 
 
-def test_tables_agree(written):
-    evaluation, folder = written
+def test_tables_agree(report):
+    evaluation, folder = report
     classes, confusion = rows(folder, "per_class.csv"), rows(folder, "confusion.csv")
     counts = np.bincount(evaluation.labels, minlength=6)
     for k, (row, line) in enumerate(zip(classes, confusion, strict=True)):
@@ -96,8 +105,8 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_is_complete_without_network_or_script(written):
-    evaluation, folder = written
+def test_the_page_is_complete_without_network_or_script(report):
+    evaluation, folder = report
     page = Page((folder / "report.html").read_text(encoding="utf-8"))
     assert "script" not in page.tags
     links = [value for _, name, value in page.attributes if name in ("src", "href")]

@@ -19,11 +19,10 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 
 from tsm_jax.serving import openapi, sandbox, uploads
 from tsm_jax.serving.app import _read_page
-from tsm_jax.serving.batching import Batcher
-from tsm_jax.serving.gate import Gate, to_json
+from tsm_jax.serving.engine import Batcher
+from tsm_jax.serving.gate import Gate, Metrics, to_json
 from tsm_jax.serving.limits import REFUSALS, Limits, Refused
-from tsm_jax.serving.metrics import Metrics
-from tsm_jax.serving.options import schemas
+from tsm_jax.serving.openapi import schemas
 
 
 def batched(values, *, max_batch=8, coming=lambda: False, fail=None):

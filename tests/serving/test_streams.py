@@ -24,8 +24,8 @@ from tsm_jax.deploy.stream import Stream
 from tsm_jax.errors import UserError
 from tsm_jax.serving import streams
 from tsm_jax.serving.app import Service, Settings
+from tsm_jax.serving.gate import Metrics
 from tsm_jax.serving.limits import Limits, Refused
-from tsm_jax.serving.metrics import Metrics
 from tsm_jax.serving.streams import NewestFrame, Streams, warning_of
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -55,112 +55,95 @@ def annotate(frame: np.ndarray, answer: Prediction, scores: np.ndarray) -> np.nd
     return np.asarray(image)
 
 
-class AnnotatedVideo:
-    """Writes frames to a video, H.264; enter it to write. It is complete or not there.
+# Takes an annotated frame and its time in seconds; False when nobody looks any more.
+Show = Callable[[np.ndarray, float], bool]
 
-    Args:
-        path: ends with one of `VIDEO_SUFFIXES`.
+
+@contextmanager
+def annotated_video(path: str) -> Iterator[Show]:
+    """Writes frames to a video, H.264, whose name ends with one of `VIDEO_SUFFIXES`. It is complete
+    or not there.
 
     Raises:
         UserError: the file cannot be written.
     """
+    stream: Any = None
+    last = -1
+    kind = {"mkv": "matroska"}.get(path[-3:].lower(), path[-3:].lower())
+    with replacing(path) as partial, av.open(partial, "w", format=kind) as container:
 
-    def __init__(self, path: str):
-        self._path = path
-        self._opened = ExitStack()
-        self._container: Any = None
-        self._stream: Any = None
-        self._last = -1
+        def show(frame: np.ndarray, time: float) -> bool:
+            nonlocal stream, last
+            if stream is None:
+                stream = container.add_stream("libx264", rate=_TICKS)
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = Fraction(1, _TICKS)
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            last = picture.pts = max(last + 1, round(time * _TICKS))
+            picture.time_base = Fraction(1, _TICKS)
+            try:
+                container.mux(stream.encode(picture))
+            except (FFmpegError, OSError) as error:
+                raise UserError(f"cannot write {path}: {reason(error)}") from error
+            return True
 
-    def __enter__(self) -> AnnotatedVideo:
-        partial = self._opened.enter_context(replacing(self._path))
-        kind = {"mkv": "matroska"}.get(self._path[-3:].lower(), self._path[-3:].lower())
-        self._container = self._opened.enter_context(av.open(partial, "w", format=kind))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            if error[0] is None and self._stream is not None:
-                self._container.mux(self._stream.encode(None))
-        finally:
-            self._opened.__exit__(*error)
-
-    def show(self, frame: np.ndarray, time: float) -> bool:
-        """Writes a frame, at so many seconds; True, because nobody closes a file."""
-        if self._stream is None:
-            self._stream = self._container.add_stream("libx264", rate=_TICKS)
-            self._stream.height, self._stream.width = frame.shape[:2]
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = Fraction(1, _TICKS)
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        self._last = picture.pts = max(self._last + 1, round(time * _TICKS))
-        picture.time_base = Fraction(1, _TICKS)
-        try:
-            self._container.mux(self._stream.encode(picture))
-        except (FFmpegError, OSError) as error:
-            raise UserError(f"cannot write {self._path}: {reason(error)}") from error
-        return True
+        yield show
+        if stream is not None:
+            container.mux(stream.encode(None))
 
 
-class Window:
-    """Shows frames in a window; enter it to open it.
+@contextmanager
+def window(title: str) -> Iterator[Show]:
+    """Shows frames in a window, at once, until somebody closes it.
 
     Raises:
         UserError: there is no screen, or Python has no tkinter.
     """
+    try:
+        import tkinter
 
-    def __init__(self, title: str):
-        self._title = title
-        self._root: Any = None
+        root = tkinter.Tk(className="tsm")
+    except ImportError:
+        raise UserError(
+            "a window needs tkinter, which this Python lacks (python3-tk on Debian): give"
+            " --visualize a .mp4 instead"
+        ) from None
+    except tkinter.TclError as error:
+        raise UserError(
+            f"cannot open a window ({reason(error)}): give --visualize a .mp4 instead"
+        ) from None
+    is_open, shown = True, None
 
-    def __enter__(self) -> Window:
-        try:
-            import tkinter
+    def close() -> None:
+        nonlocal is_open
+        if is_open:
+            root.destroy()
+        is_open = False
 
-            self._root = tkinter.Tk(className="tsm")
-        except ImportError:
-            raise UserError(
-                "a window needs tkinter, which this Python lacks (python3-tk on Debian): give"
-                " --visualize a .mp4 instead"
-            ) from None
-        except tkinter.TclError as error:
-            raise UserError(
-                f"cannot open a window ({reason(error)}): give --visualize a .mp4 instead"
-            ) from None
-        self._root.title(self._title)
-        self._root.resizable(False, False)
-        self._root.protocol("WM_DELETE_WINDOW", self._close)
-        self._make_picture = tkinter.PhotoImage
-        self._picture: Any = None
-        self._label = tkinter.Label(self._root, borderwidth=0)
-        self._label.pack()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._close()
-
-    def show(self, frame: np.ndarray, time: float) -> bool:
-        """Shows a frame at once; False when somebody has closed the window."""
-        if self._root is not None:
+    def show(frame: np.ndarray, time: float) -> bool:
+        nonlocal shown
+        if is_open:
             file = io.BytesIO()
             Image.fromarray(frame).save(file, "PPM")
-            self._picture = self._make_picture(data=file.getvalue(), format="PPM")
-            self._label.configure(image=self._picture)
-            self._root.update()
-        return self._root is not None
+            shown = tkinter.PhotoImage(data=file.getvalue(), format="PPM")  # kept while seen
+            label.configure(image=shown)
+            root.update()
+        return is_open
 
-    def _close(self) -> None:
-        if self._root is not None:
-            self._root.destroy()
-            self._root = None
+    root.title(title)
+    root.resizable(False, False)
+    root.protocol("WM_DELETE_WINDOW", close)
+    label = tkinter.Label(root, borderwidth=0)
+    label.pack()
+    try:
+        yield show
+    finally:
+        close()
 
 
-Display = AnnotatedVideo | Window
-
-
-def check_suffix(path: str, names: Sequence[str] = VIDEO_SUFFIXES) -> None:
+def check_suffix(path: str) -> None:
     """Raises a UserError unless a video can be written under this name."""
-    if not path.lower().endswith(tuple(names)):
-        raise UserError(
-            f"--visualize {path}: give `window`, or a video to write ({', '.join(names)})"
-        )
+    if not path.lower().endswith(VIDEO_SUFFIXES):
+        names = ", ".join(VIDEO_SUFFIXES)
+        raise UserError(f"--visualize {path}: give `window`, or a video to write ({names})")

@@ -84,23 +84,16 @@ State = Sequence[Any]
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported folder.
-
-    Attributes:
-        labels: K class names.
-        hashes: file name to SHA-256 of every graph and of the tensors.
-        crop_size: S of the pictures that the graphs take.
-        kind: `CLIPS` or `STREAM`.
-        int8_weight_limit: of the weights of the int8 graph that are summed over input channels.
-    """
+    """An exported folder."""
 
     folder: str
     architecture: Architecture
     preprocessing: Preprocessing
-    labels: Sequence[str]
-    hashes: Mapping[str, str]
-    crop_size: int
-    kind: str = CLIPS
+    labels: Sequence[str]  # K class names
+    hashes: Mapping[str, str]  # file name to SHA-256 of every graph and of the tensors
+    crop_size: int  # S of the pictures that the graphs take
+    kind: str = CLIPS  # or `STREAM`
+    # Of the weights of the int8 graph that are summed over input channels.
     int8_weight_limit: int = INT8_WEIGHT_LIMIT
 
     @property
@@ -230,11 +223,7 @@ def is_artifact(path: str) -> bool:
 
 
 def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
-    """Reads what `export` wrote.
-
-    Args:
-        folder: exported.
-        kind: that it has to be, `CLIPS` or `STREAM`; None for either.
+    """Reads what `export` wrote, of a kind: `CLIPS`, `STREAM` or, for None, either.
 
     Raises:
         UserError: it is not an exported folder, or of another kind or version, or its config is

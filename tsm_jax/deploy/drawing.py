@@ -12,9 +12,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tsm_jax.deploy.prediction import Prediction
+from tsm_jax.deploy.prediction import Moment, Prediction
 from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.deploy.timeline import Moment
 from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
 
 _WIDTH = 12  # inches

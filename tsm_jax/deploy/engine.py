@@ -51,20 +51,13 @@ _JAX_ACCELERATORS = ("jax_cuda13_plugin", "jax_cuda12_plugin", "libtpu")
 
 @dataclass
 class Engine:
-    """A network that is ready to run.
-
-    Attributes:
-        name: which engine.
-        precision: of its convolutions.
-        device: what it runs on, for the reader.
-        clip_shape: (T, S, S, 3), with None where it takes any size.
-        run: (uint8 `[N, T, S, S, 3]`, `LOGITS` or `FEATURES`) to that output.
-    """
+    """A network that is ready to run."""
 
     name: str
-    precision: str
-    device: str
-    clip_shape: Shape
+    precision: str  # of its convolutions
+    device: str  # what it runs on, for the reader
+    clip_shape: Shape  # (T, S, S, 3), with None where it takes any size
+    # (uint8 `[N, T, S, S, 3]`, `LOGITS` or `FEATURES`) to that output.
     run: Callable[[np.ndarray, str], np.ndarray]
 
     @property
@@ -99,29 +92,18 @@ class Engine:
 
 @dataclass
 class StreamEngine:
-    """A network that is ready to follow streams.
-
-    Attributes:
-        name: which engine.
-        device: what it runs on, for the reader.
-        start: the state before the first frame.
-        step: (uint8 `[1, S, S, 3]`, state) to logits, float32 `[1, K]`, and the next state. It
-            keeps nothing: whoever holds a state holds a stream.
-    """
+    """A network that is ready to follow streams."""
 
     name: str
-    device: str
-    start: State
+    device: str  # what it runs on, for the reader
+    start: State  # before the first frame
+    # (uint8 `[1, S, S, 3]`, state) to logits, float32 `[1, K]`, and the next state. It keeps
+    # nothing: whoever holds a state holds a stream.
     step: Callable[[np.ndarray, State], tuple[np.ndarray, State]]
 
 
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
-    """Opens the graph of an exported folder.
-
-    Args:
-        artifact: the folder.
-        name: one of `ENGINES`, or `auto`, see `choose_engine`.
-        precision: one of `PRECISIONS`.
+    """Opens the graph of an exported folder, in one of `ENGINES` or `auto`, see `choose_engine`.
 
     Raises:
         UserError: there is no such engine, it is not installed, it cannot do the precision, or the
@@ -143,9 +125,8 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
     check_names(name, precision)
     if name == "auto":
         name = choose_engine(artifact, precision)
-    if missing(*PACKAGES[name]):
-        packages = " ".join(missing(*PACKAGES[name]))
-        raise UserError(f"the engine {name} is not installed: pip install {packages}")
+    if packages := missing(*PACKAGES[name]):
+        raise UserError(f"the engine {name} is not installed: pip install {' '.join(packages)}")
     if (name, precision) not in FILES:
         able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
         raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
@@ -163,9 +144,9 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
         case "jax":
             from tsm_jax.deploy.jax_engine import JaxGraph as Graph
         case "onnxruntime":
-            from tsm_jax.deploy.onnxruntime_engine import OnnxRuntimeGraph as Graph
+            from tsm_jax.deploy.onnx_engines import OnnxRuntimeGraph as Graph
         case _:
-            from tsm_jax.deploy.openvino_engine import OpenVinoGraph as Graph
+            from tsm_jax.deploy.onnx_engines import OpenVinoGraph as Graph
     graph = Graph(path, precision)
     artifact.check_graph(file, graph.ports)
     return name, graph
@@ -221,6 +202,6 @@ def missing(*packages: str) -> list[str]:
 
 
 def _onnxruntime_has_gpu() -> bool:
-    from tsm_jax.deploy.onnxruntime_engine import gpu_providers
+    from tsm_jax.deploy.onnx_engines import gpu_providers
 
     return bool(gpu_providers())

@@ -11,18 +11,16 @@ import hashlib
 import json
 import os
 import re
-import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, BinaryIO
 
-from tsm_jax.deploy.inputs import refuse_inputs
-from tsm_jax.deploy.picture_files import PICTURE_SUFFIX
 from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason, write_lines
 
-UNFINISHED = ".unfinished"
+UNFINISHED, PICTURE_SUFFIX = ".unfinished", ".png"
 
 _MARK = re.compile(r"\d+ \d+")
 
@@ -77,7 +75,9 @@ class Results:
         self._marks: list[str] = []
         self._journal_path = f"{output}{UNFINISHED}"
         self._can_continue = False
-        if output not in (None, "-") and not _is_special(output):
+        if output in (None, "-"):
+            return
+        if os.path.isfile(output) or not os.path.exists(output):  # no device, pipe or folder
             self._can_continue = True
             if output.lower().endswith(PICTURE_SUFFIX):
                 raise UserError(f"{output}: results are lines of JSON; pictures are --visualize")
@@ -85,34 +85,23 @@ class Results:
             self._find_start(output, overwrite)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Writes a line.
-
-        Raises:
-            UserError: the file cannot be written.
-            OSError: the standard output cannot be written.
-        """
+        """Writes a line; raises a UserError if that fails, an OSError on the standard output."""
         if self._file is None:
             return
         line = json_line(values).encode() + b"\n"
-        try:
+        with nullcontext() if self._output == "-" else _writing(self._output):
             written = 0
             while written < len(line):  # an unbuffered file may take a part
                 written += self._file.write(line[written:])
             self._file.flush()
-        except OSError as error:
-            if self._output == "-":
-                raise
-            raise UserError(f"cannot write {self._output}: {reason(error)}") from error
         self._size += len(line)
 
     def finish_video(self, *, failed: bool) -> None:
         """Notes that all lines of a video are written."""
         self.failed += failed
         if self._journal is not None:
-            try:
+            with _writing(self._journal_path):
                 self._journal.write(f"{self._size} {self.failed}\n".encode())
-            except OSError as error:
-                raise UserError(f"cannot write {self._journal_path}: {reason(error)}") from error
 
     def __enter__(self) -> Results:
         if self._output == "-":
@@ -121,10 +110,8 @@ class Results:
             sys.stdout.flush()
             self._file = sys.stdout.buffer
         elif self._output is not None:
-            try:
+            with _writing(self._output):
                 self._file = self._open(self._output)
-            except OSError as error:
-                raise UserError(f"cannot write {self._output}: {reason(error)}") from error
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -167,6 +154,14 @@ class Results:
             )
 
 
+@contextmanager
+def _writing(path: str | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
 def json_line(values: dict[str, Any]) -> str:
     r"""Valid UTF-8 whatever the names: bytes that are not are written `\udcXX`, as Python has them.
 
@@ -179,14 +174,6 @@ def json_line(values: dict[str, Any]) -> str:
     except UnicodeEncodeError:
         return json.dumps(values, allow_nan=False)
     return line
-
-
-def _is_special(path: str) -> bool:
-    """Whether something is there that is not a regular file: a device, a pipe, a folder."""
-    try:
-        return not stat.S_ISREG(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
 
 
 def _read_journal(path: str) -> list[str]:
@@ -217,3 +204,27 @@ def _lock(file: BinaryIO, path: str) -> None:
         raise UserError(f"{path} is being written by another process: wait for it") from None
     except OSError:  # a file system without locks
         return
+
+
+def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
+    """Raises a UserError if an output is one of the inputs, under whatever name."""
+    written = {_identity(path): path for path in outputs}
+    written.pop(None, None)
+    for path in inputs if written else ():
+        if (same := written.get(_identity(path))) is not None:
+            raise UserError(f"{same} is the input {path}: choose another output")
+
+
+def check_new(path: str, inputs: Iterable[str], *, overwrite: bool) -> None:
+    """Raises a UserError if a file is one of the inputs, or exists and is not to be replaced."""
+    refuse_inputs([path], inputs)
+    if os.path.lexists(path) and not overwrite:
+        raise UserError(f"{path} exists already: choose another file, or --overwrite replaces it")
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from typing import NamedTuple, cast
@@ -35,17 +35,11 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 class Frame(NamedTuple):
-    """A frame of a stream.
+    """A frame of a stream."""
 
-    Attributes:
-        time: seconds from the first one.
-        pixels: uint8 `[H, W, 3]`, RGB.
-        picked: whether the network is to see it.
-    """
-
-    time: float
-    pixels: np.ndarray
-    picked: bool
+    time: float  # seconds from the first one
+    pixels: np.ndarray  # uint8 `[H, W, 3]`, RGB
+    picked: bool  # whether the network is to see it
 
 
 class Gap(NamedTuple):
@@ -94,11 +88,11 @@ class Input:
     """
 
     def __init__(self, source: str, rate: float, *, every_frame: bool = False):
-        self.is_live = source.isdecimal() or _ADDRESS.match(source) is not None
+        address = _ADDRESS.match(source)
+        self.is_live = source.isdecimal() or address is not None
         self.name = f"camera {source}" if source.isdecimal() else without_folders(source)
         self.dropped = 0
         self._source, self._rate, self._every = source, rate, every_frame
-        address = _ADDRESS.match(source)
         if address and address[1].lower() not in SCHEMES:
             raise UserError(
                 f"{self.name} is no address of a stream ({', '.join(SCHEMES)}); a video file is"
@@ -143,9 +137,12 @@ class Input:
                     while self._waiting is None:
                         self._arrived.wait(1.0)  # a limit, so that Ctrl-C gets through
                     moment, self._waiting = self._waiting, None
+                    self._arrived.notify_all()  # a moment may wait behind a gap
                 yield moment
         finally:
-            self._ended = True
+            with self._arrived:
+                self._ended = True
+                self._arrived.notify_all()
             reader.join(_TIMEOUT)
 
     def _read(self) -> None:
@@ -186,7 +183,7 @@ class Input:
             time.sleep(_RETRY)
             with suppress(_Gone):
                 return _opened(self._source)
-        return _of(())
+        return (arrival for arrival in ())
 
 
 class _Gone(Exception):
@@ -209,14 +206,13 @@ def _opened(source: str) -> _Frames:
         first = next(frames)
     except StopIteration:
         raise _Gone("it gives no frames") from None
-    return _of((first,), frames)
 
+    def all_of_them() -> _Frames:
+        with closing(frames):
+            yield first
+            yield from frames
 
-def _of(first: Iterable[_Arrival], rest: _Frames | None = None) -> _Frames:
-    yield from first
-    if rest is not None:
-        with closing(rest):
-            yield from rest
+    return all_of_them()
 
 
 def _camera(number: str) -> _Frames:

@@ -1,4 +1,4 @@
-"""From scores to an answer: the average over views, and classes with their probabilities."""
+"""From scores to an answer: the average over views, classes with their probabilities, moments."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def best_classes(
     """The `top_k` most likely classes (at most K), best first.
 
     Args:
-        logits: float32 `[K]`.
-        labels: K names.
-        top_k: of them.
+        logits: float32 `[K]`, of as many labels.
         source: where the network came from, for messages.
 
     Raises:
@@ -71,3 +69,23 @@ def best_classes(
 def as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
     """Predictions for JSON."""
     return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
+
+
+class Moment(NamedTuple):
+    """A window and its answer.
+
+    Attributes:
+        start, end: seconds from the first frame of the video.
+        predictions: best first.
+        scores: softmax of all classes, float32 `[K]`.
+    """
+
+    start: float
+    end: float
+    predictions: list[Prediction]
+    scores: np.ndarray
+
+    def values(self) -> dict[str, Any]:
+        """The answer for JSON."""
+        times = {"start": round(self.start, 3), "end": round(self.end, 3)}
+        return {**times, "predictions": as_values(self.predictions)}

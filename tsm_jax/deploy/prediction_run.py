@@ -1,23 +1,32 @@
-"""`predict`: answers for many videos, printed, as lines of JSON and as pictures."""
+"""`predict`: answers for many videos, printed, as lines of JSON and as pictures; or their features
+in one NumPy file."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from tsm_jax.data.prepare.jobs import JobFailure
-from tsm_jax.deploy.json_lines import Results, request_of
-from tsm_jax.deploy.picture_files import picture_paths, save_picture
-from tsm_jax.deploy.prediction import as_values
-from tsm_jax.deploy.predictor import Answer, Predictor
-from tsm_jax.deploy.timeline import Moment, check_lengths, timeline
-from tsm_jax.errors import UnreadableClipError
+from tsm_jax.deploy.json_lines import PICTURE_SUFFIX, Results, check_new, refuse_inputs, request_of
+from tsm_jax.deploy.prediction import Moment, as_values
+from tsm_jax.deploy.predictor import Embedding, Predictor
+from tsm_jax.deploy.videos import check_lengths
+from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.files import reason, replacing
 from tsm_jax.terminal import printable, progress_bar
 
 if TYPE_CHECKING:
     from tsm_jax.deploy.ray_run import OnRay
+
+_EMBEDDING_SUFFIX = ".npz"
+_LONGEST_STEM = 200  # bytes of a picture's name; file systems allow 255
 
 
 class _Line(NamedTuple):
@@ -53,12 +62,8 @@ def predict_videos(
     first video that was unfinished.
 
     Args:
-        predictor: the network.
-        videos: paths.
-        window: seconds of a sliding window, see `timeline`; None for one answer per video.
-        step: seconds from one window to the next, or None for half a window.
-        top_k: classes in an answer.
-        batch_size, threads: as for `Predictor.predict_many`, without a window.
+        window, step: as for `Predictor.timeline`; `window` is None for one answer per video.
+        top_k, batch_size, threads: as for `Predictor.predict_many`.
         output: a file that receives a line of JSON per answer as soon as it is known; `-` is the
             standard output, which otherwise gets the same for people to read.
         visualize: a .png for a single video, or a folder for a picture each.
@@ -81,25 +86,16 @@ def predict_videos(
     results = Results(output, request, inputs=given, overwrite=overwrite)
     replace = overwrite or results.continued
     pictures = picture_paths(visualize, videos, inputs=given, overwrite=replace)
+    work = _Work(top_k, batch_size, threads, window, step, draws=pictures is not None)
     with results, progress_bar("predict") as show:
         if results.done:
             done = f"{results.done} of {len(videos)} videos are answered already"
             print(done, file=sys.stderr)
         rest = videos[results.done :]
-        answer = partial(
-            _answers,
-            top_k=top_k,
-            batch_size=batch_size,
-            threads=threads,
-            window=window,
-            step=step,
-            draws=pictures is not None,
-        )
         if ray is None:
-            answered = answer(predictor, rest)
+            answered = work.answers(predictor, rest)
         else:
-            work = _Complete(answer, draws=pictures is not None)
-            answered = _by_nodes(predictor, rest, work, ray)
+            answered = _by_nodes(ray.run(predictor, rest, work))
         for number, (lines, draw) in enumerate(answered, start=results.done):
             failed = False
             for line in lines:
@@ -107,9 +103,9 @@ def predict_videos(
                 if output != "-":
                     _print(line)
                 failed = failed or "error" in line.values
-            png = draw() if pictures is not None else None
-            if pictures is not None and png is not None:
-                save_picture(png, pictures[number])
+            if pictures is not None and (png := draw()) is not None:
+                with replacing(pictures[number]) as path, open(path, "wb") as file:
+                    file.write(png)
             results.finish_video(failed=failed)
             if len(videos) > 1:
                 show(number + 1, len(videos))
@@ -119,10 +115,8 @@ def predict_videos(
     return results.failed
 
 
-def _by_nodes(
-    predictor: Predictor, videos: Sequence[str], work: _Complete, ray: OnRay
-) -> Iterator[_Answered]:
-    for video, result in ray.run(predictor, videos, work):
+def _by_nodes(results: Iterable[tuple[str, Any]]) -> Iterator[_Answered]:
+    for video, result in results:
         if isinstance(result, JobFailure):
             yield _Answered([_error(video, f"{video}: {result.reason}")], lambda: None)
         else:
@@ -130,82 +124,69 @@ def _by_nodes(
             yield _Answered(lines, lambda png=png: png)
 
 
-class _Complete(NamedTuple):
-    """What a node does: all lines of a video, and its picture if there is to be one."""
+@dataclass
+class _Work:
+    """What is asked of each video, see `predict_videos`."""
 
-    answer: Callable[[Predictor, Sequence[str]], Iterator[_Answered]]
+    top_k: int
+    batch_size: int | None
+    threads: int | None
+    window: float | None
+    step: float | None
     draws: bool
 
+    def answers(self, predictor: Predictor, videos: Sequence[str]) -> Iterator[_Answered]:
+        if self.window is None:
+            return self._whole(predictor, videos)
+        return (self._windows(predictor, video, self.window) for video in videos)
+
     def __call__(self, predictor: Predictor, video: str) -> tuple[list[_Line], bytes | None]:
-        (answered,) = self.answer(predictor, [video])
+        """What a node does: all lines of a video, and its picture if there is to be one."""
+        (answered,) = self.answers(predictor, [video])
         lines = list(answered.lines)
         return lines, answered.draw() if self.draws else None
 
+    def _whole(self, predictor: Predictor, videos: Sequence[str]) -> Iterator[_Answered]:
+        for answer in predictor.predict_many(
+            videos, self.top_k, batch_size=self.batch_size, threads=self.threads
+        ):
 
-def _answers(
-    predictor: Predictor,
-    videos: Sequence[str],
-    *,
-    top_k: int,
-    batch_size: int | None,
-    threads: int | None,
-    window: float | None,
-    step: float | None,
-    draws: bool,
-) -> Iterator[_Answered]:
-    if window is not None:
-        slide = partial(timeline, predictor, window=window, step=step, top_k=top_k)
-        return _windows(predictor, videos, slide, keep=draws)
-    answers = predictor.predict_many(videos, top_k, batch_size=batch_size, threads=threads)
-    return _whole(predictor, answers)
+            def draw(answer=answer) -> bytes | None:
+                from tsm_jax.deploy.drawing import draw_answer  # half a second of matplotlib
 
+                return None if answer.clip is None else draw_answer(predictor, answer)
 
-def _whole(predictor: Predictor, answers: Iterable[Answer]) -> Iterator[_Answered]:
-    for answer in answers:
+            if answer.error is not None:
+                line = _error(answer.path, answer.error)
+            else:
+                best = [
+                    f"  {place}. {printable(each.label)} (class {each.index})  {each.score:.4f}"
+                    for place, each in enumerate(answer.predictions, start=1)
+                ]
+                values = {"video": answer.path, "predictions": as_values(answer.predictions)}
+                line = _Line(values, "\n".join([printable(answer.path), *best]))
+            yield _Answered([line], draw)
 
-        def draw(answer=answer) -> bytes | None:
-            from tsm_jax.deploy.drawing import draw_answer  # half a second of matplotlib
+    def _windows(self, predictor: Predictor, video: str, window: float) -> _Answered:
+        moments: list[Moment] = []  # for the plot only: a stream has no end
 
-            return None if answer.clip is None else draw_answer(predictor, answer)
-
-        if answer.error is not None:
-            line = _error(answer.path, answer.error)
-        else:
-            best = [
-                f"  {place}. {printable(each.label)} (class {each.index})  {each.score:.4f}"
-                for place, each in enumerate(answer.predictions, start=1)
-            ]
-            values = {"video": answer.path, "predictions": as_values(answer.predictions)}
-            line = _Line(values, "\n".join([printable(answer.path), *best]))
-        yield _Answered([line], draw)
-
-
-def _windows(
-    predictor: Predictor,
-    videos: Sequence[str],
-    slide: Callable[[str], Iterator[Moment]],
-    *,
-    keep: bool,
-) -> Iterator[_Answered]:
-    """Moments are kept for the plot only: a stream has no end."""
-    for video in videos:
-        moments: list[Moment] = []
-
-        def lines(video=video, moments=moments) -> Iterator[_Line]:
+        def lines() -> Iterator[_Line]:
             try:
-                for moment in slide(video):
-                    if keep:
+                for moment in predictor.timeline(
+                    video, window=window, step=self.step, top_k=self.top_k
+                ):
+                    if self.draws:
                         moments.append(moment)
                     yield _moment_line(video, moment)
             except UnreadableClipError as error:
                 yield _error(video, str(error))
 
-        def draw(video=video, moments=moments) -> bytes | None:
+        def draw() -> bytes | None:
             from tsm_jax.deploy.drawing import draw_timeline  # half a second of matplotlib
 
             return draw_timeline(video, moments, predictor.labels) if moments else None
 
-        yield _Answered(lines(), draw)
+        return _Answered(lines(), draw)
 
 
 def _moment_line(video: str, moment: Moment) -> _Line:
@@ -234,3 +215,115 @@ def _report_speed(predictor: Predictor, answered: int) -> None:
             f" {usage.busy:.0%} of the time",
             file=sys.stderr,
         )
+
+
+def picture_paths(
+    target: str | None, videos: Sequence[str], *, inputs: Iterable[str] = (), overwrite: bool
+) -> list[str] | None:
+    """The path of each video's picture, or None for no target; makes the folder.
+
+    Args:
+        target: a .png for a single video, or a folder.
+        videos: that may get a picture.
+        inputs, overwrite: as for `predict_videos`.
+
+    Raises:
+        UserError: one picture for several videos, one that exists, the folder cannot be made, or
+            nothing here can draw.
+    """
+    if target is None:
+        return None
+    if find_spec("matplotlib") is None:
+        raise UserError("--visualize draws with matplotlib: pip install matplotlib")
+    one_file = target.lower().endswith(PICTURE_SUFFIX)
+    if one_file and len(videos) > 1:
+        raise UserError(
+            f"--visualize {target} is one picture for {len(videos)} videos: give a folder"
+        )
+    folder = (os.path.dirname(target) or ".") if one_file else target
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {reason(error)}") from error
+    taken: set[str] = set()
+    paths = [target if one_file else os.path.join(target, _free_name(v, taken)) for v in videos]
+    existing = [path for path in paths if os.path.lexists(path)]
+    if existing and not overwrite:
+        raise UserError(
+            f"{existing[0]} exists already: choose another place, or --overwrite replaces pictures"
+        )
+    refuse_inputs(existing, inputs)
+    return paths
+
+
+def _free_name(video: str, taken: set[str]) -> str:
+    """`clip.png` for `a/clip.mp4`; `clip_2.png` for the second `clip` of a run."""
+    stem = os.path.splitext(os.path.basename(video))[0]
+    stem = os.fsdecode(os.fsencode(stem)[:_LONGEST_STEM])
+    name, number = stem + PICTURE_SUFFIX, 1
+    while name in taken:
+        number += 1
+        name = f"{stem}_{number}{PICTURE_SUFFIX}"
+    taken.add(name)
+    return name
+
+
+def write_embeddings(
+    predictor: Predictor,
+    videos: Sequence[str],
+    output: str | None,
+    *,
+    batch_size: int | None = None,
+    threads: int | None = None,
+    inputs: Sequence[str] = (),
+    overwrite: bool = False,
+    ray: OnRay | None = None,
+) -> int:
+    """Writes `videos` (N paths), `clips` float32 `[N, C]` and `frames` float32 `[N, T, C]`, see
+    `Embedding`; the file appears complete or not at all.
+
+    Args:
+        videos: paths; those that cannot be read are named on stderr and are not in the file.
+        output: a new .npz.
+        batch_size, threads, inputs, overwrite, ray: as for `predict_videos`.
+
+    Returns:
+        How many videos could not be read.
+
+    Raises:
+        UserError: the file exists or cannot be written, or no video can be read.
+    """
+    if output is None or not output.endswith(_EMBEDDING_SUFFIX):
+        raise UserError(f"--embed writes arrays: give --output FILE{_EMBEDDING_SUFFIX}")
+    check_new(output, [*videos, *inputs], overwrite=overwrite)
+    names, clips, frames = [], [], []
+    with progress_bar("embed") as show:
+        if ray is None:
+            answers = predictor.embed_many(videos, batch_size=batch_size, threads=threads)
+        else:
+            answers = ray.run(predictor, videos, partial(_embedding, batch_size=batch_size))
+        for number, (name, embedding) in enumerate(answers, start=1):
+            if isinstance(embedding, JobFailure):
+                embedding = UnreadableClipError(f"{name}: {embedding.reason}")
+            if isinstance(embedding, UnreadableClipError):
+                line = " ".join(str(embedding).split())
+                print(f"error: {printable(line)}", file=sys.stderr)
+            else:
+                names.append(name)
+                clips.append(embedding.clip)
+                frames.append(embedding.frames)
+            show(number, len(videos))
+    if not names:
+        raise UserError(f"none of {len(videos)} videos could be read: {output} is not written")
+    with replacing(output) as path, open(path, "wb") as file:
+        np.savez(file, videos=np.array(names), clips=np.stack(clips), frames=np.stack(frames))
+    print(f"{output}: features of {len(names)} videos, {len(clips[0])} each")
+    return len(videos) - len(names)
+
+
+def _embedding(
+    predictor: Predictor, video: str, *, batch_size: int | None
+) -> Embedding | UnreadableClipError:
+    """What a node does."""
+    ((_, embedding),) = predictor.embed_many([video], batch_size=batch_size)
+    return embedding

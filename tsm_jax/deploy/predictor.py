@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
@@ -18,22 +18,24 @@ import numpy as np
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.deploy.artifact import FEATURES, LOGITS
 from tsm_jax.deploy.engine import Engine
-from tsm_jax.deploy.prediction import Prediction, average_views, best_classes
+from tsm_jax.deploy.prediction import Moment, Prediction, average_views, best_classes, softmax
 from tsm_jax.deploy.videos import (
     Frame,
     Video,
     VideoPath,
     are_paths,
+    check_lengths,
     is_path,
+    local_file,
     read_views,
     take_frames,
+    windows,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.host import usable_cores
 from tsm_jax.models.architecture import Architecture
 
 if TYPE_CHECKING:
-    from tsm_jax.deploy.timeline import Moment
     from tsm_jax.models.summary import Summary
 
 _READ_AHEAD = 1 << 30  # bytes of pixels
@@ -68,19 +70,10 @@ class Embedding(NamedTuple):
     frames: np.ndarray
 
 
-class _Read(NamedTuple):
-    """A video's name, and its views, uint8 `[V, T, S, S, 3]`, or why there are none."""
-
-    name: str
-    views: np.ndarray | UnreadableClipError
-
-
-class _Scored(NamedTuple):
-    """What the engine gave for the views of a video, `[V, ...]`, and the first of them."""
-
-    name: str
-    clip: np.ndarray | None
-    output: np.ndarray | UnreadableClipError
+# Of a video: its name; its views, uint8 `[V, T, S, S, 3]`, or why there are none.
+_Read = tuple[str, np.ndarray | UnreadableClipError]
+# Its name; the first view; what the engine gave for all of them, `[V, ...]`, or why it gave none.
+_Scored = tuple[str, np.ndarray | None, np.ndarray | UnreadableClipError]
 
 
 @dataclass
@@ -90,14 +83,6 @@ class Usage:
     clips: int = 0
     engine_seconds: float = 0.0
     wall_seconds: float = 0.0
-    _start: float | None = field(default=None, repr=False)
-
-    def add(self, start: float, end: float, clips: int) -> None:
-        """Counts a batch by its `time.perf_counter()`."""
-        self._start = start if self._start is None else self._start
-        self.clips += clips
-        self.engine_seconds += end - start
-        self.wall_seconds = end - self._start
 
     @property
     def busy(self) -> float:
@@ -109,10 +94,6 @@ class Predictor:
     """A network, its preprocessing and its labels: what `tsm_jax.load` gives.
 
     Args:
-        engine: runs the network.
-        labels: K class names.
-        architecture: of the network.
-        protocol: which frames and pixels the network sees.
         classifier: gives the classifier's weights `[C, K]`, for activation maps.
         source: where the network came from, for messages.
         fingerprint: gives the SHA-256 of the network.
@@ -176,8 +157,12 @@ class Predictor:
             UserError: an array is no video, or the model's scores are not finite.
         """
         if are_paths(video):
-            answers = self._outputs(video, LOGITS)
-            return [self.best(self._average(_output(answer)), top_k) for answer in answers]
+            answers = []
+            for _, _, logits in self._outputs(video, LOGITS):
+                if isinstance(logits, UnreadableClipError):
+                    raise logits
+                answers.append(self.best(self._average(logits), top_k))
+            return answers
         return self.best(self.logits(self.read(video)), top_k)  # pyright: ignore[reportArgumentType]
 
     def predict_many(
@@ -209,21 +194,16 @@ class Predictor:
                 yield Answer(name, self.best(self._average(logits), top_k), None, clip)
 
     def embed(self, video: Video) -> Embedding:
-        """The features of a video, before the classifier.
+        """The features of a video, as for `predict`, before the classifier.
 
         `clip @ W + b`, with the classifier's weights and biases, are its logits (where the protocol
         averages logits).
-
-        Args:
-            video: one, as for `predict`.
 
         Raises:
             UnreadableClipError: it cannot be decoded.
             UserError: an array is no video, or the features are not finite.
         """
-        views, size = self.read(video), self.engine.batch_size
-        batches = (views[start : start + size] for start in range(0, len(views), size))
-        return self._embedding(np.concatenate([self._pooled(batch) for batch in batches]))
+        return self._embedding(self._of_views(self.read(video), FEATURES))
 
     def embed_many(
         self,
@@ -240,24 +220,32 @@ class Predictor:
     def timeline(
         self, video: VideoPath, *, window: float = 4.0, step: float | None = None, top_k: int = 5
     ) -> Iterator[Moment]:
-        """What happens when: see `tsm_jax.deploy.timeline.timeline`.
+        """What happens when: answers for each place of a sliding window.
 
         Args:
             video: a path or an https address.
-            window: seconds; about as long as the clips that the network was trained on.
-            step: seconds from one window to the next; None for half a window.
+            window: seconds, rounded to whole frames; about as long as the clips that the network
+                was trained on.
+            step: seconds from one window to the next; None for half a window. It is rounded to
+                whole T-ths of a window, at least one, so that windows share their frames.
             top_k: classes in an answer.
 
         Yields:
-            `Moment(start, end, predictions, scores)`, as soon as its last frame is decoded.
+            `Moment(start, end, predictions, scores)`, as soon as its last frame is decoded. A video
+            that is shorter than the window is one window.
 
         Raises:
             UnreadableClipError: the video cannot be decoded; what came before is valid.
             UserError: the window or the step is not a sensible number, or the video an array.
         """
-        from tsm_jax.deploy.timeline import timeline  # here, because it takes a predictor
-
-        return timeline(self, video, window=window, step=step, top_k=top_k)
+        step = check_lengths(window, step)
+        if not is_path(video):
+            raise UserError("an array says nothing of time: give timeline a video file")
+        with local_file(video) as path:
+            found = windows(path, self.protocol, self.num_segments, window=window, step=step)
+            for start, end, views in found:
+                logits = self.logits(views)
+                yield Moment(start, end, self.best(logits, top_k), softmax(logits))
 
     def summary(self) -> Summary:
         """Layers, parameters and multiply-adds of the network for one view; printed, a table.
@@ -272,14 +260,12 @@ class Predictor:
         return summarize(self.architecture, self.protocol.crop_size)
 
     def read(self, video: Video) -> np.ndarray:
-        """The views of a video, uint8 `[V, T, S, S, 3]`, see `read_views`."""
+        """The views of a video, uint8 `[V, T, S, S, 3]`; raises as `read_views`."""
         return read_views(video, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
         """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
-        size = self.engine.batch_size
-        batches = (views[start : start + size] for start in range(0, len(views), size))
-        return self._average(np.concatenate([self.engine.logits(batch) for batch in batches]))
+        return self._average(self._of_views(views, LOGITS))
 
     def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
         """The most likely classes, see `best_classes`."""
@@ -302,8 +288,15 @@ class Predictor:
     def _average(self, logits: np.ndarray) -> np.ndarray:
         return average_views(logits, self.protocol.average_probabilities)
 
-    def _pooled(self, batch: np.ndarray) -> np.ndarray:
-        """Features of views, `[N, T, C]`."""
+    def _of_views(self, views: np.ndarray, output: str) -> np.ndarray:
+        size = self.engine.batch_size
+        batches = (views[start : start + size] for start in range(0, len(views), size))
+        return np.concatenate([self._run(batch, output) for batch in batches])
+
+    def _run(self, batch: np.ndarray, output: str) -> np.ndarray:
+        """Logits `[N, K]`, or features averaged over the pixels, `[N, T, C]`."""
+        if output == LOGITS:
+            return self.engine.logits(batch)
         return self.engine.features(batch).mean((2, 3))
 
     def _embedding(self, features: np.ndarray) -> Embedding:
@@ -324,20 +317,34 @@ class Predictor:
     ) -> Iterator[_Scored]:
         """What the engine gives for the views of each video, in order."""
         size = batch_size or self.engine.batch_size
-        self.usage = Usage()
+        usage = self.usage = Usage()
         waiting: deque[_Read] = deque()
         clips: list[np.ndarray] = []
         scored: deque[np.ndarray] = deque()  # of the clips of `waiting`, the oldest first
-        for read in self._read_ahead(videos, threads or usable_cores(), size):
-            waiting.append(read)
-            if isinstance(read.views, np.ndarray):
-                clips.extend(read.views)
+        first = 0.0
+
+        def compute(batch: list[np.ndarray]) -> None:
+            """The last of several batches is filled up, so that one shape is compiled."""
+            nonlocal first
+            full = np.stack(batch + batch[-1:] * ((size - len(batch)) * bool(usage.clips)))
+            start = time.perf_counter()
+            scored.extend(self._run(full, output)[: len(batch)])
+            end = time.perf_counter()
+            first = first if usage.clips else start
+            usage.clips += len(batch)
+            usage.engine_seconds += end - start
+            usage.wall_seconds = end - first
+
+        for name, views in self._read_ahead(videos, threads or usable_cores(), size):
+            waiting.append((name, views))
+            if isinstance(views, np.ndarray):
+                clips.extend(views)
             while len(clips) >= size:
-                scored.extend(self._run(clips[:size], size, output))
+                compute(clips[:size])
                 del clips[:size]
             yield from _complete(waiting, scored)
         if clips:
-            scored.extend(self._run(clips, size, output))
+            compute(clips)
         yield from _complete(waiting, scored)
 
     def _read_ahead(
@@ -363,29 +370,20 @@ class Predictor:
                     while len(pending) >= ahead or (held >= _READ_AHEAD and len(pending) > 1):
                         name, size, future = pending.popleft()
                         held -= size
-                        yield _result(name, future)
+                        yield name, _views(future)
                 while pending:
                     name, _, future = pending.popleft()
-                    yield _result(name, future)
+                    yield name, _views(future)
             finally:
                 for _, _, future in pending:
                     future.cancel()
 
-    def _run(self, clips: list[np.ndarray], batch_size: int, output: str) -> np.ndarray:
-        """Logits `[len(clips), K]` or pooled features; the last of several batches is filled up, so
-        that one shape is compiled."""
-        batch = np.stack(clips + clips[-1:] * ((batch_size - len(clips)) * bool(self.usage.clips)))
-        start = time.perf_counter()
-        scores = self.engine.logits(batch) if output == LOGITS else self._pooled(batch)
-        self.usage.add(start, time.perf_counter(), len(clips))
-        return scores[: len(clips)]
 
-
-def _result(name: str, future: Future[np.ndarray]) -> _Read:
+def _views(future: Future[np.ndarray]) -> np.ndarray | UnreadableClipError:
     try:
-        return _Read(name, future.result())
+        return future.result()
     except UnreadableClipError as error:
-        return _Read(name, error)
+        return error
 
 
 def _complete(waiting: deque[_Read], scored: deque[np.ndarray]) -> Iterator[_Scored]:
@@ -393,16 +391,9 @@ def _complete(waiting: deque[_Read], scored: deque[np.ndarray]) -> Iterator[_Sco
     while waiting:
         name, views = waiting[0]
         if isinstance(views, UnreadableClipError):
-            yield _Scored(name, None, views)
+            yield name, None, views
         elif len(scored) < len(views):
             return
         else:
-            output = np.stack([scored.popleft() for _ in views])
-            yield _Scored(name, views[0].copy(), output)
+            yield name, views[0].copy(), np.stack([scored.popleft() for _ in views])
         waiting.popleft()
-
-
-def _output(answer: _Scored) -> np.ndarray:
-    if isinstance(answer.output, UnreadableClipError):
-        raise answer.output
-    return answer.output

@@ -23,22 +23,22 @@ from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.data.transforms import one_crop
 from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.engine import StreamEngine, open_stream_engine
-from tsm_jax.deploy.prediction import Prediction, best_classes
+from tsm_jax.deploy.prediction import Prediction, best_classes, softmax
+
+# The share of the network's frame rate that a stream should have, and the frames by which that is
+# judged.
+_ENOUGH, JUDGED_BY = 0.8, 20
 
 
 class Stream:
     """One stream of frames. Others of the same network, by `new`, never mix with it; each is for
     one thread at a time.
 
-    Args:
-        engine: runs the network.
+    Attributes:
         labels: K class names.
         num_segments: T, the frames of a clip in training.
-        preprocessing: of its input.
-        source: where the network came from, for messages.
-
-    Attributes:
         frame_rate: frames per second that the network saw in training; 0 if that is not known.
+        source: where the network came from, for messages.
     """
 
     def __init__(
@@ -118,28 +118,30 @@ def one_view(protocol: EvalProtocol) -> EvalProtocol:
     return replace(protocol, num_clips=1, crops=one_crop, num_crops=1)
 
 
-class Shown(NamedTuple):
-    """What is shown after a frame.
+def too_slow(times: Sequence[float], rate: float) -> float | None:
+    """How many frames a second the network sees, if all that moves looks faster to it than in
+    training.
 
-    Attributes:
-        answer: the class that is shown, with its present score.
-        scores: softmax of the mean logits, float32 `[K]`.
-        changed: whether the frame before had another answer, or there was none.
-        frame: what this frame alone says.
+    Args:
+        times: of the last `JUDGED_BY` frames, in seconds; nothing is said of fewer.
+        rate: frames a second in training.
     """
+    if len(times) < JUDGED_BY:
+        return None
+    found = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
+    return found if found < _ENOUGH * rate else None
 
-    answer: Prediction
-    scores: np.ndarray
-    changed: bool
-    frame: Prediction
+
+class Shown(NamedTuple):
+    """What is shown after a frame."""
+
+    answer: Prediction  # the class that is shown, with its present score
+    scores: np.ndarray  # softmax of the mean logits, float32 `[K]`
+    changed: bool  # whether the frame before had another answer, or there was none
+    frame: Prediction  # what this frame alone says
 
     def values(self, time: float, dropped: int) -> dict[str, Any]:
-        """For JSON.
-
-        Args:
-            time: of the frame, seconds from the first one.
-            dropped: frames that were, so far.
-        """
+        """For JSON: `time` in seconds from the first frame, and the frames dropped so far."""
         own = self.frame
         return {
             "time": round(time, 3),
@@ -163,7 +165,7 @@ class Smoother:
         labels: K class names.
         frames: that the mean is over; the network's T, so that it is the mean that it was trained
             with.
-        patience: frames, at least 1.
+        patience: at least 1.
         source: where the network came from, for messages.
     """
 
@@ -189,17 +191,15 @@ class Smoother:
         (own,) = best_classes(logits, self._labels, 1, self._source)
         self._logits.append(logits)
         mean = np.mean(self._logits, axis=0)
-        classes = best_classes(mean, self._labels, len(mean), self._source)
-        scores = np.empty(len(mean), np.float32)
-        for each in classes:
-            scores[each.index] = each.score
-        leader, before = classes[0].index, self._answer
-        self._leaders.append(leader)
+        (leader,) = best_classes(mean, self._labels, 1, self._source)
+        self._leaders.append(leader.index)
+        before, answer = self._answer, self._answer
         settled = len(self._leaders) == self._leaders.maxlen and len(set(self._leaders)) == 1
-        if before is None or settled:
-            self._answer = leader
-        answer = next(each for each in classes if each.index == self._answer)
-        return Shown(answer, scores, self._answer != before, own)
+        if answer is None or settled:
+            answer = self._answer = leader.index
+        scores = softmax(mean)
+        shown = Prediction(answer, self._labels[answer], float(scores[answer]))
+        return Shown(shown, scores, answer != before, own)
 
     def reset(self) -> None:
         """Forgets all frames."""

@@ -1,31 +1,96 @@
-"""A video, however it is given: a file, an address, an array, or its frames one by one."""
+"""A video, however it is given, to views: a file, an address, an array, or frames; whole, or in a
+sliding window.
+
+A window is taken for a video of its own: the protocol chooses among its frames as it would there.
+Frames are prepared once and shared by the windows that overlap; memory holds those of a few
+windows, however long the video is.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tsm_jax.data.decode import decode_frames
+from tsm_jax.data.decode import decode_frames, open_video
+from tsm_jax.data.lists import VIDEO_SUFFIXES
+from tsm_jax.data.playing import frame_rate, shown_frames
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.data.remote import is_remote, local_copy
 from tsm_jax.download import download
 from tsm_jax.errors import UnreadableClipError, UserError
+from tsm_jax.files import read_text, reason
 from tsm_jax.terminal import printable
 
 VideoPath: TypeAlias = str | os.PathLike[str]
 Frame: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
 Video: TypeAlias = VideoPath | NDArray[np.uint8] | Sequence[Frame]
 
+LIST_SUFFIXES = (".txt", ".list")
 _MAX_BYTES = 16 << 30  # of a video behind an address
+_SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
+
+
+def find_videos(inputs: Iterable[str]) -> list[str]:
+    """The videos of `--input`, in order; folders are searched to any depth and sorted.
+
+    Args:
+        inputs: video files; folders; and lists (.txt or .list) with one path a line, relative to
+            the current folder or else to the list's own. A label after the path, as training
+            lists have it, is ignored. A file that does not exist stays, so that its absence is
+            reported where its answer would be.
+
+    Raises:
+        UserError: a list or a folder cannot be read, or there is no video at all.
+    """
+    videos = [video for path in inputs for video in _expand(path)]
+    if not videos:
+        raise UserError(
+            f"there are no videos in {', '.join(inputs)}: give files, folders of"
+            f" {', '.join(VIDEO_SUFFIXES[:4])} and the like, or a .txt with one path a line"
+        )
+    return videos
+
+
+def _expand(path: str) -> Iterator[str]:
+    if os.path.isdir(path):
+        for root, folders, names in os.walk(path, onerror=_refuse):
+            folders.sort()
+            for name in sorted(names):
+                if name.lower().endswith(VIDEO_SUFFIXES):
+                    yield os.path.join(root, name)
+    elif path.lower().endswith(LIST_SUFFIXES):
+        yield from _in_list(path)
+    else:
+        yield path
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UserError(f"cannot search the folder {error.filename}: {reason(error)}") from error
+
+
+def _in_list(path: str) -> Iterator[str]:
+    text = read_text(path, "the list", errors="surrogateescape")
+    if "\0" in text:
+        raise UserError(f"cannot read the list {path}: it is not a text file")
+    beside = os.path.dirname(path)
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        words = line.rsplit(maxsplit=1)
+        if is_remote(line):
+            yield words[0] if words[-1].isdecimal() else line
+            continue
+        candidates = [line, words[0]] if words[-1].isdecimal() else [line]
+        candidates += [os.path.join(beside, candidate) for candidate in candidates]
+        yield next(filter(os.path.exists, candidates), line)
 
 
 def read_views(
@@ -35,7 +100,6 @@ def read_views(
 
     Args:
         video: see `Predictor.predict`.
-        protocol: chooses among the frames of the video and crops them.
         num_segments: T.
         name: of an array, for messages.
 
@@ -127,3 +191,64 @@ def local_file(video: VideoPath) -> Iterator[str]:
         except UnreadableClipError as error:
             message = str(error).replace(str(path), printable(video))
             raise UnreadableClipError(message) from error
+
+
+class Window(NamedTuple):
+    """A place of the sliding window: seconds, and its views, uint8 `[V, T, S, S, 3]`."""
+
+    start: float
+    end: float
+    views: np.ndarray
+
+
+def windows(
+    path: str, protocol: EvalProtocol, num_segments: int, *, window: float, step: float
+) -> Iterator[Window]:
+    """What a network of `num_segments` is shown for `Predictor.timeline`, which raises as this
+    does; as soon as the last frame is decoded."""
+    count = 0
+    held: dict[int, np.ndarray] = {}
+    with open_video(path) as stream:
+        rate = frame_rate(stream)
+        length = round(window * rate)  # as the stride, in frames
+        if length < 1:
+            frame = f"{float(1 / rate):.3g} s"
+            raise UnreadableClipError(
+                f"a window of {window} s is shorter than a frame of {path} ({frame})"
+            )
+        parts = max(1, round(step / window * num_segments))
+        stride = max(1, round(parts * length / num_segments))
+        offsets = protocol.choose_frames(length, num_segments).tolist()
+        # Of the frames that some windows use, by their remainder, the first one.
+        first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
+
+        def wanted(frame: int) -> bool:
+            return frame >= first_use.get(frame % stride, math.inf)
+
+        for frame, image in shown_frames(path, stream, float(rate), wanted):
+            if image is not None:
+                held[frame] = protocol.resized([image], path)[0]
+            count = frame + 1
+            start = count - length
+            if start >= 0 and start % stride == 0:
+                views = protocol.views([held[start + offset] for offset in offsets], path)
+                yield Window(float(start / rate), float(count / rate), views)
+                held = {i: kept for i, kept in held.items() if i >= start + stride}
+    if count < length:
+        end = float(max(count, 1) / rate)
+        yield Window(0.0, end, read_views(path, protocol, num_segments))
+
+
+def check_lengths(window: float, step: float | None) -> float:
+    """The step, half a window for None.
+
+    Raises:
+        UserError: the window or the step is not a sensible number of seconds.
+    """
+    step = max(window / 2, _SHORTEST) if step is None else step
+    for name, value in (("window", window), ("step", step)):
+        if not _SHORTEST <= value <= _LONGEST:
+            raise UserError(
+                f"--{name} is {value}: it must be from {_SHORTEST} to {_LONGEST:.0f} seconds"
+            )
+    return step

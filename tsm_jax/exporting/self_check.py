@@ -171,7 +171,7 @@ def _can(name: str, precision: str) -> bool:
         return False
     if (name, precision) != ("openvino", "bfloat16"):
         return True
-    from tsm_jax.deploy.openvino_engine import has_bfloat16
+    from tsm_jax.deploy.onnx_engines import has_bfloat16
 
     return has_bfloat16()
 

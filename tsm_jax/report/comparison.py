@@ -24,18 +24,12 @@ PREDICTIONS_FILE = "predictions.csv"
 
 @dataclass(frozen=True)
 class Answers:
-    """Which of N clips were recognised.
-
-    Attributes:
-        clips: names of the clips and their labels, N pairs.
-        class_names: in the order of the labels, as far as they are known.
-        correct: bool `[N]`.
-    """
+    """Which of N clips were recognised."""
 
     name: str
-    clips: Sequence[tuple[str, int]]
-    class_names: Sequence[str]
-    correct: np.ndarray
+    clips: Sequence[tuple[str, int]]  # their names and labels, N
+    class_names: Sequence[str]  # in the order of the labels, as far as they are known
+    correct: np.ndarray  # bool `[N]`
 
     def summary(self) -> str:
         """Top-1 with its interval, on one line."""

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
-from tsm_jax.report.curves import Curves
-from tsm_jax.report.statistics import Calibration
+from tsm_jax.report.statistics import Calibration, Curves
 
 _CORRECT, _WRONG = COLORS[:2]
 _OVERCONFIDENT = "#f2b48a"

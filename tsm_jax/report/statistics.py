@@ -1,14 +1,23 @@
-"""Statistics of an evaluation: confusion between classes, results by class, calibration."""
+"""Statistics of an evaluation: confusion between classes, results by class, calibration; and the
+learning curves of a run, from the log in its workdir."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+import math
+import os
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tsm_jax.files import read_text
 from tsm_jax.report.results import Evaluation
+from tsm_jax.training.log import METRICS_FILE
 
 BINS = 15
+Curves = dict[str, dict[str, np.ndarray]]
+_METRICS = {"loss": "loss", "top1": "top-1", "mean_recall": "mean recall"}
+_KINDS = {"train": "training", "val": "validation"}
 
 
 def confusion_matrix(evaluation: Evaluation) -> np.ndarray:
@@ -82,19 +91,13 @@ def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
 class Calibration(NamedTuple):
     """Confidence against accuracy, in B bins of equal width, `(low, high]`, from 0 to 1.
 
-    Attributes:
-        counts: clips whose best score lies in the bin, int `[B]`.
-        confidences: means of those scores, `[B]`; 0 without clips.
-        accuracies: shares of those clips that are correct, `[B]`; 0 without clips.
-        expected_error: mean over clips of |accuracy - confidence| of their bin (ECE).
-
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3.
     """
 
-    counts: np.ndarray
-    confidences: np.ndarray
-    accuracies: np.ndarray
-    expected_error: float
+    counts: np.ndarray  # clips whose best score lies in the bin, int `[B]`
+    confidences: np.ndarray  # means of those scores, `[B]`; 0 without clips
+    accuracies: np.ndarray  # shares of those clips that are correct, `[B]`; 0 without clips
+    expected_error: float  # mean over clips of |accuracy - confidence| of their bin (ECE)
 
 
 def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:
@@ -108,3 +111,36 @@ def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:
     )
     error = counts @ np.abs(accuracies - confidences) / len(scores)
     return Calibration(counts, confidences, accuracies, float(error))
+
+
+def read_curves(workdir: str) -> Curves:
+    """By metric, and by `training` and `validation`: epochs and values, `[2, n]`.
+
+    Empty if the folder has no log; metrics that a version of the package did not log are left out.
+    """
+    path = os.path.join(workdir, METRICS_FILE)
+    if not os.path.isfile(path):
+        return {}
+    entries = [_entry(line) for line in read_text(path, "the log", errors="replace").splitlines()]
+    # The last line of an epoch has its full number of steps; those before it have fewer.
+    rates = [e["step"] / e["epoch"] for e in entries if {"step", "epoch"} <= e.keys()]
+    curves: Curves = {}
+    for metric, title in _METRICS.items():
+        for kind, name in _KINDS.items():
+            found = [e for e in entries if e.get("kind") == kind and {"step", metric} <= e.keys()]
+            if found and rates:
+                points = np.array([(e["step"] / max(rates), e[metric]) for e in found]).T
+                curves.setdefault(title, {})[name] = points
+    return curves
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """The kind and the finite numbers; nothing of the half line of a run that was killed."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return {}
+    if not isinstance(values, dict) or values.get("kind") not in _KINDS:
+        return {}
+    finite = {k: v for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+    return {**finite, "kind": values["kind"]}

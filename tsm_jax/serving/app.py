@@ -10,12 +10,10 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from importlib.resources import files
 from typing import Any
 
@@ -29,20 +27,19 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+import tsm_jax
 from tsm_jax.deploy.artifact import STREAM, read_artifact
-from tsm_jax.deploy.prediction import as_values, average_views, best_classes, softmax
-from tsm_jax.deploy.timeline import Moment, Window
+from tsm_jax.deploy.prediction import Moment, as_values, average_views, best_classes, softmax
+from tsm_jax.deploy.videos import Window
 from tsm_jax.errors import UserError
 from tsm_jax.serving import openapi
-from tsm_jax.serving.batching import Batcher
 from tsm_jax.serving.decoding import Decoders, Task
-from tsm_jax.serving.engine import EngineProcess, Running
-from tsm_jax.serving.gate import STREAM_PATH, Gate, refuse, to_json
+from tsm_jax.serving.engine import Batcher, EngineProcess, Running
+from tsm_jax.serving.gate import METRICS_TYPE, STREAM_PATH, Gate, Metrics, refuse, to_json
 from tsm_jax.serving.limits import Limits, Refused
-from tsm_jax.serving.metrics import CONTENT_TYPE, Metrics
-from tsm_jax.serving.options import Options, read_options, schemas
+from tsm_jax.serving.openapi import Options, read_options, schemas
 from tsm_jax.serving.streams import Streams, refuse_stream
-from tsm_jax.serving.uploads import Upload, Uploads
+from tsm_jax.serving.uploads import Uploads
 
 _logger = logging.getLogger(__name__)
 
@@ -54,27 +51,16 @@ _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to serve, and how.
+    """What to serve, and how; `engine`, `precision` and `protocol` as for `tsm_jax.load`."""
 
-    Attributes:
-        model: an exported folder, for clips or for streams.
-        engine, precision: as for `tsm_jax.load`.
-        protocol: which views of a video are averaged; None for the model's own.
-        max_batch: clips that the network gets at once; None for what its engine likes.
-        max_wait: seconds that a batch waits for clips that are being decoded.
-        token: that requests have to bear, None for none.
-        cors_origins: pages of these may use the service.
-        limits: of requests.
-    """
-
-    model: str
+    model: str  # an exported folder, for clips or for streams
     engine: str = "auto"
     precision: str = "float32"
     protocol: str | None = None
-    max_batch: int | None = None
-    max_wait: float = 0.002
-    token: str | None = None
-    cors_origins: tuple[str, ...] = ()
+    max_batch: int | None = None  # clips at once; None for what the engine likes
+    max_wait: float = 0.002  # seconds that a batch waits for clips that are being decoded
+    token: str | None = None  # that requests have to bear
+    cors_origins: tuple[str, ...] = ()  # pages of these may use the service
     limits: Limits = field(default_factory=Limits)
 
 
@@ -83,11 +69,10 @@ class Service:
 
     Args:
         settings: of it.
-        stop: is called when the network cannot be loaded.
+        stop: is called when the network cannot be loaded, for the reason in `failure`.
 
     Attributes:
         app: for an ASGI server.
-        failure: why the network could not be loaded, or None.
         streams: None if the model is for clips.
 
     Raises:
@@ -98,20 +83,17 @@ class Service:
     def __init__(self, settings: Settings, stop: Callable[[], None]):
         self._settings, self._stop = settings, stop
         self.failure: UserError | RuntimeError | None = None
-        self._artifact = read_artifact(settings.model, None)
-        follows = self._artifact.kind == STREAM
-        if follows:
+        artifact = self._artifact = read_artifact(settings.model, None)
+        if artifact.kind == STREAM:
             _check_stream_settings(settings)
-        self._protocol = self._artifact.protocol(settings.protocol)
-        self._schemas = schemas(
-            len(self._artifact.labels), self._artifact.fitting_protocols(), self._protocol.name
-        )
+        protocol = artifact.protocol(settings.protocol).name
+        self._schemas = schemas(len(artifact.labels), artifact.fitting_protocols(), protocol)
         self._page, self._page_policy = _read_page()
         self._metrics = Metrics()
         self._requests = self._decoding = 0
         limits = settings.limits
         self._uploads = Uploads(limits)
-        self._decoders = Decoders(self._artifact.preprocessing, self._artifact.num_segments, limits)
+        self._decoders = Decoders(artifact.preprocessing, artifact.num_segments, limits)
         self._engine = EngineProcess(
             settings.model,
             settings.engine,
@@ -120,11 +102,9 @@ class Service:
             orphaned=partial(shutil.rmtree, self._uploads.folder, ignore_errors=True),
             failed=self._metrics.deaths.labels("engine").inc,
         )
-        self.streams = (
-            Streams(self._artifact, limits, self._decoders, self._engine, self._metrics)
-            if follows
-            else None
-        )
+        self.streams: Streams | None = None
+        if artifact.kind == STREAM:
+            self.streams = Streams(artifact, limits, self._decoders, self._engine, self._metrics)
         self._watch()
         self.app = self._application()
 
@@ -146,15 +126,14 @@ class Service:
             raise Refused("wrong_kind", f"this model follows streams: connect to {STREAM_PATH}")
         options = read_options(request.query_params.multi_items(), self._schemas)
         self._check_free()  # before a body is read for nothing
+        answer = self._whole if options.window is None else self._timeline
         async with self._uploads.receive(request) as upload:
+            task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
             with self._admitted():
                 values = {"id": request.scope["tsm.id"], "video": upload.name}
-                if options.window is None:
-                    return _json({**values, **await self._whole(request, upload, options)})
-                return _json({**values, **await self._timeline(request, upload, options)})
+                return _json({**values, **await answer(request, task, options)})
 
-    async def _whole(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
-        task = Task(upload.path, upload.name, options.protocol)
+    async def _whole(self, request: Request, task: Task, options: Options) -> dict[str, Any]:
         async with self._memory:
             await _check_connected(request)
             self._decoding += 1
@@ -168,8 +147,7 @@ class Service:
             moment = await self._moment(window, options)
         return {"predictions": as_values(moment.predictions)}
 
-    async def _timeline(self, request: Request, upload: Upload, options: Options) -> dict[str, Any]:
-        task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
+    async def _timeline(self, request: Request, task: Task, options: Options) -> dict[str, Any]:
         moments = []
         async with self._decoders.decoding(task) as found:
             await _check_connected(request)
@@ -226,19 +204,20 @@ class Service:
             self._requests -= 1
 
     async def _model(self, _: Request) -> Response:
-        engine = self._engine.running
+        artifact, engine = self._artifact, self._engine.running
+        protocol = self._schemas["protocol"]
         return _json(
             {
                 "name": os.path.basename(os.path.abspath(self._settings.model)),
                 "engine": engine.name if engine else None,
                 "precision": engine.precision if engine else None,
                 "device": engine.device if engine else None,
-                "kind": self._artifact.kind,
-                "frame_rate": float(self._artifact.preprocessing.frame_rate),
-                "architecture": asdict(self._artifact.architecture),
-                "protocol": self._protocol.name,
-                "protocols": self._artifact.fitting_protocols(),
-                "labels": list(self._artifact.labels),
+                "kind": artifact.kind,
+                "frame_rate": float(artifact.preprocessing.frame_rate),
+                "architecture": asdict(artifact.architecture),
+                "protocol": protocol["default"],
+                "protocols": protocol["enum"],
+                "labels": list(artifact.labels),
                 "limits": asdict(self._settings.limits),
             }
         )
@@ -252,7 +231,7 @@ class Service:
         return _json({"status": "ready"})
 
     async def _show_metrics(self, _: Request) -> Response:
-        return Response(self._metrics.page(), headers={"content-type": CONTENT_TYPE})
+        return Response(self._metrics.page(), headers={"content-type": METRICS_TYPE})
 
     async def _show_page(self, _: Request) -> Response:
         headers = {"content-security-policy": self._page_policy, "referrer-policy": "no-referrer"}
@@ -261,7 +240,7 @@ class Service:
     async def _show_openapi(self, _: Request) -> Response:
         return _json(
             openapi.describe(
-                _version(),
+                tsm_jax.__version__,
                 self._schemas,
                 token=self._settings.token is not None,
                 num_classes=len(self._artifact.labels),
@@ -294,15 +273,12 @@ class Service:
                 Exception: _on_defect,
             },
         )
-        paths = [route.path for route in routes]
-        settings = self._settings
-        app = Gate(
-            app, self._metrics, settings.token, _PUBLIC, paths, origins=settings.cors_origins
-        )
-        if self._settings.cors_origins:
+        paths, origins = [route.path for route in routes], self._settings.cors_origins
+        app = Gate(app, self._metrics, self._settings.token, _PUBLIC, paths, origins)
+        if origins:
             app = CORSMiddleware(
                 app,
-                allow_origins=self._settings.cors_origins,
+                allow_origins=origins,
                 allow_methods=["GET", "POST"],
                 allow_headers=["authorization", "content-type"],
                 expose_headers=["x-request-id", "retry-after"],
@@ -398,53 +374,39 @@ def _read_page() -> tuple[str, str]:
     return page, "; ".join(policy)
 
 
-def _version() -> str:
-    with suppress(PackageNotFoundError):
-        return version_of("tsm-jax")
-    return "0"
-
-
 # Responses to exceptions; Starlette calls what a handler returns.
 
 
-class _Refusal(Response):
-    def __init__(self, refused: Refused, headers: dict[str, str] | None = None):
-        self.background = None
-        self.status_code = refused.status
-        self._refused, self._fields = refused, headers
+def _refusal(refused: Refused, headers: Mapping[str, str] | None = None) -> Any:
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await refuse(refused, scope, receive, send, headers)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await refuse(self._refused, scope, receive, send, self._fields)
+    return answer
 
 
-class _Nothing(Response):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pass  # the client is gone
-
-
-async def _on_refused(_: Request, error: Exception) -> Response:
+async def _on_refused(_: Request, error: Exception) -> Any:
     assert isinstance(error, Refused)
-    return _Refusal(error)
+    return _refusal(error)
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Any:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         refused = Refused("method_not_allowed", f"{request.method} is not for this address")
     else:
         refused = Refused("not_found", "there is nothing here: see /openapi.json")
-    return _Refusal(refused, dict(error.headers or {}))
+    return _refusal(refused, error.headers)
 
 
-async def _on_disconnect(_: Request, __: Exception) -> Response:
-    return _Nothing()
+async def _on_disconnect(_: Request, __: Exception) -> Any:
+    """There is nobody to answer."""
 
 
-async def _on_user_error(request: Request, error: Exception) -> Response:
+async def _on_user_error(request: Request, error: Exception) -> Any:
     _logger.error("request %s: %s", request.scope["tsm.id"], error)
-    return _Refusal(Refused("internal", "the model cannot answer this: see the log"))
+    return _refusal(Refused("internal", "the model cannot answer this: see the log"))
 
 
-async def _on_defect(request: Request, error: Exception) -> Response:
+async def _on_defect(request: Request, error: Exception) -> Any:
     _logger.error("request %s", request.scope["tsm.id"], exc_info=error)
-    return _Refusal(Refused("internal", "a defect of the service: see the log"))
+    return _refusal(Refused("internal", "a defect of the service: see the log"))

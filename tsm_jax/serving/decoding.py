@@ -19,7 +19,7 @@ from tsm_jax.data.decode import decode_frames, open_video
 from tsm_jax.data.prepare.jobs import JobFailure, ProcessLostError, Workers
 from tsm_jax.data.protocols import EvalProtocol, Preprocessing, protocol_of
 from tsm_jax.deploy.stream import one_view
-from tsm_jax.deploy.timeline import Window, windows
+from tsm_jax.deploy.videos import Window, windows
 from tsm_jax.errors import UnreadableClipError
 from tsm_jax.serving import sandbox
 from tsm_jax.serving.limits import Limits, Refused
@@ -29,30 +29,17 @@ _FRAME_SECONDS = 2
 
 
 class Task(NamedTuple):
-    """A file to decode.
-
-    Attributes:
-        path: of it.
-        name: that its sender knows it by, for messages.
-        protocol: which views.
-        window, step: seconds of a timeline; None for the whole video at once.
-    """
+    """A file to decode."""
 
     path: str
-    name: str
+    name: str  # that its sender knows it by, for messages
     protocol: str
-    window: float | None = None
+    window: float | None = None  # seconds, as the step of a timeline; None for the whole video
     step: float = 0.0
 
 
 class Decoders:
-    """Processes that decode, for an event loop.
-
-    Args:
-        preprocessing: of the network.
-        num_segments: T.
-        limits: of each video.
-    """
+    """Processes that decode, for an event loop."""
 
     def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
         self._decode = _Decode(preprocessing, num_segments, limits)
@@ -80,31 +67,21 @@ class Decoders:
         await asyncio.gather(*starts)
 
     @asynccontextmanager
-    async def decoding(self, task: Task) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
-        """Gives the windows of a video one by one; a whole video is one.
+    async def decoding(
+        self, task: Task | bytes
+    ) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
+        """Gives the windows of a video one by one; a whole video is one, and so is a frame of a
+        stream, a JPEG, whose views are uint8 `[1, 1, S, S, 3]`.
 
         Raises:
             Refused: while they are taken.
         """
-        async with self._whole if task.window is None else self._timelines:
-            results = self._results(task)
-            try:
-                yield results
-            finally:
-                await results.aclose()
-
-    async def frame(self, picture: bytes) -> np.ndarray:
-        """What the network gets of a frame of a stream, uint8 `[1, S, S, 3]`.
-
-        Args:
-            picture: a JPEG.
-
-        Raises:
-            Refused: it is none, or too large.
-        """
-        async with self._whole, aclosing(self._results(picture)) as results:
-            (window,) = [each async for each in results]
-        return window.views[0]
+        slides = isinstance(task, Task) and task.window is not None
+        async with (
+            self._timelines if slides else self._whole,
+            aclosing(self._results(task)) as results,
+        ):
+            yield results
 
     async def _results(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
         """Begins once more if a process is killed before it has given anything."""
@@ -190,7 +167,7 @@ class _Decode:
     def _video(self, task: Task) -> Iterator[Window | Refused]:
         protocol = protocol_of(self._preprocessing, task.protocol)
         try:
-            rate = self._check(task.path)
+            rate = self._frame_rate(task.path)
             if task.window is None:
                 yield self._whole(task.path, protocol, rate)
             else:
@@ -203,8 +180,8 @@ class _Decode:
             message = " ".join(str(error).replace(task.path, task.name).split())
             yield Refused("unreadable_video", message)
 
-    def _check(self, path: str) -> float:
-        """Frames a second, after what the container says of the video was found small enough."""
+    def _frame_rate(self, path: str) -> float:
+        """Raises Refused if the container says that the video is too large."""
         with open_video(path) as stream:
             context, container = stream.codec_context, stream.container
             assert isinstance(container, InputContainer)
@@ -213,20 +190,14 @@ class _Decode:
             return float(stream.average_rate or Fraction(25))
 
     def _check_pixels(self, what: str, width: int, height: int) -> None:
-        if width * height > self._limits.video_pixels:
-            raise Refused(
-                "resolution_too_high",
-                f"the {what} has {width} x {height} pixels: at most"
-                f" {self._limits.video_pixels} are taken",
-            )
+        if width * height > (most := self._limits.video_pixels):
+            message = f"the {what} has {width} x {height} pixels: at most {most} are taken"
+            raise Refused("resolution_too_high", message)
 
     def _check_seconds(self, seconds: float) -> None:
-        if seconds > self._limits.video_seconds:
-            raise Refused(
-                "video_too_long",
-                f"the video lasts {seconds:.0f} s: at most {self._limits.video_seconds:g} s are"
-                " taken",
-            )
+        if seconds > (most := self._limits.video_seconds):
+            message = f"the video lasts {seconds:.0f} s: at most {most:g} s are taken"
+            raise Refused("video_too_long", message)
 
     def _whole(self, path: str, protocol: EvalProtocol, rate: float) -> Window:
         frames = 0
@@ -244,11 +215,8 @@ class _Decode:
         found = windows(task.path, protocol, self._num_segments, window=window, step=task.step)
         for number, each in enumerate(found):
             if number == self._limits.windows:
-                raise Refused(
-                    "video_too_long",
-                    f"the timeline has more than {self._limits.windows} windows: take a longer"
-                    " step",
-                )
+                message = f"the timeline has more than {number} windows: take a longer step"
+                raise Refused("video_too_long", message)
             self._check_seconds(each.end)
             yield each
 

@@ -1,11 +1,18 @@
-"""The network in a process of its own, which may die and is started again."""
+"""The network in a process of its own, which may die and is started again; clips of all requests
+go through it together.
+
+Batches have 1, 2, 4, ... clips: engines compile for each size that they meet. What waits while the
+engine works is taken together. Only if more is known to come does a batch wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,22 +30,79 @@ _logger = logging.getLogger(__name__)
 _SECONDS = 120
 
 
+class Batcher:
+    """Calls a network for clips that come one by one.
+
+    Args:
+        run: uint8 `[N, ...]` to an array of N results.
+        max_batch: clips at once.
+        max_wait: seconds that a batch waits for more while `coming` says that there will be.
+        coming: whether clips are being decoded.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[np.ndarray], Awaitable[np.ndarray]],
+        max_batch: int,
+        max_wait: float,
+        coming: Callable[[], bool],
+    ):
+        self._run, self._max_batch, self._max_wait = run, max_batch, max_wait
+        self._coming = coming
+        self._waiting: deque[tuple[np.ndarray, asyncio.Future[np.ndarray]]] = deque()
+        self._came = asyncio.Event()
+
+    async def __call__(self, clip: np.ndarray) -> np.ndarray:
+        """The network's result for a clip; raises what `run` raises."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((clip, future))
+        self._came.set()
+        return await future
+
+    async def work(self) -> None:
+        """Computes until it is cancelled."""
+        while True:
+            while not self._waiting:
+                await self._arrival()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._max_wait):
+                    while len(self._waiting) < self._max_batch and self._coming():
+                        await self._arrival()
+            size = 1
+            while 2 * size <= min(len(self._waiting), self._max_batch):
+                size *= 2
+            await self._compute([self._waiting.popleft() for _ in range(size)])
+
+    async def _arrival(self) -> None:
+        self._came.clear()
+        await self._came.wait()
+
+    async def _compute(self, batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]) -> None:
+        try:
+            results = await self._run(np.stack([clip for clip, _ in batch]))
+        except Exception as error:  # it is theirs who wait
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():  # whoever waited may be gone
+                future.set_result(result)
+
+
 class Running(NamedTuple):
-    """An engine that is ready: which one, its precision and device, and clips it takes at once."""
+    """An engine that is ready."""
 
     name: str
     precision: str
     device: str
-    max_batch: int
+    max_batch: int  # clips that it takes at once
 
 
 class EngineProcess:
     """An exported folder's network, for an event loop.
 
     Args:
-        folder: that was exported.
-        name: of the engine, or `auto`.
-        precision: of it.
         max_batch: clips at once; None for what the engine likes.
         orphaned: called in the process when its parent has died.
         failed: called whenever a process ends by itself.
@@ -74,7 +138,7 @@ class EngineProcess:
             UserError: it cannot be opened, or gives scores that are not finite.
             RuntimeError: the process ended.
         """
-        running = await self._in_thread(lambda: self._workers.call(None))
+        running = await self._in_thread(None)
         if isinstance(running, JobFailure):
             raise RuntimeError(running.reason)
         self.running, self.ready = running, True
@@ -89,18 +153,16 @@ class EngineProcess:
         return await self._run(batch)
 
     async def step(self, frame: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
-        """As `StreamEngine.step`, in that process; raises as `logits`.
-
-        Args:
-            frame: uint8 `[1, S, S, 3]`.
-            state: None for that of a stream's start. It is kept here and sent along, so that a
-                stream outlives the process.
-        """
+        """As `StreamEngine.step`, in that process; None is the state of a stream's start. The state
+        is kept here and sent along, so that a stream outlives the process. Raises as `logits`."""
         return await self._run((frame, state))
 
     async def _run(self, item: np.ndarray | tuple[np.ndarray, State | None]) -> Any:
         for _ in range(2):
-            result = await self._in_thread(lambda: self._call(item))
+            try:
+                result = await self._in_thread(item)
+            except (RuntimeError, UserError) as error:  # a new process did not come up
+                result = JobFailure(" ".join(str(error).split()))
             self.ready = not isinstance(result, JobFailure)
             if not isinstance(result, JobFailure):
                 return result
@@ -108,14 +170,9 @@ class EngineProcess:
             _logger.error("the engine failed: %s", result.reason)
         raise Refused("interrupted", "the network could not be run: try again")
 
-    def _call(self, item: Any) -> Any:
-        try:
-            return self._workers.call(item)
-        except (RuntimeError, UserError) as error:  # a new process did not come up
-            return JobFailure(" ".join(str(error).split()))
-
-    async def _in_thread(self, function):
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+    async def _in_thread(self, item: Any) -> Any:
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._thread, self._workers.call, item)
 
     @property
     def pids(self) -> list[int]:
@@ -147,7 +204,7 @@ class _Run:
         self._engine = open_engine(artifact, name, precision)
         self._max_batch = self._max_batch or self._engine.batch_size
         size = 1
-        while size <= self._max_batch:  # sizes of batches are powers of two, see batching.py
+        while size <= self._max_batch:  # sizes of batches are powers of two, see `Batcher`
             self._check(self._engine.logits(np.zeros((size, *artifact.clip_shape), np.uint8)))
             size *= 2
 

@@ -1,4 +1,5 @@
-"""What every request passes: an id, the token, headers of safety, the log and the counters."""
+"""What every request passes: an id, the token, headers of safety, the log and the counters, which
+are those that Prometheus is told."""
 
 from __future__ import annotations
 
@@ -10,16 +11,23 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tsm_jax.serving.limits import RETRY_AFTER, Refused
-from tsm_jax.serving.metrics import Metrics
 
 _log = logging.getLogger("tsm_jax.serving.access")
 
@@ -37,13 +45,49 @@ STREAM_PATH = "/v1/stream"
 # Whoever is connected closes with any code from here on: for the counters they are one.
 _PRIVATE_CODES = 3000
 
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters of one service."""
+
+    def __init__(self):
+        registry = self._registry = CollectorRegistry()
+        disable_created_metrics()  # a second series for each, which nothing here reads
+
+        def count(name: str, about: str, *labels: str) -> Counter:
+            return Counter(name, about, labels, registry=registry)
+
+        def histogram(name: str, about: str, buckets=_SECONDS) -> Histogram:
+            return Histogram(name, about, buckets=buckets, registry=registry)
+
+        self.requests = count("tsm_requests", "Answered requests.", "path", "status")
+        about = "From a prediction's headers to its answer."
+        self.request_seconds = histogram("tsm_request_seconds", about)
+        self.decode_seconds = histogram("tsm_decode_seconds", "Decoding of a video, or a window.")
+        self.compute_seconds = histogram("tsm_compute_seconds", "The network, for a batch.")
+        self.batch_size = histogram("tsm_batch_size", "Clips in a batch.", _SIZES)
+        self.frames = count("tsm_frames", "Frames that the network was shown.")
+        about = "Frames of streams that came faster than they were computed."
+        self.dropped = count("tsm_dropped_frames", about)
+        self.deaths = count("tsm_process_failures", "Processes that failed.", "process")
+
+    def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
+        """Adds a gauge that is read when it is asked for."""
+        Gauge(name, about, registry=self._registry).set_function(value)
+
+    def page(self) -> bytes:
+        """In Prometheus' text format, `METRICS_TYPE`."""
+        return generate_latest(self._registry)
+
 
 class Gate:
     """An ASGI application around another one.
 
     Args:
         app: the other one.
-        metrics: that it counts in.
         token: which requests have to bear; None for none.
         public: paths that need none.
         paths: of the application; the rest is counted as `other`.
@@ -151,8 +195,7 @@ async def refuse(
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Answers with an error, whether or not the body was read."""
-    values = {"id": scope["tsm.id"], "code": refused.code, "error": refused.message}
-    body = to_json(values)
+    body = to_json(refused.values(scope["tsm.id"]))
     fields = {
         "content-type": "application/json",
         "content-length": str(len(body)),

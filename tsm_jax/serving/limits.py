@@ -51,42 +51,29 @@ class Refused(Exception):
         """Of HTTP."""
         return REFUSALS[self.code][0]
 
+    def values(self, request: str) -> dict[str, str]:
+        """For JSON, as the answer to the request of this id."""
+        return {"id": request, "code": self.code, "error": self.message}
+
 
 @dataclass(frozen=True)
 class Limits:
-    """What requests may cost.
+    """What requests may cost."""
 
-    Attributes:
-        upload_bytes: of one body.
-        storage_bytes: of all bodies that are on disk at once.
-        upload_rate: bytes a second that a body has to come with, on average.
-        idle_seconds: that a client may take for a request's headers, before its body has to come
-            at `upload_rate`, and for each frame of a stream.
-        video_seconds: of a video.
-        video_pixels: of a frame, width x height.
-        windows: of a timeline.
-        decode_seconds: of waiting for a decoder, and of its processor time, per video.
-        decode_bytes: memory of a decoding process, besides its program.
-        decoders: processes that decode.
-        requests: whose video has come and that have no answer yet.
-        streams: that are followed at once.
-        frame_bytes: of a frame of a stream.
-        connections: that are open at once.
-        drain_seconds: for what is running when the service is told to stop.
-    """
-
-    upload_bytes: int = 256 << 20
-    storage_bytes: int = 2 << 30
-    upload_rate: int = 16 << 10
+    upload_bytes: int = 256 << 20  # of one body
+    storage_bytes: int = 2 << 30  # of all bodies that are on disk at once
+    upload_rate: int = 16 << 10  # bytes a second that a body has to come with, on average
+    # That a client may take for a request's headers, before its body has to come at `upload_rate`,
+    # and for each frame of a stream.
     idle_seconds: float = 10
     video_seconds: float = 600
-    video_pixels: int = 4096 * 2304
-    windows: int = 1000
-    decode_seconds: float = 60
-    decode_bytes: int = 1 << 30
-    decoders: int = 2
-    requests: int = 64
-    streams: int = 8
-    frame_bytes: int = 2 << 20
-    connections: int = 512
-    drain_seconds: float = 30
+    video_pixels: int = 4096 * 2304  # of a frame, width x height
+    windows: int = 1000  # of a timeline
+    decode_seconds: float = 60  # of waiting for a decoder, and of its processor time, per video
+    decode_bytes: int = 1 << 30  # memory of a decoding process, besides its program
+    decoders: int = 2  # processes that decode
+    requests: int = 64  # whose video has come and that have no answer yet
+    streams: int = 8  # that are followed at once
+    frame_bytes: int = 2 << 20  # of a frame of a stream
+    connections: int = 512  # that are open at once
+    drain_seconds: float = 30  # for what is running when the service is told to stop

@@ -1,15 +1,22 @@
-"""The OpenAPI description of the service."""
+"""What a prediction takes, in one table for reading its options and for OpenAPI."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from tsm_jax.deploy.artifact import CLIPS, STREAM
+from tsm_jax.deploy.videos import check_lengths
+from tsm_jax.errors import UserError
 from tsm_jax.serving.gate import STREAM_PATH
-from tsm_jax.serving.limits import REFUSALS
+from tsm_jax.serving.limits import REFUSALS, Refused
 
-# What a prediction is never answered.
-_OF_STREAMS = (
+# What a prediction is never answered, and what it is answered only where there is a token.
+_NOT_OF_PREDICTIONS = (
+    "unauthorized",
+    "not_found",
     "forbidden",
     "idle",
     "wrong_kind",
@@ -18,7 +25,101 @@ _OF_STREAMS = (
     "stopping",
 )
 
-_STRING, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_STRING, _NUMBER = {"type": "string"}, {"type": "number"}
+_FILE = {"type": "string", "format": "binary"}
+_TOKEN = {"type": "http", "scheme": "bearer"}
+
+
+class Options(NamedTuple):
+    """Of a request, see `schemas`; `window` is None where no timeline is wanted."""
+
+    top_k: int
+    protocol: str
+    window: float | None
+    step: float
+
+
+def schemas(num_classes: int, protocols: list[str], protocol: str) -> dict[str, dict[str, Any]]:
+    """JSON schemas of the options."""
+    seconds = {"type": "number", "minimum": 0.1, "maximum": 1000}
+
+    def option(about: str, **schema: Any) -> dict[str, Any]:
+        return {**schema, "description": about}
+
+    return {
+        "top_k": option(
+            "Classes in an answer.",
+            type="integer",
+            minimum=1,
+            maximum=num_classes,
+            default=min(5, num_classes),
+        ),
+        "protocol": option(
+            "Which views of the video are averaged.",
+            type="string",
+            enum=protocols,
+            default=protocol,
+        ),
+        "timeline": option(
+            "Answer for each place of a sliding window.", type="boolean", default=False
+        ),
+        "window": option("Seconds of the window; with `timeline=true`.", **seconds, default=4.0),
+        "step": option(
+            "Seconds from one window to the next, half a window if absent; with `timeline=true`.",
+            **seconds,
+        ),
+    }
+
+
+def read_options(pairs: Iterable[tuple[str, str]], schemas: dict[str, dict[str, Any]]) -> Options:
+    """The options in an address, pairs of name and value.
+
+    Raises:
+        Refused: one is unknown, is there twice, or has a value that is not allowed.
+    """
+    given: dict[str, Any] = {}
+    for name, text in pairs:
+        if name not in schemas:
+            raise _bad(f"there is no option {name[:40]!r}: there are {', '.join(schemas)}")
+        if name in given:
+            raise _bad(f"the option {name} is given twice")
+        given[name] = _value(name, text, schemas[name])
+    timeline = given.get("timeline", False)
+    for name in ("window", "step"):
+        if name in given and not timeline:
+            raise _bad(f"{name} is that of a timeline: give timeline=true, too")
+    values = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
+    values |= given
+    try:
+        step = check_lengths(values["window"], values.get("step"))
+    except UserError as error:
+        raise _bad(str(error)) from error
+    window = values["window"] if timeline else None
+    return Options(values["top_k"], values["protocol"], window, step)
+
+
+def _value(name: str, text: str, schema: dict[str, Any]) -> Any:
+    if schema["type"] == "boolean":
+        if text in ("true", "false"):
+            return text == "true"
+        raise _bad(f"{name} must be true or false")
+    if schema["type"] == "string":
+        if text in schema["enum"]:
+            return text
+        raise _bad(f"{name} must be one of {', '.join(schema['enum'])}")
+    whole, least, most = schema["type"] == "integer", schema["minimum"], schema["maximum"]
+    value = math.nan
+    if text.isascii() and len(text) <= 40:
+        with suppress(ValueError):
+            value = int(text) if whole else float(text)
+    if not least <= value <= most:
+        what = "a whole number" if whole else "a number"
+        raise _bad(f"{name} must be {what} from {least} to {most}")
+    return value
+
+
+def _bad(message: str) -> Refused:
+    return Refused("bad_option", message)
 
 
 def describe(
@@ -32,8 +133,7 @@ def describe(
     """The description, OpenAPI 3.1.
 
     Args:
-        version: of the package.
-        options: schemas of those of a prediction.
+        options: of a prediction, see `schemas`.
         token: whether a bearer token is needed.
         num_classes: K.
         follows: whether the model is for streams. OpenAPI cannot describe what goes over a
@@ -57,22 +157,16 @@ def describe(
             "required": True,
             "content": {
                 "multipart/form-data": {
-                    "schema": _object(file={"type": "string", "format": "binary"}),
+                    "schema": _object(file=_FILE),
                     "encoding": {"file": {"contentType": "application/octet-stream"}},
                 },
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-                "video/*": {"schema": {"type": "string", "format": "binary"}},
+                "application/octet-stream": {"schema": _FILE},
+                "video/*": {"schema": _FILE},
             },
         },
         "responses": {
             "200": _json("The answer", {"$ref": "#/components/schemas/Answer"}),
-            **_errors(
-                *(
-                    code
-                    for code in REFUSALS
-                    if code not in ("unauthorized", "not_found", *_OF_STREAMS)
-                )
-            ),
+            **_errors(*(code for code in REFUSALS if code not in _NOT_OF_PREDICTIONS)),
             **_errors(*refused),
         },
         **secured,
@@ -84,42 +178,26 @@ def describe(
         "responses": _errors("upgrade_required", "internal", *refused),
         **secured,
     }
+    figures = {"200": _content("Figures", "text/plain", _STRING), **_errors("internal", *refused)}
     model = {
-        "summary": "The network, its classes and the limits",
-        "operationId": "model",
-        "responses": {
-            "200": _json("The model", {"$ref": "#/components/schemas/Model"}),
-            **_errors("internal", *refused),
-        },
-        **secured,
+        "200": _json("The model", {"$ref": "#/components/schemas/Model"}),
+        **_errors("internal", *refused),
     }
     return {
         "openapi": "3.1.0",
         "info": {"title": "tsm serve", "version": version},
         "paths": {
             **({STREAM_PATH: {"get": stream}} if follows else {"/v1/predict": {"post": predict}}),
-            "/v1/model": {"get": model},
+            "/v1/model": {
+                "get": _read("The network, its classes and the limits", "model", model, secured)
+            },
             "/healthz": {"get": _probe("Whether the process is alive", "alive")},
             "/readyz": {"get": _probe("Whether the network is loaded", "ready", "not_ready")},
-            "/metrics": {
-                "get": {
-                    "summary": "Figures for Prometheus",
-                    "operationId": "metrics",
-                    "responses": {
-                        "200": _content("Figures", "text/plain", _STRING),
-                        **_errors("internal", *refused),
-                    },
-                    **secured,
-                }
-            },
+            "/metrics": {"get": _read("Figures for Prometheus", "metrics", figures, secured)},
         },
         "components": {
             "schemas": _schemas(num_classes),
-            **(
-                {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
-                if token
-                else {}
-            ),
+            **({"securitySchemes": {"token": _TOKEN}} if token else {}),
         },
     }
 
@@ -186,12 +264,12 @@ def _errors(*codes: str) -> dict[str, Any]:
     }
 
 
+def _read(
+    summary: str, name: str, responses: dict[str, Any], secured: dict[str, Any]
+) -> dict[str, Any]:
+    return {"summary": summary, "operationId": name, "responses": responses, **secured}
+
+
 def _probe(summary: str, status: str, *codes: str) -> dict[str, Any]:
-    return {
-        "summary": summary,
-        "operationId": status,
-        "responses": {
-            "200": _json("Yes", _object(status={"const": status})),
-            **_errors("internal", *codes),
-        },
-    }
+    yes = _json("Yes", _object(status={"const": status}))
+    return _read(summary, status, {"200": yes, **_errors("internal", *codes)}, {})

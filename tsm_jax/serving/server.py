@@ -19,7 +19,7 @@ from tsm_jax.files import reason
 from tsm_jax.serving import sandbox
 from tsm_jax.serving.app import Service, Settings
 from tsm_jax.serving.gate import to_json
-from tsm_jax.serving.limits import REFUSALS, RETRY_AFTER, Limits
+from tsm_jax.serving.limits import RETRY_AFTER, Limits, Refused
 
 _HEADER_BYTES = 32 << 10
 _LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
@@ -40,7 +40,11 @@ def serve(settings: Settings, host: str, port: int) -> None:
         raise UserError(f"cannot listen on {host}:{port}: {reason(error)}") from error
     told: list[int] = []
     with listener:
-        service = _make_service(settings, lambda: setattr(server, "should_exit", True))
+        try:
+            service = Service(settings, lambda: setattr(server, "should_exit", True))
+        except OSError as error:
+            message = f"no place for temporary files: {reason(error)} (set TMPDIR)"
+            raise UserError(message) from error
         try:
             server = uvicorn.Server(_config(service, settings.limits))
 
@@ -64,13 +68,6 @@ def serve(settings: Settings, host: str, port: int) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=1024)
-
-
-def _make_service(settings: Settings, stop: Any) -> Service:
-    try:
-        return Service(settings, stop)
-    except OSError as error:
-        raise UserError(f"no place for temporary files: {reason(error)} (set TMPDIR)") from error
 
 
 def _config(service: Service, limits: Limits) -> uvicorn.Config:
@@ -163,11 +160,11 @@ class _Connection(H11Protocol):
 
     def _answer(self, code: str, message: str) -> None:
         """Before there is a request."""
-        status = REFUSALS[code][0]
-        body = to_json({"id": "", "code": code, "error": message})
-        retry = f"retry-after: {RETRY_AFTER}\r\n" if status == 503 else ""
+        refused = Refused(code, message)
+        body = to_json(refused.values(""))
+        retry = f"retry-after: {RETRY_AFTER}\r\n" if refused.status == 503 else ""
         head = (
-            f"HTTP/1.1 {status} {code}\r\ncontent-type: application/json\r\n{retry}"
+            f"HTTP/1.1 {refused.status} {code}\r\ncontent-type: application/json\r\n{retry}"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

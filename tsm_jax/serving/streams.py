@@ -18,22 +18,17 @@ from typing import Any, NamedTuple
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from tsm_jax.deploy.artifact import Artifact
-from tsm_jax.deploy.stream import Smoother
+from tsm_jax.deploy.stream import JUDGED_BY, Smoother, too_slow
 from tsm_jax.errors import UserError
 from tsm_jax.serving.decoding import Decoders
 from tsm_jax.serving.engine import EngineProcess
-from tsm_jax.serving.gate import SUBPROTOCOL, to_json
+from tsm_jax.serving.gate import SUBPROTOCOL, Metrics, to_json
 from tsm_jax.serving.limits import Limits, Refused
-from tsm_jax.serving.metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 
 # The close code of an error is this and its HTTP status.
 _CLOSE_CODES = 4000
-
-# As `tsm stream`: the share of the network's frame rate that a stream should have, and the frames
-# by which that is judged.
-_ENOUGH, _JUDGED_BY = 0.8, 20
 
 # For a client to take an answer.
 _SEND_SECONDS = 10
@@ -43,12 +38,6 @@ _EARLY = 0.25  # of the time between two frames: a client's clock is not ours
 
 class Streams:
     """Follows streams with one network.
-
-    Args:
-        artifact: exported for streams.
-        limits: of them.
-        decoders, engine: of the service.
-        metrics: that it counts in.
 
     Raises:
         UserError: nobody knows the network's frame rate.
@@ -138,13 +127,14 @@ class Streams:
     async def _answer(self, websocket: WebSocket, frames: NewestFrame) -> None:
         artifact, state = self._artifact, None
         smoother = Smoother(artifact.labels, frames=artifact.num_segments, source=artifact.folder)
-        times: deque[float] = deque(maxlen=_JUDGED_BY)
+        times: deque[float] = deque(maxlen=JUDGED_BY)
         while True:
             frame = await frames.take()
             start = time.perf_counter()
-            view = await self._decoders.frame(frame.picture)
+            async with self._decoders.decoding(frame.picture) as found:
+                (window,) = [each async for each in found]
             decoded = time.perf_counter()
-            logits, state = await self._engine.step(view, state)
+            logits, state = await self._engine.step(window.views[0], state)
             self._metrics.decode_seconds.observe(decoded - start)
             self._metrics.compute_seconds.observe(time.perf_counter() - decoded)
             self._metrics.frames.inc()
@@ -154,16 +144,8 @@ class Streams:
 
 
 def warning_of(times: Sequence[float], rate: float) -> dict[str, str]:
-    """What makes the network see time pass otherwise than in training, if anything does.
-
-    Args:
-        times: of the last frames that it saw, in seconds.
-        rate: frames a second in training.
-    """
-    if len(times) < _JUDGED_BY:
-        return {}
-    found = (len(times) - 1) / max(times[-1] - times[0], 1e-9)
-    if found >= _ENOUGH * rate:
+    """What an answer says, too, if the network sees too few frames: see `too_slow`."""
+    if (found := too_slow(times, rate)) is None:
         return {}
     return {
         "warning": f"the network sees {found:.3g} frames a second and was trained with {rate:g}:"
@@ -187,9 +169,8 @@ async def _accept(websocket: WebSocket) -> None:
 
 
 async def _close(websocket: WebSocket, refused: Refused) -> None:
-    values = {"id": websocket.scope["tsm.id"], "code": refused.code, "error": refused.message}
     with suppress(WebSocketDisconnect, TimeoutError):
-        await _send(websocket, values)
+        await _send(websocket, refused.values(websocket.scope["tsm.id"]))
         await websocket.close(_CLOSE_CODES + refused.status, refused.code)
 
 
@@ -207,13 +188,10 @@ class Frame(NamedTuple):
 
 
 class NewestFrame:
-    """The newest frame of a client, `rate` times a second.
+    """The newest frame of a client, at most `rate` times a second; `count` is told how many were
+    dropped.
 
     Whoever sends more is not answered more often: the network has to see time pass as in training.
-
-    Args:
-        rate: frames a second that are given out at most.
-        count: is called with the number of frames that were dropped.
 
     Attributes:
         dropped: frames that would have been given out, had they been asked for in time, and for

@@ -9,8 +9,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from python_multipart.exceptions import FormParserError
@@ -29,9 +29,6 @@ _HEADER_BYTES = 4096
 class Uploads:
     """The folder of a service's temporary files; what services that were killed have left is
     removed.
-
-    Args:
-        limits: of each body, and of all that are on disk.
 
     Raises:
         OSError: there is no place for temporary files.
@@ -59,7 +56,7 @@ class Uploads:
             raise Refused("unsupported_encoding", "send the video without a Content-Encoding")
         upload = Upload(self)
         try:
-            await self._read(request, _body(request, upload))
+            await self._read(request, upload)
             upload.finish()
             if not upload.size:
                 raise Refused("unreadable_video", "the body has no bytes: send a video")
@@ -67,7 +64,10 @@ class Uploads:
         finally:
             upload.remove()
 
-    async def _read(self, request: Request, body: _Body) -> None:
+    async def _read(self, request: Request, upload: Upload) -> None:
+        form = _form(request, upload)
+        if form is None:
+            upload.open()
         start, received = time.monotonic(), 0
         try:
             while True:
@@ -80,9 +80,10 @@ class Uploads:
                 received += len(data)
                 if received > self.limits.upload_bytes:
                     raise self._too_large()
-                body.feed(data)
+                (form or upload).write(data)
                 if not message.get("more_body", False):
-                    body.end()
+                    if form is not None:
+                        form.end()
                     return
         except TimeoutError:
             raise Refused(
@@ -105,7 +106,6 @@ class Upload:
     """A video in a file.
 
     Attributes:
-        path: of the file.
         name: the sender's own name of it, without folders.
         size: bytes.
     """
@@ -115,7 +115,6 @@ class Upload:
         self.path, self.name, self.size = "", "upload", 0
 
     def open(self, name: str = "") -> None:
-        """Makes the file."""
         self.name = name or self.name
         # FFmpeg knows some formats by their names alone.
         suffix = re.search(r"\.[A-Za-z0-9]{1,10}$", name)
@@ -144,13 +143,11 @@ class Upload:
             raise _no_space(error) from error
 
     def finish(self) -> None:
-        """Closes the file."""
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
 
     def remove(self) -> None:
-        """Deletes the file."""
         self.finish()
         self._uploads.stored -= self.size
         if self.path:
@@ -158,28 +155,14 @@ class Upload:
                 os.unlink(self.path)
 
 
-class _Body:
-    """A body that is the video itself."""
-
-    def __init__(self, upload: Upload):
-        self._upload = upload
-        upload.open()
-
-    def feed(self, data: bytes) -> None:
-        self._upload.write(data)
-
-    def end(self) -> None:
-        pass
-
-
-class _Form(_Body):
+class _Form:
     """A form with one field, `file`."""
 
     def __init__(self, upload: Upload, boundary: bytes):
         self._upload, self._files, self._whole = upload, 0, False
         self._header: list[bytes] = [b"", b""]
         self._disposition = b""
-        try:
+        with _readable():
             self._parser = MultipartParser(
                 boundary,
                 {
@@ -193,14 +176,10 @@ class _Form(_Body):
                 },
                 max_header_size=_HEADER_BYTES,
             )
-        except FormParserError as error:
-            raise Refused("bad_request", f"the form cannot be read: {reason(error)}") from error
 
-    def feed(self, data: bytes) -> None:
-        try:
+    def write(self, data: bytes) -> None:
+        with _readable():
             self._parser.write(data)
-        except FormParserError as error:
-            raise Refused("bad_request", f"the form cannot be read: {reason(error)}") from error
 
     def end(self) -> None:
         if not self._whole:
@@ -232,13 +211,22 @@ class _Form(_Body):
         self._whole = True
 
 
-def _body(request: Request, upload: Upload) -> _Body:
+def _form(request: Request, upload: Upload) -> _Form | None:
+    """None for a body that is the video itself."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
-        return _Body(upload)
+        return None
     if not options.get(b"boundary"):
         raise Refused("bad_request", "the form has no boundary in its Content-Type")
     return _Form(upload, options[b"boundary"])
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except FormParserError as error:
+        raise Refused("bad_request", f"the form cannot be read: {reason(error)}") from error
 
 
 def _wrong_fields() -> Refused:

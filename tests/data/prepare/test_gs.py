@@ -27,8 +27,7 @@ from tsm_jax.data.prepare.entries import read_entries
 from tsm_jax.data.prepare.pack import RecordOptions, make_record
 from tsm_jax.data.remote import exists
 from tsm_jax.data.sources import VideoSource
-from tsm_jax.deploy.inputs import find_videos
-from tsm_jax.deploy.videos import local_file
+from tsm_jax.deploy.videos import find_videos, local_file
 from tsm_jax.errors import StopJobsError, UnreadableClipError, UserError
 
 ADDRESS = "gs://bucket/some/packed"
