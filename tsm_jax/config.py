@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tsm_jax.data import crops, sampling
+from tsm_jax.data import sampling
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
 from tsm_jax.models.backbones import BACKBONES
@@ -33,7 +33,7 @@ CHOICES: dict[str, Collection[Any]] = {
     "model.running_variance": ("biased", "unbiased"),
     "data.source": ("videos", "frames", "packed", "synthetic"),
     "data.sampling": sampling.TRAINING,
-    "data.crop": crops.TRAINING_CROPS,
+    "data.crop": sampling.TRAINING_CROPS,
     "data.render": ("", "moving_shapes"),
     "data.protocol": (
         "",

@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tsm_jax import cli
 from tsm_jax.data.lists import FRAME_TEMPLATE, LABELS_FILE
@@ -119,7 +120,7 @@ def lists(arguments: Sequence[str]) -> None:
 
 def _print_list(made) -> None:
     missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
-    print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
+    print(f"{made.path}: {len(made.lines)} clips{printable(missing or '')}")
 
 
 def _published_lists(parser: cli.Parser, options) -> None:
@@ -157,19 +158,20 @@ def _check_split_options(parser: cli.Parser, options) -> None:
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, understand
+    from tsm_jax.data.prepare.entries import survey
+    from tsm_jax.data.prepare.split_lists import understand
 
     found = survey(options.videos)
-    layout = understand(options.videos, found, options.layout or "auto")
-    if layout.splits or options.val_share is not None:
-        _split_folder(parser, options, layout)
+    splits, left_out = understand(options.videos, found, options.layout or "auto")
+    if splits or options.val_share is not None:
+        _split_folder(parser, options, splits)
     else:
         made = _one_list(parser, options)
         clips = Counter(video.split(os.sep)[0] for video in found.videos)
         print(f"{made.path}: {_sizes(clips)}")
-    empty = found.without_videos(2 if layout.splits else 1)
+    empty = found.without_videos(2 if splits else 1)
     _print_some("folders without videos, which are left out", empty)
-    _print_some("folders beside the splits, which are left out", layout.left_out)
+    _print_some("folders beside the splits, which are left out", left_out)
     _print_some("other files, hidden ones, or links in a circle, which are left out", found.others)
 
 
@@ -191,7 +193,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:5])) + ", ..." * (len(names) > 5)
 
 
-def _split_folder(parser: cli.Parser, options, layout) -> None:
+def _split_folder(parser: cli.Parser, options, splits: dict[str, str]) -> None:
     from tsm_jax.data.prepare.split_lists import split_folder
 
     if options.labels:
@@ -200,41 +202,39 @@ def _split_folder(parser: cli.Parser, options, layout) -> None:
         raise UserError(
             f"--output {options.output}: several lists are written, so give a folder for them"
         )
-    made = split_folder(
+    counts, recordings = split_folder(
         options.videos,
         options.output,
         val_share=options.val_share,
         seed=options.seed or 0,
         layout=options.layout or "auto",
     )
-    clips = sum(written.num_clips for written in made.lists.values())
+    classes = sorted(counts["train"])
+    clips = sum(of_classes.total() for of_classes in counts.values())
     how = ""
-    if layout.splits:
-        folders = [f"{folder} ({name})" for name, folder in layout.splits.items()]
+    if splits:
+        folders = [f"{folder} ({name})" for name, folder in splits.items()]
         how = f", divided by its folders {printable(', '.join(folders))}"
-    elif made.recordings < clips:
-        how = f", cut from {made.recordings} recordings that stay together"
-    print(f"{options.videos}: {clips} videos of {len(made.classes)} classes{how}")
-    for name, written in made.lists.items():
-        print(f"{written.path}: {_sizes(made.counts[name])}")
-    print(f"{made.labels}: {_some(made.classes)}")
-    if "val" in layout.splits and options.val_share is not None:
+    elif recordings < clips:
+        how = f", cut from {recordings} recordings that stay together"
+    print(f"{options.videos}: {clips} videos of {len(classes)} classes{how}")
+    paths = {name: os.path.join(options.output, f"{name}.list") for name in counts}
+    for name, path in paths.items():
+        print(f"{path}: {_sizes(counts[name])}")
+    print(f"{os.path.join(options.output, LABELS_FILE)}: {_some(classes)}")
+    if "val" in splits and options.val_share is not None:
         print("--val_share is not used: there is a folder of the validation set")
-    if "val" not in made.lists:
+    if "val" not in paths:
         print("there is no validation set: add --val_share 0.2 to take one out of training")
         return
-    absent = [name for name in made.classes if not made.counts["val"][name]]
-    why = "" if "val" in layout.splits else "only one recording, so "
+    absent = [name for name in classes if not counts["val"][name]]
+    why = "" if "val" in splits else "only one recording, so "
     _print_some(f"classes, {why}not in validation", absent)
-    print(f"next: {cli.typed('train')} own_videos_mobilenet{_list_overrides(made.lists)}")
-
-
-def _list_overrides(lists) -> str:
-    """What has to be set in the recipes for one's own videos, if anything."""
-    train, val = (shlex.quote(lists[name].path) for name in ("train", "val"))
-    if train == "data/own/train.list":
-        return ""
-    return f" --config.data.train_list={train} --config.data.val_list={val}"
+    overrides = ""
+    if paths["train"] != "data/own/train.list":
+        train, val = shlex.quote(paths["train"]), shlex.quote(paths["val"])
+        overrides = f" --config.data.train_list={train} --config.data.val_list={val}"
+    print(f"next: {cli.typed('train')} own_videos_mobilenet{overrides}")
 
 
 def _one_list(parser: cli.Parser, options):
@@ -290,21 +290,35 @@ def frames(arguments: Sequence[str]) -> None:
         parser.error("give either --videos or --list")
     if options.write_list and not options.list:
         parser.error("--write_list needs --list, which has the labels")
-    from tsm_jax.data.prepare.entries import list_line
-    from tsm_jax.data.prepare.extract import FAILED_FILE, extract
+    from tsm_jax.data.prepare.entries import find_videos, list_line, short_names
+    from tsm_jax.data.prepare.extract import extract
 
-    entries, names, videos = _videos_to_extract(options)
+    root = options.videos or options.prefix
+    if root and os.path.realpath(options.output) == os.path.realpath(root):
+        raise UserError(
+            f"--output {options.output} is the folder of the videos: choose another one"
+        )
+    if options.videos:
+        entries, names = [], find_videos(options.videos)
+        videos = [os.path.join(options.videos, name) for name in names]
+    else:
+        entries = _entries(options, "videos")
+        names = short_names(entries, options.prefix)
+        videos = [entry.path for entry in entries]
     folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
-    _check_distinct(folders, names)
+    first: dict[str, str] = {}
+    for folder, name in zip(folders, names, strict=True):
+        if first.setdefault(folder, name) != name:
+            raise UserError(
+                f"{first[folder]} and {name} would share the folder {folder}: add --keep_extension"
+            )
     num_frames, failures = extract(
         videos,
         folders,
         options.output,
         short_side=options.short_side,
         quality=options.quality,
-        processes=options.processes,
-        seconds=options.seconds,
-        ray=options.ray,
+        **_jobs(options),
     )
     if options.write_list:
         lines = [
@@ -318,34 +332,7 @@ def frames(arguments: Sequence[str]) -> None:
     if not done:
         raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
     print(f"{options.output}: {done} of {len(videos)} videos extracted")
-    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
-
-
-def _videos_to_extract(options):
-    from tsm_jax.data.prepare.entries import find_videos, short_names
-
-    if options.videos:
-        _check_output(options.output, options.videos)
-        names = find_videos(options.videos)
-        return [], names, [os.path.join(options.videos, name) for name in names]
-    _check_output(options.output, options.prefix)
-    entries = _entries(options, "videos")
-    names = short_names(entries, options.prefix)
-    return entries, names, [entry.path for entry in entries]
-
-
-def _check_output(output: str, videos: str) -> None:
-    if videos and os.path.realpath(output) == os.path.realpath(videos):
-        raise UserError(f"--output {output} is the folder of the videos: choose another one")
-
-
-def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
-    first: dict[str, str] = {}
-    for folder, name in zip(folders, names, strict=True):
-        if first.setdefault(folder, name) != name:
-            raise UserError(
-                f"{first[folder]} and {name} would share the folder {folder}: add --keep_extension"
-            )
+    _print_failures(failures, options.output)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -376,9 +363,7 @@ def check(arguments: Sequence[str]) -> None:
         options.source,
         num_segments=options.num_segments,
         template=options.template,
-        processes=options.processes,
-        seconds=options.seconds,
-        ray=options.ray,
+        **_jobs(options),
     )
     report = options.report or f"{options.list}.check.txt"
     lines = [f"{v.kind}\t{v.path}\t{v.detail}" for v in verdicts if v.detail]
@@ -429,40 +414,31 @@ def pack(arguments: Sequence[str]) -> None:
     _add_picture_arguments(parser)
     _add_job_arguments(parser, seconds=300.0)
     options = _parse(parser, arguments)
-    from tsm_jax.data.prepare import pack as packing
-    from tsm_jax.data.prepare.extract import FAILED_FILE
-
-    shards = _shards(options)
-    failures = packing.pack(
-        shards, processes=options.processes, seconds=options.seconds, ray=options.ray
-    )
-    print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
-    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
-
-
-def _shards(options):
     from tsm_jax.data.prepare.entries import short_names
     from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.pack import RecordOptions, Shards
+    from tsm_jax.data.prepare.pack import pack as pack_shards
 
     entries = _entries(options, options.source)
     names = short_names(entries, options.prefix)
     beside = os.path.join(os.path.dirname(options.list), LABELS_FILE)
     labels = options.labels or (beside if os.path.isfile(beside) else None)
-    records = RecordOptions(
-        source=options.source,
-        template=options.template,
-        frames_per_clip=options.frames_per_clip,
-        short_side=options.short_side,
-        quality=options.quality,
-    )
-    return Shards(
+    shards = Shards(
         options.output,
         list(zip(names, entries, strict=True)),
-        records,
+        RecordOptions(
+            source=options.source,
+            template=options.template,
+            frames_per_clip=options.frames_per_clip,
+            short_side=options.short_side,
+            quality=options.quality,
+        ),
         options.clips_per_shard,
         read_names(labels) if labels else (),
     )
+    failures = pack_shards(shards, **_jobs(options))
+    print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
+    _print_failures(failures, options.output)
 
 
 def _entries(options, source: str):
@@ -514,9 +490,16 @@ def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
     parser.add_ray()
 
 
-def _print_failures(failures, report: str) -> None:
+def _jobs(options) -> dict[str, Any]:
+    """What `run_jobs` has to know."""
+    return {"processes": options.processes, "seconds": options.seconds, "ray": options.ray}
+
+
+def _print_failures(failures, output: str) -> None:
+    from tsm_jax.data.prepare.extract import FAILED_FILE
+
     if failures:
-        first = printable(failures[0][1])
+        first, report = printable(failures[0][1]), os.path.join(output, FAILED_FILE)
         print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")
 
 

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from tsm_jax.data.clips import Element, EvalClips, TrainClips
+from tsm_jax.data.sources import Element, EvalClips, TrainClips
 from tsm_jax.host import usable_cores
 
 Batch = dict[str, np.ndarray]

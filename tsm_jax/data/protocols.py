@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.data.mirrored_labels import with_direction
 from tsm_jax.data.sampling import (
     DENSE_CLIPS,
     dense_frames,
@@ -29,6 +28,7 @@ from tsm_jax.data.transforms import (
     three_crops,
     three_crops_of_long_side,
     truncated_center_crop,
+    with_direction,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.stored import between, check_fields, one_of, shown

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from tsm_jax.data.lists import VIDEO_SUFFIXES
-from tsm_jax.data.remote import is_remote
+from tsm_jax.data.lists import VIDEO_SUFFIXES, is_remote
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, reason
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tsm_jax.data.decode import open_video
-from tsm_jax.data.playing import frame_rate, shown_frames
+from tsm_jax.data.decode import frame_rate, open_video, shown_frames
 from tsm_jax.data.protocols import EvalProtocol
 from tsm_jax.deploy.prediction import Prediction, as_values, softmax
 from tsm_jax.deploy.videos import VideoPath, is_path, local_file, read_views

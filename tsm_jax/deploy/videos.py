@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsm_jax.data.decode import decode_frames
+from tsm_jax.data.lists import is_remote, local_copy
 from tsm_jax.data.protocols import EvalProtocol
-from tsm_jax.data.remote import is_remote, local_copy
 from tsm_jax.download import download
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.terminal import printable

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from tsm_jax import prepare
-from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.packed import nearest_kept, open_packed
 from tsm_jax.data.sampling import spread_frames
-from tsm_jax.data.sources import VideoSource
+from tsm_jax.data.sources import TrainClips, VideoSource
 from tsm_jax.errors import UserError
 
 

@@ -21,11 +21,10 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tsm_jax import prepare
-from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.lists import ClipEntry, exists
 from tsm_jax.data.packed import open_packed
 from tsm_jax.data.prepare.entries import read_entries
 from tsm_jax.data.prepare.pack import RecordOptions, make_record
-from tsm_jax.data.remote import exists
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.inputs import find_videos
 from tsm_jax.deploy.videos import local_file
