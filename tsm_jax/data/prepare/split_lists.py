@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from tsm_jax.data.lists import LABELS_FILE
-from tsm_jax.data.prepare.entries import Found, survey
+from tsm_jax.data.prepare.entries import Found
 from tsm_jax.data.prepare.make_lists import check_class_names, clip_list
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
@@ -87,7 +87,13 @@ def _objection(found: Found, named: Sequence[str]) -> str:
 
 
 def split_folder(
-    root: str, output: str, *, val_share: float | None, seed: int = 0, layout: str = "auto"
+    root: str,
+    output: str,
+    found: Found,
+    splits: dict[str, str],
+    *,
+    val_share: float | None,
+    seed: int = 0,
 ) -> tuple[dict[str, Counter[str]], int]:
     """Writes `train.list`, `val.list`, `test.list` and `labels.txt`, with absolute paths.
 
@@ -98,20 +104,17 @@ def split_folder(
     move few of the others.
 
     Args:
-        root: folder of `<class>/<video>` or `<split>/<class>/<video>`.
+        found, splits: what `survey` and `understand` say of `root`.
         val_share: in (0, 1), of a training set without a validation set; None for no validation.
-        layout: how `root` is read, as for `understand`.
 
     Returns:
         For each list, by its split, the clips of each of its classes, which `train` has all; and
         how many groups of clips stay together, as many as clips if there are none.
 
     Raises:
-        UserError: there are no videos, one is in no class, there is one class only, none has a
-            second recording, or validation or test has a class that training does not have.
+        UserError: a video is in no class, there is one class only, none has a second recording, or
+            validation or test has a class that training does not have.
     """
-    found = survey(root)
-    splits, _ = understand(root, found, layout)
     members: _Members = {
         name: (folder, [v.removeprefix(start) for v in found.videos if v.startswith(start)])
         for name, folder in splits.items()
