@@ -240,26 +240,22 @@ class EvalClips:
     ) -> Element:
         """The batch element of frames that were read."""
         video = self.protocol.views(frames, self.source.name(index))
-        return _element(_into(video, out), self.source.label(index), index)
+        return _element(video, self.source.label(index), index, out)
 
     def padding(self, out: np.ndarray | None = None) -> Element:
         """An element that fills up the last batch and counts for nothing."""
-        element = _element(_into(np.zeros(self.shape, np.uint8), out), 0, -1)
-        return {**element, "mask": np.array(False)}
+        return _element(np.zeros(self.shape, np.uint8), 0, -1, out, counts=False)
 
 
-def _into(video: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-    if out is None:
-        return video
-    out[...] = video
-    return out
-
-
-def _element(video: np.ndarray, label: int, index: int) -> Element:
+def _element(
+    video: np.ndarray, label: int, index: int, out: np.ndarray | None = None, *, counts: bool = True
+) -> Element:
+    if out is not None:
+        out[...] = video
     return {
-        "video": video,  # [V, T, H, W, 3]
+        "video": video if out is None else out,  # [V, T, H, W, 3]
         "label": np.array(label, np.int32),
-        "mask": np.array(True),
+        "mask": np.array(counts),
         "index": np.array(index, np.int64),
     }
 

@@ -94,7 +94,7 @@ def bucket(nothing_opened, monkeypatch):
 
 def pack(videos, video_list, output):
     common = ["--source", "videos", "--list", video_list, "--prefix", videos]
-    words = ["pack", *common, "--output", output, "--clips_per_shard", 3, "--processes", 2]
+    words = ["pack", *common, "--output", output, "--clips_per_shard", 3, "--processes", 1]
     prepare.main([str(word) for word in words])
 
 
