@@ -218,8 +218,8 @@ def test_the_nearest_kept_frame_stands_in(num_frames, kept, expected):
     np.testing.assert_array_equal(np.abs(nearest - indices), brute)
 
 
-def commands(videos: Path, video_list: Path):
-    common = ["--list", video_list, "--prefix", videos, "--processes", 2]
+def commands(videos: Path, video_list: Path, processes: int = 2):
+    common = ["--list", video_list, "--prefix", videos, "--processes", processes]
     return {
         "frames": ["frames", *common, "--output"],
         "pack": ["pack", "--source", "videos", *common, "--clips_per_shard", 1, "--output"],
@@ -251,7 +251,7 @@ def test_killed_at_ten_random_moments(videos, video_list, tmp_path, name):
 @pytest.mark.parametrize("name", ["frames", "pack"])
 def test_killed_while_it_writes(videos, video_list, tmp_path, name):
     """As above, once, at the moment when the first result is there."""
-    command = commands(videos, video_list)[name]
+    command = commands(videos, video_list, processes=1)[name]
     output = tmp_path / "killed"
     process = start(*command, output)
     pattern = "a/*" if name == "frames" else "*array_record*"
