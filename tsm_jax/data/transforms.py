@@ -92,7 +92,8 @@ def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
 
     Reference: PaddleVideo's `Scale` by default, thus its `tools/predict.py`.
     """
-    return _resize(frames, *fixed_ratio(*frames[0].shape[:2], short_side))
+    height, width = frames[0].shape[:2]
+    return _resize(frames, *fixed_ratio(height, width, short_side))
 
 
 def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
