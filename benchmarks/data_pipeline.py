@@ -26,15 +26,13 @@ import simplejpeg  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tsm_jax import prepare
-from tsm_jax.data.clips import TrainClips
-from tsm_jax.data.crops import draw_multi_scale_crop
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.packed import open_packed
 from tsm_jax.data.pipeline import Reading
-from tsm_jax.data.sampling import random_frame_of_each_segment
-from tsm_jax.data.sources import Source, VideoSource
+from tsm_jax.data.sampling import draw_multi_scale_crop, random_frame_of_each_segment
+from tsm_jax.data.sources import Source, TrainClips, VideoSource
 from tsm_jax.measure.data import clip_reader, one_core, pipeline
 
 WIDTH, HEIGHT, FRAMES = 340, 256, 300

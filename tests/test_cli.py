@@ -224,7 +224,7 @@ def test_help_has_an_example(command, monkeypatch, capsys):
 
 def test_reading_clips_and_parsing_arguments_need_no_jax():
     """A mistake is reported at once. (The pipeline itself imports grain, which imports jax.)"""
-    code = "import sys, tsm_jax.train, tsm_jax.data.clips; print('jax' in sys.modules)"
+    code = "import sys, tsm_jax.train, tsm_jax.data.sources; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr
 

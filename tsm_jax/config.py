@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from ml_collections import ConfigDict
 
-from tsm_jax.data import crops, sampling
+from tsm_jax.data import sampling
 from tsm_jax.errors import UserError
 from tsm_jax.files import upgraded
 from tsm_jax.models import architecture
@@ -231,7 +231,7 @@ KEYS = {
     "data.flip": Key(True),
     # A training clip's random crop: `multi_scale` (TSM), or `pptsm`, which scales to 4:3 before it
     # and cuts a random square out of it.
-    "data.crop": Key("multi_scale", choices=crops.TRAINING_CROPS),
+    "data.crop": Key("multi_scale", choices=sampling.TRAINING_CROPS),
     # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
     # fixed cameras and small differences.
     "data.crop_scales": Key((1.0, 0.875, 0.75, 0.66), range=(0.05, 1.0)),

@@ -75,7 +75,10 @@ def download(
     check_address(url, url)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock")):
+        # Only one process at a time downloads a file; the others wait and then find it.
+        with path.with_name(path.name + ".lock").open("ab") as lock:
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # closing releases it
             if not path.exists():
                 _Transfer(url, path, what, max_bytes, sha256, on_progress).run()
             else:
@@ -86,15 +89,6 @@ def download(
             f" free some space or choose another folder with {setting}"
         ) from None
     return path
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process at a time downloads a file; the others wait and then find it."""
-    with path.open("ab") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)  # closing releases it
-        yield
 
 
 def _record_hash(path: Path, digest: str) -> None:

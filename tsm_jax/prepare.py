@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from tsm_jax import cli
 from tsm_jax.data.lists import FRAME_TEMPLATE, LABELS_FILE
@@ -17,15 +18,15 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
 
-# Of options, the ends included.
-_RANGES = {
-    "clips_per_shard": (1, 10**6),
-    "frames_per_clip": (0, 10**6),
-    "num_segments": (1, 1024),
-    "processes": (0, 1024),
-    "quality": (1, 100),
-    "seconds": (0.1, 10**6),
-    "short_side": (0, 2**14),
+# Options that are numbers: default, lowest, highest, what stands for it, help.
+_NUMBERS = {
+    "clips_per_shard": (512, 1, 10**6, "N", "default 512"),
+    "frames_per_clip": (64, 0, 10**6, "N", "evenly spaced frames that are kept (64); 0: all"),
+    "num_segments": (8, 1, 1024, "T", "default 8"),
+    "processes": (0, 0, 1024, "N", "0: one per core"),
+    "quality": (95, 1, 100, "1..100", "default 95"),
+    "seconds": (300.0, 0.1, 10**6, "S", "limit for one clip (default %(default)g)"),
+    "short_side": (256, 0, 2**14, "PIXELS", "larger frames are scaled down to it (256); 0: none"),
 }
 
 
@@ -119,7 +120,7 @@ def lists(arguments: Sequence[str]) -> None:
 
 def _print_list(made) -> None:
     missing = made.missing and f", {len(made.missing)} missing, such as {made.missing[0]}"
-    print(f"{made.path}: {made.num_clips} clips{printable(missing or '')}")
+    print(f"{made.path}: {len(made.lines)} clips{printable(missing or '')}")
 
 
 def _published_lists(parser: cli.Parser, options) -> None:
@@ -157,19 +158,20 @@ def _check_split_options(parser: cli.Parser, options) -> None:
 
 
 def _lists_of_folders(parser: cli.Parser, options) -> None:
-    from tsm_jax.data.prepare.entries import survey, understand
+    from tsm_jax.data.prepare.entries import survey
+    from tsm_jax.data.prepare.split_lists import understand
 
     found = survey(options.videos)
-    layout = understand(options.videos, found, options.layout or "auto")
-    if layout.splits or options.val_share is not None:
-        _split_folder(parser, options, layout)
+    splits, left_out = understand(options.videos, found, options.layout or "auto")
+    if splits or options.val_share is not None:
+        _split_folder(parser, options, found, splits)
     else:
         made = _one_list(parser, options)
         clips = Counter(video.split(os.sep)[0] for video in found.videos)
         print(f"{made.path}: {_sizes(clips)}")
-    empty = found.without_videos(2 if layout.splits else 1)
+    empty = found.without_videos(2 if splits else 1)
     _print_some("folders without videos, which are left out", empty)
-    _print_some("folders beside the splits, which are left out", layout.left_out)
+    _print_some("folders beside the splits, which are left out", left_out)
     _print_some("other files, hidden ones, or links in a circle, which are left out", found.others)
 
 
@@ -191,50 +193,43 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(printable, names[:5])) + ", ..." * (len(names) > 5)
 
 
-def _split_folder(parser: cli.Parser, options, layout) -> None:
+def _split_folder(parser: cli.Parser, options, found, splits: dict[str, str]) -> None:
     from tsm_jax.data.prepare.split_lists import split_folder
 
     if options.labels:
         parser.error("--labels does not go with splits: list them one by one")
-    if os.path.splitext(options.output)[1] or os.path.isfile(options.output):
-        raise UserError(
-            f"--output {options.output}: several lists are written, so give a folder for them"
-        )
-    made = split_folder(
-        options.videos,
-        options.output,
-        val_share=options.val_share,
-        seed=options.seed or 0,
-        layout=options.layout or "auto",
+    root, output, share = options.videos, options.output, options.val_share
+    if os.path.splitext(output)[1] or os.path.isfile(output):
+        raise UserError(f"--output {output}: several lists are written, so give a folder for them")
+    counts, recordings = split_folder(
+        root, output, found, splits, val_share=share, seed=options.seed or 0
     )
-    clips = sum(written.num_clips for written in made.lists.values())
+    classes = sorted(counts["train"])
+    clips = sum(of_classes.total() for of_classes in counts.values())
     how = ""
-    if layout.splits:
-        folders = [f"{folder} ({name})" for name, folder in layout.splits.items()]
+    if splits:
+        folders = [f"{folder} ({name})" for name, folder in splits.items()]
         how = f", divided by its folders {printable(', '.join(folders))}"
-    elif made.recordings < clips:
-        how = f", cut from {made.recordings} recordings that stay together"
-    print(f"{options.videos}: {clips} videos of {len(made.classes)} classes{how}")
-    for name, written in made.lists.items():
-        print(f"{written.path}: {_sizes(made.counts[name])}")
-    print(f"{made.labels}: {_some(made.classes)}")
-    if "val" in layout.splits and options.val_share is not None:
+    elif recordings < clips:
+        how = f", cut from {recordings} recordings that stay together"
+    print(f"{root}: {clips} videos of {len(classes)} classes{how}")
+    paths = {name: os.path.join(output, f"{name}.list") for name in counts}
+    for name, path in paths.items():
+        print(f"{path}: {_sizes(counts[name])}")
+    print(f"{os.path.join(output, LABELS_FILE)}: {_some(classes)}")
+    if "val" in splits and share is not None:
         print("--val_share is not used: there is a folder of the validation set")
-    if "val" not in made.lists:
+    if "val" not in paths:
         print("there is no validation set: add --val_share 0.2 to take one out of training")
         return
-    absent = [name for name in made.classes if not made.counts["val"][name]]
-    why = "" if "val" in layout.splits else "only one recording, so "
+    absent = [name for name in classes if not counts["val"][name]]
+    why = "" if "val" in splits else "only one recording, so "
     _print_some(f"classes, {why}not in validation", absent)
-    print(f"next: {cli.typed('train')} own_videos_mobilenet{_list_overrides(made.lists)}")
-
-
-def _list_overrides(lists) -> str:
-    """What has to be set in the recipes for one's own videos, if anything."""
-    train, val = (shlex.quote(lists[name].path) for name in ("train", "val"))
-    if train == "data/own/train.list":
-        return ""
-    return f" --config.data.train_list={train} --config.data.val_list={val}"
+    overrides = ""
+    if paths["train"] != "data/own/train.list":
+        train, val = shlex.quote(paths["train"]), shlex.quote(paths["val"])
+        overrides = f" --config.data.train_list={train} --config.data.val_list={val}"
+    print(f"next: {cli.typed('train')} own_videos_mobilenet{overrides}")
 
 
 def _one_list(parser: cli.Parser, options):
@@ -275,7 +270,7 @@ def frames(arguments: Sequence[str]) -> None:
         ),
     )
     parser.add_argument("--videos", metavar="DIR", help="every video file under this folder")
-    _add_list_arguments(parser, required=False)
+    _add_list(parser, required=False)
     parser.add_argument("--output", metavar="DIR", required=True, help="folder of the folders")
     parser.add_argument("--write_list", metavar="FILE", help="with --list: write a list of frames")
     parser.add_argument(
@@ -283,29 +278,32 @@ def frames(arguments: Sequence[str]) -> None:
         action="store_true",
         help="name folders name.mp4, as PaddleVideo's lists of Kinetics-400 have them",
     )
-    _add_picture_arguments(parser)
-    _add_job_arguments(parser, seconds=300.0)
-    options = _parse(parser, arguments)
+    options = _parse(parser, arguments, "short_side", "quality")
     if (options.videos is None) == (options.list is None):
         parser.error("give either --videos or --list")
     if options.write_list and not options.list:
         parser.error("--write_list needs --list, which has the labels")
-    from tsm_jax.data.prepare.entries import list_line
-    from tsm_jax.data.prepare.extract import FAILED_FILE, extract
+    from tsm_jax.data.prepare.entries import find_videos, list_line, short_names
+    from tsm_jax.data.prepare.extract import extract
 
-    entries, names, videos = _videos_to_extract(options)
+    root, output = options.videos or options.prefix, options.output
+    if root and os.path.realpath(output) == os.path.realpath(root):
+        raise UserError(f"--output {output} is the folder of the videos: choose another one")
+    if options.videos:
+        entries, names = [], find_videos(root)
+        videos = [os.path.join(root, name) for name in names]
+    else:
+        entries = _entries(options, "videos")
+        names, videos = short_names(entries, root), [entry.path for entry in entries]
     folders = [name if options.keep_extension else os.path.splitext(name)[0] for name in names]
-    _check_distinct(folders, names)
-    num_frames, failures = extract(
-        videos,
-        folders,
-        options.output,
-        short_side=options.short_side,
-        quality=options.quality,
-        processes=options.processes,
-        seconds=options.seconds,
-        ray=options.ray,
-    )
+    first: dict[str, str] = {}
+    for folder, name in zip(folders, names, strict=True):
+        if first.setdefault(folder, name) != name:
+            raise UserError(
+                f"{first[folder]} and {name} would share the folder {folder}: add --keep_extension"
+            )
+    pixels = {"short_side": options.short_side, "quality": options.quality}
+    num_frames, failures = extract(videos, folders, output, **pixels, **_jobs(options))
     if options.write_list:
         lines = [
             list_line(folder, entry.label, count)
@@ -317,35 +315,8 @@ def frames(arguments: Sequence[str]) -> None:
     done = len(videos) - len(failures)
     if not done:
         raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
-    print(f"{options.output}: {done} of {len(videos)} videos extracted")
-    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
-
-
-def _videos_to_extract(options):
-    from tsm_jax.data.prepare.entries import find_videos, short_names
-
-    if options.videos:
-        _check_output(options.output, options.videos)
-        names = find_videos(options.videos)
-        return [], names, [os.path.join(options.videos, name) for name in names]
-    _check_output(options.output, options.prefix)
-    entries = _entries(options, "videos")
-    names = short_names(entries, options.prefix)
-    return entries, names, [entry.path for entry in entries]
-
-
-def _check_output(output: str, videos: str) -> None:
-    if videos and os.path.realpath(output) == os.path.realpath(videos):
-        raise UserError(f"--output {output} is the folder of the videos: choose another one")
-
-
-def _check_distinct(folders: Sequence[str], names: Sequence[str]) -> None:
-    first: dict[str, str] = {}
-    for folder, name in zip(folders, names, strict=True):
-        if first.setdefault(folder, name) != name:
-            raise UserError(
-                f"{first[folder]} and {name} would share the folder {folder}: add --keep_extension"
-            )
+    print(f"{output}: {done} of {len(videos)} videos extracted")
+    _print_failures(failures, output)
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -361,13 +332,10 @@ def check(arguments: Sequence[str]) -> None:
             " --prefix data/k400/videos --write_clean data/k400/train_clean.list"
         ),
     )
-    _add_list_arguments(parser, required=True)
-    _add_source_arguments(parser)
-    parser.add_argument("--num_segments", metavar="T", type=int, default=8, help="default 8")
+    _add_list(parser, source=True)
     parser.add_argument("--report", metavar="FILE", help="by default LIST.check.txt")
     parser.add_argument("--write_clean", metavar="FILE", help="the list without unreadable clips")
-    _add_job_arguments(parser, seconds=60.0)
-    options = _parse(parser, arguments)
+    options = _parse(parser, arguments, "num_segments", seconds=60.0)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
     from tsm_jax.data.prepare.entries import clean_lines
 
@@ -376,9 +344,7 @@ def check(arguments: Sequence[str]) -> None:
         options.source,
         num_segments=options.num_segments,
         template=options.template,
-        processes=options.processes,
-        seconds=options.seconds,
-        ray=options.ray,
+        **_jobs(options),
     )
     report = options.report or f"{options.list}.check.txt"
     lines = [f"{v.kind}\t{v.path}\t{v.detail}" for v in verdicts if v.detail]
@@ -388,15 +354,14 @@ def check(arguments: Sequence[str]) -> None:
             print("  ".join(map(printable, line.split("\t"))))
     counts = {kind: sum(v.kind == kind for v in verdicts) for kind in VERDICTS}
     print(f"{options.list}: {', '.join(f'{n} {kind}' for kind, n in counts.items())}; see {report}")
-    unusable = sum(not v.is_usable for v in verdicts)
+    usable = [v.is_usable for v in verdicts]
     if options.write_clean:
-        usable = [v.is_usable for v in verdicts]
         write_lines(options.write_clean, clean_lines(options.list, usable))
         print(f"{options.write_clean}: {sum(usable)} clips")
-    elif unusable:
+    elif not all(usable):
         raise UserError(
-            f"{unusable} of {len(verdicts)} clips cannot be read (see {report}): fix them, or add"
-            " --write_clean FILE for a list without them"
+            f"{usable.count(False)} of {len(verdicts)} clips cannot be read (see {report}): fix"
+            " them, or add --write_clean FILE for a list without them"
         )
 
 
@@ -414,55 +379,60 @@ def pack(arguments: Sequence[str]) -> None:
             " --prefix data/k400/videos --output data/k400/packed_train"
         ),
     )
-    _add_list_arguments(parser, required=True)
-    _add_source_arguments(parser)
+    _add_list(parser, source=True)
     parser.add_argument("--output", metavar="DIR", required=True, help="or a gs:// address")
-    parser.add_argument(
-        "--frames_per_clip",
-        metavar="N",
-        type=int,
-        default=64,
-        help="evenly spaced frames that are kept (default 64); 0: all",
-    )
-    parser.add_argument("--clips_per_shard", metavar="N", type=int, default=512, help="default 512")
     parser.add_argument("--labels", metavar="FILE", help="by default labels.txt beside the list")
-    _add_picture_arguments(parser)
-    _add_job_arguments(parser, seconds=300.0)
-    options = _parse(parser, arguments)
-    from tsm_jax.data.prepare import pack as packing
-    from tsm_jax.data.prepare.extract import FAILED_FILE
-
-    shards = _shards(options)
-    failures = packing.pack(
-        shards, processes=options.processes, seconds=options.seconds, ray=options.ray
-    )
-    print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
-    _print_failures(failures, os.path.join(options.output, FAILED_FILE))
-
-
-def _shards(options):
+    of_records = ("frames_per_clip", "short_side", "quality")
+    options = _parse(parser, arguments, "clips_per_shard", *of_records)
     from tsm_jax.data.prepare.entries import short_names
     from tsm_jax.data.prepare.make_lists import read_names
     from tsm_jax.data.prepare.pack import RecordOptions, Shards
+    from tsm_jax.data.prepare.pack import pack as pack_shards
 
     entries = _entries(options, options.source)
     names = short_names(entries, options.prefix)
     beside = os.path.join(os.path.dirname(options.list), LABELS_FILE)
     labels = options.labels or (beside if os.path.isfile(beside) else None)
-    records = RecordOptions(
-        source=options.source,
-        template=options.template,
-        frames_per_clip=options.frames_per_clip,
-        short_side=options.short_side,
-        quality=options.quality,
-    )
-    return Shards(
+    kept = {name: getattr(options, name) for name in ("source", "template", *of_records)}
+    shards = Shards(
         options.output,
         list(zip(names, entries, strict=True)),
-        records,
+        RecordOptions(**kept),
         options.clips_per_shard,
         read_names(labels) if labels else (),
     )
+    failures = pack_shards(shards, **_jobs(options))
+    print(f"{options.output}: {len(shards.clips)} clips in {shards.count} shards")
+    _print_failures(failures, options.output)
+
+
+def _add_list(parser: cli.Parser, *, required: bool = True, source: bool = False) -> None:
+    parser.add_argument("--list", metavar="FILE", required=required, help="the list")
+    parser.add_argument("--prefix", default="", help="folder that its paths start from")
+    parser.add_argument("--suffix", default="", help="appended to its paths, such as .avi")
+    if source:
+        kinds = ["videos", "frames"]
+        parser.add_argument("--source", choices=kinds, required=True, help="of the list")
+        parser.add_argument(
+            "--template", default=FRAME_TEMPLATE, help="name of a frame, for frames"
+        )
+
+
+def _parse(parser: cli.Parser, arguments: Sequence[str], *numbers: str, **defaults: float):
+    """The options, with these numbers and with those of `run_jobs`, in their ranges."""
+    numbers = (*numbers, "processes", "seconds")
+    for name in numbers:
+        default, _, _, metavar, text = _NUMBERS[name]
+        kind = type(default)
+        parser.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
+    parser.set_defaults(**defaults)
+    parser.add_ray()
+    options = parser.parse_args(arguments)
+    for name in numbers:
+        value, (_, low, high, *_) = getattr(options, name), _NUMBERS[name]
+        if not low <= value <= high:
+            raise UserError(f"--{name} is {value}: it must be at least {low} and at most {high}")
+    return options
 
 
 def _entries(options, source: str):
@@ -471,52 +441,16 @@ def _entries(options, source: str):
     return read_entries(source, options.list, prefix=options.prefix, suffix=options.suffix)
 
 
-def _parse(parser: cli.Parser, arguments: Sequence[str]):
-    options = parser.parse_args(arguments)
-    for name, (low, high) in _RANGES.items():
-        value = getattr(options, name, low)
-        if not low <= value <= high:
-            raise UserError(f"--{name} is {value}: it must be at least {low} and at most {high}")
-    return options
+def _jobs(options) -> dict[str, Any]:
+    """What `run_jobs` has to know."""
+    return {"processes": options.processes, "seconds": options.seconds, "ray": options.ray}
 
 
-def _add_list_arguments(parser: cli.Parser, *, required: bool) -> None:
-    parser.add_argument("--list", metavar="FILE", required=required, help="the list")
-    parser.add_argument("--prefix", default="", help="folder that its paths start from")
-    parser.add_argument("--suffix", default="", help="appended to its paths, such as .avi")
+def _print_failures(failures, output: str) -> None:
+    from tsm_jax.data.prepare.extract import FAILED_FILE
 
-
-def _add_source_arguments(parser: cli.Parser) -> None:
-    parser.add_argument("--source", choices=["videos", "frames"], required=True, help="of the list")
-    parser.add_argument("--template", default=FRAME_TEMPLATE, help="name of a frame, for frames")
-
-
-def _add_picture_arguments(parser: cli.Parser) -> None:
-    parser.add_argument(
-        "--short_side",
-        metavar="PIXELS",
-        type=int,
-        default=256,
-        help="larger frames are scaled down to it (default 256); 0: none are",
-    )
-    parser.add_argument("--quality", metavar="1..100", type=int, default=95, help="default 95")
-
-
-def _add_job_arguments(parser: cli.Parser, *, seconds: float) -> None:
-    parser.add_argument("--processes", metavar="N", type=int, default=0, help="0: one per core")
-    parser.add_argument(
-        "--seconds",
-        metavar="S",
-        type=float,
-        default=seconds,
-        help=f"limit for one clip (default {seconds:g})",
-    )
-    parser.add_ray()
-
-
-def _print_failures(failures, report: str) -> None:
     if failures:
-        first = printable(failures[0][1])
+        first, report = printable(failures[0][1]), os.path.join(output, FAILED_FILE)
         print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.protocols import eval_protocol
+from tsm_jax.data.sources import EvalClips, TrainClips
 from tsm_jax.errors import UnreadableClipError, UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tsm_jax.data.lists import ClipEntry, count_shared, read_frame_list, read_video_list
+from tsm_jax.data.lists import ClipEntry, read_frame_list, read_video_list
 from tsm_jax.errors import UserError
 
 
@@ -115,11 +115,6 @@ def test_a_pipe_or_a_device_is_no_list(read, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     _check_error(read, tmp_path / "pipe", "not a regular file")
     _check_error(read, Path("/dev/zero"), "not a regular file")
-
-
-def test_clips_of_both_lists_are_counted():
-    assert count_shared(["a", "b", "b", "c"], ["b", "b", "c", "d"]) == 2
-    assert count_shared(["a"], ["b"]) == 0
 
 
 @pytest.mark.parametrize("read", [read_video_list, read_frame_list])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tsm_jax.data.clips import TrainClips
-from tsm_jax.data.mirrored_labels import mirrored_labels, with_direction
 from tsm_jax.data.moving_shapes import LABELS
 from tsm_jax.data.protocols import PROTOCOLS, eval_protocol
-from tsm_jax.data.sources import SyntheticSource
+from tsm_jax.data.sources import SyntheticSource, TrainClips
+from tsm_jax.data.transforms import mirrored_labels, with_direction
 from tsm_jax.errors import UserError
 from tsm_jax.weights.labels import dataset_labels, labels_for
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from tsm_jax.data import pipeline
-from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.pipeline import HostShare, Reading, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.protocols import eval_protocol
-from tsm_jax.data.sources import SyntheticSource, VideoSource
+from tsm_jax.data.sources import EvalClips, SyntheticSource, TrainClips, VideoSource
 from tsm_jax.errors import UnreadableClipError, UserError
 
 CLIPS, BATCH, STEPS = 22, 4, 12  # 5 steps an epoch, two clips are left out of each

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from tsm_jax.config import default, validate
-from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, eval_protocol
 from tsm_jax.data.sampling import dense_frames, twice_frames
-from tsm_jax.data.sources import SyntheticSource
+from tsm_jax.data.sources import EvalClips, SyntheticSource
 from tsm_jax.data.transforms import (
     resize_short_side_cv2,
     ten_crops,

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tsm_jax.data.crops import Crop, draw_multi_scale_crop, draw_pptsm_crop
+from tsm_jax.data.sampling import Crop, draw_multi_scale_crop, draw_pptsm_crop
 from tsm_jax.data.transforms import (
-    center_crop,
     crop_resize_flip,
     jitter_color,
+    one_crop,
     resize_fixed_ratio,
     resize_short_side,
 )
@@ -194,14 +194,14 @@ def test_center_crop_offsets(width: int, left: int):
     columns = np.broadcast_to(np.arange(width) % 256, (224, width)).astype(np.uint8)
     frame = np.repeat(columns[..., None], 3, axis=2)
     expected = frame[:, left : left + 224]
-    np.testing.assert_array_equal(center_crop([frame], 224), expected[None])
+    np.testing.assert_array_equal(one_crop([frame], 224)[0], expected[None])
     upright = np.ascontiguousarray(frame.transpose(1, 0, 2))
-    np.testing.assert_array_equal(center_crop([upright], 224), expected.transpose(1, 0, 2)[None])
+    np.testing.assert_array_equal(one_crop([upright], 224)[0], expected.transpose(1, 0, 2)[None])
 
 
 def test_center_crop_of_a_smaller_frame():
     with pytest.raises(ValueError, match="224x224 out of a frame of 340x200"):
-        center_crop(_pictures(200, 340), 224)
+        one_crop(_pictures(200, 340), 224)
 
 
 def test_colours_change_alike_in_all_frames_and_as_pillow_changes_them():

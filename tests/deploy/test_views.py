@@ -11,12 +11,11 @@ import pytest
 
 import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
-from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.lists import ClipEntry
 from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import PROTOCOLS, Preprocessing, eval_protocol
-from tsm_jax.data.sources import VideoSource
+from tsm_jax.data.sources import EvalClips, VideoSource
 from tsm_jax.deploy.engine import installed
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model

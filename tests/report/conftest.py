@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.protocols import Preprocessing, eval_protocol
-from tsm_jax.data.sources import SyntheticSource
+from tsm_jax.data.sources import EvalClips, SyntheticSource
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.report.results import Evaluation
 from tsm_jax.weights.model_directory import Model

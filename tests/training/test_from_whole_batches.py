@@ -22,9 +22,9 @@ from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import Plan, default
 from tsm_jax.data import moving_shapes
-from tsm_jax.data.clips import PlainTrainClips
 from tsm_jax.data.pipeline import Reading, TrainOrder, eval_batches, train_batches
 from tsm_jax.data.protocols import protocol_of
+from tsm_jax.data.sources import EvalClips
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.normalize import normalize
@@ -282,7 +282,7 @@ def test_a_clip_that_is_skipped_counts_for_nothing(data):
         raise UnreadableClipError("broken.mp4", "cannot be read")
 
     broken = SimpleNamespace(read=read, name=source.name, label=source.label)
-    clips = PlainTrainClips(broken, 4, protocol_of(preprocessing_of(config.data)))
+    clips = EvalClips(broken, 4, protocol_of(preprocessing_of(config.data)))
     with pytest.raises(UnreadableClipError):
         clips.read(0)
     assert not replace(clips, skip_unreadable=True).read(0)["mask"]

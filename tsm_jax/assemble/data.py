@@ -8,12 +8,18 @@ import os
 import jax
 from ml_collections import ConfigDict
 
-from tsm_jax.data.clips import EvalClips, TrainClips
 from tsm_jax.data.lists import read_frame_list, read_video_list
-from tsm_jax.data.mirrored_labels import mirrored_labels
 from tsm_jax.data.pipeline import HostShare, Reading
 from tsm_jax.data.protocols import Preprocessing, protocol_of
-from tsm_jax.data.sources import Source, SyntheticSource, VideoSource, measure_frame_rate
+from tsm_jax.data.sources import (
+    EvalClips,
+    Source,
+    SyntheticSource,
+    TrainClips,
+    VideoSource,
+    measure_frame_rate,
+)
+from tsm_jax.data.transforms import mirrored_labels
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar, typed
 from tsm_jax.training.processes import wait_for_all

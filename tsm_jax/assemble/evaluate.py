@@ -19,8 +19,8 @@ from tsm_jax.assemble.data import (
 from tsm_jax.assemble.weights import is_workdir, load_model
 from tsm_jax.assemble.workdir import read_recipe
 from tsm_jax.config import part_size
-from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.pipeline import eval_batches
+from tsm_jax.data.sources import EvalClips
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
 from tsm_jax.report.comparison import Answers, is_report, read_answers

@@ -27,9 +27,8 @@ from tsm_jax.assemble.probe_result import PROBE_FILE
 from tsm_jax.assemble.start import load_start
 from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import flatten
-from tsm_jax.data.clips import Element, EvalClips
 from tsm_jax.data.pipeline import eval_batches
-from tsm_jax.data.sources import Source
+from tsm_jax.data.sources import Element, EvalClips, Source
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_text, replacing, write_json
 from tsm_jax.models.network import Network

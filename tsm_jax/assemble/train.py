@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,10 +31,8 @@ from tsm_jax.assemble.probe_result import known_probe
 from tsm_jax.assemble.start import load_start
 from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import make_plan, part_size
-from tsm_jax.data.clips import PlainTrainClips, TrainClips
-from tsm_jax.data.lists import count_shared
 from tsm_jax.data.pipeline import Batch, TrainOrder, eval_batches, train_batches
-from tsm_jax.data.sources import Source
+from tsm_jax.data.sources import Source, TrainClips
 from tsm_jax.files import write_lines, write_text
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.network import Network, resolve_dtype
@@ -212,8 +211,7 @@ def _statistics(
 def _refit(config: ConfigDict, mesh: Mesh, network: Network, source: Source) -> FromBatches:
     """The classifier from the training clips without augmentation; every class counts alike."""
     plain = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
-    skip = config.data.on_error == "skip"
-    clips = PlainTrainClips(plain.source, plain.num_segments, plain.protocol, skip_unreadable=skip)
+    clips = replace(plain, skip_unreadable=config.data.on_error == "skip")
     batch_size = eval_batch_size(part_size(config), len(source), mesh)
 
     def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
@@ -276,8 +274,8 @@ def _first_lines(
         " clips"
     )
     if config.data.source != "synthetic":
-        names = (map(source.name, range(len(source))) for source in (train_source, val_source))
-        if shared := count_shared(*names):
+        train, val = (set(map(s.name, range(len(s)))) for s in (train_source, val_source))
+        if shared := len(train & val):
             yield f"warning: {shared} clips are both in the training and the validation list"
     swaps = enumerate(train_clips.mirrored_labels or ())
     if pairs := [f"{labels[a]} <-> {labels[b]}" for a, b in swaps if a < b]:

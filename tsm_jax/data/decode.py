@@ -1,4 +1,4 @@
-"""Decoding a few frames of a video file.
+"""Decoding frames of a video file: a few by their number, all of them, or by time.
 
 Frame i is the i-th that FFmpeg gives when it decodes the file from its start, whatever the
 container says of times, lengths and key frames. All packets are read first; only where their data
@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -25,11 +26,10 @@ from av.video.stream import VideoStream
 
 from tsm_jax.data.packet_index import PacketIndex
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.files import check_regular
+from tsm_jax.files import check_regular, reason
 
 # PyAV raises ValueError for pixel formats that it cannot convert.
 _ERRORS = (FFmpegError, OSError, ValueError)
-
 Choose = Callable[[int], np.ndarray]
 
 # Formats that open other files or addresses, and one that renders text as a film of a terminal.
@@ -46,6 +46,7 @@ _OPEN_OPTIONS = {
 _KEPT_PACKETS = 64 << 20
 # Bytes of frames that are kept before it is known which are wanted.
 _KEPT_FRAMES = 64 << 20
+_LONGEST_FRAME = 3600  # seconds; a longer one is a broken time stamp
 
 
 def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
@@ -108,7 +109,7 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
     with open_video(path) as stream:
         try:
             for frame in _decode(stream, _packets(stream)):
-                to_rgb = to_rgb or _Rgb(frame)
+                to_rgb = to_rgb or Rgb(frame)
                 yield to_rgb(frame)
                 number += 1
         except _ERRORS as error:
@@ -150,6 +151,60 @@ def open_video(path: str | Path) -> Iterator[VideoStream]:
             raise UnreadableClipError(f"{path} has a video stream of an unknown codec")
         stream.codec_context.thread_count = 1
         yield stream
+
+
+class Rgb:
+    """Turns frames into uint8[H, W, 3], RGB, upright, all of the first one's size."""
+
+    def __init__(self, first: VideoFrame):
+        self._size = first.width, first.height  # before it is rotated as the file says
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> np.ndarray:
+        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
+        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
+
+
+def frame_rate(stream: VideoStream) -> Fraction:
+    """Frames per second, as the container says; 25 if it does not."""
+    return min(stream.average_rate or Fraction(25), Fraction(1000))  # more: a broken header
+
+
+def shown_frames(
+    path: str, stream: VideoStream, rate: float, wanted: Callable[[int], bool]
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """What is on screen at `(i + 0.5) / rate` seconds, i = 0, 1, ...: the i-th frame where the rate
+    is constant. uint8 `[H, W, 3]`, or None where it is not wanted."""
+    container, to_rgb, i = stream.container, None, 0
+    assert isinstance(container, InputContainer)
+    try:
+        for frame, end in _with_ends(container.decode(stream), path, rate):
+            to_rgb = to_rgb or Rgb(frame)
+            while (i + 0.5) / rate < end:
+                yield i, to_rgb(frame) if wanted(i) else None
+                i += 1
+    except _ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _with_ends(
+    frames: Iterator[VideoFrame], path: str, rate: float
+) -> Iterator[tuple[VideoFrame, float]]:
+    """Frames, and when the next one is shown, seconds from the first one."""
+    previous, first, time = None, 0.0, 0.0
+    for number, frame in enumerate(frames):
+        before, time = time, number / rate if frame.time is None else frame.time
+        if previous is None:
+            first = time
+        elif time - before > _LONGEST_FRAME:
+            raise UnreadableClipError(
+                f"{path} has a gap of {time - before:.0f} s after frame {number - 1}: repair it"
+            )
+        else:
+            yield previous, time - first
+        previous = frame
+    if previous is not None:
+        yield previous, time - first + 1 / rate
 
 
 def _packets(stream: VideoStream) -> Iterator[Packet]:
@@ -265,20 +320,8 @@ def _decode(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFra
     yield from frames
 
 
-class _Rgb:
-    """Turns frames into uint8[H, W, 3], RGB, upright, all of the first one's size."""
-
-    def __init__(self, first: VideoFrame):
-        self._size = first.width, first.height
-        self._reformatter = VideoReformatter()
-
-    def __call__(self, frame: VideoFrame) -> np.ndarray:
-        image = self._reformatter.reformat(frame, *self._size, format="rgb24").to_ndarray()
-        return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90)))
-
-
 def _chosen(path: str, frames: dict[int, VideoFrame], indices: np.ndarray) -> list[np.ndarray]:
-    to_rgb = _Rgb(frames[int(indices.min())])
+    to_rgb = Rgb(frames[int(indices.min())])
     try:
         images = {i: to_rgb(frames[i]) for i in set(indices.tolist())}
     except _ERRORS as error:
@@ -301,8 +344,7 @@ def _without_frames(path: str) -> UnreadableClipError:
 
 
 def _unreadable(path: str, error: Exception, after: int = 0) -> UnreadableClipError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or repr(error)
     where = f" beyond frame {after}" if after else ""
     return UnreadableClipError(
-        f"cannot decode {path}{where}: {reason}; fetch it again or leave it out"
+        f"cannot decode {path}{where}: {reason(error)}; fetch it again or leave it out"
     )

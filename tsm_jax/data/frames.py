@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -60,16 +61,14 @@ def load_frames(
     pixels with Pillow (ours are equal for JPEG and PNG), but replace a clip with a missing file by
     a random other one.
     """
-    pictures: dict[int, np.ndarray] = {}
-    frames = []
-    for index in choose(num_frames).tolist():
-        if index not in pictures:
-            pictures[index] = _read(folder, index + 1, template, num_frames)
-        frames.append(pictures[index])
-        if frames[-1].shape != frames[0].shape:
-            (height, width), (h0, w0) = frames[-1].shape[:2], frames[0].shape[:2]
+    read = cache(lambda number: _read(folder, number, template, num_frames))
+    numbers = [index + 1 for index in choose(num_frames).tolist()]
+    frames = [read(number) for number in numbers]
+    for number, frame in zip(numbers, frames, strict=True):
+        if frame.shape != frames[0].shape:
+            (height, width), (h0, w0) = frame.shape[:2], frames[0].shape[:2]
             raise UnreadableClipError(
-                f"{os.path.join(folder, template.format(index + 1))} is {width}x{height}, other "
+                f"{os.path.join(folder, template.format(number))} is {width}x{height}, other "
                 f"frames of the clip are {w0}x{h0}; extract the frames again"
             )
     return frames
@@ -93,12 +92,9 @@ def decode_picture(data: bytes | memoryview, name: str) -> np.ndarray:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
     except cv2.error:
         picture = None
-    return _decode_with_pillow(data, name) if picture is None else np.asarray(picture)
-
-
-def _decode_with_pillow(data: bytes | memoryview, name: str) -> np.ndarray:
-    """Reads what the others cannot, and says what is wrong with the rest."""
-    try:
+    if picture is not None:
+        return np.asarray(picture)
+    try:  # Pillow reads what the others cannot, and says what is wrong with the rest.
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise whatever broken data leads them to.

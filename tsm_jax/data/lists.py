@@ -1,16 +1,19 @@
-"""PaddleVideo's list files: which clips there are, and their labels."""
+"""PaddleVideo's list files: which clips there are, their labels, and where their files are."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tsm_jax import files
-from tsm_jax.errors import UserError
+from tsm_jax.errors import StopJobsError, UnreadableClipError, UserError
 from tsm_jax.terminal import printable
 
 # What is taken for a video where folders are searched.
@@ -22,6 +25,7 @@ VIDEO_SUFFIXES = (
 FRAME_TEMPLATE = "img_{:05}.jpg"  # of frames in a folder, as `str.format` fills it
 LABELS_FILE = "labels.txt"  # class names, beside a list
 
+_SCHEMES = ("gs://", "s3://", "az://")  # that `epath` hands to fsspec
 _ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
 _LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
 
@@ -31,7 +35,7 @@ class _WrongLine(Exception):
 
 
 class ClipEntry(NamedTuple):
-    """One line of a list: a video file, or a folder of frames."""
+    """One line of a list: a video file (or its address), or a folder of frames."""
 
     path: str
     label: int
@@ -76,7 +80,7 @@ def read_video_list(
         columns = line.rsplit(None, 1)
         if len(columns) < 2:
             raise _WrongLine(f"expected 'path label', found '{line}'")
-        path = _join(prefix, columns[0] + suffix)
+        path = os.path.join(prefix, columns[0] + suffix)
         # "clip 7" may be the name of a file, but with no such file it is a frame list's line.
         if _ENDS_IN_A_NUMBER.search(columns[0]) and not os.path.exists(path):
             raise _WrongLine(
@@ -111,7 +115,7 @@ def read_frame_list(
                 "num_frames is 0; extract the frames of this clip again or remove the line"
             )
         label = _label(columns[2], num_classes)
-        return ClipEntry(_join(prefix, columns[0] + suffix), label, num_frames)
+        return ClipEntry(os.path.join(prefix, columns[0] + suffix), label, num_frames)
 
     return _read(list_path, parse)
 
@@ -127,16 +131,10 @@ def list_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
     if "\0" in text:
         line_number = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{list_path}, line {line_number}: has a NUL byte; save the list as UTF-8")
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     for line_number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():
             yield line_number, line
-
-
-def count_shared(train: Iterable[str], val: Iterable[str]) -> int:
-    """How many different clips of `val` are clips of `train`, too."""
-    return len(set(train).intersection(val))
 
 
 def _read(list_path: str | Path, parse: Callable[[str], ClipEntry]) -> list[ClipEntry]:
@@ -161,10 +159,6 @@ def _read(list_path: str | Path, parse: Callable[[str], ClipEntry]) -> list[Clip
     return entries
 
 
-def _join(prefix: str, path: str) -> str:
-    return os.path.join(prefix, path) if prefix else path
-
-
 def _is_number(text: str) -> bool:
     """Whether these are ASCII digits; `int` takes `1_0`, `+1` and other digits as well."""
     return text.isascii() and text.isdigit() and len(text) < 19
@@ -180,3 +174,54 @@ def _label(text: str, num_classes: int) -> int:
             " config.model.num_classes"
         )
     return label
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether it is the address of an object in a bucket."""
+    return str(path).startswith(_SCHEMES)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a file, folder or object; where it cannot be reached, there is none."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    from etils import epath
+
+    try:
+        return epath.Path(path).exists()
+    except Exception:  # each store has its own
+        return False
+
+
+@contextmanager
+def local_copy(path: str | Path) -> Iterator[str]:
+    """The path of a video on this machine: itself, or a copy that is deleted afterwards.
+
+    Raises:
+        UnreadableClipError: there is no such object, or what is done with the file raises one.
+        StopJobsError: the bucket cannot be reached; then nor can the others be.
+    """
+    path = os.fspath(path)
+    if not is_remote(path):
+        yield path
+        return
+    from etils import epath
+
+    with tempfile.TemporaryDirectory(prefix="tsm_jax-") as folder:
+        copy = os.path.join(folder, os.path.basename(path))  # FFmpeg knows some formats by name
+        try:
+            with epath.Path(path).open("rb") as source, open(copy, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+        except FileNotFoundError as error:
+            raise UnreadableClipError(f"cannot read the video {path}: there is none") from error
+        except ImportError as error:
+            raise StopJobsError(
+                f"{path} cannot be reached: {files.reason(error)} (for gs://, pip install gcsfs;"
+                " for s3://, pip install s3fs)"
+            ) from error
+        except Exception as error:  # each store has its own
+            raise StopJobsError(f"cannot read {path}: {files.reason(error)}") from error
+        try:
+            yield copy
+        except UnreadableClipError as error:
+            raise UnreadableClipError(str(error).replace(copy, path)) from error

@@ -10,6 +10,7 @@ Train on it without random flips: mirrored, left is right and clockwise is count
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
@@ -34,7 +35,6 @@ LABELS = (
 VERSION = 1
 
 _DESCRIPTION_FILE = "dataset.json"  # written last
-_TRAIN, _VAL = 0, 1
 
 _FRAMES = (24, 49)  # half-open ranges
 # Frame sides are twice this, pixels: yuv420p needs even ones. They differ little, so that training
@@ -96,37 +96,42 @@ def render(
 
     Args:
         train_videos, val_videos: How many; classes take turns, so multiples of 8 balance them.
-        seed: Video i of a split depends on (seed, split, i) alone.
+        seed: Video i of a split (0: train, 1: val) depends on (seed, split, i) alone.
         on_progress: Called with (videos done, videos in all) after each one.
 
     Raises:
         UserError: The directory has something else in it, or cannot be written.
     """
-    _remove_if_empty(Path(directory))
-    jobs = [(_TRAIN, i, i) for i in range(train_videos)]
-    jobs += [(_VAL, i, train_videos + i) for i in range(val_videos)]
-    with new_folder(directory) as staging:
+    with suppress(OSError):  # it has something in it, or is not there
+        os.rmdir(directory)
+    if os.path.exists(directory):
+        raise UserError(
+            f"{directory} has something else in it than a complete data set; delete it or choose "
+            "another folder"
+        )
+    total = train_videos + val_videos
+    lists = {"train.list": range(train_videos), "val.list": range(train_videos, total)}
+    futures = []
+    with new_folder(directory) as staging, ThreadPoolExecutor(usable_cores()) as pool:
         root = Path(staging)
         for label in LABELS:
             (root / "videos" / label).mkdir(parents=True)
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            futures = [
-                pool.submit(_render_file, root / _name(i, number), seed, split, i)
-                for split, i, number in jobs
-            ]
-            try:
-                for done, future in enumerate(as_completed(futures), start=1):
-                    future.result()
-                    if on_progress is not None:
-                        on_progress(done, len(jobs))
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        for name, wanted in (("train.list", _TRAIN), ("val.list", _VAL)):
-            write_lines(
-                root / name,
-                [f"{_name(i, n)} {i % len(LABELS)}" for split, i, n in jobs if split == wanted],
-            )
+        try:
+            for split, (name, numbers) in enumerate(lists.items()):
+                lines = []
+                for i, number in enumerate(numbers):
+                    label = i % len(LABELS)
+                    video = f"videos/{LABELS[label]}/{number:05}.mp4"
+                    futures.append(pool.submit(_render_file, root / video, seed, split, i))
+                    lines.append(f"{video} {label}")
+                write_lines(root / name, lines)
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                if on_progress is not None:
+                    on_progress(done, total)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
         write_lines(root / "labels.txt", LABELS)
         sizes = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed}
         write_json(root / _DESCRIPTION_FILE, {"version": VERSION, **sizes})
@@ -246,17 +251,3 @@ def _render_file(path: Path, seed: int, split: int, i: int) -> None:
             yuv = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(yuv, format="yuv420p")))
         container.mux(stream.encode(None))
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with suppress(OSError):  # it has something in it, or is not there
-        directory.rmdir()
-    if directory.exists():
-        raise UserError(
-            f"{directory} has something else in it than a complete data set; delete it or choose "
-            "another folder"
-        )
-
-
-def _name(i: int, number: int) -> str:
-    return f"videos/{LABELS[i % len(LABELS)]}/{number:05}.mp4"

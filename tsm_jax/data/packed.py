@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,11 +55,8 @@ class PackedSource(ListSource):
         assert num_frames is not None, "clips.list gives the number of frames"
         pictures = _pictures(self.records[index], self.name(index))
         wanted = nearest_kept(choose(num_frames), num_frames, len(pictures))
-        decoded: dict[int, np.ndarray] = {}
-        for i in wanted.tolist():
-            if i not in decoded:
-                decoded[i] = decode_picture(pictures[i], f"frame {i} of {self.name(index)}")
-        return [decoded[i] for i in wanted.tolist()]
+        decode = cache(lambda i: decode_picture(pictures[i], f"frame {i} of {self.name(index)}"))
+        return [decode(i) for i in wanted.tolist()]
 
 
 def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndarray:

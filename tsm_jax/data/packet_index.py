@@ -138,7 +138,8 @@ class _Codec:
     def __init__(self, extradata: bytes):
         self._parameters = self._header(extradata)
         self._is_first = True
-        self._check_parameters(self._parameters)
+        for unit in self._parameters:
+            self._check_parameter(unit)
 
     def _header(self, extradata: bytes) -> list[bytes]:
         """The parameters that a container keeps apart from the packets."""
@@ -152,12 +153,13 @@ class _Codec:
         if self._is_first:
             self._is_first = False
             self._parameters = units or self._parameters
-            self._check_parameters(units)
+            for unit in units:
+                self._check_parameter(unit)
         elif any(unit not in self._parameters for unit in units):
             raise ValueError("parameters change midway")
 
-    def _check_parameters(self, units: list[bytes]) -> None:
-        """Raises a ValueError for parameters with which a packet may give another number."""
+    def _check_parameter(self, unit: bytes) -> None:
+        """Raises a ValueError if with it a packet may give another number of frames."""
 
 
 class _H264(_Codec):
@@ -181,10 +183,9 @@ class _H264(_Codec):
         self._take_parameters([unit for unit in units if unit[0] & 31 in (7, 8)])
         return _start_if(all(unit[0] & 31 == 5 for unit in slices))
 
-    def _check_parameters(self, units: list[bytes]) -> None:
-        for unit in units:
-            if unit[0] & 31 == 7 and not _is_progressive(unit):
-                raise ValueError("a packet may hold a field")
+    def _check_parameter(self, unit: bytes) -> None:
+        if unit[0] & 31 == 7 and not _is_progressive(unit):
+            raise ValueError("a packet may hold a field")
 
 
 class _Hevc(_Codec):
@@ -220,13 +221,12 @@ class _Hevc(_Codec):
             raise ValueError("drops frames that were not given yet")
         return _start_if(kinds <= {19, 20} or kinds == {21})
 
-    def _check_parameters(self, units: list[bytes]) -> None:
-        for unit in units:
-            if unit[0] >> 1 & 63 == 34:  # a picture parameter set
-                bits = _Bits(unit[2:])
-                bits.exp_golomb(2)
-                if bits.read(2) & 1:
-                    raise ValueError("a picture may be hidden")
+    def _check_parameter(self, unit: bytes) -> None:
+        if unit[0] >> 1 & 63 == 34:  # a picture parameter set
+            bits = _Bits(unit[2:])
+            bits.exp_golomb(2)
+            if bits.read(2) & 1:
+                raise ValueError("a picture may be hidden")
 
 
 class _Mpeg4(_Codec):
@@ -236,26 +236,18 @@ class _Mpeg4(_Codec):
     _NOT_CODED = 19
 
     def _header(self, extradata: bytes) -> list[bytes]:
-        return self._split(extradata)[0]
+        # All but time codes and frames.
+        return [unit for unit in _units(extradata, 0) if unit[0] not in (0xB3, 0xB6)]
 
     def kind(self, data: bytes) -> _Kind:
-        parameters, frames = self._split(data)
+        frames = [unit for unit in _units(data, 0) if unit[0] == 0xB6]
         if len(frames) != 1 or len(frames[0]) <= self._NOT_CODED:
             raise ValueError("not one coded frame")
-        self._take_parameters(parameters)
+        self._take_parameters(self._header(data))
         coding_type = frames[0][1] >> 6
         if coding_type > 1:
             raise ValueError("a B-frame or sprite")
         return _start_if(coding_type == 0)
-
-    @staticmethod
-    def _split(data: bytes) -> tuple[list[bytes], list[bytes]]:
-        """Parameters (all but time codes), and frames."""
-        units = _units(data, 0)
-        return (
-            [unit for unit in units if unit[0] not in (0xB3, 0xB6)],
-            [unit for unit in units if unit[0] == 0xB6],
-        )
 
 
 class _Vp8(_Codec):
@@ -301,10 +293,9 @@ class _Av1(_Codec):
             raise ValueError("not one frame")
         return _start_if(headers[0] >> 4 == 1)
 
-    def _check_parameters(self, units: list[bytes]) -> None:
-        for unit in units:
-            if unit[0] & 8:
-                raise ValueError("still pictures have other headers")
+    def _check_parameter(self, unit: bytes) -> None:
+        if unit[0] & 8:
+            raise ValueError("still pictures have other headers")
 
 
 _CODECS: dict[str, Callable[[bytes], _Codec]] = {

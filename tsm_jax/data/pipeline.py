@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from tsm_jax.data.clips import Element, EvalClips, TrainClips
+from tsm_jax.data.sources import Element, EvalClips, TrainClips
 from tsm_jax.host import usable_cores
 
 Batch = dict[str, np.ndarray]
@@ -207,16 +207,14 @@ class BatchMemory:
         return {"video": videos, **rest}
 
     def _new_batch(self) -> np.ndarray:
-        block = self._free.pop() if self._free else _allocate(math.prod(self._shape))
+        if self._free:
+            block = self._free.pop()
+        else:
+            block = mmap.mmap(-1, max(1, math.prod(self._shape)))
+            # Large pages where the system has them to give: a five-hundredth of the faults.
+            with suppress(AttributeError, OSError):
+                block.madvise(mmap.MADV_HUGEPAGE)
         # Every view refers to this array, and NumPy keeps it between them and the block.
         batch = np.ndarray(self._shape, np.uint8, block)
         weakref.finalize(batch, self._free.append, block).atexit = False
         return batch
-
-
-def _allocate(size: int) -> mmap.mmap:
-    block = mmap.mmap(-1, max(1, size))
-    # Large pages where the system has them to give: a five-hundredth of the faults.
-    with suppress(AttributeError, OSError):
-        block.madvise(mmap.MADV_HUGEPAGE)
-    return block

@@ -12,24 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tsm_jax.data.mirrored_labels import with_direction
-from tsm_jax.data.sampling import (
-    DENSE_CLIPS,
-    dense_frames,
-    middle_frame_of_each_segment,
-    paddle_predict_frames,
-    twice_frames,
-)
-from tsm_jax.data.transforms import (
-    one_crop,
-    resize_fixed_ratio,
-    resize_short_side,
-    resize_short_side_cv2,
-    ten_crops,
-    three_crops,
-    three_crops_of_long_side,
-    truncated_center_crop,
-)
+from tsm_jax.data import sampling, transforms
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.files import between, check_fields, one_of, shown
 from tsm_jax.terminal import printable
@@ -62,7 +45,7 @@ class EvalProtocol:
     short_side: int
     crop_size: int
     num_clips: int = 1
-    crops: Crops = one_crop
+    crops: Crops = transforms.one_crop
     num_crops: int = 1
     average_probabilities: bool = False
 
@@ -73,7 +56,7 @@ class EvalProtocol:
 
     def check_labels(self, names: Sequence[str]) -> None:
         """Raises a UserError if it mirrors clips although classes are told by left and right."""
-        if self.crops is ten_crops and (wrong := with_direction(names)):
+        if self.crops is transforms.ten_crops and (wrong := transforms.with_direction(names)):
             raise UserError(
                 f"the protocol {self.name} mirrors half of the views, which makes"
                 f" '{printable(wrong[0])}' another class: choose one without mirrored views, such"
@@ -106,17 +89,17 @@ class EvalProtocol:
         return video.swapaxes(1, 2).reshape(self.num_views, num_segments, *video.shape[3:])
 
 
-_MIDDLE = {"choose_frames": middle_frame_of_each_segment}
-_PADDLE = {"choose_frames": paddle_predict_frames}
-_TWICE = {"choose_frames": twice_frames, "num_clips": 2}
-_DENSE = {"choose_frames": dense_frames, "num_clips": DENSE_CLIPS}
-_KEEP_RATIO = {"resize": resize_short_side}
-_FIXED_RATIO = {"resize": resize_fixed_ratio}
-_MM = {"resize": resize_short_side_cv2, "average_probabilities": True}
-_THREE = {"crops": three_crops, "num_crops": 3}
-_THREE_OF_LONG_SIDE = {"crops": three_crops_of_long_side, "num_crops": 3}
-_CENTRE = {"crops": truncated_center_crop}
-_TEN = {"crops": ten_crops, "num_crops": 10}
+_MIDDLE = {"choose_frames": sampling.middle_frame_of_each_segment}
+_PADDLE = {"choose_frames": sampling.paddle_predict_frames}
+_TWICE = {"choose_frames": sampling.twice_frames, "num_clips": 2}
+_DENSE = {"choose_frames": sampling.dense_frames, "num_clips": sampling.DENSE_CLIPS}
+_KEEP_RATIO = {"resize": transforms.resize_short_side}
+_FIXED_RATIO = {"resize": transforms.resize_fixed_ratio}
+_MM = {"resize": transforms.resize_short_side_cv2, "average_probabilities": True}
+_THREE = {"crops": transforms.three_crops, "num_crops": 3}
+_THREE_OF_LONG_SIDE = {"crops": transforms.three_crops_of_long_side, "num_crops": 3}
+_CENTRE = {"crops": transforms.truncated_center_crop}
+_TEN = {"crops": transforms.ten_crops, "num_crops": 10}
 _FULL = {"full_size": True}  # a crop is as large as the short side
 
 # MIT: `test_models.py` with --dense_sample, --twice_sample, --test_crops and, for three crops,

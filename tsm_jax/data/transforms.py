@@ -1,4 +1,4 @@
-"""Cropping, resizing and flipping of uint8 RGB frames; where to crop in training: crops.py.
+"""Cropping, resizing and flipping of uint8 RGB frames, and what flipping makes of their class.
 
 A clip's frames come as `Frames`: a list of T uint8[H, W, 3] of one size (where a frame repeats it
 may be the same object), or uint8[T, H, W, 3]. No function changes the frames it is given.
@@ -6,6 +6,7 @@ may be the same object), or uint8[T, H, W, 3]. No function changes the frames it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -13,7 +14,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from tsm_jax.data.crops import PLACES, Crop, fixed_ratio
+from tsm_jax.data.sampling import PLACES, Crop, fixed_ratio
+from tsm_jax.errors import UserError
+from tsm_jax.terminal import printable
 
 Frames: TypeAlias = "Sequence[np.ndarray] | np.ndarray"
 
@@ -76,8 +79,6 @@ def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
     bilinear filter, which averages when it shrinks.
     """
     height, width = frames[0].shape[:2]
-    if min(height, width) == short_side:
-        return list(frames)
     if width <= height:
         return _resize(frames, int(height * short_side / width), short_side)
     return _resize(frames, short_side, int(width * short_side / height))
@@ -92,23 +93,7 @@ def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
     Reference: PaddleVideo's `Scale` by default, thus its `tools/predict.py`.
     """
     height, width = frames[0].shape[:2]
-    if min(height, width) == short_side:
-        return list(frames)
     return _resize(frames, *fixed_ratio(height, width, short_side))
-
-
-def center_crop(frames: Frames, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Cuts the central square out of every frame: uint8[T, size, size, 3], into `out` if given.
-
-    Raises:
-        ValueError: The frames are smaller than `size`.
-
-    Reference: PaddleVideo's `CenterCrop` and torchvision's: offsets are rounded half to even
-    (mmaction2 truncates).
-    """
-    width, height = _free_space(frames, size)
-    left, top = round(width / 2), round(height / 2)
-    return crop_resize_flip(frames, Crop(left, top, size, size), size, flip=False, out=out)
 
 
 def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
@@ -125,8 +110,17 @@ def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
 
 
 def one_crop(frames: Frames, size: int) -> list[np.ndarray]:
-    """The centre: one uint8[T, size, size, 3]."""
-    return [center_crop(frames, size)]
+    """The central square: one uint8[T, size, size, 3].
+
+    Raises:
+        ValueError: The frames are smaller than `size`, as for all crops.
+
+    Reference: PaddleVideo's `CenterCrop` and torchvision's: offsets are rounded half to even
+    (mmaction2 truncates).
+    """
+    width, height = _free_space(frames, size)
+    crop = Crop(round(width / 2), round(height / 2), size, size)
+    return [crop_resize_flip(frames, crop, size, flip=False)]
 
 
 def truncated_center_crop(frames: Frames, size: int) -> list[np.ndarray]:
@@ -178,7 +172,7 @@ def _crops(
 
 
 def _free_space(frames: Frames, size: int) -> tuple[int, int]:
-    """Pixels of the width and of the height that a crop leaves; a ValueError if it is larger."""
+    """Pixels of the width and of the height that a crop leaves."""
     height, width = frames[0].shape[:2]
     if min(height, width) < size:
         raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
@@ -186,5 +180,65 @@ def _free_space(frames: Frames, size: int) -> tuple[int, int]:
 
 
 def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:
+    """By Pillow's bilinear filter; frames that have that size are returned as they are."""
+    if frames[0].shape[:2] == (height, width):
+        return list(frames)
     size, bilinear = (width, height), Image.Resampling.BILINEAR
     return [np.asarray(Image.fromarray(frame).resize(size, bilinear)) for frame in frames]
+
+
+_PAIRS = (("left", "right"), ("clockwise", "counterclockwise"), ("左", "右"), ("顺时针", "逆时针"))
+_OPPOSITE = {a: b for one, other in _PAIRS for a, b in ((one, other), (other, one))}
+
+# Whole words, `leftwards` and `left-handed` among them, but not `leftover` or `upright`; nor words
+# that are no direction: Something-Something has `pulling it right out`.
+_DIRECTION = re.compile(
+    r"\b(?:left(?! (?:over|behind)\b)|right(?! (?:out|away)\b))(?=(?:wards?|hand|handed|most)?\b)"
+    r"|\b(?:counter)?clockwise\b|左|右|顺时针|逆时针"
+)
+
+
+def mirrored_labels(names: Sequence[str]) -> tuple[int, ...]:
+    """For each class, by its name, the one that a mirrored clip of it is of; most often itself.
+
+    Two classes are each other's mirror image if their names differ in left and right, or in
+    clockwise and counterclockwise (or anticlockwise), and in nothing but those, case, blanks and
+    punctuation.
+
+    Raises:
+        UserError: a class that names a direction has no such partner, or two.
+    """
+    own = [_comparable(name) for name in names]
+    labels = {name: label for label, name in enumerate(own) if _mirrored(name) != name}
+    mirrored = list(range(len(own)))
+    for label, name in enumerate(own):
+        if (opposite := _mirrored(name)) == name:
+            continue
+        why = ""
+        if opposite not in labels:
+            why = f"'{names[label]}' has no class '{opposite}'"
+        elif labels[name] != label:
+            why = f"'{names[label]}' and '{names[labels[name]]}' are the same direction"
+        if why:
+            raise UserError(
+                f"the label of a mirrored clip is not known, as {printable(why)}: set"
+                " --config.data.flip=False, or --config.data.flip_labels=keep if left and right"
+                " make no difference there"
+            )
+        mirrored[label] = labels[opposite]
+    return tuple(mirrored)
+
+
+def with_direction(names: Sequence[str]) -> list[str]:
+    """Those names that a mirrored clip makes wrong."""
+    return [name for name in names if _mirrored(_comparable(name)) != _comparable(name)]
+
+
+def _comparable(name: str) -> str:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    words = re.sub(r"[\W_]+", " ", words).strip()
+    return re.sub(r"\b(?:counter|anti) ?clockwise\b", "counterclockwise", words)
+
+
+def _mirrored(words: str) -> str:
+    return _DIRECTION.sub(lambda match: _OPPOSITE[match[0]], words)

@@ -20,8 +20,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.stream import VideoStream
 
-from tsm_jax.data.decode import open_video
-from tsm_jax.data.playing import frame_rate, shown_frames, upright
+from tsm_jax.data.decode import Rgb, frame_rate, open_video, shown_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 from tsm_jax.weights.model_directory import without_folders
@@ -248,10 +247,10 @@ def _address(address: str) -> _Frames:
                 raise _Gone("it is a video with an end, no live stream: download it")
             first: av.VideoFrame | None = None
             for frame in container.decode(cast(VideoStream, stream)):
-                first = first or frame
-                size = (first.width, first.height)
+                if first is None:
+                    first, to_rgb = frame, Rgb(frame)
                 known = first.time is not None and frame.time is not None
                 seconds = frame.time - first.time if known else None
-                yield seconds, partial(upright, frame, size)
+                yield seconds, partial(to_rgb, frame)
     except (FFmpegError, OSError, ValueError) as error:
         raise _Gone(reason(error)) from error

@@ -21,11 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from tsm_jax.data.decode import decode_frames, open_video
-from tsm_jax.data.lists import VIDEO_SUFFIXES
-from tsm_jax.data.playing import frame_rate, shown_frames
+from tsm_jax.data.decode import decode_frames, frame_rate, open_video, shown_frames
+from tsm_jax.data.lists import VIDEO_SUFFIXES, is_remote, local_copy
 from tsm_jax.data.protocols import EvalProtocol
-from tsm_jax.data.remote import is_remote, local_copy
 from tsm_jax.download import download
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.files import read_text, reason

@@ -19,9 +19,9 @@ from tsm_jax.assemble.data import (
     with_num_classes,
 )
 from tsm_jax.config import make_plan
-from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.pipeline import Batch, Reading, TrainOrder, train_batches
 from tsm_jax.data.sampling import random_frame_of_each_segment
+from tsm_jax.data.sources import TrainClips
 from tsm_jax.errors import UserError
 from tsm_jax.measure.step import WARM_UP_STEPS
 

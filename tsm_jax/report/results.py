@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from tsm_jax import accuracy
-from tsm_jax.data.clips import EvalClips
+from tsm_jax.data.sources import EvalClips
 from tsm_jax.deploy.prediction import softmax
 from tsm_jax.errors import UserError
 from tsm_jax.weights.model_directory import Model

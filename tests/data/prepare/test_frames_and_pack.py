@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 
 from tsm_jax import prepare
-from tsm_jax.data.clips import TrainClips
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.frames import FrameSource
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.packed import nearest_kept, open_packed
 from tsm_jax.data.sampling import spread_frames
-from tsm_jax.data.sources import VideoSource
+from tsm_jax.data.sources import TrainClips, VideoSource
 from tsm_jax.errors import UserError
 
 
@@ -57,6 +56,18 @@ def pack(video_list, videos, output, *more):
     run("pack", *arguments, "--output", output, "--clips_per_shard", 3, *more)
 
 
+@pytest.fixture(scope="module")
+def made(videos, tmp_path_factory) -> Path:
+    """A list, its clips as folders of frames with their list, and packed: 8 frames of each."""
+    root = tmp_path_factory.mktemp("made")
+    names = sorted(str(path.relative_to(videos)) for path in videos.rglob("*.mp4"))
+    lines = [f"{name} {int(name[0] == 'b')}\n" for name in names]
+    (root / "all.list").write_text("".join(lines))
+    frames(root / "all.list", videos, root / "frames", "--write_list", root / "frames.list")
+    pack(root / "all.list", videos, root / "packed", "--frames_per_clip", 8)
+    return root
+
+
 def test_frames_are_those_of_the_videos(videos, video_list, tmp_path, capsys):
     output, frame_list = tmp_path / "frames", tmp_path / "frames.list"
     frames(video_list, videos, output, "--write_list", frame_list, "--quality", 100)
@@ -83,12 +94,11 @@ def test_the_short_side_is_made_smaller_never_larger(videos, video_list, tmp_pat
         assert picture is not None and picture.shape[:2] == expected
 
 
-def test_finished_work_is_not_repeated_and_options_do_not_mix(videos, video_list, tmp_path):
-    output = tmp_path / "frames"
-    frames(video_list, videos, output)
+def test_finished_work_is_not_repeated_and_options_do_not_mix(videos, video_list, made):
+    output = made / "frames"
     before = {p: p.stat().st_mtime_ns for p in output.rglob("*.jpg")}
     frames(video_list, videos, output)
-    assert {p: p.stat().st_mtime_ns for p in output.rglob("*.jpg")} == before
+    assert before and {p: p.stat().st_mtime_ns for p in output.rglob("*.jpg")} == before
     with pytest.raises(UserError, match="use the same options"):
         frames(video_list, videos, output, "--short_side", 32)
 
@@ -147,26 +157,25 @@ def test_packed_clips_are_those_of_the_list(videos, video_list, tmp_path, capsys
     assert np.abs(np.array(pictures).astype(int) - np.array(decoded)).mean() < 3
 
 
-def test_a_packed_folder_keeps_its_list_options_and_bytes(videos, video_list, tmp_path):
+def test_a_packed_folder_keeps_its_list_options_and_bytes(videos, video_list, made, tmp_path):
     output, again = tmp_path / "packed", tmp_path / "again"
-    pack(video_list, videos, output)
+    shutil.copytree(made / "packed", output)
     complete = digest(output)
-    pack(video_list, videos, output)
+    pack(video_list, videos, output, "--frames_per_clip", 8)
     assert digest(output) == complete
-    run("pack", "--source", "videos", "--list", video_list, "--prefix", videos, "--output", again)
+    pack(video_list, videos, again, "--frames_per_clip", 8, "--clips_per_shard", 512)
     assert digest(again) != complete  # other shards
     with pytest.raises(UserError, match="from another list or with other options"):
-        pack(video_list, videos, output, "--quality", 50)
+        pack(video_list, videos, output, "--frames_per_clip", 8, "--quality", 50)
     (output / "dataset_info.json").unlink()
     with pytest.raises(UserError, match="not complete"):
         open_packed(str(output), num_classes=2)
 
 
-def test_tensorflow_datasets_opens_it(videos, video_list, tmp_path):
+def test_tensorflow_datasets_opens_it(made):
     import tensorflow_datasets as tfds
 
-    pack(video_list, videos, tmp_path / "packed", "--frames_per_clip", 8)
-    builder = tfds.builder_from_directory(tmp_path / "packed")
+    builder = tfds.builder_from_directory(made / "packed")
     records = builder.as_data_source(split="clips")
     assert len(records) == 6
     example = records[5]
@@ -175,10 +184,9 @@ def test_tensorflow_datasets_opens_it(videos, video_list, tmp_path):
     assert example["name"] == b"b b/clip2.mp4"
 
 
-def test_frames_are_packed_byte_by_byte(videos, video_list, tmp_path):
-    output, frame_list = tmp_path / "frames", tmp_path / "frames.list"
-    frames(video_list, videos, output, "--write_list", frame_list)
-    arguments = ["--source", "frames", "--list", frame_list, "--prefix", output]
+def test_frames_are_packed_byte_by_byte(made, tmp_path):
+    output = made / "frames"
+    arguments = ["--source", "frames", "--list", made / "frames.list", "--prefix", output]
     run("pack", *arguments, "--output", tmp_path / "packed")
     record = open_packed(str(tmp_path / "packed"), 2).records[0]
     for name in ("img_00001.jpg", "img_00023.jpg"):
@@ -219,8 +227,8 @@ def test_the_nearest_kept_frame_stands_in(num_frames, kept, expected):
     np.testing.assert_array_equal(np.abs(nearest - indices), brute)
 
 
-def commands(videos: Path, video_list: Path):
-    common = ["--list", video_list, "--prefix", videos, "--processes", 2]
+def commands(videos: Path, video_list: Path, processes: int = 2):
+    common = ["--list", video_list, "--prefix", videos, "--processes", processes]
     return {
         "frames": ["frames", *common, "--output"],
         "pack": ["pack", "--source", "videos", *common, "--clips_per_shard", 1, "--output"],
@@ -252,7 +260,7 @@ def test_killed_at_ten_random_moments(videos, video_list, tmp_path, name):
 @pytest.mark.parametrize("name", ["frames", "pack"])
 def test_killed_while_it_writes(videos, video_list, tmp_path, name):
     """As above, once, at the moment when the first result is there."""
-    command = commands(videos, video_list)[name]
+    command = commands(videos, video_list, processes=1)[name]
     output = tmp_path / "killed"
     process = start(*command, output)
     pattern = "a/*" if name == "frames" else "*array_record*"

@@ -21,11 +21,10 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tsm_jax import prepare
-from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.lists import ClipEntry, exists
 from tsm_jax.data.packed import open_packed
 from tsm_jax.data.prepare.entries import read_entries
 from tsm_jax.data.prepare.pack import RecordOptions, make_record
-from tsm_jax.data.remote import exists
 from tsm_jax.data.sources import VideoSource
 from tsm_jax.deploy.videos import find_videos, local_file
 from tsm_jax.errors import StopJobsError, UnreadableClipError, UserError
@@ -94,7 +93,7 @@ def bucket(nothing_opened, monkeypatch):
 
 def pack(videos, video_list, output):
     common = ["--source", "videos", "--list", video_list, "--prefix", videos]
-    words = ["pack", *common, "--output", output, "--clips_per_shard", 3, "--processes", 2]
+    words = ["pack", *common, "--output", output, "--clips_per_shard", 3, "--processes", 1]
     prepare.main([str(word) for word in words])
 
 

@@ -210,7 +210,7 @@ def mixed(videos, tmp_path, make_video, numbered_frames) -> Path:
 def test_check_tells_which_are_broken_and_writes_the_rest(videos, mixed, capsys):
     clean = mixed.with_name("clean.list")
     arguments = ["check", "--source", "videos", "--list", mixed, "--prefix", videos]
-    run(*arguments, "--write_clean", clean, "--processes", 2)
+    run(*arguments, "--write_clean", clean, "--processes", 1)
     out = capsys.readouterr().out
     assert "2 ok, 1 short, 1 broken, 1 missing" in out
     assert clean.read_text() == f"a/clip0.mp4 0\n{mixed.parent}/short.mp4 0\nb b/clip1.mp4 1\n"
@@ -218,7 +218,7 @@ def test_check_tells_which_are_broken_and_writes_the_rest(videos, mixed, capsys)
     assert [line.split("\t")[0] for line in report] == ["short", "broken", "missing"]
     assert "3 frames, fewer than 8 segments" in report[0]
     with pytest.raises(UserError, match="2 of 5 clips cannot be read"):
-        run(*arguments, "--processes", 2)
+        run(*arguments, "--processes", 1)
 
 
 def test_check_of_frames_misses_no_file(tmp_path, videos):
@@ -226,12 +226,12 @@ def test_check_of_frames_misses_no_file(tmp_path, videos):
     run("lists", "folders", "--videos", videos, "--output", tmp_path / "all.list")
     run(
         *("frames", "--list", tmp_path / "all.list", "--prefix", videos, "--output", output),
-        *("--write_list", path, "--processes", 2),
+        *("--write_list", path, "--processes", 1),
     )
     (output / "a" / "clip0" / "img_00023.jpg").unlink()  # its last one
     (output / "a" / "clip1" / "img_00001.jpg").write_bytes(b"")
     entries = read_frame_list(path, prefix=str(output), num_classes=2)
-    verdicts = check_entries(entries, "frames", processes=2)
+    verdicts = check_entries(entries, "frames", processes=1)
     assert [v.kind for v in verdicts] == ["broken", "broken", "ok", "ok", "ok", "ok"]
     assert "img_00023.jpg is missing" in verdicts[0].detail
 

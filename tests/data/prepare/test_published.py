@@ -17,9 +17,9 @@ from tsm_jax.assemble.data import build_eval_clips, build_source, build_train_cl
 from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.cli import load_recipe
 from tsm_jax.data.lists import read_frame_list, read_video_list
-from tsm_jax.data.mirrored_labels import with_direction
 from tsm_jax.data.prepare.check import check_entries
 from tsm_jax.data.prepare.published import DATA_SETS
+from tsm_jax.data.transforms import with_direction
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import dataset_labels

@@ -7,13 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
 from tsm_jax.data.frames import FrameSource
-from tsm_jax.data.lists import FRAME_TEMPLATE, ClipEntry
+from tsm_jax.data.lists import FRAME_TEMPLATE, ClipEntry, exists
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
-from tsm_jax.data.remote import exists
 from tsm_jax.data.sources import Source, VideoSource
 from tsm_jax.terminal import progress
 
@@ -39,27 +39,17 @@ def check_entries(
     *,
     num_segments: int = 8,
     template: str = FRAME_TEMPLATE,
-    processes: int = 0,
-    seconds: float = 60.0,
-    ray: str | None = None,
+    **jobs: Any,
 ) -> list[Verdict]:
     """Reads `num_segments` frames of every clip, the first and the last frame among them.
 
     Args:
         source: `videos` or `frames`.
-        processes, seconds, ray: as for `run_jobs`.
+        jobs: `processes`, `seconds` and `ray` of `run_jobs`.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []
-    jobs = run_jobs(
-        check,
-        entries,
-        processes=processes,
-        seconds=seconds,
-        ray=ray,
-        path_of=attrgetter("path"),
-    )
-    with closing(jobs) as results:
+    with closing(run_jobs(check, entries, path_of=attrgetter("path"), **jobs)) as results:
         for entry, result in progress(results, "check", len(entries)):
             if isinstance(result, JobFailure):
                 kind = BROKEN if exists(entry.path) else MISSING

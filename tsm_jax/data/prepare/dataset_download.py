@@ -92,9 +92,11 @@ def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
         archives = [*dataset.archives, *_linked_archives(dataset, output)]
         folders = [folder for _, folder in archives]
         for name, (url, folder) in zip(_distinct_names(archives), archives, strict=True):
-            _fetch_and_unpack(
-                url, name, output, folder, keep_archives, is_shared=folders.count(folder) > 1
-            )
+            if not Path(output, "archives", f"{name}.unpacked").exists():
+                archive = _fetch(url, Path(output, "archives", name))
+                _unpack(archive, Path(output, folder), is_shared=folders.count(folder) > 1)
+                if not keep_archives:
+                    archive.unlink()
     except OSError as error:
         raise UserError(f"cannot write {output}: {files.reason(error)}") from error
     print(f"{output}: complete")
@@ -154,20 +156,15 @@ def _fetch(url: str, path: Path) -> Path:
         return download(url, path, **options, on_progress=update)
 
 
-def _fetch_and_unpack(
-    url: str, name: str, output: str, folder: str, keep_archives: bool, *, is_shared: bool
-) -> None:
-    marker = Path(output, "archives", f"{name}.unpacked")
-    if marker.exists():
-        return
-    archive = _fetch(url, Path(output, "archives", name))
-    partial = Path(output, f".unpacking-{name}")
+def _unpack(archive: Path, target: Path, *, is_shared: bool) -> None:
+    name = archive.name
+    partial = archive.parents[1] / f".unpacking-{name}"
     shutil.rmtree(partial, ignore_errors=True)  # of a killed run
     partial.mkdir()
-    target = Path(output, folder)
     try:
         unpack(archive, partial)
-        content = _without_top_folder(partial)
+        inside = [path for path in partial.iterdir() if not path.name.startswith(".")]
+        content = inside[0] if len(inside) == 1 and inside[0].is_dir() else partial
         if is_shared:
             _merge(content, target, name)
         else:
@@ -177,15 +174,8 @@ def _fetch_and_unpack(
         shutil.rmtree(partial, ignore_errors=True)
     if hasattr(os, "sync"):
         os.sync()  # before the archive, which could replace it, is deleted
-    marker.touch()
-    if not keep_archives:
-        archive.unlink()
+    archive.with_name(f"{name}.unpacked").touch()
     print(f"{target}: {name} unpacked", flush=True)
-
-
-def _without_top_folder(folder: Path) -> Path:
-    inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def _merge(content: Path, target: Path, name: str) -> None:

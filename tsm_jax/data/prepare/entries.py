@@ -1,7 +1,4 @@
-"""Which clips a command works on: those of a list, or the video files under a folder.
-
-The folders are the classes, or splits with the classes in them.
-"""
+"""Which clips a command works on: those of a list, or the video files under a folder."""
 
 from __future__ import annotations
 
@@ -14,24 +11,15 @@ from tsm_jax import files
 from tsm_jax.data.lists import (
     VIDEO_SUFFIXES,
     ClipEntry,
+    is_remote,
     list_lines,
     read_frame_list,
     read_video_list,
 )
-from tsm_jax.data.remote import is_remote
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
 _ANY_LABEL = 2**31  # preparation does not know how many classes the model will have
-
-SPLITS = ("train", "val", "test")
-
-# How folders of splits are called, in any case.
-_SPLIT_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> list[ClipEntry]:
@@ -52,8 +40,8 @@ def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> li
 
 def clean_lines(list_path: str, usable: Sequence[bool]) -> list[str]:
     """The list's own lines whose entries are usable, as they stand there."""
-    lines = (line for _, line in list_lines(list_path))
-    return [line for line, keep in zip(lines, usable, strict=True) if keep]
+    pairs = zip(list_lines(list_path), usable, strict=True)
+    return [line for (_, line), keep in pairs if keep]
 
 
 def list_line(path: str, label: int, num_frames: int | None = None) -> str:
@@ -153,61 +141,3 @@ def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
                 " relative to one folder and give that as --prefix"
             )
     return names
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a folder is read.
-
-    Attributes:
-        splits: from `train`, `val` and `test` to the folders that are those; empty where the
-            folders are classes.
-        left_out: folders beside those of the splits.
-    """
-
-    splits: dict[str, str]
-    left_out: list[str]
-
-
-def understand(root: str, found: Found, layout: str = "auto") -> Layout:
-    """Whether the folders are classes or splits: by their names, or as `layout` (auto, classes or
-    splits) says. Raises a UserError if they could be both, or cannot be what it says.
-    """
-    folders = [name for name in found.folders if os.sep not in name]
-    named = [name for name in folders if name.lower() in _SPLIT_OF]
-    if layout == "classes" or (layout == "auto" and not named):
-        return Layout({}, [])
-    empty = found.without_videos(1)
-    strangers = [name for name in folders if name not in named and name not in empty]
-    objection = _objection(found, named)
-    if layout == "auto" and (objection or strangers):
-        why = objection or f"{printable(strangers[0])} is not a split"
-        some = ", ".join(map(printable, folders[:5])) + ", ..." * (len(folders) > 5)
-        raise UserError(
-            f"{root}: the folders {', '.join(named)} are named as splits, but {why}: with --layout"
-            f" splits they are read as <split>/<class>/<video>, with --layout classes {some} are"
-            " the classes"
-        )
-    if objection:
-        raise UserError(f"{root}: it cannot be read as splits, since {objection}")
-    for name in named:
-        if name in empty:
-            raise UserError(f"{os.path.join(root, name)} has no videos: add some or delete it")
-    folder_of = {_SPLIT_OF[name.lower()]: name for name in named}
-    return Layout({split: folder_of[split] for split in SPLITS if split in folder_of}, strangers)
-
-
-def _objection(found: Found, named: Sequence[str]) -> str:
-    """Why these folders cannot be splits; empty if they can."""
-    splits = [_SPLIT_OF[name.lower()] for name in named]
-    if "train" not in splits:
-        return "there is no folder train"
-    if len(named) < 2:
-        return "there is no folder val or test"
-    if len(set(splits)) < len(splits):
-        return f"two of {', '.join(named)} are the same split"
-    for video in found.videos:
-        parts = video.split(os.sep)
-        if len(parts) == 1 or (len(parts) == 2 and parts[0] in named):
-            return f"{printable(video)} is in no class"
-    return ""

@@ -16,15 +16,15 @@ from contextlib import closing, contextmanager
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from tsm_jax.data.decode import every_frame
-from tsm_jax.data.lists import FRAME_TEMPLATE
+from tsm_jax.data.lists import FRAME_TEMPLATE, local_copy
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
 from tsm_jax.data.prepare.make_lists import count_frames
-from tsm_jax.data.remote import local_copy
 from tsm_jax.errors import StopJobsError, UserError
 from tsm_jax.files import read_text, reason, write_lines
 from tsm_jax.terminal import progress
@@ -41,9 +41,7 @@ def extract(
     *,
     short_side: int = 256,
     quality: int = 95,
-    processes: int = 0,
-    seconds: float = 300.0,
-    ray: str | None = None,
+    **jobs: Any,
 ) -> tuple[list[int | None], list[tuple[str, str]]]:
     """Extracts every video that has no folder yet.
 
@@ -52,7 +50,8 @@ def extract(
         output: made if need be. It gets `failed.txt` with the videos that failed.
         short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
             `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
-        processes, seconds, ray: as for `run_jobs`; the nodes of a cluster write to `output`.
+        jobs: `processes`, `seconds` and `ray` of `run_jobs`; the nodes of a cluster write to
+            `output`.
 
     Returns:
         The numbers of frames of the videos, None where it failed; and (video, reason) of those.
@@ -73,15 +72,11 @@ def extract(
         os.makedirs(partial_root)
     except OSError as error:
         raise UserError(f"cannot write {output}: {reason(error)}") from error
-    paths = [os.path.join(output, folder) for folder in folders]
-    jobs = zip(videos, paths, strict=True)
+    items = zip(videos, (os.path.join(output, folder) for folder in folders), strict=True)
     extract_one = partial(_extract_video, partial_root=partial_root, **options)
     num_frames: list[int | None] = []
     failures: list[tuple[str, str]] = []
-    done = run_jobs(
-        extract_one, jobs, processes=processes, seconds=seconds, ray=ray, path_of=itemgetter(0)
-    )
-    with closing(done) as results:
+    with closing(run_jobs(extract_one, items, path_of=itemgetter(0), **jobs)) as results:
         for (video, _), result in progress(results, "frames", len(videos)):
             if isinstance(result, JobFailure):
                 failures.append((video, result.reason))

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,77 +19,66 @@ from tsm_jax.terminal import printable
 
 
 @dataclass(frozen=True)
-class WrittenList:
-    """A list that was written.
+class ClipList:
+    """A list, by its path, and the clips that belong in it but are not there.
 
     Attributes:
-        missing: clips that belong in it but are not there.
         template: of the names of frames; empty for a list of videos.
     """
 
     path: str
-    num_clips: int
+    lines: list[str]
     missing: list[str]
     template: str = ""
 
 
-@dataclass(frozen=True)
-class Clips:
-    """What a list is made of.
-
-    Attributes:
-        labelled: clips, as they are called in `missing`, and their labels.
-        find: from a clip to its path below `root`, as the list has it; None if it is missing.
-        template: of the names of frames; empty if the clips are videos.
-    """
-
-    labelled: Sequence[tuple[str, int]]
-    root: str
-    find: Callable[[str], str | None]
-    template: str = ""
-    absolute: bool = False
-
-
-def write_lists(lists: Mapping[str, Clips], names: Sequence[str]) -> list[WrittenList]:
-    """Writes lists by their paths, all in one folder, and `labels.txt` beside them.
+def clip_list(
+    path: str,
+    root: str,
+    clips: Iterable[tuple[str, int, str | None]],
+    template: str = "",
+    *,
+    absolute: bool = False,
+) -> ClipList:
+    """The list of clips, each by its name, its label and its path below `root`, None if missing.
 
     Raises:
-        UserError: none of the clips of a list is there, a name of a class or a clip would not fit
-            on a line, or a `labels.txt` there has other classes. Then nothing is written.
+        UserError: none of the clips is there, or the name of one would not fit on a line.
+    """
+    lines, missing = [], []
+    for clip, label, found in clips:
+        place = os.path.join(root, found or "")
+        count = count_frames(place, template) if template and found else None
+        if found is None or count == 0:
+            missing.append(clip)
+        else:
+            lines.append(list_line(os.path.abspath(place) if absolute else found, label, count))
+    if not lines:
+        raise UserError(
+            f"{root} has none of the {len(missing)} clips of {path}"
+            + (f", such as {printable(missing[0])}" if missing else "")
+            + ": check the folder"
+        )
+    return ClipList(path, lines, missing, template)
+
+
+def write_lists(lists: Sequence[ClipList], names: Sequence[str]) -> None:
+    """Writes lists, all in one folder, and `labels.txt` beside them.
+
+    Raises:
+        UserError: a name of a class would not fit on a line, or a `labels.txt` there has other
+            classes. Then nothing is written.
     """
     check_class_names(names)
-    labels_path = Path(next(iter(lists))).with_name(LABELS_FILE)
+    labels_path = Path(lists[0].path).with_name(LABELS_FILE)
     if labels_path.exists() and read_text(labels_path, "the class names").splitlines() != [*names]:
         raise UserError(
             f"{labels_path} has other classes, or in another order: give it as --labels, or write"
             " to another folder"
         )
-    written = []
-    for path, lines, missing, template in [(path, *_lines(path, c)) for path, c in lists.items()]:
-        write_lines(path, lines)
-        written.append(WrittenList(path, len(lines), missing, template))
+    for made in lists:
+        write_lines(made.path, made.lines)
     write_lines(labels_path, names)
-    return written
-
-
-def _lines(list_path: str, clips: Clips) -> tuple[list[str], list[str], str]:
-    lines, missing = [], []
-    for clip, label in clips.labelled:
-        found = clips.find(clip)
-        place = os.path.join(clips.root, found or "")
-        count = count_frames(place, clips.template) if clips.template and found else None
-        if found is None or count == 0:
-            missing.append(clip)
-        else:
-            path = os.path.abspath(place) if clips.absolute else found
-            lines.append(list_line(path, label, count))
-    if not lines:
-        raise UserError(
-            f"{clips.root} has none of the {len(missing)} clips of {list_path}"
-            + (f", such as {printable(missing[0])}" if missing else "")
-            + ": check the folder"
-        )
-    return lines, missing, clips.template
 
 
 def count_frames(folder: str, template: str = FRAME_TEMPLATE) -> int:
@@ -121,8 +110,8 @@ def numbered_lines(path: str) -> Iterator[tuple[str, str]]:
 
 def folder_list(
     root: str, list_path: str, *, labels: Sequence[str] | None = None, frames: bool = False
-) -> WrittenList:
-    """The list of `<class>/<video>`, or of `<class>/<folder of frames>`, relative to `root`.
+) -> ClipList:
+    """Writes the list of `<class>/<video>`, or of `<class>/<folder of frames>`, below `root`.
 
     `labels.txt` goes beside it.
 
@@ -134,24 +123,24 @@ def folder_list(
         UserError: there are no clips, a folder is not a class, or `labels.txt` there has others.
     """
     clips = _frame_folders(root) if frames else find_videos(root)
-    loose = [clip for clip in clips if os.sep not in clip]
-    if loose:
+    if loose := [clip for clip in clips if os.sep not in clip]:
         raise UserError(
             f"{printable(os.path.join(root, loose[0]))} is in no class: expected <class>/<video>"
         )
     classes = sorted({clip.split(os.sep)[0] for clip in clips})
-    names = list(labels) if labels is not None else classes
+    names = classes if labels is None else labels
     find_label = _label_finder(names)
     label_of = {name: find_label(name, os.path.join(root, name)) for name in classes}
-    labelled = [(clip, label_of[clip.split(os.sep)[0]]) for clip in clips]
-    made = Clips(labelled, root, lambda clip: clip, FRAME_TEMPLATE * frames)
-    return write_lists({list_path: made}, names)[0]
+    labelled = ((clip, label_of[clip.split(os.sep)[0]], clip) for clip in clips)
+    made = clip_list(list_path, root, labelled, FRAME_TEMPLATE * frames)
+    write_lists([made], names)
+    return made
 
 
 def annotated_list(
     annotations: str, root: str, list_path: str, *, labels: Sequence[str], frames: bool = False
-) -> WrittenList:
-    """The list of a Kinetics annotation file (`label,youtube_id,time_start,time_end,split`).
+) -> ClipList:
+    """Writes the list of a Kinetics annotation file (`label,youtube_id,time_start,time_end,split`).
 
     Videos are found by name, `<youtube_id>_<start>_<end>` with six digits each, anywhere under
     `root`; those that are missing are counted. Other arguments as for `folder_list`.
@@ -162,12 +151,13 @@ def annotated_list(
     clips = _frame_folders(root) if frames else find_videos(root)
     by_stem = {Path(clip).stem: clip for clip in clips}
     label_of = _label_finder(labels)
-    labelled = [
-        (stem, label_of(name, f"{annotations}: {name!r}"))
+    labelled = (
+        (stem, label_of(name, f"{annotations}: {name!r}"), by_stem.get(stem))
         for stem, name in _annotations(annotations)
-    ]
-    made = Clips(labelled, root, by_stem.get, FRAME_TEMPLATE * frames)
-    return write_lists({list_path: made}, labels)[0]
+    )
+    made = clip_list(list_path, root, labelled, FRAME_TEMPLATE * frames)
+    write_lists([made], labels)
+    return made
 
 
 def check_class_names(names: Sequence[str]) -> None:

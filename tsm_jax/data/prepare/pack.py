@@ -20,18 +20,18 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from etils import epath
 
 from tsm_jax.data.decode import decode_frames, every_frame
 from tsm_jax.data.frames import JPEG_START, load_frames
-from tsm_jax.data.lists import ClipEntry
+from tsm_jax.data.lists import ClipEntry, local_copy
 from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT, packed_folder
 from tsm_jax.data.prepare.entries import list_line
 from tsm_jax.data.prepare.extract import FAILED_FILE, encode_frame
 from tsm_jax.data.prepare.jobs import JobFailure, run_jobs
-from tsm_jax.data.remote import local_copy
 from tsm_jax.data.sampling import spread_frames
 from tsm_jax.errors import UserError
 from tsm_jax.files import reason
@@ -71,14 +71,12 @@ class Record:
     num_frames: int
 
 
-def pack(
-    shards: Shards, *, processes: int = 0, seconds: float = 300.0, ray: str | None = None
-) -> list[tuple[str, str]]:
+def pack(shards: Shards, **jobs: Any) -> list[tuple[str, str]]:
     """Writes the shards that are missing, and then what describes them.
 
     Args:
-        processes, seconds, ray: as for `run_jobs`. Whoever makes the records, it is this machine
-            that writes them.
+        jobs: `processes`, `seconds` and `ray` of `run_jobs`. Whoever makes the records, it is this
+            machine that writes them.
 
     Returns:
         (clip, reason) of those that failed; they are left out.
@@ -92,20 +90,13 @@ def pack(
         missing = shards.missing()
         clips = [clip for shard in missing for clip in shards.clips_of(shard)]
         make = partial(make_record, options=shards.options)
-        results_of = run_jobs(
-            make, clips, processes=processes, seconds=seconds, ray=ray, path_of=_path_of
-        )
-        with closing(results_of) as jobs:
-            results = progress((result for _, result in jobs), "pack", len(clips))
+        with closing(run_jobs(make, clips, path_of=lambda clip: clip[1].path, **jobs)) as pairs:
+            results = progress((result for _, result in pairs), "pack", len(clips))
             for shard in missing:
                 shards.write(shard, islice(results, len(shards.clips_of(shard))))
         return shards.finish()
     except OSError as error:
         raise UserError(f"cannot write {shards.directory}: {reason(error)}") from error
-
-
-def _path_of(clip: Clip) -> str:
-    return clip[1].path
 
 
 def make_record(clip: Clip, options: RecordOptions) -> Record:
@@ -194,7 +185,14 @@ class Shards:
                 reach.
         """
         plan = packed_folder(self.directory) / PLAN_FILE
-        wanted = json.dumps(self._plan(), sort_keys=True, indent=1) + "\n"
+        text = "\n".join(f"{name} {entry.label} {entry.num_frames}" for name, entry in self.clips)
+        values = {
+            **asdict(self.options),
+            "clips": len(self.clips),
+            "clips_sha256": hashlib.sha256(text.encode(errors=_ERRORS)).hexdigest(),
+            "clips_per_shard": self.clips_per_shard,
+        }
+        wanted = json.dumps(values, sort_keys=True, indent=1) + "\n"
         if not plan.exists():
             self._path(_NOTES).mkdir(parents=True, exist_ok=True)
             self._publish_text(PLAN_FILE, wanted)
@@ -207,16 +205,6 @@ class Shards:
         if is_complete:
             self._remove_notes()
         return not is_complete
-
-    def _plan(self) -> dict:
-        text = "\n".join(f"{name} {entry.label} {entry.num_frames}" for name, entry in self.clips)
-        digest = hashlib.sha256(text.encode(errors=_ERRORS)).hexdigest()
-        return {
-            **asdict(self.options),
-            "clips": len(self.clips),
-            "clips_sha256": digest,
-            "clips_per_shard": self.clips_per_shard,
-        }
 
     def write(self, shard: int, results: Iterable[Record | JobFailure]) -> None:
         """Writes a shard from what became of its clips, in order."""

@@ -14,8 +14,8 @@ from typing import Any
 
 from tsm_jax.data.lists import FRAME_TEMPLATE
 from tsm_jax.data.prepare.make_lists import (
-    Clips,
-    WrittenList,
+    ClipList,
+    clip_list,
     numbered_lines,
     read_names,
     write_lists,
@@ -31,14 +31,8 @@ TEMPLATES = (FRAME_TEMPLATE, "{:05}.jpg", "{:06}.jpg")
 
 # Its path without the suffix, its class, and where that was read, for messages.
 _Clip = tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """The classes in the order of the labels, and the clips by the name of their list."""
-
-    names: list[str]
-    parts: dict[str, list[_Clip]]
+_Parts = dict[str, list[_Clip]]  # by the name of their list
+_Annotations = tuple[list[str], _Parts]  # the first: the classes in the order of the labels
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class DataSet:
     """
 
     num_classes: int
-    read: Callable[[str], Annotations]
+    read: Callable[[str], _Annotations]
     suffixes: tuple[str, ...]
     folders: Mapping[str, str] = field(default_factory=dict)
     lists: tuple[str, str] = ("{}.list", "{}_frames.list")
@@ -83,7 +77,7 @@ def published_lists(
     videos: str | None = None,
     frames: str | None = None,
     labels: Sequence[str] | None = None,
-) -> tuple[list[str], list[WrittenList]]:
+) -> tuple[list[str], list[ClipList]]:
     """Writes the lists of a data set into the folder `output`, and `labels.txt` beside them.
 
     Args:
@@ -101,14 +95,17 @@ def published_lists(
     data_set = DATA_SETS[name]
     if videos and not data_set.suffixes:
         raise UserError(f"{name} comes as folders of frames, not as videos: give --frames")
-    found = data_set.read(annotations)
-    names = found.names if labels is None else list(labels)
+    names, parts = data_set.read(annotations)
+    names = names if labels is None else list(labels)
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) < len(names):
         raise UserError(f"{annotations} names a class twice: every class needs a name of its own")
-    lists = {}
-    for part, clips in found.parts.items():
-        labelled = [(clip, _number(numbers, label, where)) for clip, label, where in clips]
+    lists = []
+    for part, clips in parts.items():
+        for _, label, where in clips:
+            if label not in numbers:
+                what = f"'{printable(label)}' is not one of the {len(numbers)} classes"
+                raise UserError(f"{where}: {what}")
         for root, list_name in zip((videos, frames), data_set.lists, strict=True):
             if root is None:
                 continue
@@ -117,17 +114,13 @@ def published_lists(
             template = ""
             if root is frames:
                 find = data_set.find(root, part, FRAME_TEMPLATE)
-                template = _template(root, map(find, (clip for clip, _ in labelled)))
-            lists[os.path.join(output, list_name.format(part))] = Clips(
-                labelled, root, data_set.find(root, part, template), template, data_set.paddle
-            )
-    return names, write_lists(lists, names)
-
-
-def _number(numbers: Mapping[str, int], name: str, where: str) -> int:
-    if name not in numbers:
-        raise UserError(f"{where}: '{printable(name)}' is not one of the {len(numbers)} classes")
-    return numbers[name]
+                template = _template(root, (find(clip) for clip, _, _ in clips))
+            find = data_set.find(root, part, template)
+            labelled = ((clip, numbers[label], find(clip)) for clip, label, _ in clips)
+            path = os.path.join(output, list_name.format(part))
+            lists.append(clip_list(path, root, labelled, template, absolute=data_set.paddle))
+    write_lists(lists, names)
+    return names, lists
 
 
 def _template(root: str, folders: Iterable[str | None]) -> str:
@@ -158,14 +151,14 @@ def _file(folder: str, *endings: str) -> str:
     return os.path.join(folder, found[0])
 
 
-def _ucf101(folder: str) -> Annotations:
+def _ucf101(folder: str) -> _Annotations:
     """`classInd.txt` has `1 ApplyEyeMakeup`, for label 0; lists have `Class/v_....avi`, and the
     training lists a number after it. Of the three splits all but the first may be missing."""
     path = _file(folder, "classInd.txt")
     rows = [line.split() for _, line in numbered_lines(path)]
     if not rows or any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, start=1)):
         raise UserError(f"{path}: expected lines '1 ClassName', numbered from 1")
-    parts: dict[str, list[_Clip]] = {}
+    parts: _Parts = {}
     for split in (1, 2, 3):
         for part, stem in {"train": "trainlist", "val": "testlist"}.items():
             file = os.path.join(folder, f"{stem}{split:02}.txt")
@@ -174,14 +167,14 @@ def _ucf101(folder: str) -> Annotations:
                     (os.path.splitext(line.split()[0])[0], line.partition("/")[0], where)
                     for where, line in numbered_lines(file)
                 ]
-    return Annotations([name for _, name in rows], parts)
+    return [name for _, name in rows], parts
 
 
-def _hmdb51(folder: str) -> Annotations:
+def _hmdb51(folder: str) -> _Annotations:
     """`<class>_test_split<1..3>.txt` has `name.avi 1` for training, 2 for testing, 0 for unused."""
     pattern = re.compile(r"(.+)_test_split([123])\.txt")
     files = [match for name in _names_in(folder) if (match := pattern.fullmatch(name))]
-    parts: dict[str, list[_Clip]] = {}
+    parts: _Parts = {}
     for file in files:
         for where, line in numbered_lines(os.path.join(folder, file[0])):
             *clip, mark = line.rsplit(None, 1)
@@ -193,48 +186,44 @@ def _hmdb51(folder: str) -> Annotations:
                 parts.setdefault(part, []).append((path, file[1], where))
     if not parts:
         raise UserError(f"{folder} has no files CLASS_test_split1.txt: unpack HMDB51's splits")
-    return Annotations(sorted({file[1] for file in files}), parts)
+    return sorted({file[1] for file in files}), parts
 
 
-def _semicolons(folder: str) -> Annotations:
+def _semicolons(folder: str) -> _Annotations:
     """Something-Something V1 and Jester: `labels.csv` has a name a line, the others `id;name`.
 
     Labels are sorted, as MIT's; mmaction2's are those of `labels.csv`, which can be given as
     --labels.
     """
-    parts = {part: _semicolon_lines(_file(folder, *ends)) for part, ends in _parts("csv").items()}
-    return Annotations(sorted(read_names(_file(folder, "labels.csv"))), parts)
+    parts: _Parts = {part: [] for part in ("train", "val")}
+    for part, endings in _parts("csv").items():
+        for where, line in numbered_lines(_file(folder, *endings)):
+            clip, semicolon, name = (word.strip() for word in line.partition(";"))
+            if not clip or not semicolon:
+                raise UserError(f"{where}: expected 'id;class', found '{printable(line[:80])}'")
+            parts[part].append((clip, name, where))
+    return sorted(read_names(_file(folder, "labels.csv"))), parts
 
 
 def _parts(suffix: str) -> dict[str, list[str]]:
     return {"train": [f"train.{suffix}"], "val": [f"validation.{suffix}", f"val.{suffix}"]}
 
 
-def _semicolon_lines(path: str) -> list[_Clip]:
-    clips = []
-    for where, line in numbered_lines(path):
-        clip, semicolon, name = (word.strip() for word in line.partition(";"))
-        if not clip or not semicolon:
-            raise UserError(f"{where}: expected 'id;class', found '{printable(line[:80])}'")
-        clips.append((clip, name, where))
-    return clips
-
-
-def _something_v2(folder: str) -> Annotations:
+def _something_v2(folder: str) -> _Annotations:
     """`labels.json` numbers the templates without their brackets; the others have items with `id`
     and `template`, which has brackets."""
     path = _file(folder, "labels.json")
     numbers = read_json(path, "the labels")
     if not isinstance(numbers, dict):
         raise UserError(f'{path}: expected {{"class": "number", ...}}')
-    parts: dict[str, list[_Clip]] = {}
+    parts: _Parts = {}
     for part, endings in _parts("json").items():
         items = _items(_file(folder, *endings), id=(str, int), template=(str,))
         parts[part] = [(str(i["id"]), re.sub(r"[\[\]]", "", i["template"]), w) for w, i in items]
-    return Annotations(_in_order(list(numbers.items()), path), parts)
+    return _in_order(list(numbers.items()), path), parts
 
 
-def _diving48(folder: str) -> Annotations:
+def _diving48(folder: str) -> _Annotations:
     """Items with `vid_name` and `label`; `Diving48_vocab.json`, which may be missing, has four
     words for each class."""
     items = {
@@ -249,20 +238,20 @@ def _diving48(folder: str) -> Annotations:
         if not isinstance(words, list) or not all(isinstance(some, list) for some in words):
             raise UserError(f"{path}: expected a list of lists of words")
         names = ["+".join(map(str, some)) for some in words]
-    parts: dict[str, list[_Clip]] = {part: [] for part in items}
+    parts: _Parts = {part: [] for part in items}
     for part, placed in items.items():
         for where, item in placed:
             if not 0 <= item["label"] < len(names):
                 raise UserError(f"{where}: the label {item['label']} is not below {len(names)}")
             parts[part].append((item["vid_name"], names[item["label"]], where))
-    return Annotations(names, parts)
+    return names, parts
 
 
-def _moments(folder: str) -> Annotations:
+def _moments(folder: str) -> _Annotations:
     """`moments_categories.txt` has `name,number`; the csv files start with `class/name.mp4`."""
     path = _file(folder, "moments_categories.txt")
     words = [line.rpartition(",") for _, line in numbered_lines(path)]
-    parts: dict[str, list[_Clip]] = {"train": [], "val": []}
+    parts: _Parts = {"train": [], "val": []}
     for clips, ending in zip(parts.values(), ("trainingSet.csv", "validationSet.csv"), strict=True):
         for where, line in numbered_lines(_file(folder, ending)):
             path = line.partition(",")[0].strip('" ')
@@ -270,7 +259,7 @@ def _moments(folder: str) -> Annotations:
             if not slash:
                 raise UserError(f"{where}: expected 'class/name.mp4', found '{printable(path)}'")
             clips.append((os.path.splitext(path)[0], name, where))
-    return Annotations(_in_order([(name, number) for name, _, number in words], path), parts)
+    return _in_order([(name, number) for name, _, number in words], path), parts
 
 
 def _items(path: str, **types: tuple[type, ...]) -> list[tuple[str, dict[str, Any]]]:

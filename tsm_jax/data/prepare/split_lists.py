@@ -1,4 +1,7 @@
-"""One folder of videos to lists of training, validation and test."""
+"""One folder of videos to lists of training, validation and test.
+
+Its folders are the classes, or splits with the classes in them.
+"""
 
 from __future__ import annotations
 
@@ -7,40 +10,91 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tsm_jax.data.lists import LABELS_FILE
-from tsm_jax.data.prepare.entries import SPLITS, list_line, survey, understand
-from tsm_jax.data.prepare.make_lists import WrittenList, check_class_names
+from tsm_jax.data.prepare.entries import Found
+from tsm_jax.data.prepare.make_lists import check_class_names, clip_list
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
+
+_SPLITS = ("train", "val", "test")
+
+# How folders of splits are called, in any case.
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
 
 # Names of clips that were cut from one recording: UCF-101's v_Archery_g01_c02 and Kinetics'
 # <youtube id>_000004_000014.
 _RECORDINGS = (re.compile(r"(.+_g\d+)_c\d+$"), re.compile(r"(.+)_\d{6}_\d{6}$"))
 
+# Of each split its folder below the root, and its clips as `<class>/<video>`.
+_Members = dict[str, tuple[str, list[str]]]
 
-@dataclass(frozen=True)
-class SplitLists:
-    """What was written.
 
-    Attributes:
-        lists: of `train`, and of `val` and `test` if there are any.
-        counts: for each of them, the clips of each of its classes.
-        recordings: groups of clips that stay together; as many as clips if there are none.
+def understand(root: str, found: Found, layout: str = "auto") -> tuple[dict[str, str], list[str]]:
+    """How a folder is read: by the names of its folders, or as `layout` (auto, classes or splits)
+    says.
+
+    Returns:
+        From `train`, `val` and `test` to the folders that are those, nothing where the folders are
+        classes; and the folders beside those of the splits, which are left out.
+
+    Raises:
+        UserError: they could be both, or cannot be what `layout` says.
     """
+    folders = [name for name in found.folders if os.sep not in name]
+    named = [name for name in folders if name.lower() in _SPLIT_OF]
+    if layout == "classes" or (layout == "auto" and not named):
+        return {}, []
+    empty = found.without_videos(1)
+    strangers = [name for name in folders if name not in named and name not in empty]
+    objection = _objection(found, named)
+    if layout == "auto" and (objection or strangers):
+        why = objection or f"{printable(strangers[0])} is not a split"
+        some = ", ".join(map(printable, folders[:5])) + ", ..." * (len(folders) > 5)
+        raise UserError(
+            f"{root}: the folders {', '.join(named)} are named as splits, but {why}: with --layout"
+            f" splits they are read as <split>/<class>/<video>, with --layout classes {some} are"
+            " the classes"
+        )
+    if objection:
+        raise UserError(f"{root}: it cannot be read as splits, since {objection}")
+    for name in named:
+        if name in empty:
+            raise UserError(f"{os.path.join(root, name)} has no videos: add some or delete it")
+    folder_of = {_SPLIT_OF[name.lower()]: name for name in named}
+    return {split: folder_of[split] for split in _SPLITS if split in folder_of}, strangers
 
-    lists: dict[str, WrittenList]
-    counts: dict[str, Counter[str]]
-    labels: str
-    classes: list[str]
-    recordings: int
+
+def _objection(found: Found, named: Sequence[str]) -> str:
+    """Why these folders cannot be splits; empty if they can."""
+    splits = [_SPLIT_OF[name.lower()] for name in named]
+    if "train" not in splits:
+        return "there is no folder train"
+    if len(named) < 2:
+        return "there is no folder val or test"
+    if len(set(splits)) < len(splits):
+        return f"two of {', '.join(named)} are the same split"
+    for video in found.videos:
+        parts = video.split(os.sep)
+        if len(parts) == 1 or (len(parts) == 2 and parts[0] in named):
+            return f"{printable(video)} is in no class"
+    return ""
 
 
 def split_folder(
-    root: str, output: str, *, val_share: float | None, seed: int = 0, layout: str = "auto"
-) -> SplitLists:
+    root: str,
+    output: str,
+    found: Found,
+    splits: dict[str, str],
+    *,
+    val_share: float | None,
+    seed: int = 0,
+) -> tuple[dict[str, Counter[str]], int]:
     """Writes `train.list`, `val.list`, `test.list` and `labels.txt`, with absolute paths.
 
     Splits that are folders of `root` stay as they are. Otherwise every class gives `val_share` of
@@ -50,18 +104,18 @@ def split_folder(
     move few of the others.
 
     Args:
-        root: folder of `<class>/<video>` or `<split>/<class>/<video>`.
+        found, splits: what `survey` and `understand` say of `root`.
         val_share: in (0, 1), of a training set without a validation set; None for no validation.
-        layout: how `root` is read, as for `understand`.
+
+    Returns:
+        For each list, by its split, the clips of each of its classes, which `train` has all; and
+        how many groups of clips stay together, as many as clips if there are none.
 
     Raises:
-        UserError: there are no videos, one is in no class, there is one class only, none has a
-            second recording, or validation or test has a class that training does not have.
+        UserError: a video is in no class, there is one class only, none has a second recording, or
+            validation or test has a class that training does not have.
     """
-    found = survey(root)
-    splits = understand(root, found, layout).splits
-    # Of each split the folder, and its clips as `<class>/<video>`.
-    members = {
+    members: _Members = {
         name: (folder, [v.removeprefix(start) for v in found.videos if v.startswith(start)])
         for name, folder in splits.items()
         for start in (folder + os.sep,)
@@ -70,37 +124,30 @@ def split_folder(
         folder, clips = members["train"]
         train, val = _drawn_split(os.path.join(root, folder), clips, val_share, seed)
         members |= {"train": (folder, train), "val": (folder, val)}
-    classes = sorted({_class_of(clip) for clip in members["train"][1]})
+    counts = {name: Counter(map(_class_of, clips)) for name, (_, clips) in members.items()}
+    classes = sorted(counts["train"])
     check_class_names(classes)
     _check(root, classes, members)
-    return _write(root, output, classes, members)
+    _write(root, output, classes, members)
+    recordings = len({recording_of(clip) for _, clips in members.values() for clip in clips})
+    return counts, recordings
 
 
-def _write(
-    root: str, output: str, classes: list[str], members: dict[str, tuple[str, list[str]]]
-) -> SplitLists:
-    paths = {name: os.path.join(output, f"{name}.list") for name in SPLITS}
+def _write(root: str, output: str, classes: list[str], members: _Members) -> None:
+    paths = {name: os.path.join(output, f"{name}.list") for name in _SPLITS}
     for name in paths.keys() - members.keys():
         if os.path.exists(paths[name]):
             raise UserError(
                 f"{paths[name]} is there from other videos: delete it or choose another --output"
             )
     label_of = {name: label for label, name in enumerate(classes)}
-    lines = {
-        name: [
-            list_line(os.path.abspath(os.path.join(root, folder, clip)), label_of[_class_of(clip)])
-            for clip in clips
-        ]
-        for name, (folder, clips) in members.items()
-    }
-    labels_path = os.path.join(output, LABELS_FILE)
-    write_lines(labels_path, classes)
-    for name in members:
-        write_lines(paths[name], lines[name])
-    written = {name: WrittenList(paths[name], len(lines[name]), []) for name in members}
-    counts = {name: Counter(map(_class_of, clips)) for name, (_, clips) in members.items()}
-    recordings = len({recording_of(clip) for _, clips in members.values() for clip in clips})
-    return SplitLists(written, counts, labels_path, classes, recordings)
+    lists = []
+    for name, (folder, clips) in members.items():
+        labelled = ((clip, label_of[_class_of(clip)], clip) for clip in clips)
+        lists.append(clip_list(paths[name], os.path.join(root, folder), labelled, absolute=True))
+    write_lines(os.path.join(output, LABELS_FILE), classes)
+    for made in lists:
+        write_lines(made.path, made.lines)
 
 
 def _drawn_split(
@@ -145,7 +192,7 @@ def _class_of(clip: str) -> str:
     return clip.split(os.sep)[0]
 
 
-def _check(root: str, classes: Sequence[str], members: dict[str, tuple[str, list[str]]]) -> None:
+def _check(root: str, classes: Sequence[str], members: _Members) -> None:
     if len(classes) < 2:
         raise UserError(
             f"{root} has one class only, {printable(classes[0])}: expected <class>/<video> with at"

@@ -187,21 +187,17 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 def find_unrar() -> str:
     """The name of an installed program that unpacks rar. Raises `UserError` if there is none."""
-    for program in UNRAR:
-        if shutil.which(program) and _knows_rar(program):
+    for program in filter(shutil.which, UNRAR):
+        # Debian's 7-Zip comes without its part for rar.
+        if program not in ("7z", "7zz"):
+            return program
+        formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
+        if " rar " in formats.stdout.lower():
             return program
     raise UserError(
         f"UCF101.rar needs one of the programs {', '.join(UNRAR)}: install it, for example with"
         " apt install unar, brew install unar or conda install libarchive"
     )
-
-
-def _knows_rar(program: str) -> bool:
-    # Debian's 7-Zip comes without its part for rar.
-    if program not in ("7z", "7zz"):
-        return True
-    formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
-    return " rar " in formats.stdout.lower()
 
 
 def _unpack_rar(archive: Path, folder: Path, limit: _Limit) -> None:
