@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tsm_jax.data import crops, sampling
 from tsm_jax.errors import UserError
 from tsm_jax.models import architecture
-from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.models.architecture import BACKBONES
 from tsm_jax.stored import upgraded
 
 CHOICES: dict[str, Collection[Any]] = {
@@ -213,7 +213,7 @@ def default() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    # Image network that gets the shifts: a name of tsm_jax/models/backbones.py.
+    # Image network that gets the shifts: a name of tsm_jax/models/architecture.py.
     model.backbone = "resnet50"
     # Channels of its stem; 64 is the paper's.
     model.width = 64

@@ -18,7 +18,7 @@ from tsm_jax.exporting import writer as exporter
 from tsm_jax.exporting.program import make_program
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.files import sha256
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.model_directory import read_model_directory, write_model_directory
 
 

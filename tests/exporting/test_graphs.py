@@ -13,8 +13,7 @@ import tsm_jax
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import export_stablehlo, make_program
 from tsm_jax.exporting.self_check import relative_difference
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import build_network, normalize
 
 VARIANTS = {
     "basic blocks": {},

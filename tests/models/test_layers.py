@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from tsm_jax.models.batch_norm import batch_norm
+from tsm_jax.models.convolve import image_conv, is_small, small_image_conv
 from tsm_jax.models.depthwise import depthwise_conv
-from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
-from tsm_jax.models.small_image_conv import is_small, small_image_conv
 
 
 def images(shape=(4, 6, 5, 3)):
@@ -164,7 +163,7 @@ def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
         return ACTIVATIONS[activation](y).reshape(x.shape)
 
     def ours(x, scale, bias):
-        return batch_norm(x, scale, bias, groups, 1e-5, activation)[0]
+        return batch_norm(x, scale, bias, groups, activation)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
     assert_same(ours, by_definition, x, jnp.array([1.0, 8.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
@@ -236,7 +235,7 @@ def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     x = 300 + 1e-2 * images((4, 6, 5, 3))
     exact = x.astype(np.float64).reshape(-1, 3)
     expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5, None)
+    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, None)
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -11,7 +11,7 @@ import pytest
 
 import tsm_jax
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.paddle_writer import write_paddle
 
 REPOSITORY = Path(__file__).parents[2]

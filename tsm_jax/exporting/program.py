@@ -29,8 +29,7 @@ from tsm_jax.data.protocols import protocol_of
 from tsm_jax.deploy.artifact import FEATURES, FRAME, LOGITS, NEXT_STATE, STATE, VIDEO
 from tsm_jax.errors import UserError
 from tsm_jax.models.layers import ConvNorm
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import build_network, normalize
 from tsm_jax.models.tsm import TSM
 from tsm_jax.weights.model_directory import Model, check_tensors
 

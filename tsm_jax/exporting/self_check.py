@@ -14,7 +14,7 @@ from tsm_jax.deploy.artifact import Artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import build_module
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.model_directory import Model
 
 # Largest difference of a logit over the largest logit. int8 has to be a number; `check_int8`

@@ -36,7 +36,7 @@ from tsm_jax.exporting.program import PLATFORMS, Program, export_stablehlo, make
 from tsm_jax.exporting.readme import write_readme
 from tsm_jax.exporting.self_check import Check, check_export, check_int8
 from tsm_jax.files import new_folder, read_json, sha256, write_json
-from tsm_jax.models.normalize import MEAN, STD
+from tsm_jax.models.network import MEAN, STD
 from tsm_jax.weights.model_directory import (
     CONFIG_FILE,
     WEIGHTS_FILE,

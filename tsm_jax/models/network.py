@@ -22,9 +22,18 @@ from tsm_jax.models.tsm import TSM
 
 Tensors = dict[str, jax.Array]
 
+# ImageNet's mean and deviation of RGB in [0, 1], as PaddleVideo, MIT and mmaction2 use them.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def normalize(video: jax.Array | np.ndarray) -> jax.Array:
+    """The host's pixels, uint8 `[N, T, H, W, 3]`, as the network's input, float32."""
+    return (jnp.asarray(video, jnp.float32) / 255.0 - MEAN) / STD
+
 
 class Network:
-    """The pure functions of a network: `init`, `apply` and the shapes of its tensors.
+    """The pure functions of a network and the shapes of its tensors.
 
     Args:
         make_model: builds the module; it is only ever traced.
@@ -38,10 +47,10 @@ class Network:
         self._graph, params, batch_stats, self._rest = nnx.split(
             nnx.eval_shape(make_model), nnx.Param, nnx.BatchStat, ...
         )
-        self.param_shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
+        variables = _by_name(params)
+        self.param_shapes = {name: each.get_value().shape for name, each in variables.items()}
         self._deviations = {
-            ".".join(map(str, path)): variable.get_metadata().get("deviation")
-            for path, variable in nnx.to_flat_state(params)
+            name: each.get_metadata().get("deviation") for name, each in variables.items()
         }
         self.batch_stat_shapes = {name: leaf.shape for name, leaf in _flatten(batch_stats).items()}
 
@@ -171,11 +180,12 @@ def resolve_dtype(dtype: str) -> jnp.dtype:
     return jnp.dtype(dtype)
 
 
+def _by_name(state: nnx.State) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
 def _flatten(state: nnx.State) -> dict[str, Any]:
-    return {
-        ".".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
-    }
+    return {name: variable.get_value() for name, variable in _by_name(state).items()}
 
 
 def _unflatten(tensors: Mapping[str, Any], kind: type[nnx.Variable]) -> nnx.State:

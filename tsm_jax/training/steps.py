@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsm_jax.accuracy import class_metrics
 from tsm_jax.models.layers import MOMENTUM
-from tsm_jax.models.network import Network, Tensors
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import Network, Tensors, normalize
 from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
 from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm, is_in
