@@ -7,7 +7,7 @@ Images are `[M, H, W, C]`, kernels float32 `[k, k, C, D]` with k odd; around the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -19,6 +19,7 @@ FLOAT32 = jnp.dtype(jnp.float32)
 _BLOCK_CHANNELS = 16  # of a block of 2x2 pixels: 12 and zeros
 
 _Conv = Callable[[jax.Array, jax.Array], jax.Array]
+_Gradients = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
@@ -56,10 +57,21 @@ def convolve(
     )
 
 
-def _by_platform(x: jax.Array, kernel: jax.Array, *, default: _Conv, **ways: _Conv) -> jax.Array:
+def by_platform(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    default: _Conv,
+    gradients: Mapping[str, _Gradients] | None = None,
+    **ways: _Conv,
+) -> jax.Array:
     """One convolution, by platform computed in another way, and its gradients in the same way.
 
     The gradient of `platform_dependent` itself would keep what any of the ways needs.
+
+    Args:
+        gradients: by platform those that are not the automatic ones: functions of x, kernel and
+            the cotangent.
     """
 
     @jax.custom_vjp
@@ -69,12 +81,14 @@ def _by_platform(x: jax.Array, kernel: jax.Array, *, default: _Conv, **ways: _Co
     def forward(x: jax.Array, kernel: jax.Array):
         return conv(x, kernel), (x, kernel)
 
-    def gradients(way: _Conv):
+    def automatic(way: _Conv) -> _Gradients:
         return lambda x, kernel, dy: jax.vjp(way, x, kernel)[1](dy)
 
     def backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
-        special = {platform: gradients(way) for platform, way in ways.items()}
-        return lax.platform_dependent(*residuals, dy, default=gradients(default), **special)
+        special = {platform: automatic(way) for platform, way in ways.items()} | dict(
+            gradients or {}
+        )
+        return lax.platform_dependent(*residuals, dy, default=automatic(default), **special)
 
     conv.defvjp(forward, backward)
     return conv(x, kernel)
@@ -88,7 +102,7 @@ def image_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     (`space to depth`): a 7x7 kernel at stride 2 over 3 channels is a 4x4 one at stride 1 over 12,
     the same products in another order.
     """
-    return _by_platform(x, kernel, default=partial(convolve, stride=2), cuda=_of_blocks)
+    return by_platform(x, kernel, default=partial(convolve, stride=2), cuda=_of_blocks)
 
 
 def _of_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -128,7 +142,7 @@ def small_image_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     operation is wasted.
     """
     default, product = (partial(way, stride=stride) for way in (convolve, _product))
-    return _by_platform(x, kernel, default=default, cpu=product)
+    return by_platform(x, kernel, default=default, cpu=product)
 
 
 def _product(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
