@@ -142,8 +142,8 @@ def ordinary_conv(stride, groups=1):
 def as_on(request, monkeypatch):
     """Takes what is written for that device, here."""
 
-    def choose(*arguments, default, **by_platform):
-        return by_platform.get(request.param, default)(*arguments)
+    def choose(*arguments, default, **ways):
+        return ways.get(request.param, default)(*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
     jax.clear_caches()
@@ -191,8 +191,11 @@ def test_depthwise_convolution_is_the_same_on_every_device(size, stride, shape):
 
 
 @pytest.mark.usefixtures("as_on")
-@pytest.mark.parametrize("shape", [(6, 8), (7, 8)])
-@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize(
+    ("as_on", "size", "shape"),
+    [*product(["cuda"], [3, 5, 7], [(6, 8), (7, 8)]), ("cpu", 3, (7, 8))],  # an ordinary one there
+    indirect=["as_on"],
+)
 def test_convolution_of_images_is_the_same_on_every_device(size, shape):
     x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 3, 4)))
     assert_same(image_conv, ordinary_conv(2), x, kernel)
@@ -200,15 +203,17 @@ def test_convolution_of_images_is_the_same_on_every_device(size, shape):
 
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
-    ("size", "stride", "shape"),
+    ("as_on", "size", "stride", "shape"),
     [
-        (3, 1, (2, 2)),
-        (3, 1, (1, 5)),
-        (3, 2, (4, 3)),
-        (3, 2, (3, 2)),
-        (5, 1, (4, 6)),
-        (5, 2, (7, 8)),
+        ("cpu", 3, 1, (2, 2)),
+        ("cpu", 3, 1, (1, 5)),
+        ("cpu", 3, 2, (4, 3)),
+        ("cpu", 3, 2, (3, 2)),
+        ("cpu", 5, 1, (4, 6)),
+        ("cpu", 5, 2, (7, 8)),
+        ("cuda", 3, 2, (3, 2)),  # an ordinary one
     ],
+    indirect=["as_on"],
 )
 def test_convolution_of_images_smaller_than_its_kernel(size, stride, shape):
     x, kernel = jnp.asarray(images((2, *shape, 2))), jnp.asarray(images((size, size, 2, 4)))
