@@ -58,13 +58,12 @@ def batch_norm(
     groups: int,
     activation: Activation | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises each channel over the images of a group.
+    """Normalises each channel over the images of a group, and applies an activation.
 
     Args:
         x: `[M, H, W, C]`, float32 or bfloat16; the images of a group are neighbours.
         scale, bias: `[C]`, float32.
         groups: G, divides M.
-        activation: of the result.
 
     Returns:
         The normalised images in the dtype of `x`; mean and biased variance, float32 `[G, C]`,

@@ -101,13 +101,12 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
     ) -> jax.Array:
-        """Normalises `[M, H, W, C]`.
+        """Normalises `[M, H, W, C]`, and applies an activation to the result.
 
         Args:
             x: the images of all clips; clips are neighbours, so groups of images are groups of
                 clips.
             groups: the number of groups to train with; None takes the running statistics.
-            activation: of the result.
         """
         scale, bias = self.scale[...], self.bias[...]
         if groups is None or self.frozen:

@@ -89,15 +89,6 @@ class Network:
         logits = model(video, train=train, dropout_keys=dropout_keys)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
 
-    def frame_logits(
-        self,
-        params: Mapping[str, jax.Array | np.ndarray],
-        batch_stats: Mapping[str, jax.Array | np.ndarray],
-        video: jax.Array,
-    ) -> jax.Array:
-        """Logits of the frames of normalised clips, see `TSM.frame_logits`."""
-        return self.module(params, batch_stats).frame_logits(video)
-
     def module(
         self,
         params: Mapping[str, jax.Array | np.ndarray],
@@ -147,17 +138,11 @@ def initial_tensor(
     """A tensor's first value to train from, float32.
 
     Drawn with NumPy on the host: as one compiled program the draws of a ResNet-50 cost every start
-    2.7 s, even from the compilation cache (two CPU cores).
+    2.7 s, even from the compilation cache (two CPU cores). A draw depends on `seed` and on the
+    tensor's name alone.
 
     Kernels are normal with the deviation that their module gives them; scales and variances of
     batch norm are 1, biases and means 0.
-
-    Args:
-        name: path in the module tree. A tensor's draw depends on it and on `seed`, and on no other
-            tensor.
-        shape: HWIO for a convolution's kernel, `[C, K]` for the classifier's.
-        seed: of the run.
-        deviation: of a kernel's values.
 
     Raises:
         ValueError: there is no rule for this name.

@@ -41,15 +41,9 @@ _stream: ContextVar[_State | None] = ContextVar("stream", default=None)
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
     """Where the first and the second fold end: channels `[0, a)` and `[a, b)` move.
 
-    Args:
-        channels: C, the channels of the tensor that is shifted.
-        num_segments: T, the frames of a clip.
-        fraction: `1/8` is MIT's and mmaction2's `shift_div=8`, whatever T is. `1/num_segments` is
-            PaddleVideo's rule; its kernel multiplies in float32 and truncates, so that the two
-            folds may differ by a channel (T = 3, C = 64: 21 and 42).
-
-    Returns:
-        `(a, b)` with `0 <= a <= b <= channels`.
+    A `fraction` of `1/8` is MIT's and mmaction2's `shift_div=8`, whatever the number of segments
+    is. `1/num_segments` is PaddleVideo's rule; its kernel multiplies in float32 and truncates, so
+    that the two folds may differ by a channel (T = 3, C = 64: 21 and 42).
     """
     if fraction == "1/8":
         fold = channels // 8
@@ -70,14 +64,11 @@ def temporal_shift(
     Args:
         x: `[N*T, H, W, C]`, any dtype. Clips never mix: each has zeros at both of its ends.
         num_segments: T.
-        fraction: the share of the channels that moves in one direction, see `fold_sizes`.
+        fraction: see `fold_sizes`.
         direction: `past_first` (PaddleVideo: fold 1 of frame t comes from frame t-1),
             `future_first` (MIT, mmaction2: from t+1), `past_only` (fold 1 from t-1 and no fold 2),
             or `none` (the tensor as it is: TSN). Weights trained for one are silently wrong for
             another.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
     """
     if direction == "none":
         return x

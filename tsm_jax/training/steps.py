@@ -262,7 +262,8 @@ def make_eval_step(
         views = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
         frames = None
         if by_frames:
-            frames = network.frame_logits(params, batch_stats, normalize(views))  # [B*V, T, K]
+            module = network.module(params, batch_stats)
+            frames = module.frame_logits(normalize(views))  # [B*V, T, K]
             logits = frames.mean(1)
         else:
             logits, _ = network.apply(params, batch_stats, normalize(views))
