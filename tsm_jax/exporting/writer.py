@@ -102,8 +102,8 @@ def export_model(
         if "int8" in precisions:
             from tsm_jax.exporting.quantization import quantize
 
-            paths = (os.path.join(folder, name) for name in (ONNX_FILE, INT8_FILE))
-            quantize(*paths, clips[~held_out])
+            exact, int8 = (os.path.join(folder, name) for name in (ONNX_FILE, INT8_FILE))
+            quantize(exact, int8, clips[~held_out])
         shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
 
         def check(artifact: Artifact) -> dict[str, Any]:
