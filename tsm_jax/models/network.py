@@ -106,30 +106,17 @@ class Network:
 
 @lru_cache(maxsize=8)
 def build_network(
-    architecture: Architecture,
-    dtype: str,
-    *,
-    dropout: float = 0.0,
-    batch_norm_group: int = 0,
-    frozen_batch_norm: str = "none",
-    running_variance: str = "biased",
-    remat: bool = False,
+    architecture: Architecture, dtype: str, *, dropout: float = 0.0, **training: Any
 ) -> Network:
     """The network of an architecture, computing in `config.dtype`.
 
     Tracing the modules of a ResNet-50 takes half a second, so who asks again gets the same one.
+
+    Args:
+        dropout, training: what `TSM` takes besides, for training.
     """
-    model = partial(
-        TSM,
-        **asdict(architecture),
-        dropout=dropout,
-        batch_norm_group=batch_norm_group,
-        frozen_batch_norm=frozen_batch_norm,
-        running_variance=running_variance,
-        remat=remat,
-        dtype=resolve_dtype(dtype),
-    )
-    return Network(model)
+    options = {"dropout": dropout, "dtype": resolve_dtype(dtype), **training}
+    return Network(partial(TSM, **asdict(architecture), **options))
 
 
 def initial_tensor(
