@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +152,12 @@ def as_on(request, monkeypatch):
 
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
-    ("activation", "groups"), [*product(["relu", None], [1, 3]), ("relu6", 1), ("leaky_relu", 1)]
+    ("as_on", "activation", "groups"),
+    [
+        *[("cpu", activation, 1) for activation in ACTIVATIONS],
+        *[(device, activation, 3) for device in ("cpu", "cuda") for activation in ("relu", None)],
+    ],
+    indirect=["as_on"],
 )
 def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
     def by_definition(x, scale, bias):
@@ -193,7 +197,10 @@ def test_depthwise_convolution_is_the_same_on_every_device(size, stride, shape):
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
     ("as_on", "size", "shape"),
-    [*product(["cuda"], [3, 5, 7], [(6, 8), (7, 8)]), ("cpu", 3, (7, 8))],  # an ordinary one there
+    [
+        *[("cuda", size, (6, 8)) for size in (3, 5, 7)],
+        *[(device, 3, (7, 8)) for device in ("cuda", "cpu")],  # an ordinary one
+    ],
     indirect=["as_on"],
 )
 def test_convolution_of_images_is_the_same_on_every_device(size, shape):

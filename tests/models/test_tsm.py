@@ -120,8 +120,8 @@ def test_the_batch_does_not_matter_to_a_clip(tensors, video):
 def test_batch_norm_groups_are_groups_of_clips(tensors, video):
     """Training on two groups of one clip sees each clip as if it were alone."""
     train = jax.jit(partial(network(batch_norm_group=1).apply, train=True))
-    together, alone = (train(*tensors, clips)[0] for clips in (video, video[1:]))
-    np.testing.assert_allclose(together[1:], alone, rtol=1e-3, atol=1e-3)
+    together, alone = (train(*tensors, clips)[0] for clips in (video, video[[1, 1]]))
+    np.testing.assert_allclose(together[1], alone[1], rtol=1e-3, atol=1e-3)
 
 
 def test_a_batch_that_does_not_divide_into_groups_is_refused(tensors, video):
