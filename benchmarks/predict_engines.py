@@ -26,7 +26,7 @@ from torch_tsm import TorchTSM
 from tsm_jax.deploy.artifact import read_artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine
 from tsm_jax.errors import UserError
-from tsm_jax.models.normalize import MEAN, STD
+from tsm_jax.models.network import MEAN, STD
 from tsm_jax.weights.model_directory import read_model_directory
 
 

@@ -27,8 +27,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch_tsm import STAGES, F, TorchTSM
 
-from tsm_jax.models.network import Network
-from tsm_jax.models.normalize import MEAN, STD
+from tsm_jax.models.network import MEAN, STD, Network
 from tsm_jax.models.tsm import TSM
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.optimizer import make_optimizer, make_schedule

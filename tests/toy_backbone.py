@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 from flax import nnx
 
-from tsm_jax.models.backbones import BACKBONES, Backbone
+from tsm_jax.models.architecture import BACKBONES, Backbone
 from tsm_jax.models.layers import ConvNorm
 
 

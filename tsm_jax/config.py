@@ -20,7 +20,7 @@ from tsm_jax.data import sampling
 from tsm_jax.errors import UserError
 from tsm_jax.files import upgraded
 from tsm_jax.models import architecture
-from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.models.architecture import BACKBONES
 
 # The folder of a workdir that holds its checkpoints; a directory that has one is a workdir.
 CHECKPOINTS = "checkpoints"
@@ -161,7 +161,7 @@ KEYS = {
     "best_metric": Key("top1", choices=("top1", "mean_recall"), changeable=True),
     # Epochs without a better one after which the run ends. 0: it never ends early.
     "patience": Key(0, range=(0, 10**6), changeable=True),
-    # Image network that gets the shifts: a name of tsm_jax/models/backbones.py.
+    # Image network that gets the shifts: a name of tsm_jax/models/architecture.py.
     "model.backbone": Key("resnet50", choices=BACKBONES),
     # Channels of its stem; 64 is the paper's.
     "model.width": Key(64, range=(8, 1024)),

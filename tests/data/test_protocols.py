@@ -19,7 +19,7 @@ from tsm_jax.data.transforms import (
     truncated_center_crop,
 )
 from tsm_jax.errors import UnreadableClipError, UserError
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.steps import make_eval_step
 

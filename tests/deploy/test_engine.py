@@ -20,7 +20,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.files import sha256
 from tsm_jax.models.architecture import Architecture
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,7 @@ from tsm_jax.deploy.stream import Smoother, Stream
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.exporting.stream_writer import export_stream
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import build_network, normalize
 from tsm_jax.weights.model_directory import write_model_directory
 
 FRAMES = 64

@@ -19,7 +19,7 @@ from tsm_jax.data.sources import EvalClips, VideoSource
 from tsm_jax.deploy.engine import installed
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.steps import make_eval_step
 

@@ -18,7 +18,7 @@ from tsm_jax.exporting import writer as exporter
 from tsm_jax.exporting.program import make_program
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.files import sha256
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.model_directory import read_model_directory, write_model_directory
 
 
@@ -71,7 +71,7 @@ def test_the_readme_tells_how_to_run_it(exported, formats):
 @pytest.mark.usefixtures("exported")
 def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, videos, tmp_path):
     """Those of a protocol of full size are larger than the crops of training, 36 px for 32."""
-    model = make_model("mmaction2_three_crop")
+    model = make_model("mmaction2_three_crop", backbone="toy")
     write_model_directory(model, str(tmp_path / "model"))
     exported = tmp_path / "TSM"
     export_model(model, str(exported), formats=formats)
@@ -89,7 +89,8 @@ def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, v
 
 @pytest.mark.parametrize("wrong", ["shift the other way", "a stem of another scale"])
 @pytest.mark.usefixtures("exported")  # which skips where nothing can be exported
-def test_a_graph_that_answers_otherwise_is_not_exported(model, tmp_path, monkeypatch, wrong):
+def test_a_graph_that_answers_otherwise_is_not_exported(make_model, tmp_path, monkeypatch, wrong):
+    model = make_model(backbone="toy")
     if wrong == "a stem of another scale":
         stem = "backbone.stem.conv.kernel"
         other = replace(model, tensors={**model.tensors, stem: model.tensors[stem] * 1.001})
@@ -118,8 +119,8 @@ def test_refuses_before_it_works(model, exported, tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("exported")
-def test_the_command(model, tmp_path, videos, capsys):
-    write_model_directory(model, str(tmp_path / "model"))
+def test_the_command(make_model, tmp_path, videos, capsys):
+    write_model_directory(make_model(backbone="toy"), str(tmp_path / "model"))
     weights = ["--weights", str(tmp_path / "model"), "--output", str(tmp_path / "TSM")]
     export.main([*weights, "--formats", "stablehlo", "--videos", str(videos / "0.mp4")])
     out = capsys.readouterr().out

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import tsm_jax
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import export_stablehlo, make_program
 from tsm_jax.exporting.self_check import relative_difference
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 
 VARIANTS = {
     "basic blocks": {},
@@ -39,13 +39,15 @@ def variant(request, make_model):
     model = make_model(**request.param)
     shape = (3, model.architecture.num_segments, 32, 32, 3)
     clips = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
-    network = build_network(model.architecture, "float32")
-    params, stats = (
-        {name: model.tensors[name] for name in shapes}
-        for shapes in (network.param_shapes, network.batch_stat_shapes)
-    )
-    apply = jax.jit(network.apply)
-    return model, clips, np.asarray(apply(params, stats, normalize(clips))[0])
+    return model, clips, Recognizer(model).forward(np.asarray(normalize(clips)))
+
+
+@pytest.fixture(scope="module")
+def build_onnx():
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    from tsm_jax.exporting.onnx_graph import build_onnx
+
+    return build_onnx
 
 
 def classified(model, features):
@@ -74,10 +76,7 @@ def test_the_program_answers_as_the_model(variant):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.exporting.onnx_graph import build_onnx
-
+def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count, build_onnx):
     model, clips, expected = variant
     logits, features = run_onnx(build_onnx(make_program(model)), clips[:count])
     assert relative_difference(logits, expected[:count]) < 1e-5
@@ -85,11 +84,8 @@ def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count):
     assert relative_difference(classified(model, channels_last), expected[:count]) < 1e-5
 
 
-def test_the_onnx_graph_is_plain(make_model):
+def test_the_onnx_graph_is_plain(make_model, build_onnx):
     """Nothing in it that a runtime may lack or read in its own way, and nothing without effect."""
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.exporting.onnx_graph import build_onnx
-
     graph = build_onnx(make_program(make_model())).graph
     kinds = [node.op_type for node in graph.node]
     blocks, shifts = 8, 8
@@ -129,10 +125,7 @@ def test_tensors_of_another_network_are_refused(model, make_model):
         make_program(replace(model, architecture=make_model(backbone="resnet34").architecture))
 
 
-def test_the_onnx_graph_of_a_new_backbone_is_as_plain(make_model):
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    from tsm_jax.exporting.onnx_graph import build_onnx
-
+def test_the_onnx_graph_of_a_new_backbone_is_as_plain(make_model, build_onnx):
     graph = build_onnx(make_program(make_model(backbone="toy")))
     kinds = [node.op_type for node in graph.graph.node]
     assert (kinds.count("Transpose"), kinds.count("Conv"), kinds.count("Clip")) == (1, 5, 3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,9 @@ import numpy as np
 import pytest
 
 from tsm_jax.models.batch_norm import batch_norm
+from tsm_jax.models.convolve import image_conv, is_small, small_image_conv
 from tsm_jax.models.depthwise import depthwise_conv
-from tsm_jax.models.image_conv import image_conv
 from tsm_jax.models.layers import BatchNorm, Conv, ConvNorm
-from tsm_jax.models.small_image_conv import is_small, small_image_conv
 
 
 def images(shape=(4, 6, 5, 3)):
@@ -143,8 +141,8 @@ def ordinary_conv(stride, groups=1):
 def as_on(request, monkeypatch):
     """Takes what is written for that device, here."""
 
-    def choose(*arguments, default, **by_platform):
-        return by_platform.get(request.param, default)(*arguments)
+    def choose(*arguments, default, **ways):
+        return ways.get(request.param, default)(*arguments)
 
     monkeypatch.setattr(jax.lax, "platform_dependent", choose)
     jax.clear_caches()
@@ -154,7 +152,12 @@ def as_on(request, monkeypatch):
 
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
-    ("activation", "groups"), [*product(["relu", None], [1, 3]), ("relu6", 1), ("leaky_relu", 1)]
+    ("as_on", "activation", "groups"),
+    [
+        *[("cpu", activation, 1) for activation in ACTIVATIONS],
+        *[(device, activation, 3) for device in ("cpu", "cuda") for activation in ("relu", None)],
+    ],
+    indirect=["as_on"],
 )
 def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
     def by_definition(x, scale, bias):
@@ -164,7 +167,7 @@ def test_batch_norm_gradient_is_that_of_its_definition(groups, activation):
         return ACTIVATIONS[activation](y).reshape(x.shape)
 
     def ours(x, scale, bias):
-        return batch_norm(x, scale, bias, groups, 1e-5, activation)[0]
+        return batch_norm(x, scale, bias, groups, activation)[0]
 
     x = jnp.asarray(images((6, 4, 5, 3)) * 3 + 1)
     assert_same(ours, by_definition, x, jnp.array([1.0, 8.0, 0.5]), jnp.array([0.0, 1.0, -1.0]))
@@ -192,8 +195,14 @@ def test_depthwise_convolution_is_the_same_on_every_device(size, stride, shape):
 
 
 @pytest.mark.usefixtures("as_on")
-@pytest.mark.parametrize("shape", [(6, 8), (7, 8)])
-@pytest.mark.parametrize("size", [3, 5, 7])
+@pytest.mark.parametrize(
+    ("as_on", "size", "shape"),
+    [
+        *[("cuda", size, (6, 8)) for size in (3, 5, 7)],
+        *[(device, 3, (7, 8)) for device in ("cuda", "cpu")],  # an ordinary one
+    ],
+    indirect=["as_on"],
+)
 def test_convolution_of_images_is_the_same_on_every_device(size, shape):
     x, kernel = jnp.asarray(images((2, *shape, 3))), jnp.asarray(images((size, size, 3, 4)))
     assert_same(image_conv, ordinary_conv(2), x, kernel)
@@ -201,15 +210,17 @@ def test_convolution_of_images_is_the_same_on_every_device(size, shape):
 
 @pytest.mark.usefixtures("as_on")
 @pytest.mark.parametrize(
-    ("size", "stride", "shape"),
+    ("as_on", "size", "stride", "shape"),
     [
-        (3, 1, (2, 2)),
-        (3, 1, (1, 5)),
-        (3, 2, (4, 3)),
-        (3, 2, (3, 2)),
-        (5, 1, (4, 6)),
-        (5, 2, (7, 8)),
+        ("cpu", 3, 1, (2, 2)),
+        ("cpu", 3, 1, (1, 5)),
+        ("cpu", 3, 2, (4, 3)),
+        ("cpu", 3, 2, (3, 2)),
+        ("cpu", 5, 1, (4, 6)),
+        ("cpu", 5, 2, (7, 8)),
+        ("cuda", 3, 2, (3, 2)),  # an ordinary one
     ],
+    indirect=["as_on"],
 )
 def test_convolution_of_images_smaller_than_its_kernel(size, stride, shape):
     x, kernel = jnp.asarray(images((2, *shape, 2))), jnp.asarray(images((size, size, 2, 4)))
@@ -236,7 +247,7 @@ def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     x = 300 + 1e-2 * images((4, 6, 5, 3))
     exact = x.astype(np.float64).reshape(-1, 3)
     expected = (x - exact.mean(0)) / np.sqrt(exact.var(0) + 1e-5)
-    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, 1e-5, None)
+    y, mean, var = batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1, None)
     np.testing.assert_allclose(mean[0], exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(var[0], exact.var(0), rtol=1e-3)
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import golden_recipe
 import jax
 import numpy as np
-import paddle_recipe
 import pytest
 
 from tsm_jax.models.architecture import Architecture
@@ -51,7 +51,7 @@ def run(case, dtype, steps=6, running_variance="unbiased", **changes):
     network, value_and_grad = programs(dtype, frozen, running_variance)
     shapes = {**network.param_shapes, **network.batch_stat_shapes}
     names = to_torch({n: np.zeros(s, np.float32) for n, s in shapes.items()}, ARCHITECTURE, MIT)
-    theirs = {n: paddle_recipe.draw(n, v.shape, seed) for n, v in names.items() if v.shape}
+    theirs = {n: golden_recipe.draw(n, v.shape, seed) for n, v in names.items() if v.shape}
     tensors = {n: v.astype(dtype) for n, v in from_torch(theirs)[0].items()}
     params, stats = (
         {n: tensors[n] for n in part} for part in (network.param_shapes, network.batch_stat_shapes)
@@ -69,7 +69,7 @@ def run(case, dtype, steps=6, running_variance="unbiased", **changes):
     losses, norms = [], []
     for step in range(steps):
         draws = np.random.default_rng(90_000 + 1000 * seed + step)
-        video = np.moveaxis(paddle_recipe.mosaic(10_000 + 1000 * seed + step, 2, 8, 64), 2, -1)
+        video = np.moveaxis(golden_recipe.mosaic(10_000 + 1000 * seed + step, 2, 8, 64), 2, -1)
         labels = draws.integers(0, 10, 2)
         (value, stats), gradients = value_and_grad(params, stats, video.astype(dtype), labels)
         updates, state = update(gradients, state, params)
@@ -104,7 +104,7 @@ def misses(result, case, goldens):
 
 @pytest.fixture(scope="module")
 def goldens():
-    return dict(np.load(paddle_recipe.GOLDENS / "mit_train.npz"))
+    return dict(np.load(golden_recipe.GOLDENS / "mit_train.npz"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import jax
+import golden_recipe
 import numpy as np
-import paddle_recipe
 import pytest
 
 from tsm_jax import convert
+from tsm_jax.assemble.recognizer import Recognizer
 from tsm_jax.errors import UserError
-from tsm_jax.models.network import build_network
+from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.weights.foreign_models import read_paddle_model
 from tsm_jax.weights.model_directory import read_model_directory
 from tsm_jax.weights.paddle_names import from_paddle, to_paddle
@@ -36,17 +36,14 @@ def compiled_as_for_a_user():
 def case(request, tmp_path):
     backbone, segments, attention, seed, clips = CASES[request.param]
     path = tmp_path / "published.pdparams"
-    write_paddle(path, paddle_recipe.state_dict(400, seed, backbone, attention))
-    expected = np.load(paddle_recipe.GOLDENS / "pptsm_forward.npz")[request.param]
-    video = np.moveaxis(paddle_recipe.mosaic(seed, clips, segments, 64), 2, -1)
+    write_paddle(path, golden_recipe.state_dict(400, seed, backbone, attention))
+    expected = np.load(golden_recipe.GOLDENS / "pptsm_forward.npz")[request.param]
+    video = np.moveaxis(golden_recipe.mosaic(seed, clips, segments, 64), 2, -1)
     return backbone, path, segments, video, expected
 
 
-def logits(model, video):
-    network = build_network(model.architecture, "float32")
-    params = {name: model.tensors[name] for name in network.param_shapes}
-    stats = {name: model.tensors[name] for name in network.batch_stat_shapes}
-    return np.asarray(jax.jit(network.apply)(params, stats, video)[0])
+def error(model, video, expected):
+    return relative_difference(Recognizer(model).forward(video), expected)
 
 
 def test_logits_and_the_way_back(case, tmp_path, capsys):
@@ -56,8 +53,7 @@ def test_logits_and_the_way_back(case, tmp_path, capsys):
     model = read_model_directory(directory)
     assert model.architecture.backbone == backbone
     assert model.preprocessing.protocol == "paddle_predict"
-    error = abs(logits(model, video) - expected).max() / abs(expected).max()
-    assert error < 1e-4
+    assert error(model, video, expected) < 1e-4
     again = str(tmp_path / "again.pdparams")
     convert.main(["--input", directory, "--output", again])
     back = read_paddle_model(again, num_segments=segments)
@@ -76,14 +72,14 @@ def test_every_part_of_the_architecture_shows(case, change):
     if segments == 8 and "shift_fraction" in change:
         pytest.skip("an eighth is 1/num_segments")
     changed = replace(model, architecture=replace(model.architecture, **change))
-    assert abs(logits(changed, video) - expected).max() / abs(expected).max() > 1e-3
+    assert error(changed, video, expected) > 1e-3
 
 
 def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_path):
     def read(name, attention=None, **given):
         path = tmp_path / name
         backbone = "pplcnet_v2_attention" if attention else "pplcnet_v2"
-        write_paddle(path, paddle_recipe.state_dict(3, 0, backbone, attention))
+        write_paddle(path, golden_recipe.state_dict(3, 0, backbone, attention))
         model = read_paddle_model(str(path), **given)
         return model.architecture.num_segments, model.provenance["read_as"]
 
@@ -100,7 +96,7 @@ def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_pa
 
 def test_the_sum_of_branches_is_written_for_paddle():
     """PaddleVideo's network has it beside the branches, and answers from it when deployed."""
-    tensors = paddle_recipe.state_dict(10, 0, "pplcnet_v2")
+    tensors = golden_recipe.state_dict(10, 0, "pplcnet_v2")
     block = "backbone.stages.3.1"
     back, _ = to_paddle(*from_paddle(tensors))
     assert back.keys() - tensors.keys() == {

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import golden_recipe
 import numpy as np
 import pytest
-import torch_recipe
 
 import tsm_jax
 from tsm_jax.assemble.recognizer import Recognizer
+from tsm_jax.exporting.self_check import relative_difference
 from tsm_jax.models.architecture import Architecture
 from tsm_jax.models.network import build_network
 from tsm_jax.weights.pickle_writers import write_torch
 from tsm_jax.weights.torch_names import IMAGE, MIT, MIT_ONLINE, MMACTION2, to_torch
 
-GOLDENS = Path(__file__).parent / "goldens" / "torch_forward.npz"
 TOLERANCE = 1e-4  # of the largest logit
 FAMILIES = {"mit": MIT, "mit_online": MIT_ONLINE, "mmaction2": MMACTION2, "torchvision": IMAGE}
 
@@ -56,7 +56,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def goldens():
-    return dict(np.load(GOLDENS))
+    return dict(np.load(golden_recipe.GOLDENS / "torch_forward.npz"))
 
 
 def names_and_shapes(name: str) -> dict[str, tuple[int, ...]]:
@@ -75,7 +75,7 @@ def names_and_shapes(name: str) -> dict[str, tuple[int, ...]]:
 def file_of(name: str, folder: Path) -> str:
     path, seed = str(folder / "x.pth"), CASES[name].seed
     shapes = names_and_shapes(name)
-    tensors = {key: torch_recipe.weight(key, shape, seed) for key, shape in shapes.items()}
+    tensors = {key: golden_recipe.draw(key, shape, seed) for key, shape in shapes.items()}
     is_bare = name.startswith(("torchvision", "mit_online"))
     write_torch(path, tensors if is_bare else {"state_dict": tensors})
     return path
@@ -83,13 +83,8 @@ def file_of(name: str, folder: Path) -> str:
 
 def input_of(name: str) -> np.ndarray:
     case = CASES[name]
-    video = torch_recipe.video(case.seed, case.clips, case.segments, case.size)
+    video = golden_recipe.mosaic(case.seed, case.clips, case.segments, case.size)
     return np.moveaxis(video, 2, -1)
-
-
-def error(logits: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference in shares of the largest logit."""
-    return abs(logits - expected).max() / abs(expected).max()
 
 
 ONE_SIZE = [name for name in CASES if name.replace("_224", "_64") not in {*CASES} - {name}]
@@ -111,8 +106,7 @@ def test_logits_from_the_file(name, goldens, tmp_path):
     recognizer = tsm_jax.load(file_of(name, tmp_path), num_segments=case.segments)
     architecture = recognizer.model.architecture
     assert (architecture.shift, architecture.shift_every) == (case.shift, case.shift_every)
-    logits, expected = recognizer.forward(input_of(name)), goldens[name]
-    assert error(logits, expected) < TOLERANCE
+    assert relative_difference(recognizer.forward(input_of(name)), goldens[name]) < TOLERANCE
 
 
 @pytest.mark.slow
@@ -122,4 +116,4 @@ def test_the_other_direction_does_not_pass_for_this_one(goldens, tmp_path):
     model = tsm_jax.load(path, num_segments=8).model
     model = replace(model, architecture=replace(model.architecture, shift="past_first"))
     logits = Recognizer(model).forward(input_of("mmaction2/tsm_mnv2_64"))
-    assert error(logits, goldens["mmaction2/tsm_mnv2_64"]) > 30 * TOLERANCE
+    assert relative_difference(logits, goldens["mmaction2/tsm_mnv2_64"]) > 30 * TOLERANCE

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import golden_recipe
 import jax
 import numpy as np
-import paddle_recipe
 import pytest
 
 from tsm_jax.models.architecture import Architecture
@@ -44,7 +44,7 @@ def gradient():
 def run(gradient, **changes):
     """Losses, raw gradient norms, and the tensors afterwards under PaddleVideo's names."""
     value_and_grad, split = gradient
-    params, batch_stats = split(from_paddle(paddle_recipe.state_dict(10, 0))[0])
+    params, batch_stats = split(from_paddle(golden_recipe.state_dict(10, 0))[0])
     schedule = make_schedule(
         0.02,
         schedule="step",
@@ -65,7 +65,7 @@ def run(gradient, **changes):
 
     losses, norms = [], []
     for step in range(STEPS):
-        video, labels = paddle_recipe.train_batch(step)
+        video, labels = golden_recipe.train_batch(step)
         video = np.moveaxis(video, 2, -1)
         params, batch_stats, state, loss, norm = train_step(
             params, batch_stats, state, video, labels
@@ -107,7 +107,7 @@ def shrinkage(result, goldens):
     Decay is far below the rounding of six harsh steps, but rounding has no reason to point along
     the start value: there its effect (7e-6 for kernels, 4e-5 for the classifier) stands out.
     """
-    start = paddle_recipe.state_dict(10, 0)
+    start = golden_recipe.state_dict(10, 0)
     return {
         name: np.vdot(result[2][name] - value, start[name]) / np.vdot(start[name], start[name])
         for name, value in goldens.items()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import golden_recipe
 import numpy as np
-import paddle_recipe
 import pytest
 
 import tsm_jax
 from tsm_jax.data.decode import decode_frames
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.pickle_writers import write_paddle
 
 REPOSITORY = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def shared():
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("paddle") / "seed0.pdparams"
-    write_paddle(path, paddle_recipe.state_dict(400, 0))
+    write_paddle(path, golden_recipe.state_dict(400, 0))
     return str(path)
 
 

@@ -27,7 +27,7 @@ from tsm_jax.data.protocols import protocol_of
 from tsm_jax.data.sources import EvalClips
 from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.loop import _finish_epoch, _is_precise
 from tsm_jax.training.mesh import make_mesh, put_batch

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.training.mesh import make_mesh, put_batch, replicated
 from tsm_jax.training.state import TrainState
 from tsm_jax.training.steps import make_train_step

@@ -31,8 +31,7 @@ from tsm_jax.data.pipeline import eval_batches
 from tsm_jax.data.sources import Element, EvalClips, Source
 from tsm_jax.errors import UserError
 from tsm_jax.files import check_regular, read_text, replacing, write_json
-from tsm_jax.models.network import Network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import Network, normalize
 from tsm_jax.terminal import progress_bar
 from tsm_jax.training.linear_probe import (
     Features,

@@ -17,8 +17,7 @@ from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.stream import Stream
 from tsm_jax.exporting.program import make_stream_program
 from tsm_jax.models.architecture import CLASSIFIER
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import build_network, normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 

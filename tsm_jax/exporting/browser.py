@@ -44,10 +44,13 @@ def add_page(folder: str) -> None:
     for file in page.iterdir():
         with resources.as_file(file) as path:
             shutil.copyfile(path, os.path.join(folder, file.name))
-    target = os.path.join(folder, "ort")
-    os.makedirs(target)
+    _copy(runtime, Path(folder, "ort"))
+
+
+def _copy(runtime: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
     for name in RUNTIME:
-        shutil.copyfile(runtime / name, os.path.join(target, name))
+        shutil.copyfile(runtime / name, target / name)
 
 
 def _runtime() -> Path:
@@ -92,10 +95,7 @@ def _fetch(target: Path) -> None:
         if done.returncode:
             why = " ".join(done.stderr.split())[:300]
             raise UserError(f"npm cannot fetch {PACKAGE} {VERSION}: {why}")
-        found = Path(folder, "node_modules", PACKAGE, "dist")
         try:
-            target.mkdir(parents=True, exist_ok=True)
-            for name in RUNTIME:
-                shutil.copyfile(found / name, target / name)
+            _copy(Path(folder, "node_modules", PACKAGE, "dist"), target)
         except OSError as error:
             raise UserError(f"cannot keep {PACKAGE} in {target}: {reason(error)}") from error

@@ -44,12 +44,12 @@ def build_onnx(program: Program) -> onnx.ModelProto:
         described.append(helper.make_tensor_value_info(name, kind, shape))
         inputs.append(writer.lay(tensor, channels_first=True))  # while a value is one byte
     jaxpr = jax.make_jaxpr(program)(*program.inputs.values())
-    outputs = {}
-    for name, result, aval in zip(
-        program.outputs, _run(writer, jaxpr, inputs), jaxpr.out_avals, strict=True
-    ):
-        outputs[name] = writer.lay(writer.expand(result, _sizes(aval)), channels_first=True)
-    return writer.model(described, outputs)
+    results = zip(_run(writer, jaxpr, inputs), jaxpr.out_avals, strict=True)
+    outputs = [
+        writer.lay(writer.expand(result, _sizes(aval)), channels_first=True)
+        for result, aval in results
+    ]
+    return writer.model(described, dict(zip(program.outputs, outputs, strict=True)))
 
 
 def _sizes(aval: Any) -> tuple[Size, ...]:
@@ -88,8 +88,8 @@ def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequen
     if name == "cond" and None in (platforms := equation.params["branches_platforms"] or ()):
         program = equation.params["branches"][platforms.index(None)]  # for any device
         return _run(writer, program, operands[1:])
-    if name == "jit" and equation.params["name"] in _FUNCTIONS:
-        return [_FUNCTIONS[equation.params["name"]](writer, *operands)]
+    if name == "jit" and equation.params["name"] == "leaky_relu":  # of jax.nn: one node
+        return [_leaky_relu(writer, *operands)]
     if name in _CALLS:
         return _run(writer, equation.params[_CALLS[name]], operands)
     if name not in _BROADCASTING:
@@ -278,8 +278,6 @@ def _leaky_relu(writer: Writer, x: Any, slope: Any = 0.01) -> Tensor:
     return writer.node("LeakyRelu", [x], x.shape, x.channels_first, alpha=float(slope))
 
 
-# Functions of jax.nn that are one node, by the name under which they are jitted.
-_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"leaky_relu": _leaky_relu}
 # Primitives that hold their program in a parameter.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _ELEMENTWISE = {

@@ -17,8 +17,8 @@ normalisation of pixels before it: what a graph computes is what `tsm_jax.models
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -29,90 +29,56 @@ from tsm_jax.data.protocols import protocol_of
 from tsm_jax.deploy.artifact import FEATURES, FRAME, LOGITS, NEXT_STATE, STATE, VIDEO
 from tsm_jax.errors import UserError
 from tsm_jax.models.layers import ConvNorm
-from tsm_jax.models.network import build_network
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import build_network, normalize
 from tsm_jax.models.tsm import TSM
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+@dataclass(frozen=True, eq=False)
 class Program:
-    """What is exported: a function of arrays, by a module whose batch norms get folded.
+    """What is exported: a function of arrays, by a module whose batch norms are folded.
 
     Attributes:
         inputs: names, shapes and types of its arguments, in order.
         outputs: names of its results, in order.
     """
 
+    function: Callable[..., tuple[jax.Array, ...]]
     inputs: dict[str, jax.ShapeDtypeStruct]
     outputs: tuple[str, ...]
 
-    def __init__(self, module: TSM):
-        for _, child in nnx.iter_modules(module):
-            if isinstance(child, ConvNorm):
-                child.fold()
-        self._module = module
-
     def __call__(self, *arguments: jax.Array) -> tuple[jax.Array, ...]:
-        raise NotImplementedError
+        return self.function(*arguments)
+
+    @property
+    def state(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What the program of a stream takes besides the frame."""
+        return tuple(self.inputs.values())[1:]
 
 
-class ClipProgram(Program):
-    """Logits and features of clips of S x S pixels."""
-
-    outputs = (LOGITS, FEATURES)
-
-    def __init__(self, module: TSM, crop_size: int):
-        super().__init__(module)
-        (clips,) = export.symbolic_shape("N")
-        shape = (clips, module.num_segments, crop_size, crop_size, 3)
-        self.inputs = {VIDEO: jax.ShapeDtypeStruct(shape, jnp.uint8)}
-
-    def __call__(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        module, frames = self._module, self._module.num_segments
-        x = module.features(normalize(video)).astype(jnp.float32)
-        logits = module.head(x, frames, dropout_keys=None)
-        return logits, x.reshape(-1, frames, *x.shape[1:])
-
-
-class StreamProgram(Program):
-    """Logits of the next frame of a stream, S x S pixels, and the state that it leaves."""
-
-    def __init__(self, module: TSM, crop_size: int):
-        super().__init__(module)
-        frame = jax.ShapeDtypeStruct((1, crop_size, crop_size, 3), jnp.uint8)
-        _, *state = jax.eval_shape(self._step, frame)
-        self.state = tuple(state)
-        numbers = range(len(state))
-        self.inputs = {FRAME: frame, **{STATE.format(i): state[i] for i in numbers}}
-        self.outputs = (LOGITS, *(NEXT_STATE.format(i) for i in numbers))
-
-    def __call__(self, frame: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
-        return self._step(frame, state)
-
-    def _step(
-        self, frame: jax.Array, state: tuple[jax.Array, ...] | None = None
-    ) -> tuple[jax.Array, ...]:
-        logits, after = self._module.step(normalize(frame), state)
-        return logits, *after
-
-
-def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> ClipProgram:
+def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
     """The program of a model for the views of its protocol, with convolutions and activations in
     `float32` or `bfloat16`.
 
     Raises:
         UserError: the tensors do not fit the architecture.
     """
-    return ClipProgram(
-        build_module(model, dtype, source), protocol_of(model.preprocessing).crop_size
-    )
+    module = _folded_module(model, dtype, source)
+    frames, size = module.num_segments, protocol_of(model.preprocessing).crop_size
+
+    def answer(video: jax.Array) -> tuple[jax.Array, ...]:
+        x = module.features(normalize(video)).astype(jnp.float32)
+        logits = module.head(x, frames, dropout_keys=None)
+        return logits, x.reshape(-1, frames, *x.shape[1:])
+
+    (clips,) = export.symbolic_shape("N")
+    video = jax.ShapeDtypeStruct((clips, frames, size, size, 3), jnp.uint8)
+    return Program(answer, {VIDEO: video}, (LOGITS, FEATURES))
 
 
-def make_stream_program(
-    model: Model, dtype: str = "float32", source: str = "the model"
-) -> StreamProgram:
+def make_stream_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
     """The program of one frame of a stream; arguments as of `make_program`.
 
     Raises:
@@ -124,8 +90,25 @@ def make_stream_program(
             f"{source} is shifted {shift}: only a network trained with"
             " --config.model.shift=past_only can follow a stream frame by frame"
         )
+    module = _folded_module(model, dtype, source)
+    size = protocol_of(model.preprocessing).crop_size
+
+    def step(frame: jax.Array, *state: jax.Array) -> tuple[jax.Array, ...]:
+        logits, after = module.step(normalize(frame), state or None)
+        return logits, *after
+
+    frame = jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8)
+    _, *state = jax.eval_shape(step, frame)
+    inputs = {FRAME: frame, **{STATE.format(i): each for i, each in enumerate(state)}}
+    return Program(step, inputs, (LOGITS, *(NEXT_STATE.format(i) for i in range(len(state)))))
+
+
+def _folded_module(model: Model, dtype: str, source: str) -> TSM:
     module = build_module(model, dtype, source)
-    return StreamProgram(module, protocol_of(model.preprocessing).crop_size)
+    for _, child in nnx.iter_modules(module):
+        if isinstance(child, ConvNorm):
+            child.fold()
+    return module
 
 
 def build_module(model: Model, dtype: str = "float32", source: str = "the model") -> TSM:
@@ -146,18 +129,12 @@ def export_stablehlo(program: Program) -> bytes:
     so that it can be exported again.
     """
     jitted = jax.jit(lambda *inputs: program(*inputs))  # its own, so that nothing is in a cache
-    with _without_source_locations():
-        exported = export.export(jitted, platforms=PLATFORMS)(*program.inputs.values())
-        return bytes(exported.serialize())
-
-
-@contextmanager
-def _without_source_locations() -> Iterator[None]:
-    """jax writes the paths of the source files of this machine beside every operation."""
+    # jax would write the paths of the source files of this machine beside every operation.
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)
     try:
-        yield
+        exported = export.export(jitted, platforms=PLATFORMS)(*program.inputs.values())
+        return bytes(exported.serialize())
     finally:
         jax.config.update(name, before)

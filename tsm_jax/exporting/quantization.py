@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import onnx  # pyright: ignore[reportMissingImports]
@@ -22,14 +20,13 @@ from tsm_jax.deploy.artifact import INT8_WEIGHT_LIMIT, VIDEO
 
 
 class _Clips(CalibrationDataReader):
-    """Gives one clip at a time, uint8 `[1, T, S, S, 3]`."""
+    """Gives one clip at a time, uint8 `[1, T, S, S, 3]`, then None."""
 
     def __init__(self, clips: np.ndarray):
-        self._clips: Iterator[np.ndarray] = iter(clips)
+        self._feeds = ({VIDEO: clip[None]} for clip in clips)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        clip = next(self._clips, None)
-        return None if clip is None else {VIDEO: clip[None]}
+        return next(self._feeds, None)
 
 
 def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
@@ -50,8 +47,12 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
     model = onnx.load(float_path)
     narrow = _correct_biases(model, _input_means(model, clips))
     overrides = {name: [{"axis": 0, "symmetric": True, "reduce_range": True}] for name in narrow}
-    # The quantizer asks for a pre-processing that this graph, with its shapes, does not need.
-    with _without_warnings():
+    # The quantizer asks, through the root logger, for a pre-processing that this graph, with its
+    # shapes, does not need.
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(max(logging.ERROR, before))
+    try:
         quantize_static(
             model,
             int8_path,
@@ -64,6 +65,8 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
             calibrate_method=CalibrationMethod.MinMax,
             extra_options={"TensorQuantOverrides": overrides},
         )
+    finally:
+        root.setLevel(before)
 
 
 def _input_means(model: onnx.ModelProto, clips: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,15 +118,3 @@ def _correct_biases(model: onnx.ModelProto, input_means: dict[str, np.ndarray]) 
 
 def _convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "Conv"]
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """The quantizer logs through the root logger."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(max(logging.ERROR, before))
-    try:
-        yield
-    finally:
-        root.setLevel(before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,38 +14,28 @@ from tsm_jax.deploy.artifact import Artifact
 from tsm_jax.deploy.engine import FILES, installed, open_engine, open_stream_engine
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.program import build_module
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import normalize
 from tsm_jax.weights.model_directory import Model
 
-# Largest difference of a logit over the largest logit. int8 has to be a number; `check_int8`
-# judges it.
+# For `relative_difference`. int8 has to be a number; `check_int8` judges it.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": sys.float_info.max}
 # Of int8's `error`; ResNets had 0.01, MobileNetV2 0.04 (10 classes) and 0.14 (ImageNet's 1,000).
 LARGEST_ERROR = 0.25
-
 
 # From uint8 input to float32 logits.
 _Answer = Callable[[np.ndarray], np.ndarray]
 
 
-@dataclass(frozen=True)
-class Check:
-    """A graph in an engine on an input, `random` or `real`; see `relative_difference`."""
-
-    file: str
-    engine: str
-    precision: str
-    input: str
-    relative_difference: float
-
-
 def check_export(
     artifact: Artifact, model: Model, clips: np.ndarray, precisions: Sequence[str]
-) -> list[Check]:
+) -> list[dict[str, Any]]:
     """Runs every exported graph in every engine that is installed here, against the model.
 
     Args:
         clips: real ones, uint8 `[N, T, S, S, 3]`.
+
+    Returns:
+        One a graph, engine and input (`random` or `real`).
 
     Raises:
         UserError: logits differ by more than `TOLERANCES`.
@@ -59,20 +49,16 @@ def check_export(
     def open_graph(name: str, precision: str) -> _Answer:
         return open_engine(artifact, name, precision).logits
 
-    random = np.random.default_rng(0).integers(0, 256, (2, *clips.shape[1:]), np.uint8)
-    inputs = {"random": random, "real": clips}
-    return _checks(artifact, inputs, precisions, expected, open_graph)
+    return _checks(artifact, clips, 2, precisions, expected, open_graph)
 
 
-def check_stream_export(artifact: Artifact, model: Model, video: np.ndarray) -> list[Check]:
-    """Runs every exported graph of a stream in every engine that is installed here, frame by frame,
-    against the network on the same frames as clips.
+def check_stream_export(
+    artifact: Artifact, model: Model, video: np.ndarray
+) -> list[dict[str, Any]]:
+    """As `check_export`, frame by frame, against the network on the same frames as a clip.
 
     Args:
         video: real frames, uint8 `[N, S, S, 3]`.
-
-    Raises:
-        UserError: logits of a frame differ by more than `TOLERANCES`.
     """
     # Folds of `1/num_segments` are those of the network for N = T alone.
     architecture = replace(model.architecture, num_segments=len(video))
@@ -93,19 +79,21 @@ def check_stream_export(artifact: Artifact, model: Model, video: np.ndarray) -> 
 
         return follow
 
-    random = np.random.default_rng(0).integers(0, 256, video.shape, np.uint8)
-    inputs = {"random": random, "real": video}
-    return _checks(artifact, inputs, ("float32",), expected, open_graph)
+    return _checks(artifact, video, len(video), ("float32",), expected, open_graph)
 
 
 def _checks(
     artifact: Artifact,
-    inputs: dict[str, np.ndarray],
+    real: np.ndarray,
+    random: int,
     precisions: Sequence[str],
     expected: _Answer,
     open_graph: Callable[[str, str], _Answer],
-) -> list[Check]:
-    """Of all graphs that can be run here; the model answers on CPU, where float32 is float32."""
+) -> list[dict[str, Any]]:
+    """Of all graphs that can be run here, on real clips or frames and on some random ones; the
+    model answers on CPU, where float32 is float32."""
+    drawn = np.random.default_rng(0).integers(0, 256, (random, *real.shape[1:]), np.uint8)
+    inputs = {"random": drawn, "real": real}
     with jax.default_device(jax.devices("cpu")[0]):
         wanted = {kind: expected(pixels) for kind, pixels in inputs.items()}
     checks = []
@@ -114,8 +102,14 @@ def _checks(
             answer = open_graph(name, precision)
             for kind, pixels in inputs.items():
                 difference = relative_difference(answer(pixels), wanted[kind])
-                checks.append(Check(file, name, precision, kind, difference))
-                _judge(checks[-1])
+                if not difference <= TOLERANCES[precision]:
+                    raise UserError(
+                        f"{file} is wrong: in {name} its logits on {kind} input differ from the"
+                        f" model's by {difference:.1e} of the largest, more than"
+                        f" {TOLERANCES[precision]:.0e}; nothing was exported, please report this"
+                    )
+                check = {"file": file, "engine": name, "precision": precision, "input": kind}
+                checks.append({**check, "relative_difference": difference})
     return checks
 
 
@@ -138,8 +132,10 @@ def check_int8(artifact: Artifact, clips: np.ndarray, held_out: bool) -> dict[st
     exact = open_engine(artifact, "onnxruntime", "float32")
     expected = np.concatenate([exact.logits(clip[None]) for clip in clips])
     agreements, errors = [], []
-    for name in (name for name, precision in FILES if precision == "int8" and installed(name)):
-        engine = open_engine(artifact, name, "int8")
+    for name, precision in FILES:
+        if precision != "int8" or not installed(name):
+            continue
+        engine = open_engine(artifact, name, precision)
         logits = np.concatenate([engine.logits(clip[None]) for clip in clips])
         agreements.append(float(np.mean(logits.argmax(1) == expected.argmax(1))))
         spread = expected.std(1)
@@ -174,13 +170,3 @@ def _can(name: str, precision: str) -> bool:
     from tsm_jax.deploy.onnx_engines import has_bfloat16
 
     return has_bfloat16()
-
-
-def _judge(check: Check) -> None:
-    tolerance = TOLERANCES[check.precision]
-    if not check.relative_difference <= tolerance:
-        raise UserError(
-            f"{check.file} is wrong: in {check.engine} its logits on {check.input} input differ"
-            f" from the model's by {check.relative_difference:.1e} of the largest, more than"
-            f" {tolerance:.0e}; nothing was exported, please report this"
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -13,11 +12,10 @@ import numpy as np
 from tsm_jax.data import moving_shapes
 from tsm_jax.data.decode import every_frame
 from tsm_jax.data.protocols import protocol_of
-from tsm_jax.deploy.artifact import FRAME, LOGITS, NEXT_STATE, STATE, STREAM, read_artifact
+from tsm_jax.deploy.artifact import FRAME, LOGITS, NEXT_STATE, STATE, STREAM
 from tsm_jax.deploy.stream import one_view
 from tsm_jax.errors import UserError
-from tsm_jax.exporting.program import StreamProgram, make_stream_program
-from tsm_jax.exporting.readme import write_readme
+from tsm_jax.exporting.program import Program, make_stream_program
 from tsm_jax.exporting.self_check import check_stream_export
 from tsm_jax.exporting.writer import check_formats, describe, write_program
 from tsm_jax.files import new_folder
@@ -66,20 +64,23 @@ def export_stream(
     with new_folder(output) as folder:
         fill_model_directory(model, folder)
         write_program(program, folder, formats)
-        ports = _ports(model, program)
-        describe(model, folder, ports)  # the engines read the description
-        artifact = read_artifact(folder, STREAM)
-        checks = check_stream_export(artifact, model, _frames(model, videos))
-        description = describe(model, folder, ports, checks=checks)
-        write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
+        exported = describe(
+            model,
+            folder,
+            output,
+            _ports(model, program),
+            lambda artifact: {
+                "self_check": check_stream_export(artifact, model, _frames(model, videos))
+            },
+        )
         if browser:
             from tsm_jax.exporting.browser import add_page
 
             add_page(folder)
-    return description["export"]
+    return exported
 
 
-def _ports(model: Model, program: StreamProgram) -> dict[str, Any]:
+def _ports(model: Model, program: Program) -> dict[str, Any]:
     size = protocol_of(model.preprocessing).crop_size
     shapes = [state.shape for state in program.state]  # NHWC
     return {

@@ -1,13 +1,13 @@
-"""Writes the exported folder: graphs, tensors, description; checks it; then lets it appear."""
+"""Writes the exported folder: graphs, tensors, description, README; checks it; lets it appear."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,24 @@ from tsm_jax.deploy.artifact import (
     INT8_WEIGHT_LIMIT,
     LOGITS,
     ONNX_FILE,
+    README_FILE,
     STABLEHLO_FILE,
+    STREAM,
     VIDEO,
+    Artifact,
     read_artifact,
 )
 from tsm_jax.deploy.engine import missing
 from tsm_jax.deploy.videos import read_views
 from tsm_jax.errors import UserError
+from tsm_jax.exporting.model_card import model_card, render
 from tsm_jax.exporting.program import PLATFORMS, Program, export_stablehlo, make_program
-from tsm_jax.exporting.readme import write_readme
-from tsm_jax.exporting.self_check import Check, check_export, check_int8
-from tsm_jax.files import new_folder, read_json, sha256, write_json
-from tsm_jax.models.normalize import MEAN, STD
+from tsm_jax.exporting.self_check import check_export, check_int8
+from tsm_jax.files import new_folder, read_json, sha256, write_json, write_text
+from tsm_jax.models.network import MEAN, STD
 from tsm_jax.weights.model_directory import (
     CONFIG_FILE,
+    LABELS_FILE,
     WEIGHTS_FILE,
     Model,
     fill_model_directory,
@@ -48,6 +52,16 @@ _NEEDED = {"stablehlo": ("flatbuffers",), "onnx": ("onnx", "onnxruntime")}
 _REAL_CLIPS_IN_CHECK = 2
 _EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
 _PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
+_ABOUT = {
+    EXAMPLE_FILE: "predicts without tsm_jax",
+    STABLEHLO_FILE: "JAX program with weights, float32, for CPU, CUDA and TPU",
+    BFLOAT16_STABLEHLO_FILE: "the same, convolutions in bfloat16",
+    ONNX_FILE: "ONNX graph, float32",
+    INT8_FILE: "ONNX graph, 8-bit convolutions",
+    WEIGHTS_FILE: "the tensors, to load or export them again",
+    LABELS_FILE: "class names, in the order of the logits",
+    CONFIG_FILE: "input, outputs, preprocessing, versions, SHA-256 of the files",
+}
 
 
 def export_model(
@@ -79,17 +93,28 @@ def export_model(
         raise UserError("int8 is calibrated on videos of the kind it will see: give --videos")
     with new_folder(output) as folder:
         clips = _clips(model, videos)
+        held_out = np.arange(len(clips)) % 4 == 3  # int8 is judged by them, if there are any
         fill_model_directory(model, folder)
-        _write_graphs(model, folder, formats, precisions, clips)
-        ports = _ports(model)
-        describe(model, folder, ports)  # the engines read the description
-        artifact = read_artifact(folder)
-        checks = check_export(artifact, model, clips[:_REAL_CLIPS_IN_CHECK], precisions)
-        int8 = check_int8(artifact, *_parted(clips)[1:]) if "int8" in precisions else None
-        description = describe(model, folder, ports, checks=checks, int8=int8)
+        write_program(make_program(model), folder, formats)
+        if "bfloat16" in precisions and "stablehlo" in formats:
+            coarse = export_stablehlo(make_program(model, "bfloat16"))
+            Path(folder, BFLOAT16_STABLEHLO_FILE).write_bytes(coarse)
+        if "int8" in precisions:
+            from tsm_jax.exporting.quantization import quantize
+
+            exact, int8 = (os.path.join(folder, name) for name in (ONNX_FILE, INT8_FILE))
+            quantize(exact, int8, clips[~held_out])
         shutil.copyfile(_EXAMPLE, os.path.join(folder, EXAMPLE_FILE))
-        write_readme(model, folder, os.path.basename(os.path.abspath(output)), description)
-    return description["export"]
+
+        def check(artifact: Artifact) -> dict[str, Any]:
+            real = clips[:_REAL_CLIPS_IN_CHECK]
+            found: dict[str, Any] = {"self_check": check_export(artifact, model, real, precisions)}
+            if "int8" in precisions:
+                others = bool(held_out.any())
+                found["int8"] = check_int8(artifact, clips[held_out] if others else clips, others)
+            return found
+
+        return describe(model, folder, output, _ports(model), check)
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -113,44 +138,14 @@ def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
     return protocol.views([drawn[i] for i in protocol.choose_frames(len(drawn), frames)])
 
 
-def _write_graphs(
-    model: Model,
-    folder: str,
-    formats: Sequence[str],
-    precisions: Sequence[str],
-    clips: np.ndarray,
-) -> None:
-    write_program(make_program(model), folder, formats)
-    if "bfloat16" in precisions and "stablehlo" in formats:
-        coarse = make_program(model, "bfloat16")
-        _write(folder, BFLOAT16_STABLEHLO_FILE, export_stablehlo(coarse))
-    if "int8" in precisions:
-        from tsm_jax.exporting.quantization import quantize
-
-        calibration, *_ = _parted(clips)
-        quantize(os.path.join(folder, ONNX_FILE), os.path.join(folder, INT8_FILE), calibration)
-
-
 def write_program(program: Program, folder: str, formats: Sequence[str]) -> None:
     """Writes the graphs of a program."""
     if "stablehlo" in formats:
-        _write(folder, STABLEHLO_FILE, export_stablehlo(program))
+        Path(folder, STABLEHLO_FILE).write_bytes(export_stablehlo(program))
     if "onnx" in formats:
         from tsm_jax.exporting.onnx_graph import build_onnx
 
-        _write(folder, ONNX_FILE, build_onnx(program).SerializeToString())
-
-
-def _parted(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Clips to calibrate int8 on, clips to judge it by, and whether those are others: every fourth
-    one, where there are as many."""
-    judged = np.arange(len(clips)) % 4 == 3
-    return (clips[~judged], clips[judged], True) if judged.any() else (clips, clips, False)
-
-
-def _write(folder: str, name: str, content: bytes) -> None:
-    with open(os.path.join(folder, name), "wb") as file:
-        file.write(content)
+        Path(folder, ONNX_FILE).write_bytes(build_onnx(program).SerializeToString())
 
 
 def _ports(model: Model) -> dict[str, Any]:
@@ -180,15 +175,23 @@ def _ports(model: Model) -> dict[str, Any]:
 def describe(
     model: Model,
     folder: str,
+    output: str,
     ports: dict[str, Any],
-    *,
-    checks: Sequence[Check] = (),
-    int8: dict[str, Any] | None = None,
+    check: Callable[[Artifact], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Adds `export` to config.json, `ports` first; the whole of it is returned."""
+    """Adds `export` to config.json, has the graphs checked, and writes README.md.
+
+    Args:
+        output: the folder's final path.
+        ports: `export`'s own part of what kind it is, what its graphs take and give.
+        check: given the folder, returns `self_check`, and `int8` if there is such a graph.
+
+    Returns:
+        `export`.
+    """
     path = os.path.join(folder, CONFIG_FILE)
     description = read_json(path, "the model's description")
-    description["export"] = {
+    exported = description["export"] = {
         "version": EXPORT_VERSION,
         **ports,
         "normalization_inside": {"mean": MEAN.tolist(), "std": STD.tolist(), "of": "RGB / 255"},
@@ -196,12 +199,34 @@ def describe(
         "labels": list(model.labels),
         "files": _files(folder),
         "versions": {"tsm_jax": tsm_jax.__version__, **_versions()},
-        "self_check": [asdict(check) for check in checks],
-        "int8": int8,
+        "self_check": [],
+        "int8": None,
         "int8_weight_limit": INT8_WEIGHT_LIMIT,
     }
+    write_json(path, description)  # the engines read it
+    exported |= check(read_artifact(folder, ports["kind"]))
     write_json(path, description)
-    return description
+    title = os.path.basename(os.path.abspath(output))
+    write_text(os.path.join(folder, README_FILE), _readme(model, folder, title, exported))
+    return exported
+
+
+def _readme(model: Model, folder: str, title: str, exported: dict[str, Any]) -> str:
+    """The model card, and what is in the folder."""
+    present = [name for name in _ABOUT if os.path.exists(os.path.join(folder, name))]
+    streams = exported["kind"] == STREAM
+    return model_card(model, title=title, path=title, streams=streams) + render(
+        "readme.md.jinja",
+        streams=streams,
+        has_onnx=ONNX_FILE in present,
+        classes=model.architecture.num_classes,
+        frames=model.architecture.num_segments,
+        size=protocol_of(model.preprocessing).crop_size,
+        short_side=model.preprocessing.short_side,
+        rate=f"{model.preprocessing.frame_rate:g}",
+        files={name: _ABOUT[name] for name in present},
+        checks=exported["self_check"],
+    )
 
 
 def _files(folder: str) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,8 @@
-"""Batch normalisation by the statistics of a batch, with its gradient written by hand.
+"""Batch normalisation and the activation behind it, with a gradient written by hand.
 
 Forward and backward pass each read the images twice, and in between nothing is kept but the input
-in its own dtype. Automatic differentiation keeps float32 copies and takes more passes. An
-activation that follows belongs to it: its gradient is then computed along with both readings, and
-not in a pass of its own.
+in its own dtype. Automatic differentiation keeps float32 copies and takes more passes. The
+gradient of the activation is computed along with both readings, and not in a pass of its own.
 
 Ioffe and Szegedy, "Batch Normalization", 2015, section 3 (algorithm 1 and the gradients after it).
 """
@@ -11,39 +10,66 @@ Ioffe and Szegedy, "Batch Normalization", 2015, section 3 (algorithm 1 and the g
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tsm_jax.models.activations import Activation, activate, activation_gradient
+EPSILON = 1e-5  # added to variances
+
+Activation = Literal["relu", "relu6", "leaky_relu"]
+
+# Of Paddle and PyTorch; PP-TSM's ResNet-vd takes it.
+LEAK = 0.01
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
+    """The activation of each element; None leaves it as it is."""
+    match activation:
+        case "relu":
+            return jnp.maximum(x, 0)
+        case "relu6":
+            return jnp.minimum(jnp.maximum(x, 0), 6)
+        case "leaky_relu":
+            return jax.nn.leaky_relu(x, LEAK)
+    return x
+
+
+def activation_gradient(
+    x: jax.Array, cotangent: jax.Array, activation: Activation | None
+) -> jax.Array:
+    """The gradient with respect to `x` of `activate(x)`."""
+    match activation:
+        case "relu":
+            return jnp.where(x > 0, cotangent, 0)
+        case "relu6":
+            return jnp.where((x > 0) & (x < 6), cotangent, 0)
+        case "leaky_relu":
+            return jnp.where(x > 0, cotangent, LEAK * cotangent)
+    return cotangent
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def batch_norm(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     groups: int,
-    epsilon: float,
     activation: Activation | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises each channel over the images of a group.
+    """Normalises each channel over the images of a group, and applies an activation.
 
     Args:
         x: `[M, H, W, C]`, float32 or bfloat16; the images of a group are neighbours.
-        scale: `[C]`, float32.
-        bias: `[C]`, float32.
+        scale, bias: `[C]`, float32.
         groups: G, divides M.
-        epsilon: added to the variance.
-        activation: of the result.
 
     Returns:
         The normalised images in the dtype of `x`; mean and biased variance, float32 `[G, C]`,
         through which no gradient flows.
     """
-    return _forward(x, scale, bias, groups, epsilon, activation)[0]
+    return _forward(x, scale, bias, groups, activation)[0]
 
 
 def normalize_by(
@@ -58,13 +84,12 @@ def normalize_by(
     return y.astype(x.dtype).reshape(x.shape)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4))
 def _forward(
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     groups: int,
-    epsilon: float,
     activation: Activation | None,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     values = _grouped(x, groups)
@@ -76,20 +101,18 @@ def _forward(
     offset = _channel_sums(distances) / count
     squares = _channel_sums(jnp.square(distances)) / count
     mean, var = typical + offset, jnp.maximum(squares - jnp.square(offset), 0.0)
-    inverse = lax.rsqrt(var + epsilon)
+    inverse = lax.rsqrt(var + EPSILON)
     y = normalize_by(x, mean, scale * inverse, bias)
     return (activate(y, activation), mean, var), (x, mean, inverse, scale, bias)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _backward(
     groups: int,
-    epsilon: float,
     activation: Activation | None,
     residuals: tuple[jax.Array, ...],
     cotangents: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    del epsilon  # it is in `inverse`
     x, mean, inverse, scale, bias = residuals
     dy = _grouped(cotangents[0], groups)
     count = dy.size // (groups * len(scale))

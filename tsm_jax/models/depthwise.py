@@ -16,53 +16,33 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tsm_jax.models.convolve import convolve
+from tsm_jax.models.convolve import by_platform, convolve
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Cross-correlation with zeros around the image, in the dtype of `x`.
+    """Cross-correlation with `(k - 1) // 2` zeros around the image, in the dtype of `x`.
 
     Args:
         x: `[M, H, W, C]`.
-        kernel: `[k, k, 1, C]`, float32, k odd; the padding is `(k - 1) // 2`.
-        stride: of rows and columns.
-
-    Returns:
-        `[M, ceil(H / stride), ceil(W / stride), C]`.
+        kernel: `[k, k, 1, C]`, float32, k odd.
     """
     by_products = partial(_by_products, stride=stride)
-    return lax.platform_dependent(
+    gradients = partial(_gradients_by_products, stride=stride)
+    return by_platform(
         x,
         kernel,
         cpu=by_products,
         cuda=by_products,
         default=partial(convolve, stride=stride, groups=x.shape[-1]),
+        gradients={
+            "cpu": partial(gradients, kernel_gradient=_kernel_gradient),
+            "cuda": partial(gradients, kernel_gradient=_kernel_sums),
+        },
     )
-
-
-def _forward(x: jax.Array, kernel: jax.Array, stride: int):
-    return depthwise_conv(x, kernel, stride), (x, kernel)
-
-
-def _backward(stride: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array):
-    return lax.platform_dependent(
-        *residuals,
-        dy,
-        cpu=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_gradient),
-        cuda=partial(_gradients_by_products, stride=stride, kernel_gradient=_kernel_sums),
-        default=lambda x, kernel, dy: jax.vjp(
-            partial(convolve, stride=stride, groups=x.shape[-1]), x, kernel
-        )[1](dy),
-    )
-
-
-depthwise_conv.defvjp(_forward, _backward)
 
 
 def _by_products(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
-    padding = len(kernel) // 2
-    return _sum_of_products(_pad(x, (padding, padding, 0)), kernel, stride).astype(x.dtype)
+    return _sum_of_products(_pad(x, len(kernel) // 2), kernel, stride).astype(x.dtype)
 
 
 def _gradients_by_products(
@@ -83,10 +63,11 @@ def _gradients_by_products(
         [(0, 0, 0)] + [(padding, padding + more, stride - 1) for more in rest] + [(0, 0, 0)],
     )
     dx = _sum_of_products(dilated, kernel[::-1, ::-1], 1).astype(x.dtype)
-    return dx, kernel_gradient(_pad(x, (padding, padding, 0)), dy, size, stride, kernel.dtype)
+    return dx, kernel_gradient(_pad(x, padding), dy, size, stride, kernel.dtype)
 
 
-def _pad(x: jax.Array, ends: tuple[int, int, int]) -> jax.Array:
+def _pad(x: jax.Array, padding: int) -> jax.Array:
+    ends = (padding, padding, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), ends, ends, (0, 0, 0)))
 
 
@@ -125,11 +106,11 @@ def _kernel_sums(
 def _kernel_gradient(
     padded: jax.Array, dy: jax.Array, size: int, stride: int, dtype: jnp.dtype
 ) -> jax.Array:
-    """Row by row, so that what is added up stays in the cache; over images only in the end, so
-    that devices with images of their own add up once."""
+    """As `_kernel_sums`, row by row, so that what is added up stays in the cache; over images only
+    in the end, so that devices with images of their own add up once."""
     padded = lax.optimization_barrier(padded)
     images, rows, columns, channels = dy.shape
-    places = [(i, j) for i in range(size) for j in range(size)]
+    places = list(itertools.product(range(size), repeat=2))
 
     def add_row(row: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         window = lax.dynamic_slice_in_dim(padded, row * stride, size, 1).astype(dtype)

@@ -7,6 +7,7 @@ Flax's own layers pad otherwise at stride 2 and know no batch norm over groups o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -15,67 +16,17 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from tsm_jax.models.activations import Activation, activate
-from tsm_jax.models.batch_norm import batch_norm, normalize_by
-from tsm_jax.models.convolve import convolve
+from tsm_jax.models.batch_norm import EPSILON, Activation, activate, batch_norm, normalize_by
+from tsm_jax.models.convolve import (
+    FLOAT32,
+    convolve,
+    image_conv,
+    is_small,
+    pointwise_conv,
+    precision_of,
+    small_image_conv,
+)
 from tsm_jax.models.depthwise import depthwise_conv
-from tsm_jax.models.image_conv import image_conv
-from tsm_jax.models.precision import FLOAT32, precision_of
-from tsm_jax.models.small_image_conv import is_small, small_image_conv
-
-
-@jax.custom_vjp
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[M, H, W, C_in]` times float32 `[C_in, C_out]`, in the dtype of `x`.
-
-    The gradient of the kernel is written as the product that gives it as it lies in memory; the
-    automatic one gives its transpose, which makes XLA copy the pixels first. And it stays float32:
-    the automatic one is rounded to the dtype of `x` before devices add theirs up.
-    """
-    return jnp.dot(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
-
-
-def _pointwise_forward(x: jax.Array, kernel: jax.Array):
-    return _pointwise(x, kernel), (x, kernel)
-
-
-def _pointwise_backward(
-    residuals: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = residuals
-    pixels, features = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    dx = lax.dot_general(
-        features,
-        kernel.astype(x.dtype),
-        (((1,), (1,)), ((), ())),
-        precision=precision_of(x.dtype),
-    )
-    kernel_gradient = lax.dot_general(
-        pixels,
-        features,
-        (((0,), (0,)), ((), ())),
-        precision=precision_of(x.dtype),
-        preferred_element_type=kernel.dtype,
-    )
-    return dx.reshape(x.shape), kernel_gradient
-
-
-_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
-
-
-def _every_nth(x: jax.Array, stride: int) -> jax.Array:
-    """The pixels that a 1x1 convolution of that stride reads."""
-    if stride == 1:
-        return x
-
-    def pixels(x: jax.Array) -> jax.Array:
-        # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
-        return lax.slice(x, (0,) * 4, x.shape, (1, stride, stride, 1))
-
-    # XLA's Triton product (of jaxlib 0.11.2 at least) aborts the process when it reads such pixels.
-    return lax.platform_dependent(
-        x, cuda=lambda x: lax.optimization_barrier(pixels(x)), default=pixels
-    )
 
 
 class Conv(nnx.Module):
@@ -111,8 +62,7 @@ class Conv(nnx.Module):
         dtype = self.dtype or x.dtype
         x, kernel = x.astype(dtype), self.kernel[...]
         if kernel.shape[:2] == (1, 1) and self.feature_groups == 1:
-            # A matrix product, whose gradients need no transposed copies.
-            return _pointwise(_every_nth(x, self.stride), kernel[0, 0])
+            return pointwise_conv(x, kernel[0, 0], self.stride)
         if kernel.shape[2:] == (1, self.feature_groups):
             return depthwise_conv(x, kernel, self.stride)
         if kernel.shape[2] == 3 and self.stride == 2:
@@ -131,8 +81,8 @@ class BatchNorm(nnx.Module):
 
     A group stands for the batch of one device of the reference, so that a recipe means the same on
     any number of devices. Statistics are taken in float32 and in one pass over the data; the
-    running ones move by the mean over the groups (momentum 0.9, biased variance, as Flax and
-    Paddle's CPU kernel keep it). The result has the dtype of the input.
+    running ones move by the mean over the groups (biased variance, as Flax and Paddle's CPU kernel
+    keep it). The result has the dtype of the input.
 
     Attributes:
         frozen: use and keep the running statistics in training, too, and train neither scale nor
@@ -140,54 +90,41 @@ class BatchNorm(nnx.Module):
         unbiased: keep the unbiased variance, as PyTorch and cuDNN do.
     """
 
-    def __init__(
-        self,
-        features: int,
-        *,
-        momentum: float = MOMENTUM,
-        epsilon: float = 1e-5,
-    ):
+    def __init__(self, features: int):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(features, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(features, jnp.float32))
-        self.momentum = momentum
-        self.epsilon = epsilon
         self.frozen = False
         self.unbiased = False
 
     def __call__(
         self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
     ) -> jax.Array:
-        """Normalises `[M, H, W, C]`.
+        """Normalises `[M, H, W, C]`, and applies an activation to the result.
 
         Args:
             x: the images of all clips; clips are neighbours, so groups of images are groups of
                 clips.
             groups: the number of groups to train with; None takes the running statistics.
-            activation: of the result.
         """
         scale, bias = self.scale[...], self.bias[...]
         if groups is None or self.frozen:
             if self.frozen:
                 scale, bias = lax.stop_gradient((scale, bias))
-            multiplier = scale * lax.rsqrt(self.var[...] + self.epsilon)
-            mean = self.mean[...][None]
-            y = normalize_by(x, mean, multiplier[None], bias)
+            multiplier = scale * lax.rsqrt(self.var[...] + EPSILON)
+            y = normalize_by(x, self.mean[...][None], multiplier[None], bias)
             return activate(y, activation)
-        results: Any = batch_norm(x, scale, bias, groups, self.epsilon, activation)
+        results: Any = batch_norm(x, scale, bias, groups, activation)
         y, mean, var = results
         if self.unbiased:
             count = x.size // (groups * len(scale))
             var = var * (count / max(count - 1, 1))
-        self._update_running(mean.mean(0), var.mean(0))
-        return y
-
-    def _update_running(self, mean: jax.Array, var: jax.Array) -> None:
         # `set_value`: assigning to `[...]` would ask a traced array for its sharding, which takes
         # a fifth of the time of tracing a step.
-        for running, new in ((self.mean, mean), (self.var, var)):
-            running.set_value(self.momentum * running[...] + (1 - self.momentum) * new)
+        for running, new in ((self.mean, mean.mean(0)), (self.var, var.mean(0))):
+            running.set_value(MOMENTUM * running[...] + (1 - MOMENTUM) * new)
+        return y
 
 
 def linear(in_features: int, out_features: int, deviation: float) -> nnx.Linear:
@@ -234,7 +171,7 @@ class ConvNorm(nnx.Module):
             np.asarray(tensor.get_value(), np.float64)
             for tensor in (norm.scale, norm.bias, norm.mean, norm.var)
         )
-        multiplier = scale / np.sqrt(var + norm.epsilon)
+        multiplier = scale / np.sqrt(var + EPSILON)
         kernel: Any = np.asarray(self.conv.kernel.get_value(), np.float64) * multiplier
         self.conv.kernel = nnx.Param(kernel.astype(dtype))
         self.norm = Bias((bias - mean * multiplier).astype(dtype))
@@ -243,3 +180,13 @@ class ConvNorm(nnx.Module):
         self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
     ) -> jax.Array:
         return self.norm(self.conv(x), groups=groups, activation=activation)
+
+
+def runner(remat: bool) -> Callable[[Any, jax.Array, int | None], jax.Array]:
+    """What calls a block of a backbone; with `remat` its inside is computed again in the backward
+    pass instead of being kept."""
+
+    def run(block: Any, x: jax.Array, groups: int | None) -> jax.Array:
+        return block(x, groups=groups)
+
+    return nnx.remat(run, static_argnums=2) if remat else run

@@ -10,34 +10,26 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 from flax import nnx
 
-from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.layers import ConvNorm, runner
 from tsm_jax.models.shift import Shift, only_in_every_block, unshifted
 
 # Features of the last convolution, which narrower networks keep.
 LAST = 1280
 
 
-class _Stage(NamedTuple):
-    expansion: int
-    features: int
-    blocks: int
-    stride: int
-
-
 _STEM = 32
-_STAGES = (
-    _Stage(1, 16, 1, 1),
-    _Stage(6, 24, 2, 2),
-    _Stage(6, 32, 3, 2),
-    _Stage(6, 64, 4, 2),
-    _Stage(6, 96, 3, 1),
-    _Stage(6, 160, 3, 2),
-    _Stage(6, 320, 1, 1),
+_STAGES = (  # expansion, features, blocks, stride
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
 )
 
 
@@ -64,15 +56,12 @@ class InvertedResidual(nnx.Module):
 class MobileNetV2(nnx.Module):
     """Images `[M, H, W, 3]` to features `[M, H/32, W/32, 1280]`.
 
-    Args:
+    Args (the others as in `architecture.Backbone`):
         expand_first: PaddleVideo's network, whose first block has an `expand` although it does not
             widen; MIT's, mmaction2's and torchvision's have none there.
         width: 64 is the paper's network; others scale the channels of every layer in proportion
             (the paper's width multiplier is `width / 64`), to multiples of 8.
-        shift: what to apply in front of a residual branch.
         shift_every: 1, there is no other rule for it.
-        remat: compute the inside of a block again in the backward pass instead of keeping it.
-        dtype: of convolutions and activations.
 
     Raises:
         UserError: `shift_every` is not 1.
@@ -94,32 +83,28 @@ class MobileNetV2(nnx.Module):
         features = _scaled(_STEM, width)
         self.stem = conv_norm(3, features, 3, stride=2)
         self.blocks = nnx.List()
-        for stage in _STAGES:
-            for index in range(stage.blocks):
+        for expansion, stage_features, blocks, stride in _STAGES:
+            for index in range(blocks):
                 block = InvertedResidual(
                     features,
-                    _scaled(stage.features, width),
-                    stage.stride if index == 0 else 1,
-                    expansion=stage.expansion,
-                    expand=expand_first or stage.expansion > 1,
+                    _scaled(stage_features, width),
+                    stride if index == 0 else 1,
+                    expansion=expansion,
+                    expand=expand_first or expansion > 1,
                     shift=shift,
                     conv_norm=conv_norm,
                 )
                 self.blocks.append(block)
-                features = _scaled(stage.features, width)
+                features = _scaled(stage_features, width)
         self.features = max(LAST, _scaled(LAST, width))
         self.last = conv_norm(features, self.features, 1)
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
         x = self.stem(images, groups=groups, activation="relu6")
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        run = runner(self.remat)
         for block in self.blocks:
             x = run(block, x, groups)
         return self.last(x, groups=groups, activation="relu6")
-
-
-def _run(block: InvertedResidual, x: jax.Array, groups: int | None) -> jax.Array:
-    return block(x, groups=groups)
 
 
 def _scaled(features: int, width: int) -> int:

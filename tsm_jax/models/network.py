@@ -22,9 +22,18 @@ from tsm_jax.models.tsm import TSM
 
 Tensors = dict[str, jax.Array]
 
+# ImageNet's mean and deviation of RGB in [0, 1], as PaddleVideo, MIT and mmaction2 use them.
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def normalize(video: jax.Array | np.ndarray) -> jax.Array:
+    """The host's pixels, uint8 `[N, T, H, W, 3]`, as the network's input, float32."""
+    return (jnp.asarray(video, jnp.float32) / 255.0 - MEAN) / STD
+
 
 class Network:
-    """The pure functions of a network: `init`, `apply` and the shapes of its tensors.
+    """The pure functions of a network and the shapes of its tensors.
 
     Args:
         make_model: builds the module; it is only ever traced.
@@ -38,10 +47,10 @@ class Network:
         self._graph, params, batch_stats, self._rest = nnx.split(
             nnx.eval_shape(make_model), nnx.Param, nnx.BatchStat, ...
         )
-        self.param_shapes = {name: leaf.shape for name, leaf in _flatten(params).items()}
+        variables = _by_name(params)
+        self.param_shapes = {name: each.get_value().shape for name, each in variables.items()}
         self._deviations = {
-            ".".join(map(str, path)): variable.get_metadata().get("deviation")
-            for path, variable in nnx.to_flat_state(params)
+            name: each.get_metadata().get("deviation") for name, each in variables.items()
         }
         self.batch_stat_shapes = {name: leaf.shape for name, leaf in _flatten(batch_stats).items()}
 
@@ -80,15 +89,6 @@ class Network:
         logits = model(video, train=train, dropout_keys=dropout_keys)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
 
-    def frame_logits(
-        self,
-        params: Mapping[str, jax.Array | np.ndarray],
-        batch_stats: Mapping[str, jax.Array | np.ndarray],
-        video: jax.Array,
-    ) -> jax.Array:
-        """Logits of the frames of normalised clips, see `TSM.frame_logits`."""
-        return self.module(params, batch_stats).frame_logits(video)
-
     def module(
         self,
         params: Mapping[str, jax.Array | np.ndarray],
@@ -106,30 +106,17 @@ class Network:
 
 @lru_cache(maxsize=8)
 def build_network(
-    architecture: Architecture,
-    dtype: str,
-    *,
-    dropout: float = 0.0,
-    batch_norm_group: int = 0,
-    frozen_batch_norm: str = "none",
-    running_variance: str = "biased",
-    remat: bool = False,
+    architecture: Architecture, dtype: str, *, dropout: float = 0.0, **training: Any
 ) -> Network:
     """The network of an architecture, computing in `config.dtype`.
 
     Tracing the modules of a ResNet-50 takes half a second, so who asks again gets the same one.
+
+    Args:
+        dropout, training: what `TSM` takes besides, for training.
     """
-    model = partial(
-        TSM,
-        **asdict(architecture),
-        dropout=dropout,
-        batch_norm_group=batch_norm_group,
-        frozen_batch_norm=frozen_batch_norm,
-        running_variance=running_variance,
-        remat=remat,
-        dtype=resolve_dtype(dtype),
-    )
-    return Network(model)
+    options = {"dropout": dropout, "dtype": resolve_dtype(dtype), **training}
+    return Network(partial(TSM, **asdict(architecture), **options))
 
 
 def initial_tensor(
@@ -138,17 +125,11 @@ def initial_tensor(
     """A tensor's first value to train from, float32.
 
     Drawn with NumPy on the host: as one compiled program the draws of a ResNet-50 cost every start
-    2.7 s, even from the compilation cache (two CPU cores).
+    2.7 s, even from the compilation cache (two CPU cores). A draw depends on `seed` and on the
+    tensor's name alone.
 
     Kernels are normal with the deviation that their module gives them; scales and variances of
     batch norm are 1, biases and means 0.
-
-    Args:
-        name: path in the module tree. A tensor's draw depends on it and on `seed`, and on no other
-            tensor.
-        shape: HWIO for a convolution's kernel, `[C, K]` for the classifier's.
-        seed: of the run.
-        deviation: of a kernel's values.
 
     Raises:
         ValueError: there is no rule for this name.
@@ -171,11 +152,12 @@ def resolve_dtype(dtype: str) -> jnp.dtype:
     return jnp.dtype(dtype)
 
 
+def _by_name(state: nnx.State) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
 def _flatten(state: nnx.State) -> dict[str, Any]:
-    return {
-        ".".join(map(str, path)): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
-    }
+    return {name: variable.get_value() for name, variable in _by_name(state).items()}
 
 
 def _unflatten(tensors: Mapping[str, Any], kind: type[nnx.Variable]) -> nnx.State:

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from tsm_jax.models.depthwise import depthwise_conv
-from tsm_jax.models.layers import Bias, Conv, ConvNorm, linear
+from tsm_jax.models.layers import Bias, Conv, ConvNorm, linear, runner
 from tsm_jax.models.shift import Shift, only_in_every_block
 
 # Features of the last convolution, which narrower networks keep.
@@ -33,18 +33,18 @@ _KEPT = 0.8
 class _Stage(NamedTuple):
     features: int
     blocks: int
-    branches: bool  # several kernels side by side instead of one of 3x3
-    excite: bool
-    split: bool  # two pointwise convolutions with half of the features between them
-    residual: bool  # in blocks with a stride of 1
+    branches: bool = False  # several kernels side by side instead of one of 3x3
+    excite: bool = False
+    split: bool = False  # two pointwise convolutions with half of the features between them
+    residual: bool = False  # in blocks with a stride of 1
 
 
 _STEM = 32
 _STAGES = (
-    _Stage(128, 2, branches=False, excite=False, split=False, residual=False),
-    _Stage(256, 2, branches=False, excite=False, split=False, residual=False),
-    _Stage(512, 6, branches=True, excite=True, split=True, residual=False),
-    _Stage(1024, 2, branches=True, excite=False, split=False, residual=True),
+    _Stage(128, 2),
+    _Stage(256, 2),
+    _Stage(512, 6, branches=True, excite=True, split=True),
+    _Stage(1024, 2, branches=True, residual=True),
 )
 _SHIFTED = 2  # the stage behind the shift
 
@@ -137,15 +137,13 @@ class TemporalAttention(nnx.Module):
 class PPLCNetV2(nnx.Module):
     """Images `[M, H, W, 3]` to features `[M, 1, 1, 1280]`: the last convolution is behind the pool.
 
-    Args:
+    Args (the others as in `architecture.Backbone`):
         attention: over the frames of a clip, in front of the shift.
         num_segments: frames of a clip, for the attention.
         width: 64 is PP-TSMv2's network; others scale the channels of every layer in proportion, to
             multiples of 8.
         shift: what to apply in front of the third stage.
         shift_every: 1, there is no other rule for it.
-        remat: compute the inside of a block again in the backward pass instead of keeping it.
-        dtype: of convolutions and activations.
 
     Raises:
         UserError: `shift_every` is not 1.
@@ -166,23 +164,15 @@ class PPLCNetV2(nnx.Module):
         conv_norm = partial(ConvNorm, dtype=dtype)
         self.shift = shift
         self.remat = remat
-        first = _Stage(0, 1, branches=False, excite=False, split=False, residual=False)
         narrow, before = (_scaled(n, width) for n in (_STEM, 2 * _STEM))
-        self.stem: Any = nnx.List(
-            [
-                conv_norm(3, narrow, 3, stride=2),
-                Block(narrow, before, 1, first, conv_norm=conv_norm),
-            ]
-        )
+        first = Block(narrow, before, 1, _Stage(2 * _STEM, 1), conv_norm=conv_norm)
+        self.stem: Any = nnx.List([conv_norm(3, narrow, 3, stride=2), first])
         self.attention = TemporalAttention(num_segments) if attention else None
         self.stages = nnx.List()
         for stage in _STAGES:
-            blocks = nnx.List()
-            for index in range(stage.blocks):
-                after = _scaled(stage.features, width)
-                blocks.append(
-                    Block(before, after, 2 if index == 0 else 1, stage, conv_norm=conv_norm)
-                )
+            blocks, after = nnx.List(), _scaled(stage.features, width)
+            for stride in (2, *[1] * (stage.blocks - 1)):
+                blocks.append(Block(before, after, stride, stage, conv_norm=conv_norm))
                 before = after
             self.stages.append(blocks)
         self.features = max(LAST, _scaled(LAST, width))
@@ -190,7 +180,7 @@ class PPLCNetV2(nnx.Module):
 
     def __call__(self, images: jax.Array, *, groups: int | None) -> jax.Array:
         x = self.stem[0](images, groups=groups, activation="relu")
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        run = runner(self.remat)
         x = run(self.stem[1], x, groups)
         for number, blocks in enumerate(self.stages):
             if number == _SHIFTED:
@@ -200,10 +190,6 @@ class PPLCNetV2(nnx.Module):
                 x = run(block, x, groups)
         pooled = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((1, 2), keepdims=True)
         return nnx.relu(self.last(pooled.astype(x.dtype))) * _KEPT
-
-
-def _run(block: Block, x: jax.Array, groups: int | None) -> jax.Array:
-    return block(x, groups=groups)
 
 
 def _scaled(features: int, width: int) -> int:

@@ -11,13 +11,12 @@ and ResNet-D's shortcut).
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 from flax import nnx
 
-from tsm_jax.models.activations import Activation, activate
-from tsm_jax.models.layers import ConvNorm
+from tsm_jax.models.batch_norm import Activation, activate
+from tsm_jax.models.layers import ConvNorm, runner
 from tsm_jax.models.pooling import average_pool_2x2, max_pool_3x3_stride_2
 from tsm_jax.models.shift import Shift, unshifted
 
@@ -77,33 +76,24 @@ def _apply_shortcut(shortcut: ConvNorm | None, x: jax.Array, groups: int | None)
     return x if shortcut is None else shortcut(x, groups=groups)
 
 
-class _Blocks(NamedTuple):
-    block: type[BasicBlock] | type[Bottleneck]
-    blocks_per_stage: tuple[int, int, int, int]
-
-
-_BLOCKS = {
-    18: _Blocks(BasicBlock, (2, 2, 2, 2)),
-    34: _Blocks(BasicBlock, (3, 4, 6, 3)),
-    50: _Blocks(Bottleneck, (3, 4, 6, 3)),
-    101: _Blocks(Bottleneck, (3, 4, 23, 3)),
-    152: _Blocks(Bottleneck, (3, 8, 36, 3)),
+_BLOCKS_PER_STAGE = {
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 
 
 class ResNet(nnx.Module):
     """The convolutional body: images `[M, H, W, 3]` to features `[M, H/32, W/32, features]`.
 
-    Args:
+    Args (the others as in `architecture.Backbone`):
         depth: 18, 34, 50, 101 or 152.
         vd: PP-TSM's variant, for depths from 50: three 3x3 convolutions as a stem, average pooling
             in front of the shortcuts where the others stride, leaky ReLU.
-        width: channels of the stem; 64 is the paper's.
-        shift: what to apply in front of a residual branch.
-        shift_every: shift in every n-th block of a stage, the first one always. 1 is PaddleVideo's
-            rule at every depth; MIT and mmaction2 use 2 for ResNet-101 and -152.
-        remat: compute the inside of a block again in the backward pass instead of keeping it.
-        dtype: of convolutions and activations.
+        shift_every: 1 is PaddleVideo's rule at every depth; MIT and mmaction2 use 2 for ResNet-101
+            and -152.
     """
 
     def __init__(
@@ -117,7 +107,7 @@ class ResNet(nnx.Module):
         remat: bool = False,
         dtype=None,
     ):
-        block, blocks_per_stage = _BLOCKS[depth]
+        block, blocks_per_stage = _BLOCKS_PER_STAGE[depth]
         conv_norm = partial(ConvNorm, dtype=dtype)
         self.remat = remat
         self.activation: Activation = "leaky_relu" if vd else "relu"
@@ -151,12 +141,8 @@ class ResNet(nnx.Module):
         for conv in self.stem if isinstance(self.stem, nnx.List) else [self.stem]:
             x = conv(x, groups=groups, activation=self.activation)
         x = max_pool_3x3_stride_2(x)
-        run = nnx.remat(_run, static_argnums=2) if self.remat else _run
+        run = runner(self.remat)
         for blocks in self.stages:
             for block in blocks:
                 x = run(block, x, groups)
         return x
-
-
-def _run(block: BasicBlock | Bottleneck, x: jax.Array, groups: int | None) -> jax.Array:
-    return block(x, groups=groups)

@@ -30,19 +30,20 @@ from tsm_jax.errors import UserError
 
 Shift = Callable[[jax.Array], jax.Array]
 
+# By how many frames each fold is moved, by direction.
+_STEPS = {"past_first": (1, -1), "future_first": (-1, 1), "past_only": (1,)}
+
+# The state before and after a frame of a stream, see `streaming`.
+_State = tuple[Sequence[jax.Array] | None, list[jax.Array]]
+_stream: ContextVar[_State | None] = ContextVar("stream", default=None)
+
 
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
     """Where the first and the second fold end: channels `[0, a)` and `[a, b)` move.
 
-    Args:
-        channels: C, the channels of the tensor that is shifted.
-        num_segments: T, the frames of a clip.
-        fraction: `1/8` is MIT's and mmaction2's `shift_div=8`, whatever T is. `1/num_segments` is
-            PaddleVideo's rule; its kernel multiplies in float32 and truncates, so that the two
-            folds may differ by a channel (T = 3, C = 64: 21 and 42).
-
-    Returns:
-        `(a, b)` with `0 <= a <= b <= channels`.
+    A `fraction` of `1/8` is MIT's and mmaction2's `shift_div=8`, whatever the number of segments
+    is. `1/num_segments` is PaddleVideo's rule; its kernel multiplies in float32 and truncates, so
+    that the two folds may differ by a channel (T = 3, C = 64: 21 and 42).
     """
     if fraction == "1/8":
         fold = channels // 8
@@ -63,31 +64,28 @@ def temporal_shift(
     Args:
         x: `[N*T, H, W, C]`, any dtype. Clips never mix: each has zeros at both of its ends.
         num_segments: T.
-        fraction: the share of the channels that moves in one direction, see `fold_sizes`.
+        fraction: see `fold_sizes`.
         direction: `past_first` (PaddleVideo: fold 1 of frame t comes from frame t-1),
             `future_first` (MIT, mmaction2: from t+1), `past_only` (fold 1 from t-1 and no fold 2),
             or `none` (the tensor as it is: TSN). Weights trained for one are silently wrong for
             another.
-
-    Returns:
-        A tensor of the shape and dtype of `x`.
     """
     if direction == "none":
         return x
     folds = fold_sizes(x.shape[-1], num_segments, fraction)
-    past = _stream.get()
-    if past is not None:
+    if (stream := _stream.get()) is not None:
         if direction != "past_only":
             raise ValueError(f"a stream has no frames from the future: {direction} needs them")
-        return past.shift(x, folds[0])
+        before, after = stream
+        own, rest = jnp.split(x, folds[:1], axis=-1)
+        past = jnp.zeros_like(own) if before is None else before[len(after)]
+        after.append(own)
+        return jnp.concatenate([past, rest], axis=-1)
     clips = x.reshape(-1, num_segments, *x.shape[1:])  # [N, T, H, W, C]
-    if direction == "past_only":
-        first, rest = jnp.split(clips, folds[:1], axis=-1)
-        return jnp.concatenate([_move_in_time(first, 1), rest], axis=-1).reshape(x.shape)
-    first, second, rest = jnp.split(clips, folds, axis=-1)
-    step = 1 if direction == "past_first" else -1
-    shifted = [_move_in_time(first, step), _move_in_time(second, -step), rest]
-    return jnp.concatenate(shifted, axis=-1).reshape(x.shape)
+    steps = _STEPS[direction]
+    *moving, rest = jnp.split(clips, folds[: len(steps)], axis=-1)
+    moved = [_move_in_time(fold, step) for fold, step in zip(moving, steps, strict=True)]
+    return jnp.concatenate([*moved, rest], axis=-1).reshape(x.shape)
 
 
 def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
@@ -123,26 +121,11 @@ def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
     Yields:
         The state for the frame after, which is complete at the end.
     """
-    past = _Past(state)
-    token = _stream.set(past)  # of this thread: others may trace clips meanwhile
+    after: list[jax.Array] = []
+    token = _stream.set((state, after))  # of this thread: others may trace clips meanwhile
     try:
-        yield past.after
+        yield after
     finally:
         _stream.reset(token)
-    if state is not None and len(past.after) != len(state):
-        raise ValueError(f"the state has {len(state)} tensors, the network {len(past.after)}")
-
-
-class _Past:
-    def __init__(self, state: Sequence[jax.Array] | None):
-        self._before = state
-        self.after: list[jax.Array] = []
-
-    def shift(self, x: jax.Array, fold: int) -> jax.Array:
-        own, rest = jnp.split(x, [fold], axis=-1)
-        before = jnp.zeros_like(own) if self._before is None else self._before[len(self.after)]
-        self.after.append(own)
-        return jnp.concatenate([before, rest], axis=-1)
-
-
-_stream: ContextVar[_Past | None] = ContextVar("stream", default=None)
+    if state is not None and len(after) != len(state):
+        raise ValueError(f"the state has {len(state)} tensors, the network {len(after)}")

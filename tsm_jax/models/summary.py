@@ -53,7 +53,7 @@ class Summary:
 
     @property
     def multiply_adds(self) -> int:
-        """Of convolutions and matrix products, for one view. (Papers often call them FLOPs.)"""
+        """Of convolutions and matrix products. (Papers often call them FLOPs.)"""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def __str__(self) -> str:
@@ -105,14 +105,10 @@ def _layers(module: TSM, outputs: dict[tuple[Any, ...], Any]) -> Iterator[Layer]
 
 def _rows(module: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """In the order of their definition: what holds parameters, a `ConvNorm` as one."""
-    children = {
-        int(name) if name.isdigit() else name: child
-        for name, child in vars(module).items()
-        if isinstance(child, nnx.Pytree) and not isinstance(child, nnx.Variable)
-    }
-    holds = any(isinstance(value, nnx.Param) for value in vars(module).values())
-    if holds or isinstance(module, ConvNorm):
+    children = vars(module)
+    if isinstance(module, ConvNorm) or any(isinstance(x, nnx.Param) for x in children.values()):
         yield path, module
-    else:
-        for name, child in children.items():
-            yield from _rows(child, (*path, name))
+        return
+    for name, child in children.items():
+        if isinstance(child, nnx.Pytree) and not isinstance(child, nnx.Variable):
+            yield from _rows(child, (*path, int(name) if name.isdigit() else name))

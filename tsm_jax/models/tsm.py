@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.models.architecture import BACKBONES
+from tsm_jax.models.convolve import FLOAT32
 from tsm_jax.models.layers import BatchNorm, linear
-from tsm_jax.models.precision import FLOAT32
 from tsm_jax.models.shift import streaming, temporal_shift
 
 # Of a stem that is one convolution, or several.
@@ -45,22 +45,8 @@ class Head(nnx.Module):
 class TSM(nnx.Module):
     """Temporal Shift Module network.
 
-    Args:
-        backbone: a name of `BACKBONES`.
-        num_classes: K.
-        num_segments: T, the frames of a clip.
-        width: channels of the stem; 64 is the paper's.
-        shift: direction of the first fold; `past_only` can follow a stream, `none` turns the
-            network into TSN.
-        shift_fraction: share of the channels that moves in one direction.
-        shift_every: shift in every n-th block of a stage.
-        dropout: rate in front of the classifier.
-        batch_norm_group: clips over which a training step takes batch-norm statistics; 0 is the
-            whole batch. A batch that is smaller is one group.
-        frozen_batch_norm: layers that use and keep their running statistics in training, and
-            whose scale and bias are not trained: `none`, `all`, or `all_but_first` (MIT's "partial
-            batch norm": the stem's goes on).
-        running_variance: `biased`, or `unbiased` as in PyTorch and cuDNN.
+    Args (the others as in `config.model`):
+        batch_norm_group: a batch that is smaller is one group.
         remat: keep only the inputs of residual blocks for the backward pass and compute the rest
             again: about a third more operations for a fraction of the memory.
         dtype: of convolutions and activations; parameters, statistics and logits are float32.

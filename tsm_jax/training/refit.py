@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tsm_jax.models.network import Network, Tensors
-from tsm_jax.models.normalize import normalize
-from tsm_jax.models.precision import FLOAT32, precision_of
+from tsm_jax.models.convolve import FLOAT32, precision_of
+from tsm_jax.models.network import Network, Tensors, normalize
 from tsm_jax.training.mesh import compiler_options, replicated, split_by_clips
 
 

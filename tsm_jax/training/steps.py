@@ -13,8 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsm_jax.accuracy import class_metrics
 from tsm_jax.models.layers import MOMENTUM
-from tsm_jax.models.network import Network, Tensors
-from tsm_jax.models.normalize import normalize
+from tsm_jax.models.network import Network, Tensors, normalize
 from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
 from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm, is_in
@@ -263,7 +262,8 @@ def make_eval_step(
         views = video.reshape(-1, *video.shape[2:])  # [B*V, T, H, W, 3]
         frames = None
         if by_frames:
-            frames = network.frame_logits(params, batch_stats, normalize(views))  # [B*V, T, K]
+            module = network.module(params, batch_stats)
+            frames = module.frame_logits(normalize(views))  # [B*V, T, K]
             logits = frames.mean(1)
         else:
             logits, _ = network.apply(params, batch_stats, normalize(views))

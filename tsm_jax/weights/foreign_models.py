@@ -12,8 +12,7 @@ import numpy as np
 from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError, naming
 from tsm_jax.files import from_json, sha256
-from tsm_jax.models.architecture import Architecture
-from tsm_jax.models.backbones import BACKBONES
+from tsm_jax.models.architecture import BACKBONES, Architecture
 from tsm_jax.weights.labels import check_labels, dataset_labels, labels_for, numbered
 from tsm_jax.weights.model_directory import Model
 from tsm_jax.weights.paddle_names import PaddleArchitecture, from_paddle, to_paddle

@@ -1,4 +1,7 @@
-"""The weights and inputs that the goldens were made with, from NumPy generators alone."""
+"""The weights and inputs that the goldens were made with, from NumPy generators alone.
+
+Every tensor is drawn from a generator seeded by its name in the original network.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,35 @@ GOLDENS = Path(__file__).parent / "goldens"
 def state_dict(
     num_classes: int, seed: int, backbone: str = "resnet50", num_segments: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Every tensor of a network of PaddleVideo's, by its name there; each seeds its own draw."""
+    """Every tensor of a network of PaddleVideo's, by its name there."""
     return {
         tensor.paddle: draw(tensor.paddle, tensor.shape, seed)
         for tensor in paddle_tensors(backbone, 64, num_classes, num_segments)
     }
 
 
+# Batch norm scales that end a residual branch: small, so that activations stay finite.
+_LAST_NORM_RESNET = ("conv2._batch_norm.weight", "bn3.weight", "conv3.bn.weight")
+_LAST_NORM_MOBILENET = (
+    *("_linear_conv._batch_norm.weight", "conv.7.weight"),
+    *(".conv.3.weight", ".conv.2.bn.weight"),
+)
+
+
 def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Kernels are OIHW; the counter of a batch norm is int64."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + seed)
+    if name.endswith("num_batches_tracked"):
+        return np.array(rng.integers(1, 100_000), np.int64)
     if name.endswith((".bias", "_mean")):
         value = rng.normal(0, 0.1, shape)
     elif len(shape) == 4:
         value = rng.normal(0, np.sqrt(2.0 / np.prod(shape[1:])), shape)
     elif len(shape) == 2:
         value = rng.normal(0, 0.05, shape)
-    elif name.endswith(("conv2._batch_norm.weight", "bn3.weight")):  # the last of a ResNet's block
+    elif name.endswith(_LAST_NORM_RESNET):
         value = rng.uniform(0.1, 0.3, shape)
-    elif name.endswith("_linear_conv._batch_norm.weight"):  # the last of a MobileNetV2's
+    elif name.endswith(_LAST_NORM_MOBILENET):
         value = rng.uniform(0.2, 0.5, shape)
     else:
         value = rng.uniform(0.5, 1.5, shape)
