@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tsm_jax.errors import UnreadableClipError, UserError
 
 if TYPE_CHECKING:
-    from tsm_jax.assemble.load import load
+    from tsm_jax.assemble.load import load, load_stream
     from tsm_jax.assemble.recognizer import Recognizer
-    from tsm_jax.assemble.stream import load_stream
     from tsm_jax.deploy.prediction import Prediction
     from tsm_jax.deploy.predictor import Answer, Embedding, Predictor
     from tsm_jax.deploy.stream import Smoother, Stream
@@ -66,7 +65,7 @@ _PLACES = {
     "Summary": "models.summary",
     "load": "assemble.load",
     "load_recipe": "recipe_files",
-    "load_stream": "assemble.stream",
+    "load_stream": "assemble.load",
 }
 
 

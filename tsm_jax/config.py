@@ -61,6 +61,8 @@ CHOICES: dict[str, Collection[Any]] = {
 
 # The folder of a workdir that holds its checkpoints; a directory that has one is a workdir.
 CHECKPOINTS = "checkpoints"
+# The file of a workdir that keeps what `probe` has found.
+PROBE_FILE = "probe.json"
 
 # A run may be continued with other values of these; any other difference makes it another run.
 CHANGEABLE_ON_RESUME = (

@@ -5,21 +5,23 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
-from tsm_jax.weights.labels import read_labels
-from tsm_jax.weights.model_directory import (
-    Model,
-    is_model_directory,
-    read_model_directory,
-)
+from tsm_jax.weights.labels import check_same_order, read_labels
+from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
+from tsm_jax.weights.start import choose_start, shift_change
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
+
+if TYPE_CHECKING:  # what is here is NumPy: converting a file should not wait for jax
+    from tsm_jax.models.network import Network
 
 PADDLE_SUFFIX = ".pdparams"
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
@@ -91,6 +93,38 @@ def load_source(weights: str) -> Source:
     return Source(dict(model.tensors), model.architecture.shift, list(model.labels))
 
 
+def load_start(
+    config: ConfigDict, labels: list[str], network: Network
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of `config.init_from` for a network of the recipe, by name, and lines about them.
+
+    Raises:
+        UserError: they cannot be had, or do not fit.
+    """
+    try:
+        source = load_source(config.init_from)
+    except UserError as error:
+        if not is_remote(config.init_from):
+            raise
+        raise UserError(
+            f"{error}; or fetch that file on another machine, bring it here and give"
+            " --config.init_from=FILE (the recipe own_videos trains without one)"
+        ) from error
+    if config.init_head and source.labels:
+        check_same_order(source.labels, config.init_from, labels, "config.data.labels")
+    start = choose_start(
+        source.tensors,
+        {**network.param_shapes, **network.batch_stat_shapes},
+        with_head=config.init_head,
+        ignore=config.init_ignore,
+        source=config.init_from,
+    )
+    origin = [f"starting from {config.init_from}: {start}"]
+    if change := shift_change(source.shift, config.model.shift):
+        origin.append(change)
+    return start.loaded, origin
+
+
 def local_path(weights: str) -> str:
     """Downloads what is not here yet, and checks that something usable is there.
 
@@ -136,7 +170,7 @@ def _say(path: str, read_as: str) -> None:
 def _read_directory(path: str) -> Model:
     if not is_workdir(path):
         return read_model_directory(path)
-    # Late: everything else here is NumPy, and converting a file should not wait for jax and orbax.
+    # Late: jax and orbax.
     from tsm_jax.assemble.workdir import read_workdir
 
     return read_workdir(path)

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tsm_jax.assemble.network import architecture_of
-from tsm_jax.data.protocols import Preprocessing
+from tsm_jax.assemble.network import architecture_of, preprocessing_of
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network
 from tsm_jax.training.checkpoint import Checkpoints
@@ -18,13 +17,6 @@ from tsm_jax.training.mesh import make_mesh
 from tsm_jax.weights.labels import read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 from tsm_jax.weights.tensor_file import check_values
-
-
-def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """The part of `config.data` that is stored with weights."""
-    return Preprocessing(
-        crop_size=data.crop_size, short_side=data.short_side, frame_rate=data.frame_rate
-    )
 
 
 def read_recipe(workdir: str) -> ConfigDict:

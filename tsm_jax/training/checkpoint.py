@@ -33,6 +33,10 @@ from tsm_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 _ITEMS = ("model", "optimizer", "recipe", "progress")
+# Orbax warns whoever asks to read only that it will only read.
+logging.getLogger("absl").addFilter(
+    lambda record: not str(record.msg).startswith("Given directory is read only")
+)
 
 
 class Checkpoints:
@@ -65,7 +69,7 @@ class Checkpoints:
                 )
             ),
         )
-        with self._write_errors_named(), _without_warnings(read_only):
+        with self._write_errors_named():
             self._manager = ocp.CheckpointManager(
                 os.path.abspath(self._directory), options=options, item_names=_ITEMS
             )
@@ -112,7 +116,6 @@ class Checkpoints:
         return os.path.join(self._directory, str(step))
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint."""
         return self._manager.latest_step()
 
     def choose_best_by(self, metric: str) -> None:
@@ -124,7 +127,8 @@ class Checkpoints:
         self._best_by = metric
         if jax.process_index() > 0:
             return
-        files.write_best_metric(self._directory, metric)
+        path = os.path.join(self._directory, files.BEST_METRIC_FILE)
+        write_json(path, {"best_metric": metric})
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
@@ -148,7 +152,6 @@ class Checkpoints:
         return max(steps, key=lambda step: (self.metrics(step)[metric], -step), default=None)
 
     def validated(self, step: int) -> bool:
-        """Whether the validation of a step is done."""
         return step in self._validations
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -244,19 +247,6 @@ class Checkpoints:
                 f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
                 " the same command again: it continues from the last complete one"
             ) from error
-
-
-@contextmanager
-def _without_warnings(read_only: bool) -> Iterator[None]:
-    """Orbax warns whoever asks to read only that it will only read."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    if read_only:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Best:

@@ -18,7 +18,7 @@ from tsm_jax.files import read_json, reason, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
-BEST_METRIC_FILE = "best_metric.json"
+BEST_METRIC_FILE = "best_metric.json"  # what decides which checkpoint is the best
 UNREADABLE = "unreadable"
 # Old checkpoints are moved here before they are deleted: half of one must not look like damage.
 DELETED = ".deleted"
@@ -115,11 +115,6 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
         else:
             _log.warning("%s cannot be read: step %s counts as not validated", path, name)
     return validations
-
-
-def write_best_metric(directory: str, metric: str) -> None:
-    """Notes what decides which of the checkpoints is the best, for whoever reads them."""
-    write_json(os.path.join(directory, BEST_METRIC_FILE), {"best_metric": metric})
 
 
 def read_best_metric(directory: str) -> str:

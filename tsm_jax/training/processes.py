@@ -22,7 +22,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tsm_jax.errors import UserError
-from tsm_jax.training.lost_process import shorten_aborts
 from tsm_jax.training.mesh import put_batch, replicated
 from tsm_jax.training.preemption import EXIT_CODE, Preemption
 
@@ -48,19 +47,21 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         UserError: the environment is contradictory.
     """
     arguments = distributed_arguments()
-    if arguments is None:
+    if arguments is None or not _connect(arguments, timeout_seconds):
         yield
         return
-    shorten_aborts()
-    _connect(arguments, timeout_seconds)
-    watch = _FailureWatch()
+    stopped = threading.Event()
+    threading.Thread(target=_end_with_others, args=(stopped,), daemon=True).start()
     try:
         yield
     except BaseException as error:
         # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
-            watch.announce(error)
-            _exit_without_barrier(130 if isinstance(error, KeyboardInterrupt) else 1)
+            stopped.set()
+            _announce(error)
+            # At exit, without the barrier of jax's shutdown, which would wait for dead processes.
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+            atexit.register(_leave, code)
         if isinstance(error, Exception) and "Gloo" in str(error):
             raise UserError(
                 "the connection to another process broke: its output or its launcher's says why"
@@ -68,7 +69,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
             ) from error
         raise
     finally:
-        watch.stop()
+        stopped.set()
 
 
 def wait_for_all(what: str) -> None:
@@ -202,7 +203,12 @@ def _from_variables(given: dict[str, str]) -> dict[str, Any] | None:
     }
 
 
-def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
+def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
+    """Joins the others; False on a machine that is on its own after all."""
+    # Late: only several processes need it.
+    from tsm_jax.training.lost_process import shorten_aborts
+
+    shorten_aborts()
     # Left alone, jaxlib aborts with a stack trace when its own time is up.
     alarm = threading.Timer(timeout_seconds, _give_up, (arguments, timeout_seconds))
     alarm.daemon = True
@@ -219,11 +225,12 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
     except ValueError:
         if arguments:
             raise
-        return  # a machine with the TPU library, but not one of a slice: it is on its own
+        return False  # it has the TPU library, but is not of a slice
     except RuntimeError as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     finally:
         alarm.cancel()
+    return True
 
 
 def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
@@ -243,45 +250,33 @@ def _store() -> Any:
     return global_state.client
 
 
-class _FailureWatch:
-    """Tells the other processes of an error here, and ends this one at an error of theirs.
+def _announce(error: BaseException) -> None:
+    """Tells the others of an error here, and waits until they have read it and ended."""
+    text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+    message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
+    # If another process was first, or has ended the run already, nobody needs the message.
+    with suppress(Exception):
+        _store().key_value_set(_FAILURE, message)
+    time.sleep(_linger_seconds())
+
+
+def _end_with_others(stopped: threading.Event) -> None:
+    """Ends this process at an error of another one, until `stopped`.
 
     A process that waits for the others in a collective operation cannot notice that one of them
     is gone, or only minutes later and without its reason.
     """
-
-    def __init__(self) -> None:
-        self._client = _store()
-        self._stopped = threading.Event()
-        if self._client is not None:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def announce(self, error: BaseException) -> None:
-        """Tells the others, and waits until they have read it and ended."""
-        self.stop()
-        if self._client is None:
-            return
-        text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
-        message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
-        # If another process was first, or has ended the run already, nobody needs the message.
-        with suppress(Exception):
-            self._client.key_value_set(_FAILURE, message)
-        time.sleep(_linger_seconds())
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            try:
-                message = self._client.key_value_try_get(_FAILURE)
-            except Exception as error:
-                if "NOT_FOUND" in str(error):
-                    continue
-                # If jax notices first, it aborts this process (see lost_process.py).
-                message = "process 0 is gone: its output or its launcher's says why"
-            if not self._stopped.is_set():
-                _print_and_exit(message, _linger_seconds())
+    store = _store()
+    while not stopped.wait(_POLL_SECONDS):
+        try:
+            message = store.key_value_try_get(_FAILURE)
+        except Exception as error:
+            if "NOT_FOUND" in str(error):
+                continue
+            # If jax notices first, it aborts this process (see lost_process.py).
+            message = "process 0 is gone: its output or its launcher's says why"
+        if not stopped.is_set():
+            _print_and_exit(message, _linger_seconds())
 
 
 def _linger_seconds() -> float:
@@ -301,12 +296,7 @@ def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
     os._exit(1)
 
 
-def _exit_without_barrier(code: int) -> None:
-    """At exit, skips the barrier of jax's shutdown, which would wait for dead processes."""
-
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    atexit.register(leave)
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
