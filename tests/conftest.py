@@ -77,6 +77,16 @@ sys.meta_path[:] = [Installed(list(sys.meta_path))]
 """
 
 
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Rendered videos of 8 classes, 24 to train on and 16 for validation; nobody changes them."""
+    from tsm_jax.data import moving_shapes
+
+    directory = tmp_path_factory.mktemp("data") / "shapes"
+    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
+    return directory
+
+
 @pytest.fixture
 def run_with_only():
     """Runs Python code in a process that can import nothing but the named packages, or everything

@@ -20,7 +20,6 @@ from tsm_jax.assemble.data import build_source, build_train_clips, read_train_ba
 from tsm_jax.assemble.network import build_training_network, preprocessing_of
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.config import Plan, default
-from tsm_jax.data import moving_shapes
 from tsm_jax.data.clips import EvalClips, PlainTrainClips
 from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import protocol_of
@@ -42,13 +41,6 @@ from tsm_jax.training.whole_batches import (
 STEPS = 3  # of an epoch
 STRENGTH = 0.1
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "shapes"
-    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
-    return directory
 
 
 def recipe(data, workdir, **changes):
