@@ -106,25 +106,24 @@ def probe_recipe(config: ConfigDict) -> dict[str, Any]:
     right = cross_validated(inside, fold, num_classes) == labels[train]
     chosen = choose(inside, train, fold, num_classes)
     result: dict[str, Any] = {
-        "clips": len(train),
+        **_accuracy(labels[train], right),
         "classes": len(np.unique(labels[train])),
         "groups": len(set(groups)) if groups else None,
         "largest_class_share": float(np.bincount(labels[train]).max() / len(train)),
-        "top1": float(right.mean()),
-        "mean_recall": mean_recall(labels[train], right),
         "interval": interval(labels[train], right, groups or list(map(str, train))),
         "kinds": chosen.kinds,
         "validation": None,
     }
     if len(val):
         right = answer(features, train, val, chosen, num_classes) == labels[val]
-        result["validation"] = {
-            "clips": len(val),
-            "top1": float(right.mean()),
-            "mean_recall": mean_recall(labels[val], right),
-        }
+        result["validation"] = _accuracy(labels[val], right)
     write_json(os.path.join(config.workdir, PROBE_FILE), result)
     return result
+
+
+def _accuracy(labels: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    top1 = float(right.mean())
+    return {"clips": len(labels), "top1": top1, "mean_recall": mean_recall(labels, right)}
 
 
 def _check_folds(labels: np.ndarray, fold: np.ndarray, names: Sequence[str]) -> None:
@@ -246,10 +245,9 @@ def in_words(result: Mapping[str, Any]) -> str:
         f" mean_recall {result['mean_recall']:.4f} (95 %: {low:.3f} to {high:.3f}), largest class"
         f" {result['largest_class_share']:.4f}"
     )
-    if result["validation"]:
+    if val := result["validation"]:
         words += (
-            f"; on {result['validation']['clips']} validation clips: top1"
-            f" {result['validation']['top1']:.4f}, mean_recall"
-            f" {result['validation']['mean_recall']:.4f}"
+            f"; on {val['clips']} validation clips: top1 {val['top1']:.4f}, mean_recall"
+            f" {val['mean_recall']:.4f}"
         )
     return words

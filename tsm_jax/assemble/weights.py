@@ -46,13 +46,24 @@ def load_model(
     """
     path = local_path(weights)
     if path.endswith(SUFFIXES):
-        model = _read_file(path, num_segments)
+        if path.endswith(PADDLE_SUFFIX):
+            model = read_paddle_model(path, num_segments=num_segments)
+        else:
+            # Late, as below: a .pdparams is read without.
+            from tsm_jax.weights.torch_model import read_torch_model
+
+            model = read_torch_model(path, num_segments=num_segments)
         _say(path, model.provenance["read_as"])
         if labels is not None:
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)
         return model
-    model = _read_directory(path)
+    if is_workdir(path):
+        from tsm_jax.assemble.workdir import read_workdir  # late: jax and orbax
+
+        model = read_workdir(path)
+    else:
+        model = read_model_directory(path)
     known = model.architecture.num_segments
     if num_segments not in (None, known):
         raise UserError(f"{weights} was trained with {known} segments, not {num_segments}")
@@ -81,7 +92,6 @@ def load_source(weights: str) -> Source:
         tensors, found = read_paddle_tensors(path)
         return Source(tensors, "past_first" if found.num_classes else None, None)
     if path.endswith(TORCH_SUFFIXES):
-        # Late, as below: a .pdparams is read without.
         from tsm_jax.weights.torch_model import described, read_torch_start
         from tsm_jax.weights.torch_names import IMAGE
 
@@ -155,22 +165,5 @@ def is_workdir(path: str) -> bool:
     return os.path.isdir(os.path.join(path, CHECKPOINTS))
 
 
-def _read_file(path: str, num_segments: int | None) -> Model:
-    if path.endswith(PADDLE_SUFFIX):
-        return read_paddle_model(path, num_segments=num_segments)
-    from tsm_jax.weights.torch_model import read_torch_model
-
-    return read_torch_model(path, num_segments=num_segments)
-
-
 def _say(path: str, read_as: str) -> None:
     print(f"{printable(os.path.basename(path))}: {printable(read_as)}", file=sys.stderr, flush=True)
-
-
-def _read_directory(path: str) -> Model:
-    if not is_workdir(path):
-        return read_model_directory(path)
-    # Late: jax and orbax.
-    from tsm_jax.assemble.workdir import read_workdir
-
-    return read_workdir(path)

@@ -75,11 +75,7 @@ class Checkpoints:
             )
 
     def save(self, state: TrainState, config: ConfigDict, progress: dict[str, Any]) -> None:
-        """Starts saving; the arrays are copied before this returns.
-
-        Raises:
-            UserError: this save or the one before cannot be written.
-        """
+        """Starts saving a copy; a UserError if this save or the one before cannot be written."""
         step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
@@ -99,11 +95,7 @@ class Checkpoints:
             )
 
     def add_validation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Puts the validation's metrics into a checkpoint; the best one needs a finite loss.
-
-        Raises:
-            UserError: the checkpoint or the metrics cannot be written.
-        """
+        """Puts a validation into its checkpoint; a UserError if either cannot be written."""
         self.wait()
         if not math.isfinite(metrics["loss"]):
             metrics = {**metrics, "loss": None}
@@ -205,11 +197,7 @@ class Checkpoints:
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Returns when everything is on disk; a UserError if it cannot be written."""
         with self._write_errors_named():
             self._manager.wait_until_finished()
             if not self._read_only and jax.process_index() == 0:

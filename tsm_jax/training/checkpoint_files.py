@@ -118,11 +118,7 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
 
 
 def read_best_metric(directory: str) -> str:
-    """What decides which checkpoint is the best; in runs of older versions that was top-1.
-
-    Raises:
-        UserError: the file that says so is damaged.
-    """
+    """What decides which checkpoint is the best (older versions: top-1); a UserError if damaged."""
     path = os.path.join(directory, BEST_METRIC_FILE)
     if not os.path.lexists(path):
         return "top1"
