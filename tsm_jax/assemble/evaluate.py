@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import build_source, ensure_rendered, read_eval_batches
-from tsm_jax.assemble.weights import is_workdir, load_model
-from tsm_jax.assemble.workdir import read_recipe
+from tsm_jax.assemble.weights import is_workdir, load_model, read_recipe
 from tsm_jax.config import part_size
 from tsm_jax.data.clips import EvalClips
 from tsm_jax.data.protocols import protocol_of

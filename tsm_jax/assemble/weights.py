@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +17,20 @@ from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 from tsm_jax.weights.labels import check_same_order, read_labels
-from tsm_jax.weights.model_directory import Model, is_model_directory, read_model_directory
+from tsm_jax.weights.model_directory import (
+    LABELS_FILE,
+    Model,
+    is_model_directory,
+    read_model_directory,
+)
 from tsm_jax.weights.paddle_model import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.start import choose_start, shift_change
+from tsm_jax.weights.tensor_file import check_values
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
-if TYPE_CHECKING:  # what is here is NumPy: converting a file should not wait for jax
+if TYPE_CHECKING:  # only workdirs need jax and orbax: converting a file should not wait for them
     from tsm_jax.models.network import Network
+    from tsm_jax.training.checkpoint import Checkpoints
 
 PADDLE_SUFFIX = ".pdparams"
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
@@ -58,12 +67,7 @@ def load_model(
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)
         return model
-    if is_workdir(path):
-        from tsm_jax.assemble.workdir import read_workdir  # late: jax and orbax
-
-        model = read_workdir(path)
-    else:
-        model = read_model_directory(path)
+    model = _read_workdir(path) if is_workdir(path) else read_model_directory(path)
     known = model.architecture.num_segments
     if num_segments not in (None, known):
         raise UserError(f"{weights} was trained with {known} segments, not {num_segments}")
@@ -167,3 +171,48 @@ def is_workdir(path: str) -> bool:
 
 def _say(path: str, read_as: str) -> None:
     print(f"{printable(os.path.basename(path))}: {printable(read_as)}", file=sys.stderr, flush=True)
+
+
+def read_recipe(workdir: str) -> ConfigDict:
+    """The recipe of the best checkpoint of a run."""
+    with _best_checkpoint(workdir) as (checkpoints, step):
+        return checkpoints.recipe(step)
+
+
+def _read_workdir(workdir: str) -> Model:
+    """The network of the best checkpoint, which has to hold one."""
+    import jax
+
+    from tsm_jax.assemble.network import architecture_of, preprocessing_of
+    from tsm_jax.models.network import build_network
+    from tsm_jax.training.mesh import make_mesh
+
+    with _best_checkpoint(workdir) as (checkpoints, step):
+        config = checkpoints.recipe(step)
+        try:
+            architecture = architecture_of(config.model)
+            preprocessing = preprocessing_of(config.data)
+        except UserError as error:
+            raise UserError(f"{checkpoints.path(step)}: {error}") from error
+        labels = read_labels(os.path.join(workdir, LABELS_FILE), architecture.num_classes)
+        network = build_network(architecture, "float32")
+        mesh = make_mesh(jax.local_devices()[:1])
+        params, batch_stats = checkpoints.restore_model(step, network, mesh)
+        tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
+        check_values(tensors, checkpoints.path(step))
+        provenance = checkpoints.provenance(step, config)
+    return Model(architecture, preprocessing, labels, tensors, provenance)
+
+
+@contextmanager
+def _best_checkpoint(workdir: str) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run, and the best step; the newest one if there was no validation."""
+    from tsm_jax.training.checkpoint import Checkpoints
+
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.best_step() or checkpoints.latest_step()
+        if step is None:
+            raise UserError(
+                f"{workdir} has no complete checkpoint yet: train on, or give another path"
+            )
+        yield checkpoints, step
