@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -187,14 +186,13 @@ def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Sou
     eval_step = compiled_together(eval_step, "evaluation step")
 
     def validate(state: TrainState, on_batch: Callable[[int, int], None]) -> dict[str, float]:
-        batches = read_eval_batches(config, clips, batch_size)
-        done = itertools.count(1)
-
-        def after_batch() -> None:
-            on_batch(next(done), -(-len(source) // batch_size))
-
         return evaluate(
-            eval_step, state.params, state.batch_stats, batches, mesh, on_batch=after_batch
+            eval_step,
+            state.params,
+            state.batch_stats,
+            read_eval_batches(config, clips, batch_size),
+            mesh,
+            on_batch=lambda done: on_batch(done, -(-len(source) // batch_size)),
         )
 
     return validate

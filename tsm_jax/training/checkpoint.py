@@ -95,7 +95,7 @@ class Checkpoints:
             )
 
     def add_validation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Puts a validation into its checkpoint; a UserError if either cannot be written."""
+        """Puts a validation into its checkpoint; the best one needs a finite loss."""
         self.wait()
         if not math.isfinite(metrics["loss"]):
             metrics = {**metrics, "loss": None}
@@ -108,6 +108,7 @@ class Checkpoints:
         return os.path.join(self._directory, str(step))
 
     def latest_step(self) -> int | None:
+        """The newest complete checkpoint."""
         return self._manager.latest_step()
 
     def choose_best_by(self, metric: str) -> None:

@@ -168,6 +168,7 @@ def _finish_epoch(
 
 
 def _preempted(run: TrainingRun, step: int, what: str = "everything is saved") -> Preempted:
+    """Waits until everything is on disk."""
     run.checkpoints.wait()
     return Preempted(f"stopped at step {step} as the system asked; {what}")
 

@@ -238,7 +238,7 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
         raise UserError(f"cannot join the other processes: {error}") from error
     finally:
         alarm.cancel()
-    return True
+    return _store() is not None
 
 
 def _store() -> Any:

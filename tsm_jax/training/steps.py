@@ -239,14 +239,14 @@ def evaluate(
     batch_stats: Tensors,
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[int], None] = lambda done: None,
     on_clips: Callable[[dict[str, jax.Array]], None] = lambda clips: None,
 ) -> dict[str, float]:
     """Means over all clips: those of `Meter`, and `class_metrics`.
 
     Args:
         batches: from `eval_batches`, at least one.
-        on_batch: called when a batch has been sent to the devices.
+        on_batch: called with the number of batches that have been sent to the devices.
         on_clips: called with the `clips` of each step, in the order of the batches.
     """
     meter = Meter()
@@ -260,12 +260,12 @@ def evaluate(
         on_clips(clips)
 
     pending = None
-    for batch in batches:
+    for done, batch in enumerate(batches, start=1):
         result = eval_step(params, batch_stats, put_batch(batch, mesh))
         if pending is not None:  # one step late, so that devices never wait for the host
             finish(pending)
         pending = result
-        on_batch()
+        on_batch(done)
     if pending is not None:
         finish(pending)
     return {**meter.result(classes.shape[1]), **class_metrics(classes)}
