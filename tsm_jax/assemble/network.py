@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
@@ -12,12 +12,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.config import Plan, peak_learning_rate
-from tsm_jax.data.protocols import Preprocessing
 from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
 from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
+
+if TYPE_CHECKING:
+    from tsm_jax.data.protocols import Preprocessing
 
 
 def architecture_of(model: ConfigDict) -> Architecture:
@@ -28,6 +30,9 @@ def architecture_of(model: ConfigDict) -> Architecture:
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
     """The part of `config.data` that is stored with weights."""
+    # Late: a step is measured on machines that cannot read clips.
+    from tsm_jax.data.protocols import Preprocessing
+
     return Preprocessing(
         crop_size=data.crop_size, short_side=data.short_side, frame_rate=data.frame_rate
     )
