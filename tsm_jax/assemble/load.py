@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from tsm_jax.deploy.artifact import Artifact, is_artifact, read_artifact
 from tsm_jax.deploy.engine import FILES, check_names, open_engine
-from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.stream import Stream
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import typed
@@ -15,6 +14,7 @@ from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
 
 if TYPE_CHECKING:
     from tsm_jax.assemble.recognizer import Recognizer
+    from tsm_jax.deploy.predictor import Predictor
 
 
 def load(
@@ -100,6 +100,8 @@ def _recognizer(
 def _open_artifact(
     artifact: Artifact, engine: str, precision: str, num_segments: int | None, protocol: str | None
 ) -> Predictor:
+    from tsm_jax.deploy.predictor import Predictor  # late: a stream of frames needs no decoder
+
     if num_segments not in (None, artifact.num_segments):
         raise UserError(
             f"{artifact.folder} was exported for {artifact.num_segments} segments, not"
