@@ -51,17 +51,12 @@ def train_recipe(
     preemption: Preemption | None = None,
     loggers: Sequence[Callable[[ConfigDict], Logger]] = (),
 ) -> TrainState:
-    """Trains `config` in `config.workdir`, or continues the run that is there.
+    """Trains a recipe in its workdir, or continues the run that is there; returns the last state.
 
     Args:
-        config: a validated recipe.
-        mesh: the devices, by default all.
         preemption: entered, by the caller, to stop when a scheduler wants the machine back.
         loggers: each is called with the recipe, in the first process only, and gives what receives
             the run's numbers besides metrics.jsonl and TensorBoard.
-
-    Returns:
-        The state after the last step.
 
     Raises:
         UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
