@@ -22,13 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from tsm_jax import cli
-from tsm_jax.assemble.data import build_reading, build_source, build_train_clips
+from tsm_jax.assemble.data import build_source, build_train_clips, read_train_batches
 from tsm_jax.config import Plan
-from tsm_jax.data.pipeline import Batch, TrainOrder, train_batches
-from tsm_jax.training.log import Progress, RunLog
+from tsm_jax.data.pipeline import Batch, TrainOrder
+from tsm_jax.training.log import RunLog
 from tsm_jax.training.loop import TrainingRun, train
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preemption
+from tsm_jax.training.progress import Progress
 from tsm_jax.training.state import TrainState
 
 
@@ -57,13 +58,7 @@ def main() -> None:
     mesh = make_mesh()
 
     def batches() -> Iterator[Batch]:
-        return train_batches(
-            clips,
-            order,
-            batch_size=config.batch_size,
-            steps=range(options.steps + 1),
-            reading=build_reading(config),
-        )
+        return read_train_batches(config, clips, range(options.steps + 1))
 
     def report(measure: str, seconds: float, cpu_seconds: float) -> None:
         clips = options.steps * config.batch_size
@@ -102,8 +97,8 @@ def main() -> None:
                     first_step=0,
                     train_step=step,
                     validate=lambda *_: {},
-                    compute_statistics=lambda state, *_: state,
-                    refit_classifier=lambda state, *_: state,
+                    compute_statistics=None,
+                    refit_classifier=None,
                     checkpoints=checkpoints,
                     log=log,
                     progress=Progress(

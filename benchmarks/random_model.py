@@ -11,8 +11,7 @@ import argparse
 import runpy
 from dataclasses import replace
 
-from tsm_jax.assemble.network import architecture_of, build_training_network
-from tsm_jax.assemble.workdir import preprocessing_of
+from tsm_jax.assemble.network import architecture_of, build_training_network, preprocessing_of
 from tsm_jax.weights.model_directory import Model, write_model_directory
 
 _CLASSES = 400  # of a recipe that takes them from its labels

@@ -34,7 +34,6 @@ from tsm_jax.config import (
 from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
-from tsm_jax.weights import start
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "configs").glob("*.py"))
@@ -86,7 +85,7 @@ def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
     nothing = weights.Source({}, None, None)
     monkeypatch.setattr(weights, "load_source", lambda _: nothing)
-    monkeypatch.setattr(start, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
+    monkeypatch.setattr(weights, "choose_start", lambda *_, **__: SimpleNamespace(loaded={}))
     monkeypatch.setattr(build, "make_train_step", lambda *_, **__: step_without_compiling)
     training_run.train_recipe(config, make_mesh(jax.devices()[:1]))
     found = {"top1": 0.0}, {"logits": np.zeros((16, 8)), "rank": np.zeros(16)}

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from tsm_jax.assemble import evaluate as evaluation_run
-from tsm_jax.assemble.network import architecture_of
-from tsm_jax.assemble.workdir import preprocessing_of
+from tsm_jax.assemble.network import architecture_of, preprocessing_of
 from tsm_jax.config import default
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network

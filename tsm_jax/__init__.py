@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tsm_jax.errors import UnreadableClipError, UserError
 
 if TYPE_CHECKING:
-    from tsm_jax.assemble.load import load
+    from tsm_jax.assemble.load import load, load_stream
     from tsm_jax.assemble.recognizer import Recognizer
-    from tsm_jax.assemble.stream import load_stream
     from tsm_jax.cli import load_recipe
     from tsm_jax.deploy.prediction import Moment, Prediction
     from tsm_jax.deploy.predictor import Answer, Embedding, Predictor
@@ -65,7 +64,7 @@ _PLACES = {
     "Summary": "models.summary",
     "load": "assemble.load",
     "load_recipe": "cli",
-    "load_stream": "assemble.stream",
+    "load_stream": "assemble.load",
 }
 
 

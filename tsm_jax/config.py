@@ -24,6 +24,8 @@ from tsm_jax.models.architecture import BACKBONES
 
 # The folder of a workdir that holds its checkpoints; a directory that has one is a workdir.
 CHECKPOINTS = "checkpoints"
+# The file of a workdir that keeps what `probe` has found.
+PROBE_FILE = "probe.json"
 
 
 def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
     # Late: a mistake in the command is reported at once.
-    from tsm_jax.assemble.probe import probe_recipe
-    from tsm_jax.assemble.probe_result import in_words
+    from tsm_jax.assemble.probe import in_words, probe_recipe
 
     print(in_words(probe_recipe(config)), flush=True)
 

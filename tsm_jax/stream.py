@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"--fps is {options.fps}: it must be above 0 and at most {_FASTEST:.0f}")
     if not 1 <= options.smoothing <= _FASTEST:
         raise UserError(f"--smoothing is {options.smoothing}: it must be at least 1, which is none")
-    from tsm_jax.assemble.stream import load_stream
+    from tsm_jax.assemble.load import load_stream
     from tsm_jax.deploy.stream_run import follow
 
     follow(

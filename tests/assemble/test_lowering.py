@@ -25,7 +25,9 @@ def _programs():
     kinds = {path: _kinds(config) for path, config in configs.items()}
     missing, chosen = set().union(*kinds.values()), []
     while missing:
-        path = max(kinds, key=lambda path: len(kinds[path] & missing))
+        rarest = min(missing, key=lambda kind: (sum(kind in of for of in kinds.values()), kind))
+        having = [path for path in kinds if rarest in kinds[path]]
+        path = max(having, key=lambda path: len(kinds[path] & missing))
         missing -= kinds[path]
         chosen.append((path, configs[path]))
     return chosen

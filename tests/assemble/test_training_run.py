@@ -22,7 +22,6 @@ from tsm_jax.assemble.evaluate import evaluate_weights
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
 from tsm_jax.config import flatten
-from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.exporting.writer import export_model
 from tsm_jax.training.checkpoint import Checkpoints
@@ -33,13 +32,6 @@ from tsm_jax.weights.model_directory import write_model_directory
 @pytest.fixture(scope="module")
 def one_device():
     return make_mesh(jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "shapes"
-    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
-    return directory
 
 
 def recipe(data, workdir, **changes):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tsm_jax import benchmark
-from tsm_jax.data import moving_shapes
 from tsm_jax.errors import UserError
 from tsm_jax.host import usable_cores
 
@@ -18,14 +17,8 @@ RECIPE = str(REPOSITORY / "configs" / "quickstart.py")
 
 
 @pytest.fixture(scope="module")
-def arguments(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "shapes"
-    moving_shapes.render(directory, train_videos=16, val_videos=8, seed=0)
-    values = {
-        "data.render": "",
-        "data.train_list": directory / "train.list",
-        "data.prefix": directory,
-    }
+def arguments(data):
+    values = {"data.render": "", "data.train_list": data / "train.list", "data.prefix": data}
     return ["--config", RECIPE, *(f"--config.{key}={value}" for key, value in values.items())]
 
 

@@ -15,14 +15,12 @@ from small_recipe import RECIPE, overrides
 
 from tsm_jax import cli
 from tsm_jax.assemble import network as build
-from tsm_jax.assemble import train as assemble_train
-from tsm_jax.assemble.data import build_eval_clips, build_source, build_train_clips
-from tsm_jax.assemble.network import build_training_network
+from tsm_jax.assemble import whole_batches as assemble_whole_batches
+from tsm_jax.assemble.data import build_source, build_train_clips, read_train_batches
+from tsm_jax.assemble.network import build_training_network, preprocessing_of
 from tsm_jax.assemble.train import train_recipe
-from tsm_jax.assemble.workdir import preprocessing_of
 from tsm_jax.config import Plan, default
-from tsm_jax.data import moving_shapes
-from tsm_jax.data.pipeline import Reading, TrainOrder, eval_batches, train_batches
+from tsm_jax.data.pipeline import Reading, eval_batches
 from tsm_jax.data.protocols import protocol_of
 from tsm_jax.data.sources import EvalClips
 from tsm_jax.errors import UnreadableClipError, UserError
@@ -32,20 +30,17 @@ from tsm_jax.training.checkpoint import Checkpoints
 from tsm_jax.training.loop import _finish_epoch, _is_precise
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
-from tsm_jax.training.refit import Moments, fit_classifier, make_moments_step
 from tsm_jax.training.state import TrainState
-from tsm_jax.training.steps import make_statistics_step
+from tsm_jax.training.whole_batches import (
+    Moments,
+    fit_classifier,
+    make_moments_step,
+    make_statistics_step,
+)
 
 STEPS = 3  # of an epoch
 STRENGTH = 0.1
 TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "shapes"
-    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
-    return directory
 
 
 def recipe(data, workdir, **changes):
@@ -71,16 +66,8 @@ def run(data, tmp_path_factory):
 
 def batches(config, first_step, count=STEPS):
     source = build_source(config.data, "train", config.model.num_classes)
-    order = TrainOrder(len(source), config.batch_size, config.seed)
-    return list(
-        train_batches(
-            build_train_clips(config, source),
-            order,
-            batch_size=config.batch_size,
-            steps=range(first_step, first_step + count),
-            reading=Reading(1),
-        )
-    )
+    clips = build_train_clips(config, source)
+    return list(read_train_batches(config, clips, range(first_step, first_step + count)))
 
 
 def stem(video, kernel):
@@ -150,7 +137,7 @@ def test_in_parts_on_devices_they_are_the_same(run, data, tmp_path):
 def plain_batches(config):
     """The training clips without augmentation."""
     source = build_source(config.data, "train", config.model.num_classes)
-    clips = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
+    clips = EvalClips(source, 4, protocol_of(preprocessing_of(config.data)))
     return list(eval_batches(clips, batch_size=config.batch_size, reading=Reading(1)))
 
 
@@ -230,7 +217,7 @@ def test_features_that_are_all_alike_leave_the_classifier():
 
 @pytest.mark.parametrize(
     ("every", "epochs"),
-    [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [1, 4, 5]), (9, [1, 5])],
+    [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [1, 4, 5]), (9, [1, 5])],
 )
 def test_the_first_of_so_many_epochs_and_the_last(every, epochs):
     config = default()
@@ -244,10 +231,8 @@ def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
     run, data, tmp_path, monkeypatch
 ):
     _, workdir, expected = run
-    for module, name, at_step in (
-        (build, "make_statistics_step", 3),
-        (assemble_train, "make_moments_step", 9),
-    ):
+    module = assemble_whole_batches
+    for name, at_step in (("make_statistics_step", 3), ("make_moments_step", 9)):
         preemption = Preemption()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, _stopped_in_the_first(getattr(module, name), preemption))

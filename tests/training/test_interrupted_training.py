@@ -23,7 +23,6 @@ from tsm_jax.assemble import network as build
 from tsm_jax.assemble import train as training_run
 from tsm_jax.assemble.train import train_recipe
 from tsm_jax.assemble.weights import load_model
-from tsm_jax.data import moving_shapes
 from tsm_jax.data.lists import read_video_list
 from tsm_jax.data.pipeline import TrainOrder
 from tsm_jax.errors import UserError
@@ -47,13 +46,6 @@ def train(data, workdir, preemption=None, **changes):
     config = cli.load_recipe(RECIPE, arguments(data, workdir, **changes))
     mesh = make_mesh(jax.devices()[:1])
     return jax.device_get(train_recipe(config, mesh, preemption))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("data") / "shapes"
-    moving_shapes.render(directory, train_videos=24, val_videos=16, seed=0)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from tsm_jax.config import Plan, default
 from tsm_jax.errors import UserError
 from tsm_jax.training.log import METRICS_FILE, RunLog
-from tsm_jax.training.timing import MovingAverage, RemainingTime, StepTimer
+from tsm_jax.training.progress import MovingAverage, RemainingTime, StepTimer
 from tsm_jax.training.wandb_log import WeightsAndBiases
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,22 +39,22 @@ def batch():
 KERNEL = np.random.default_rng(1).normal(size=(3, CLASSES)).astype(np.float32)
 
 
+OPTIMIZER = optax.sgd(0.0)
+
+
+@functools.cache
+def compiled_step(mesh, **arguments):
+    network: Any = Linear()
+    return make_train_step(network, OPTIMIZER, lambda step: 0.0, mesh=mesh, seed=0, **arguments)
+
+
 def losses(steps=1, *, mixup=ALPHA, devices=1, start=0, **arguments):
     """Mean loss of each step; the rate is 0, so that every one sees the same network."""
     mesh = make_mesh(jax.devices()[:devices])
-    optimizer = optax.sgd(0.0)
-    step = make_train_step(
-        Linear(),  # pyright: ignore[reportArgumentType]
-        optimizer,
-        lambda step: 0.0,
-        mesh=mesh,
-        seed=0,
-        mixup=mixup,
-        **arguments,
-    )
+    step = compiled_step(mesh, mixup=mixup, **arguments)
     params = {"kernel": jnp.asarray(KERNEL)}
     counter = jnp.asarray(start, jnp.int32)
-    state = TrainState(counter, params, {}, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = TrainState(counter, params, {}, OPTIMIZER.init(params), jnp.zeros((), jnp.int32))
     state = jax.device_put(state, replicated(mesh))
     found = []
     for _ in range(steps):

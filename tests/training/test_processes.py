@@ -151,21 +151,7 @@ def test_a_process_that_is_killed_ends_the_others(two_processes):
     assert "Traceback" not in result.stdout
 
 
-def test_without_process_0_the_other_ends_with_one_line(two_processes):
-    result = two_processes(
-        """
-    from_first(0)
-    if index == 0:
-        os.kill(os.getpid(), 9)
-    from_first(1)
-"""
-    )
-    assert result.returncode in (134, 137)  # that of the process that was seen to end first
-    (line,) = (line for line in result.stdout.splitlines() if line.startswith("[1]"))
-    assert line.startswith("[1] error: ")
-
-
-def test_they_need_no_launcher_to_end_with_one_line(tmp_path):
+def test_without_process_0_the_other_ends_with_one_line(tmp_path):
     body = """
     from_first(0)
     print("connected", flush=True)

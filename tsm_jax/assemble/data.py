@@ -1,16 +1,24 @@
-"""From the data part of a recipe to clips: sources, readers, class names, rendered videos."""
+"""From the data part of a recipe to batches: sources, readers, class names, rendered videos."""
 
 from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.data.lists import read_frame_list, read_video_list
-from tsm_jax.data.pipeline import HostShare, Reading
-from tsm_jax.data.protocols import Preprocessing, protocol_of
+from tsm_jax.data.pipeline import (
+    Batch,
+    HostShare,
+    Reading,
+    TrainOrder,
+    eval_batches,
+    train_batches,
+)
 from tsm_jax.data.sources import (
     EvalClips,
     Source,
@@ -74,21 +82,36 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
     )
 
 
-def build_eval_clips(
-    source: Source, preprocessing: Preprocessing, num_segments: int, protocol: str = ""
-) -> EvalClips:
-    """The reader of clips that are evaluated, as `protocol_of` says."""
-    return EvalClips(source, num_segments, protocol_of(preprocessing, protocol))
+def read_train_batches(config: ConfigDict, clips: TrainClips, steps: range) -> Iterator[Batch]:
+    """This process's part of the training batches of some steps of the run."""
+    return train_batches(
+        clips,
+        TrainOrder(len(clips.source), config.batch_size, config.seed),
+        batch_size=config.batch_size,
+        steps=steps,
+        reading=_reading(config),
+        host=_host_share(),
+    )
 
 
-def build_reading(config: ConfigDict) -> Reading:
-    """How this process reads."""
+def read_eval_batches(config: ConfigDict, clips: EvalClips, batch_size: int) -> Iterator[Batch]:
+    """This process's part of the batches of all clips, padded at the end."""
+    reading, host = _reading(config), _host_share()
+    return eval_batches(clips, batch_size=batch_size, reading=reading, host=host)
+
+
+def _reading(config: ConfigDict) -> Reading:
     return Reading(threads=config.data.threads, workers=config.data.workers)
 
 
-def host_share() -> HostShare:
-    """This process's part of every batch."""
+def _host_share() -> HostShare:
     return HostShare(jax.process_index(), jax.process_count())
+
+
+def clips_by_class(config: ConfigDict, source: Source) -> np.ndarray:
+    """How many clips each class has, int `[K]`."""
+    labels = [source.label(index) for index in range(len(source))]
+    return np.bincount(labels, minlength=config.model.num_classes)
 
 
 def class_names(config: ConfigDict) -> list[str]:
@@ -121,9 +144,18 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
     """
     if config.model.num_classes:
         return config
-    path = _labels_file(config)
+    path, train_list = _labels_file(config), config.data.train_list
+    if path is None and not os.path.exists(train_list):
+        raise UserError(
+            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
+            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
+            " --config.data.train_list"
+        )
     if path is None:
-        raise UserError(_without_names(config.data.train_list))
+        raise UserError(
+            f"how many classes has {train_list}? There is no {LABELS_FILE} beside it: set"
+            " --config.data.labels to a file of class names, or --config.model.num_classes"
+        )
     counted = copy.deepcopy(config)
     counted.model.num_classes = len(read_labels(path))
     return counted
@@ -143,19 +175,6 @@ def _labels_file(config: ConfigDict) -> str | None:
     return config.data.labels or (beside if os.path.isfile(beside) else None)
 
 
-def _without_names(train_list: str) -> str:
-    if not os.path.exists(train_list):
-        return (
-            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
-            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
-            " --config.data.train_list"
-        )
-    return (
-        f"how many classes has {train_list}? There is no {LABELS_FILE} beside it: set"
-        " --config.data.labels to a file of class names, or --config.model.num_classes"
-    )
-
-
 def ensure_rendered(config: ConfigDict) -> None:
     """Renders the recipe's data set beside its training list unless it is there already.
 
@@ -170,10 +189,10 @@ def ensure_rendered(config: ConfigDict) -> None:
 
 
 def _render(config: ConfigDict) -> None:
-    directory = os.path.dirname(config.data.train_list)
-    train_videos, val_videos = config.data.rendered_clips
     from tsm_jax.data import moving_shapes
 
+    directory = os.path.dirname(config.data.train_list)
+    train_videos, val_videos = config.data.rendered_clips
     with progress_bar("render") as update:
 
         def show(done: int, total: int) -> None:

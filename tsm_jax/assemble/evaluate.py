@@ -9,17 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tsm_jax.assemble.data import (
-    build_eval_clips,
-    build_reading,
-    build_source,
-    ensure_rendered,
-    host_share,
-)
-from tsm_jax.assemble.weights import is_workdir, load_model
-from tsm_jax.assemble.workdir import read_recipe
+from tsm_jax.assemble.data import build_source, ensure_rendered, read_eval_batches
+from tsm_jax.assemble.weights import is_workdir, load_model, read_recipe
 from tsm_jax.config import part_size
-from tsm_jax.data.pipeline import eval_batches
+from tsm_jax.data.protocols import protocol_of
 from tsm_jax.data.sources import EvalClips
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import build_network, resolve_dtype
@@ -31,8 +24,6 @@ from tsm_jax.training.processes import compiled_together
 from tsm_jax.training.steps import evaluate, make_eval_step
 from tsm_jax.weights.labels import check_same_order, read_labels
 from tsm_jax.weights.model_directory import LABELS_FILE, Model, check_tensors
-
-AVERAGES = ("logits", "probabilities")
 
 
 def evaluate_weights(
@@ -109,12 +100,11 @@ def evaluate_model(
     mesh = make_mesh()
     ensure_rendered(config)
     source = build_source(config.data, "val", architecture.num_classes)
-    clips = build_eval_clips(
-        source, model.preprocessing, architecture.num_segments, config.data.protocol
-    )
-    clips.protocol.check_labels(class_names)
+    protocol = protocol_of(model.preprocessing, config.data.protocol)
+    protocol.check_labels(class_names)
+    clips = EvalClips(source, architecture.num_segments, protocol)
     if average is None:
-        average = "probabilities" if clips.protocol.average_probabilities else "logits"
+        average = "probabilities" if protocol.average_probabilities else "logits"
     metrics, answers = _evaluate_clips(config, model, clips, mesh, average, weights)
     labels = np.array([source.label(i) for i in range(len(source))], np.int32)
     return Evaluation(
@@ -154,9 +144,8 @@ def _evaluate_clips(
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
     network = build_network(model.architecture, config.dtype)
     check_tensors(model.tensors, {**network.param_shapes, **network.batch_stat_shapes}, weights)
-    sharding = replicated(mesh)
     params, batch_stats = (
-        jax.device_put({name: model.tensors[name] for name in shapes}, sharding)
+        jax.device_put({name: model.tensors[name] for name in shapes}, replicated(mesh))
         for shapes in (network.param_shapes, network.batch_stat_shapes)
     )
     eval_step = make_eval_step(
@@ -167,15 +156,13 @@ def _evaluate_clips(
         deterministic=config.deterministic,
     )
     eval_step = compiled_together(eval_step, "evaluation step")
-    batches = eval_batches(
-        clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
-    )
     kept: list[dict[str, np.ndarray]] = []
 
     def keep(clips: dict[str, jax.Array]) -> None:
         mask = np.asarray(clips["mask"])
         kept.append({name: np.asarray(values)[mask] for name, values in clips.items()})
 
+    batches = read_eval_batches(config, clips, batch_size)
     batches = progress(batches, "evaluate", -(-num_clips // batch_size))
     metrics = evaluate(eval_step, params, batch_stats, batches, mesh, on_clips=keep)
     answers = {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optax
@@ -16,20 +16,26 @@ from tsm_jax.errors import UserError
 from tsm_jax.models.architecture import CLASSIFIER, Architecture
 from tsm_jax.models.network import Network, build_network
 from tsm_jax.training.optimizer import is_in, make_optimizer, make_schedule
-from tsm_jax.training.steps import (
-    EvalStep,
-    StatisticsStep,
-    TrainStep,
-    make_eval_step,
-    make_statistics_step,
-    make_train_step,
-)
+from tsm_jax.training.steps import EvalStep, TrainStep, make_eval_step, make_train_step
+
+if TYPE_CHECKING:
+    from tsm_jax.data.protocols import Preprocessing
 
 
 def architecture_of(model: ConfigDict) -> Architecture:
     """The part of `config.model` that is stored with weights."""
     values: dict[str, Any] = {field.name: model[field.name] for field in fields(Architecture)}
     return Architecture(**values)
+
+
+def preprocessing_of(data: ConfigDict) -> Preprocessing:
+    """The part of `config.data` that is stored with weights."""
+    # Late: a step is measured on machines that cannot read clips.
+    from tsm_jax.data.protocols import Preprocessing
+
+    return Preprocessing(
+        crop_size=data.crop_size, short_side=data.short_side, frame_rate=data.frame_rate
+    )
 
 
 def build_training_network(config: ConfigDict) -> Network:
@@ -42,20 +48,6 @@ def build_training_network(config: ConfigDict) -> Network:
         frozen_batch_norm=config.model.frozen_batch_norm,
         running_variance=config.model.running_variance,
         remat=config.remat,
-    )
-
-
-def build_schedule(config: ConfigDict, plan: Plan) -> optax.Schedule:
-    """The learning rate by step."""
-    optimizer = config.optimizer
-    return make_schedule(
-        peak_learning_rate(config),
-        schedule=optimizer.schedule,
-        boundaries=plan.boundaries,
-        decay_factor=optimizer.decay_factor,
-        warmup_steps=plan.warmup_steps,
-        warmup_start=optimizer.warmup_start,
-        total_steps=plan.total_steps,
     )
 
 
@@ -83,7 +75,6 @@ class Steps:
     optimizer: optax.GradientTransformation
     train_step: TrainStep
     eval_step: EvalStep
-    statistics_step: StatisticsStep
 
 
 def build_steps(
@@ -102,7 +93,15 @@ def build_steps(
             f"config.refit_classifier is {config.refit_classifier} although config.optimizer.frozen"
             " has the classifier: set the former to 0, or leave the head out of the latter"
         )
-    schedule = build_schedule(config, plan)
+    schedule = make_schedule(
+        peak_learning_rate(config),
+        schedule=config.optimizer.schedule,
+        boundaries=plan.boundaries,
+        decay_factor=config.optimizer.decay_factor,
+        warmup_steps=plan.warmup_steps,
+        warmup_start=config.optimizer.warmup_start,
+        total_steps=plan.total_steps,
+    )
     optimizer = build_optimizer(config, schedule)
     train_step = make_train_step(
         network,
@@ -118,20 +117,8 @@ def build_steps(
         deterministic=config.deterministic,
         max_bad_steps=config.max_bad_steps,
     )
-    eval_step = make_eval_step(
-        network,
-        mesh=mesh,
-        deterministic=config.deterministic,
-    )
-    statistics_step = make_statistics_step(
-        network,
-        mesh=mesh,
-        seed=config.seed,
-        mixup=config.mixup,
-        accumulation_steps=config.accumulation_steps,
-        deterministic=config.deterministic,
-    )
-    return Steps(network, optimizer, train_step, eval_step, statistics_step)
+    eval_step = make_eval_step(network, mesh=mesh, deterministic=config.deterministic)
+    return Steps(network, optimizer, train_step, eval_step)
 
 
 def _check_frozen(frozen: Sequence[str], network: Network) -> None:

@@ -15,22 +15,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import (
-    build_eval_clips,
-    build_reading,
     build_source,
     class_names,
     ensure_rendered,
+    read_eval_batches,
     with_num_classes,
 )
-from tsm_jax.assemble.network import build_training_network
-from tsm_jax.assemble.probe_result import PROBE_FILE
-from tsm_jax.assemble.start import load_start
-from tsm_jax.assemble.workdir import preprocessing_of
-from tsm_jax.config import flatten
-from tsm_jax.data.pipeline import eval_batches
+from tsm_jax.assemble.network import build_training_network, preprocessing_of
+from tsm_jax.assemble.weights import load_start
+from tsm_jax.config import PROBE_FILE, flatten
+from tsm_jax.data.protocols import protocol_of
 from tsm_jax.data.sources import Element, EvalClips, Source
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, read_text, replacing, write_json
+from tsm_jax.files import check_regular, read_json, read_text, replacing, write_json
 from tsm_jax.models.network import Network, normalize
 from tsm_jax.terminal import progress_bar
 from tsm_jax.training.linear_probe import (
@@ -107,25 +104,24 @@ def probe_recipe(config: ConfigDict) -> dict[str, Any]:
     right = cross_validated(inside, fold, num_classes) == labels[train]
     chosen = choose(inside, train, fold, num_classes)
     result: dict[str, Any] = {
-        "clips": len(train),
+        **_accuracy(labels[train], right),
         "classes": len(np.unique(labels[train])),
         "groups": len(set(groups)) if groups else None,
         "largest_class_share": float(np.bincount(labels[train]).max() / len(train)),
-        "top1": float(right.mean()),
-        "mean_recall": mean_recall(labels[train], right),
         "interval": interval(labels[train], right, groups or list(map(str, train))),
         "kinds": chosen.kinds,
         "validation": None,
     }
     if len(val):
         right = answer(features, train, val, chosen, num_classes) == labels[val]
-        result["validation"] = {
-            "clips": len(val),
-            "top1": float(right.mean()),
-            "mean_recall": mean_recall(labels[val], right),
-        }
+        result["validation"] = _accuracy(labels[val], right)
     write_json(os.path.join(config.workdir, PROBE_FILE), result)
     return result
+
+
+def _accuracy(labels: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+    top1 = float(right.mean())
+    return {"clips": len(labels), "top1": top1, "mean_recall": mean_recall(labels, right)}
 
 
 def _check_folds(labels: np.ndarray, fold: np.ndarray, names: Sequence[str]) -> None:
@@ -163,7 +159,9 @@ def _features(config: ConfigDict, sources: Sequence[Source]) -> dict[str, np.nda
     """Features of all clips one after the other, by kind; from the workdir if they are there."""
     path = os.path.join(config.workdir, _FEATURES_FILE)
     network = build_training_network(config)
-    tensors, _ = load_start(config, class_names(config), network)
+    tensors = None
+    if config.init_from:
+        tensors, _ = load_start(config, class_names(config), network)
     key = _key(config, sources, tensors or {})
     if os.path.lexists(path):
         check_regular(path, "the features of the probe")
@@ -205,6 +203,7 @@ def _compute(
     sources: Sequence[Source],
 ) -> dict[str, np.ndarray]:
     params, batch_stats = network.init(config.seed, tensors)
+    protocol = protocol_of(preprocessing_of(config.data))
 
     @jax.jit
     def pooled(video: jax.Array) -> jax.Array:  # uint8 [B, 1, T, S, S, 3] to [B, 2C]
@@ -218,11 +217,8 @@ def _compute(
     total, done = sum(map(len, sources)), 0
     with progress_bar("features") as update:
         for source in sources:
-            plain = build_eval_clips(
-                source, preprocessing_of(config.data), config.model.num_segments
-            )
-            clips = _ProbeClips(plain.source, plain.num_segments, plain.protocol)
-            for batch in eval_batches(clips, batch_size=_BATCH, reading=build_reading(config)):
+            clips = _ProbeClips(source, config.model.num_segments, protocol)
+            for batch in read_eval_batches(config, clips, _BATCH):
                 real = batch["mask"]
                 found["thumbnail"].append(batch["thumbnail"][real])
                 if tensors is not None:
@@ -230,3 +226,26 @@ def _compute(
                 done += int(real.sum())
                 update(done, total)
     return {name: np.concatenate(parts) for name, parts in found.items() if parts}
+
+
+def known_probe(workdir: str) -> str:
+    """What a probe in the workdir has found, in words."""
+    return in_words(read_json(os.path.join(workdir, PROBE_FILE), "the probe's result"))
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """One line about a result of `probe_recipe`."""
+    low, high = result["interval"]
+    known = f" in {result['groups']} groups" if result["groups"] else ""
+    words = (
+        f"a linear classifier on frozen features ({' and '.join(result['kinds'])}),"
+        f" cross-validated on {result['clips']} clips{known}: top1 {result['top1']:.4f},"
+        f" mean_recall {result['mean_recall']:.4f} (95 %: {low:.3f} to {high:.3f}), largest class"
+        f" {result['largest_class_share']:.4f}"
+    )
+    if val := result["validation"]:
+        words += (
+            f"; on {val['clips']} validation clips: top1 {val['top1']:.4f}, mean_recall"
+            f" {val['mean_recall']:.4f}"
+        )
+    return words

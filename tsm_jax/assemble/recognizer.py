@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from functools import cached_property
 
 import jax
@@ -17,7 +16,7 @@ from tsm_jax.deploy.predictor import Predictor
 from tsm_jax.deploy.stream import Stream
 from tsm_jax.exporting.program import make_stream_program
 from tsm_jax.models.architecture import CLASSIFIER
-from tsm_jax.models.network import build_network, normalize
+from tsm_jax.models.network import Tensors, build_network, normalize
 from tsm_jax.weights.model_directory import Model, check_tensors
 
 
@@ -25,7 +24,6 @@ class Recognizer(Predictor):
     """A predictor that has its network and weights: `tsm_jax.load` of anything not exported.
 
     Args:
-        model: what was read.
         precision: of convolutions: `float32` or `bfloat16`.
         protocol: which views of a video are averaged; None for the one of `model`.
         source: where it was read from, for messages.
@@ -51,7 +49,8 @@ class Recognizer(Predictor):
         self.params, self.batch_stats = jax.device_put(
             tuple({name: model.tensors[name] for name in names} for names in (params, stats))
         )
-        self._forward, self._features = jax.jit(self._apply), jax.jit(self._apply_backbone)
+        self._forward = jax.jit(lambda *inputs: self._network.apply(*inputs)[0])
+        self._features = jax.jit(self._apply_backbone)
         shape = (model.architecture.num_segments, None, None, 3)
         super().__init__(
             Engine("jax", precision, jax.default_backend(), shape, self._run_engine),
@@ -117,19 +116,6 @@ class Recognizer(Predictor):
             digest.update(np.ascontiguousarray(tensor).data)
         return digest.hexdigest()
 
-    def _apply(
-        self,
-        params: Mapping[str, jax.Array],
-        batch_stats: Mapping[str, jax.Array],
-        video: jax.Array,
-    ) -> jax.Array:
-        return self._network.apply(params, batch_stats, video)[0]
-
-    def _apply_backbone(
-        self,
-        params: Mapping[str, jax.Array],
-        batch_stats: Mapping[str, jax.Array],
-        video: jax.Array,
-    ) -> jax.Array:
+    def _apply_backbone(self, params: Tensors, batch_stats: Tensors, video: jax.Array) -> jax.Array:
         features = self._network.module(params, batch_stats).features(normalize(video))
         return features.astype(jnp.float32).reshape(*video.shape[:2], *features.shape[1:])

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import (
-    build_eval_clips,
-    build_reading,
     build_source,
     build_train_clips,
     class_names,
+    clips_by_class,
     ensure_rendered,
-    host_share,
+    read_eval_batches,
+    read_train_batches,
     with_frame_rate,
     with_num_classes,
 )
-from tsm_jax.assemble.network import Steps, architecture_of, build_steps
-from tsm_jax.assemble.probe_result import known_probe
-from tsm_jax.assemble.start import load_start
-from tsm_jax.assemble.workdir import preprocessing_of
-from tsm_jax.config import make_plan, part_size
-from tsm_jax.data.pipeline import Batch, TrainOrder, eval_batches, train_batches
-from tsm_jax.data.sources import Source, TrainClips
+from tsm_jax.assemble.network import Steps, architecture_of, build_steps, preprocessing_of
+from tsm_jax.config import PROBE_FILE, Plan, make_plan, part_size
+from tsm_jax.data.pipeline import TrainOrder
+from tsm_jax.data.protocols import protocol_of
+from tsm_jax.data.sources import EvalClips, Source, TrainClips
 from tsm_jax.files import write_lines, write_text
-from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.network import Network, resolve_dtype
 from tsm_jax.terminal import printable, typed
 from tsm_jax.training.checkpoint import Checkpoints, check_same_run
-from tsm_jax.training.log import Logger, Progress, RunLog
+from tsm_jax.training.log import Logger, RunLog
 from tsm_jax.training.loop import FromBatches, TrainingRun, Validate, train
-from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh, put_batch
+from tsm_jax.training.mesh import check_batch, eval_batch_size, make_mesh
 from tsm_jax.training.metrics import class_weights
 from tsm_jax.training.preemption import Preemption
 from tsm_jax.training.processes import check_shared, compiled_together, from_first
-from tsm_jax.training.refit import Moments, fit_classifier, make_moments_step
-from tsm_jax.training.state import TrainState, abstract_state, init_state, put_replicated
-from tsm_jax.training.steps import EvalStep, StatisticsStep, evaluate
+from tsm_jax.training.progress import Progress
+from tsm_jax.training.state import TrainState, abstract_state, init_state
+from tsm_jax.training.steps import EvalStep, evaluate
 from tsm_jax.weights.model_directory import LABELS_FILE, Model
 
 
@@ -56,17 +49,12 @@ def train_recipe(
     preemption: Preemption | None = None,
     loggers: Sequence[Callable[[ConfigDict], Logger]] = (),
 ) -> TrainState:
-    """Trains `config` in `config.workdir`, or continues the run that is there.
+    """Trains a recipe in its workdir, or continues the run that is there; returns the last state.
 
     Args:
-        config: a validated recipe.
-        mesh: the devices, by default all.
         preemption: entered, by the caller, to stop when a scheduler wants the machine back.
         loggers: each is called with the recipe, in the first process only, and gives what receives
             the run's numbers besides metrics.jsonl and TensorBoard.
-
-    Returns:
-        The state after the last step.
 
     Raises:
         UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
@@ -82,22 +70,15 @@ def train_recipe(
     val_source = build_source(config.data, "val", config.model.num_classes)
     config = with_frame_rate(config, train_source)
     plan = make_plan(config, len(train_source))
-    order = TrainOrder(len(train_source), config.batch_size, config.seed)
     labels = class_names(config)
     train_clips = build_train_clips(config, train_source)
-
-    def batches_of(steps: range) -> Iterator[Batch]:
-        return train_batches(
-            train_clips,
-            order,
-            batch_size=config.batch_size,
-            steps=steps,
-            reading=build_reading(config),
-            host=host_share(),
-        )
-
-    batch_norm_batches = min(config.precise_batch_norm_batches, plan.steps_per_epoch)
-    steps = build_steps(config, plan, mesh, _class_weights(config, train_source))
+    weights = None
+    if config.class_balance:
+        weights = class_weights(clips_by_class(config, train_source), config.class_balance)
+    steps = build_steps(config, plan, mesh, weights)
+    compute_statistics, refit_classifier = _from_batches(
+        config, plan, mesh, steps.network, train_clips
+    )
     with closing(Checkpoints(config.workdir)) as checkpoints:
         state, first_step, saved, origin = _start(checkpoints, config, labels, steps, mesh)
         checkpoints.choose_best_by(config.best_metric)
@@ -113,8 +94,10 @@ def train_recipe(
         ) as log:
             for line in (*_first_lines(config, mesh, train_clips, labels, val_source), *origin):
                 log.say(line)
-            if probe := known_probe(config.workdir):
-                log.say(f"to be above: {probe}")
+            if os.path.isfile(os.path.join(config.workdir, PROBE_FILE)):
+                from tsm_jax.assemble.probe import known_probe  # late: few runs have one
+
+                log.say(f"to be above: {known_probe(config.workdir)}")
             log.say("compiling the first step")
             run = TrainingRun(
                 config=config,
@@ -124,19 +107,15 @@ def train_recipe(
                 first_step=first_step,
                 train_step=compiled_together(steps.train_step, "training step"),
                 validate=_validation(config, mesh, steps.eval_step, val_source),
-                compute_statistics=_statistics(
-                    steps.statistics_step,
-                    lambda step: batches_of(range(step, step + batch_norm_batches)),
-                    mesh,
-                ),
-                refit_classifier=_refit(config, mesh, steps.network, train_source),
+                compute_statistics=compute_statistics,
+                refit_classifier=refit_classifier,
                 checkpoints=checkpoints,
                 log=log,
                 progress=Progress(
                     log,
                     config,
                     plan,
-                    order=order,
+                    order=TrainOrder(len(train_source), config.batch_size, config.seed),
                     clip_name=train_source.name,
                     val_clips=len(val_source),
                     first_step=first_step,
@@ -144,7 +123,8 @@ def train_recipe(
                 ),
                 preemption=preemption or Preemption(),
             )
-            state = train(run, state, batches_of(range(first_step, plan.total_steps)))
+            to_do = range(first_step, plan.total_steps)
+            state = train(run, state, read_train_batches(config, train_clips, to_do))
             for line in _last_lines(checkpoints, config):
                 log.say(line)
             if writes:
@@ -152,15 +132,19 @@ def train_recipe(
     return state
 
 
-def _class_weights(config: ConfigDict, source: Source) -> np.ndarray | None:
-    if config.class_balance == 0:
-        return None
-    return class_weights(_class_counts(config, source), config.class_balance)
+def _from_batches(
+    config: ConfigDict, plan: Plan, mesh: Mesh, network: Network, clips: TrainClips
+) -> tuple[FromBatches | None, FromBatches | None]:
+    """The computations of batch norm's statistics and of the classifier that the recipe wants."""
+    batches = min(config.precise_batch_norm_batches, plan.steps_per_epoch)
+    if not config.precise_batch_norm and not config.refit_classifier:
+        return None, None
+    from tsm_jax.assemble.whole_batches import refit, statistics  # late: few recipes want any
 
-
-def _class_counts(config: ConfigDict, source: Source) -> list[int]:
-    labels = [source.label(index) for index in range(len(source))]
-    return np.bincount(labels, minlength=config.model.num_classes).tolist()
+    return (
+        statistics(config, mesh, network, clips, batches) if config.precise_batch_norm else None,
+        refit(config, mesh, network, clips.source) if config.refit_classifier else None,
+    )
 
 
 def _start(
@@ -178,84 +162,30 @@ def _start(
         like = abstract_state(steps.network, steps.optimizer, mesh)
         state, progress = checkpoints.restore(step, like)
         return state, step, progress, [f"continuing {config.workdir} at step {step}"]
-    loaded, origin = load_start(config, labels, steps.network)
+    loaded, origin = None, ["starting from random weights"]
+    if config.init_from:
+        # Late: without it no reader of other formats and no download is needed.
+        from tsm_jax.assemble.weights import load_start
+
+        loaded, origin = load_start(config, labels, steps.network)
     state = init_state(steps.network, steps.optimizer, config.seed, mesh, loaded)
     return state, 0, None, origin
 
 
-def _statistics(
-    statistics_step: StatisticsStep, batches_from: Callable[[int], Iterator[Batch]], mesh: Mesh
-) -> FromBatches:
-    """Means of the statistics of single batches: those that the next steps will train on.
-
-    Reference: PaddleVideo utils/precise_bn.py, which takes another pass over the data.
-    """
-    statistics_step = compiled_together(statistics_step, "batch-norm step")
-
-    def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
-        found = []
-        for number, batch in enumerate(batches_from(step), start=step):
-            before_batch()
-            place = put_replicated(np.int32(number), mesh)
-            statistics = statistics_step(state.params, place, put_batch(batch, mesh))
-            found.append(jax.device_get(statistics))
-        means = {
-            name: np.mean([each[name] for each in found], 0, np.float64).astype(np.float32)
-            for name in state.batch_stats
-        }
-        return state._replace(batch_stats=put_replicated(means, mesh))
-
-    return compute
-
-
-def _refit(config: ConfigDict, mesh: Mesh, network: Network, source: Source) -> FromBatches:
-    """The classifier from the training clips without augmentation; every class counts alike."""
-    plain = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
-    clips = replace(plain, skip_unreadable=config.data.on_error == "skip")
-    batch_size = eval_batch_size(part_size(config), len(source), mesh)
-
-    def compute(state: TrainState, step: int, before_batch: Callable[[], None]) -> TrainState:
-        moments_step = make_moments_step(
-            network,
-            class_weights(_class_counts(config, source), 1.0),
-            mesh=mesh,
-            deterministic=config.deterministic,
-        )
-        moments_step = compiled_together(moments_step, "classifier step")
-        sums = Moments(0.0, 0.0)
-        for batch in eval_batches(
-            clips, batch_size=batch_size, reading=build_reading(config), host=host_share()
-        ):
-            before_batch()
-            found = moments_step(state.params, state.batch_stats, put_batch(batch, mesh))
-            sums = Moments(*map(partial(np.add, dtype=np.float64), sums, found))
-        before = (np.asarray(state.params[name]) for name in (CLASSIFIER, CLASSIFIER_BIAS))
-        fitted = fit_classifier(sums, len(source), config.refit_classifier, *before)
-        fitted = dict(zip((CLASSIFIER, CLASSIFIER_BIAS), fitted, strict=True))
-        return state._replace(params={**state.params, **put_replicated(fitted, mesh)})
-
-    return compute
-
-
 def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Source) -> Validate:
-    clips = build_eval_clips(source, preprocessing_of(config.data), config.model.num_segments)
+    protocol = protocol_of(preprocessing_of(config.data))
+    clips = EvalClips(source, config.model.num_segments, protocol)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), len(source), mesh)
     eval_step = compiled_together(eval_step, "evaluation step")
 
     def validate(state: TrainState, on_batch: Callable[[int, int], None]) -> dict[str, float]:
-        batches = eval_batches(
-            clips,
-            batch_size=batch_size,
-            reading=build_reading(config),
-            host=host_share(),
-        )
-        done = itertools.count(1)
-
-        def after_batch() -> None:
-            on_batch(next(done), -(-len(source) // batch_size))
-
         return evaluate(
-            eval_step, state.params, state.batch_stats, batches, mesh, on_batch=after_batch
+            eval_step,
+            state.params,
+            state.batch_stats,
+            read_eval_batches(config, clips, batch_size),
+            mesh,
+            on_batch=lambda done: on_batch(done, -(-len(source) // batch_size)),
         )
 
     return validate

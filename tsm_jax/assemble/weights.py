@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from tsm_jax.config import CHECKPOINTS
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 from tsm_jax.weights.foreign_models import read_paddle_model, read_paddle_tensors
 from tsm_jax.weights.hub import fetch_from_hub, is_hub_address
-from tsm_jax.weights.labels import read_labels
+from tsm_jax.weights.labels import check_same_order, read_labels
 from tsm_jax.weights.model_directory import (
+    LABELS_FILE,
     Model,
+    check_values,
     is_model_directory,
     read_model_directory,
 )
+from tsm_jax.weights.start import choose_start, shift_change
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
+
+if TYPE_CHECKING:  # only workdirs need jax and orbax: converting a file should not wait for them
+    from tsm_jax.models.network import Network
+    from tsm_jax.training.checkpoint import Checkpoints
 
 PADDLE_SUFFIX = ".pdparams"
 TORCH_SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
@@ -44,13 +55,19 @@ def load_model(
     """
     path = local_path(weights)
     if path.endswith(SUFFIXES):
-        model = _read_file(path, num_segments)
+        if path.endswith(PADDLE_SUFFIX):
+            model = read_paddle_model(path, num_segments=num_segments)
+        else:
+            # Late, as below: a .pdparams is read without.
+            from tsm_jax.weights.foreign_models import read_torch_model
+
+            model = read_torch_model(path, num_segments=num_segments)
         _say(path, model.provenance["read_as"])
         if labels is not None:
             names = read_labels(labels, model.architecture.num_classes)
             model = replace(model, labels=names)
         return model
-    model = _read_directory(path)
+    model = _read_workdir(path) if is_workdir(path) else read_model_directory(path)
     known = model.architecture.num_segments
     if num_segments not in (None, known):
         raise UserError(f"{weights} was trained with {known} segments, not {num_segments}")
@@ -79,7 +96,6 @@ def load_source(weights: str) -> Source:
         tensors, found = read_paddle_tensors(path)
         return Source(tensors, "past_first" if found.num_classes else None, None)
     if path.endswith(TORCH_SUFFIXES):
-        # Late, as below: a .pdparams is read without.
         from tsm_jax.weights.foreign_models import described, read_torch_start
         from tsm_jax.weights.torch_names import IMAGE
 
@@ -89,6 +105,38 @@ def load_source(weights: str) -> Source:
         return Source(tensors, shift, labels)
     model = load_model(path)
     return Source(dict(model.tensors), model.architecture.shift, list(model.labels))
+
+
+def load_start(
+    config: ConfigDict, labels: list[str], network: Network
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors of `config.init_from` for a network of the recipe, by name, and lines about them.
+
+    Raises:
+        UserError: they cannot be had, or do not fit.
+    """
+    try:
+        source = load_source(config.init_from)
+    except UserError as error:
+        if not is_remote(config.init_from):
+            raise
+        raise UserError(
+            f"{error}; or fetch that file on another machine, bring it here and give"
+            " --config.init_from=FILE (the recipe own_videos trains without one)"
+        ) from error
+    if config.init_head and source.labels:
+        check_same_order(source.labels, config.init_from, labels, "config.data.labels")
+    start = choose_start(
+        source.tensors,
+        {**network.param_shapes, **network.batch_stat_shapes},
+        with_head=config.init_head,
+        ignore=config.init_ignore,
+        source=config.init_from,
+    )
+    origin = [f"starting from {config.init_from}: {start}"]
+    if change := shift_change(source.shift, config.model.shift):
+        origin.append(change)
+    return start.loaded, origin
 
 
 def local_path(weights: str) -> str:
@@ -121,22 +169,50 @@ def is_workdir(path: str) -> bool:
     return os.path.isdir(os.path.join(path, CHECKPOINTS))
 
 
-def _read_file(path: str, num_segments: int | None) -> Model:
-    if path.endswith(PADDLE_SUFFIX):
-        return read_paddle_model(path, num_segments=num_segments)
-    from tsm_jax.weights.foreign_models import read_torch_model
-
-    return read_torch_model(path, num_segments=num_segments)
-
-
 def _say(path: str, read_as: str) -> None:
     print(f"{printable(os.path.basename(path))}: {printable(read_as)}", file=sys.stderr, flush=True)
 
 
-def _read_directory(path: str) -> Model:
-    if not is_workdir(path):
-        return read_model_directory(path)
-    # Late: everything else here is NumPy, and converting a file should not wait for jax and orbax.
-    from tsm_jax.assemble.workdir import read_workdir
+def read_recipe(workdir: str) -> ConfigDict:
+    """The recipe of the best checkpoint of a run."""
+    with _best_checkpoint(workdir) as (checkpoints, step):
+        return checkpoints.recipe(step)
 
-    return read_workdir(path)
+
+def _read_workdir(workdir: str) -> Model:
+    """The network of the best checkpoint, which has to hold one."""
+    import jax
+
+    from tsm_jax.assemble.network import architecture_of, preprocessing_of
+    from tsm_jax.models.network import build_network
+    from tsm_jax.training.mesh import make_mesh
+
+    with _best_checkpoint(workdir) as (checkpoints, step):
+        config = checkpoints.recipe(step)
+        try:
+            architecture = architecture_of(config.model)
+            preprocessing = preprocessing_of(config.data)
+        except UserError as error:
+            raise UserError(f"{checkpoints.path(step)}: {error}") from error
+        labels = read_labels(os.path.join(workdir, LABELS_FILE), architecture.num_classes)
+        network = build_network(architecture, "float32")
+        mesh = make_mesh(jax.local_devices()[:1])
+        params, batch_stats = checkpoints.restore_model(step, network, mesh)
+        tensors = {name: np.asarray(value) for name, value in {**params, **batch_stats}.items()}
+        check_values(tensors, checkpoints.path(step))
+        provenance = checkpoints.provenance(step, config)
+    return Model(architecture, preprocessing, labels, tensors, provenance)
+
+
+@contextmanager
+def _best_checkpoint(workdir: str) -> Iterator[tuple[Checkpoints, int]]:
+    """The checkpoints of a run, and the best step; the newest one if there was no validation."""
+    from tsm_jax.training.checkpoint import Checkpoints
+
+    with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = checkpoints.best_step() or checkpoints.latest_step()
+        if step is None:
+            raise UserError(
+                f"{workdir} has no complete checkpoint yet: train on, or give another path"
+            )
+        yield checkpoints, step

@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tsm_jax.assemble.data import (
-    build_reading,
     build_source,
     build_train_clips,
     ensure_rendered,
+    read_train_batches,
     with_num_classes,
 )
 from tsm_jax.config import make_plan
@@ -36,17 +36,9 @@ def measure_reading(
     threads: Sequence[int] | None = None,
     workers: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Measures how fast the training clips of a recipe are read.
+    """A line for JSON per measurement; a UserError if the list or a clip cannot be read.
 
-    Args:
-        threads, workers: of the pipelines that are measured, each with each; None for the
-            recipe's own.
-
-    Yields:
-        For JSON: a line per measurement.
-
-    Raises:
-        UserError: the list or a clip cannot be read.
+    Pipelines have each of `threads` with each of `workers`; None for the recipe's own.
     """
     config, source = _open(config)
     if len(source) < _BATCH:
@@ -55,10 +47,12 @@ def measure_reading(
         )
     train_clips = build_train_clips(config, source)
     about = {"source": config.data.source, "num_segments": config.model.num_segments}
-    decode = one_core(lambda i: read_only(train_clips, i), clips)
-    yield {"measure": "decode", **about, **decode}
-    both = one_core(clip_reader(train_clips), clips)
-    yield {"measure": "decode and transform", **about, **both}
+    readers = {
+        "decode": lambda i: read_only(train_clips, i),
+        "decode and transform": clip_reader(train_clips),
+    }
+    for measure, read in readers.items():
+        yield {"measure": measure, **about, **one_core(read, clips)}
     for num_workers in workers or [config.data.workers]:
         for num_threads in threads or [config.data.threads]:
             reading = Reading(threads=num_threads, workers=num_workers)
@@ -87,13 +81,8 @@ def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
     """
     config, source = _open(config)
     make_plan(config, len(source))
-    return train_batches(
-        build_train_clips(config, source),
-        TrainOrder(len(source), config.batch_size, config.seed),
-        batch_size=config.batch_size,
-        steps=range(steps + WARM_UP_STEPS),
-        reading=build_reading(config),
-    )
+    clips = build_train_clips(config, source)
+    return read_train_batches(config, clips, range(steps + WARM_UP_STEPS))
 
 
 def clip_reader(clips: TrainClips) -> Callable[[int], Any]:

@@ -37,19 +37,13 @@ def measure_step(
     batches: Iterator[dict[str, np.ndarray]] | None = None,
     profile: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Measures the training step of a recipe.
+    """A line for JSON per measurement; a UserError if the batch does not divide over the devices.
 
     Args:
         batches: of real clips, at least `steps` and a few; None for random pixels that lie on the
             devices already.
         profile: folder for a trace of three steps, which TensorBoard or xprof shows; empty for
             none.
-
-    Yields:
-        For JSON: a line per measurement.
-
-    Raises:
-        UserError: the batch does not divide over the devices.
     """
     config = config_lib.from_dict(config_lib.to_dict(config))  # a copy
     config.model.num_classes = config.model.num_classes or _CLASSES
@@ -58,7 +52,10 @@ def measure_step(
     built = build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
     state = init_state(built.network, built.optimizer, config.seed, mesh)
     batch = put_batch(random_batch(config), mesh)
-    shapes = _shapes((state, batch))
+    shapes = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding),
+        (state, batch),
+    )
     yield {"measure": "about", **_about(config, mesh)}
 
     compiled, times = _compile(built.train_step, shapes)
@@ -71,8 +68,7 @@ def measure_step(
         with jax.profiler.trace(profile) if tracing else nullcontext():
             started = time.perf_counter()
             if batches is not None:
-                read = next(batches)
-                batch = put_batch({name: read[name] for name in ("video", "label", "mask")}, mesh)
+                batch = put_batch(next(batches), mesh)
             state, metrics = compiled(state, batch)
             jax.block_until_ready(metrics)
         if index >= WARM_UP_STEPS:
@@ -163,12 +159,6 @@ def _memory(compiled: Any, clips: int) -> dict[str, float]:
         "activations_mb": round(analysis.temp_size_in_bytes / 1e6, 1),
         "mb_per_clip_of_the_batch": round(total / 1e6 / clips, 1),
     }
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), tree
-    )
 
 
 def _roofline(

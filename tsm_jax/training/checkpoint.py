@@ -33,6 +33,10 @@ from tsm_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 _ITEMS = ("model", "optimizer", "recipe", "progress")
+# Orbax warns whoever asks to read only that it will only read.
+logging.getLogger("absl").addFilter(
+    lambda record: not str(record.msg).startswith("Given directory is read only")
+)
 
 
 class Checkpoints:
@@ -65,17 +69,13 @@ class Checkpoints:
                 )
             ),
         )
-        with self._write_errors_named(), _without_warnings(read_only):
+        with self._write_errors_named():
             self._manager = ocp.CheckpointManager(
                 os.path.abspath(self._directory), options=options, item_names=_ITEMS
             )
 
     def save(self, state: TrainState, config: ConfigDict, progress: dict[str, Any]) -> None:
-        """Starts saving; the arrays are copied before this returns.
-
-        Raises:
-            UserError: this save or the one before cannot be written.
-        """
+        """Starts saving a copy; a UserError if this save or the one before cannot be written."""
         step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
@@ -95,11 +95,7 @@ class Checkpoints:
             )
 
     def add_validation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Puts the validation's metrics into a checkpoint; the best one needs a finite loss.
-
-        Raises:
-            UserError: the checkpoint or the metrics cannot be written.
-        """
+        """Puts a validation into its checkpoint; the best one needs a finite loss."""
         self.wait()
         if not math.isfinite(metrics["loss"]):
             metrics = {**metrics, "loss": None}
@@ -124,7 +120,8 @@ class Checkpoints:
         self._best_by = metric
         if jax.process_index() > 0:
             return
-        files.write_best_metric(self._directory, metric)
+        path = os.path.join(self._directory, files.BEST_METRIC_FILE)
+        write_json(path, {"best_metric": metric})
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
@@ -148,7 +145,6 @@ class Checkpoints:
         return max(steps, key=lambda step: (self.metrics(step)[metric], -step), default=None)
 
     def validated(self, step: int) -> bool:
-        """Whether the validation of a step is done."""
         return step in self._validations
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -202,11 +198,7 @@ class Checkpoints:
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Returns when everything is on disk; a UserError if it cannot be written."""
         with self._write_errors_named():
             self._manager.wait_until_finished()
             if not self._read_only and jax.process_index() == 0:
@@ -244,19 +236,6 @@ class Checkpoints:
                 f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
                 " the same command again: it continues from the last complete one"
             ) from error
-
-
-@contextmanager
-def _without_warnings(read_only: bool) -> Iterator[None]:
-    """Orbax warns whoever asks to read only that it will only read."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    if read_only:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Best:

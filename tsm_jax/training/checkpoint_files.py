@@ -18,7 +18,7 @@ from tsm_jax.files import read_json, reason, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
-BEST_METRIC_FILE = "best_metric.json"
+BEST_METRIC_FILE = "best_metric.json"  # what decides which checkpoint is the best
 UNREADABLE = "unreadable"
 # Old checkpoints are moved here before they are deleted: half of one must not look like damage.
 DELETED = ".deleted"
@@ -117,17 +117,8 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
     return validations
 
 
-def write_best_metric(directory: str, metric: str) -> None:
-    """Notes what decides which of the checkpoints is the best, for whoever reads them."""
-    write_json(os.path.join(directory, BEST_METRIC_FILE), {"best_metric": metric})
-
-
 def read_best_metric(directory: str) -> str:
-    """What decides which checkpoint is the best; in runs of older versions that was top-1.
-
-    Raises:
-        UserError: the file that says so is damaged.
-    """
+    """What decides which checkpoint is the best (older versions: top-1); a UserError if damaged."""
     path = os.path.join(directory, BEST_METRIC_FILE)
     if not os.path.lexists(path):
         return "top1"

@@ -53,18 +53,11 @@ def folds(labels: np.ndarray, groups: Sequence[str], count: int = FOLDS) -> np.n
     dealt = np.zeros((min(count, len(names)), by_group.shape[1]))
     fold_of_group = np.zeros(len(names), np.int64)
     for group in np.argsort(-by_group.sum(1), kind="stable"):
-        uneven = [
-            ((dealt + _at(fold, by_group[group], dealt)) ** 2).sum() for fold in range(len(dealt))
-        ]
+        shares = by_group[group]
+        uneven = [((dealt + np.outer(place, shares)) ** 2).sum() for place in np.eye(len(dealt))]
         fold_of_group[group] = int(np.argmin(uneven))
         dealt[fold_of_group[group]] += by_group[group]
     return fold_of_group[members]
-
-
-def _at(row: int, values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    placed = np.zeros_like(like)
-    placed[row] = values
-    return placed
 
 
 def cross_validated(features: Features, fold: np.ndarray, num_classes: int) -> np.ndarray:

@@ -6,26 +6,16 @@ import errno
 import json
 import math
 import os
+import socket
+import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-
-from tsm_jax.config import Plan
-from tsm_jax.data.pipeline import TrainOrder
 from tsm_jax.errors import UserError
-from tsm_jax.files import check_regular, reason, write_text
+from tsm_jax.files import check_regular, reason, write_lines
 from tsm_jax.terminal import printable, progress_bar
-from tsm_jax.training.metrics import Meter
-from tsm_jax.training.state import Diverged
-from tsm_jax.training.tensorboard import TensorBoard
-from tsm_jax.training.timing import RemainingTime, StepTimer
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -44,13 +34,12 @@ class RunLog:
     """Writes what happened; silent on every process but the first.
 
     Args:
-        workdir: of the run.
         first_step: where this process starts. Lines of later steps, left over from a process that
             was killed after its last checkpoint, are removed: they will be written again.
         validated: whether the validation at `first_step` is done; otherwise it will be done again,
             and its lines are removed as well.
         enabled: False on all processes but the first.
-        loggers: what else receives the numbers.
+        loggers: what receives the numbers besides metrics.jsonl and TensorBoard.
 
     Raises:
         UserError: a file cannot be written, here and in `record`.
@@ -73,7 +62,7 @@ class RunLog:
             with self._as_user_error():
                 _forget_after(path, first_step, validated)
                 self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-                tensorboard = TensorBoard(os.path.join(workdir, "tensorboard"), first_step)
+                tensorboard = _TensorBoard(os.path.join(workdir, "tensorboard"), first_step)
             self._loggers = (tensorboard, *loggers)
 
     def __enter__(self) -> RunLog:
@@ -138,7 +127,7 @@ def _forget_after(path: str, step: int, validated: bool) -> None:
     check_regular(path, "the log")
     with open(path, encoding="utf-8", errors="replace") as file:
         lines = [line.rstrip("\n") for line in file if _is_before(line, step, validated)]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+    write_lines(path, lines)
 
 
 def _is_before(line: str, step: int, validated: bool) -> bool:
@@ -154,160 +143,88 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass(frozen=True)
-class StartedStep:
-    """A step that the devices work on."""
+# Field numbers of `Event`, of its `Summary` and of that one's `Value` (event.proto, summary.proto).
+_WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7
+_VALUE, _TAG, _SIMPLE_VALUE = 1, 1, 2
+_SESSION_START = b"\x08\x01"  # SessionLog with status START
 
-    number: int  # steps before it
-    reading: float  # seconds that the loop waited for its batch
-    clips: np.ndarray  # this process's part of the batch, int64 [B]
-    metrics: dict[str, jax.Array]  # on the devices
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
 
 
-class Progress:
-    """Averages over the steps since the last log line, and writes that line.
+class _TensorBoard:
+    """An event file; what is written is in it before `write` returns.
+
+    Its records are the length of a body (uint64), a checksum of that, the body and a checksum of
+    it, all little-endian; the body is a protocol buffer of the few fields that a run fills.
 
     Args:
-        order: which clip belongs where, to notice replaced ones.
-        clip_name: path of a training clip by its number.
-        val_clips: how many there are, to tell the remaining time before the first validation.
-        first_step: of this process.
-        saved: what `to_save` gave at that step; None at the beginning of a run.
+        first_step: where this process starts. TensorBoard forgets what earlier files of the
+            directory say of the steps after it.
+
+    Raises:
+        OSError: it cannot be written, here and in `write`.
     """
 
-    def __init__(
-        self,
-        log: RunLog,
-        config: ConfigDict,
-        plan: Plan,
-        *,
-        order: TrainOrder,
-        clip_name: Callable[[int], str],
-        val_clips: int,
-        first_step: int,
-        saved: dict[str, Any] | None = None,
-    ):
-        self._log, self._config, self._plan = log, config, plan
-        self._order, self._clip_name, self._first_step = order, clip_name, first_step
-        self._meter = Meter(dict(saved["sums"])) if saved else Meter()
-        self._replaced = saved["replaced_clips"] if saved else 0
-        self._last: dict[str, np.ndarray] = {}
-        self._timer, self._last_finished = StepTimer(), time.perf_counter()
-        # A clip's forward pass is about a third of its training.
-        self._remaining = RemainingTime(plan, val_clips / config.batch_size / 3)
+    def __init__(self, directory: str, first_step: int):
+        os.makedirs(directory, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{time.time_ns()}"
+        self._file = open(os.path.join(directory, name), "xb")  # noqa: SIM115
+        self._write(_field(_FILE_VERSION, b"brain.Event:2"))
+        self._write(_field(_STEP, first_step + 1) + _field(_SESSION_LOG, _SESSION_START))
 
-    def to_save(self) -> dict[str, Any]:
-        """Plain numbers from which another process goes on."""
-        return {"sums": self._meter.sums, "replaced_clips": self._replaced}
-
-    def finished(self, step: StartedStep) -> None:
-        """Waits for a step's metrics and adds them up.
-
-        Raises:
-            Diverged: the step is not finite, and no more of those may be skipped.
-        """
-        self._last = jax.device_get(step.metrics)
-        clips, replaced = self._clips(step)
-        if self._last["bad"]:
-            self._report_bad_step(step.number + 1, clips)
-        else:
-            self._meter.update(self._last)
-        self._replaced += replaced
-        now = time.perf_counter()
-        if step.number == self._first_step:
-            self._timer.lap()  # the first step compiles; its time would distort the average
-        else:
-            self._timer.count(step.reading)
-            self._remaining.step.add(now - self._last_finished)
-        self._last_finished = now
-        done = step.number + 1
-        self._log.show("train", done, self._plan.total_steps, self._note(done))
-
-    def validating(self, done: int, batch: int, batches: int) -> None:
-        """Shows that `batch` of the validation after `done` steps is done."""
-        self._log.show("validate", batch, batches, self._note(done, batch / batches))
-
-    def validated(self, seconds: float) -> None:
-        """Takes note of how long a validation took."""
-        self._remaining.validation.add(seconds)
-        self._timer.lap()
-        self._last_finished = time.perf_counter()
-
-    def _note(self, done: int, validated: float = 0.0) -> str:
-        note = f"epoch {self._epoch(done)}/{self._config.epochs}"
-        left = self._remaining.seconds(done, validated)
-        return note if left is None else f"{note}  ETA {_in_words(left)}"
-
-    def _epoch(self, done: int) -> int:
-        return max(done - 1, 0) // self._plan.steps_per_epoch + 1
-
-    def _clips(self, step: StartedStep) -> tuple[np.ndarray, int]:
-        """The global batch, and how many of this process's clips replace unreadable ones."""
-        clips = self._order.batch(step.number)
-        start = jax.process_index() * len(step.clips)
-        own = slice(start, start + len(step.clips))
-        replaced = int((clips[own] != step.clips).sum())
-        clips[own] = step.clips
-        return clips, replaced
-
-    def _report_bad_step(self, done: int, indices: np.ndarray) -> None:
-        bad_steps, allowed = int(self._last["bad_steps"]), self._config.max_bad_steps
-        clips = [self._clip_name(int(index)) for index in indices]
-        loss, norm = (float(self._last[name]) for name in ("loss", "grad_norm"))
-        update = math.isfinite(loss) and math.isfinite(norm)
-        what = (
-            f"{'the update of ' if update else ''}step {done} is not finite: loss"
-            f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips"
-            f" {', '.join(clips[:4])} (all {len(clips)} in {METRICS_FILE})"
+    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
+        points = (
+            _field(_TAG, f"{kind}/{name}".encode())
+            + _key(_SIMPLE_VALUE, _FIXED32)
+            + struct.pack("<f", value)
+            for name, value in numbers.items()
         )
-        if bad_steps > allowed:
-            # Not recorded as a bad step: the run may be continued from the step before.
-            self._log.record("diverged", done - 1, {"bad_step": done, "clips": clips})
-            raise Diverged(
-                f"{what}: look at these clips, lower config.optimizer.learning_rate in a new"
-                f" workdir, or continue without them by --config.max_bad_steps={allowed + 1}"
-            )
-        self._log.record("bad_step", done, {"bad_steps": bad_steps, "clips": clips})
-        self._log.say(f"{what}: skipped ({bad_steps} of {allowed})")
+        summary = b"".join(_field(_VALUE, point) for point in points)
+        self._write(_field(_STEP, step) + _field(_SUMMARY, summary))
 
-    def report(self, done: int) -> None:
-        """Writes the log line of `done` steps."""
-        means = self._meter.result(self._config.model.num_classes)
-        values = {
-            "epoch": self._epoch(done),
-            **{name: means[name] for name in means if name != "count"},
-            "learning_rate": float(self._last["learning_rate"]),
-            "grad_norm": float(self._last["grad_norm"]),
-            "replaced_clips": self._replaced,
-            "bad_steps": int(self._last["bad_steps"]),
-        }
-        batch_seconds = self._timer.batch_seconds
-        speed = {
-            "batch_seconds": batch_seconds,
-            "reader_seconds": self._timer.reader_seconds,
-            "clips_per_second": batch_seconds and self._config.batch_size / batch_seconds,
-        }
-        self._log.record("train", done, {**values, **speed})
-        self._log.say(self._line(done, values, speed))
-        self._meter = Meter()
-        self._timer.lap()
+    def close(self) -> None:
+        self._file.close()
 
-    def _line(self, done: int, values: dict[str, Any], speed: dict[str, float | None]) -> str:
-        plan, replaced = self._plan, values["replaced_clips"]
-        line = (
-            f"epoch {values['epoch']}/{self._config.epochs}"
-            f"  step {plan.step_in_epoch(done)}/{plan.steps_per_epoch}"
-            f"  loss {values['loss']:.5f}  top1 {values['top1']:.5f}"
-            f"  lr {values['learning_rate']:.6f}"
-        )
-        if speed["batch_seconds"] is not None:
-            left = self._remaining.seconds(done) or 0.0
-            line += (
-                f"  batch {speed['batch_seconds']:.3f} s  reader {speed['reader_seconds']:.3f} s"
-                f"  {speed['clips_per_second']:.1f} clips/s  ETA {_in_words(left)}"
-            )
-        return line + (f"  replaced {replaced}" if replaced else "")
+    def _write(self, fields: bytes) -> None:
+        body = _key(_WALL_TIME, _FIXED64) + struct.pack("<d", time.time()) + fields
+        length = struct.pack("<Q", len(body))
+        self._file.write(length + _checksum(length) + body + _checksum(body))
+        self._file.flush()
 
 
-def _in_words(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+def _field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return _key(number, _VARINT) + _varint(value)
+    return _key(number, _BYTES) + _varint(len(value)) + value
+
+
+def _key(number: int, encoding: int) -> bytes:
+    return _varint(number << 3 | encoding)
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _checksum(data: bytes) -> bytes:
+    """CRC-32C, rotated and shifted so that a checksum of checksums is none of zeros."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC_OF_BYTE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    crc ^= 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _crc_of_byte(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
+    return byte
+
+
+_CRC_OF_BYTE = [_crc_of_byte(byte) for byte in range(256)]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,11 +16,12 @@ from tsm_jax.config import Plan
 from tsm_jax.data.pipeline import Batch
 from tsm_jax.errors import UserError
 from tsm_jax.training.checkpoint import Checkpoints
-from tsm_jax.training.log import Progress, RunLog, StartedStep
+from tsm_jax.training.log import RunLog
 from tsm_jax.training.mesh import put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training.processes import from_first, stop_vote
-from tsm_jax.training.state import Diverged, TrainState, is_finite, last_finite
+from tsm_jax.training.progress import Progress, StartedStep
+from tsm_jax.training.state import Diverged, TrainState, last_finite
 from tsm_jax.training.steps import TrainStep
 
 # Means over the validation clips for a state; calls the second argument after every batch, with
@@ -41,8 +43,8 @@ class TrainingRun:
     first_step: int  # of this process
     train_step: TrainStep
     validate: Validate
-    compute_statistics: FromBatches  # of batch norm
-    refit_classifier: FromBatches
+    compute_statistics: FromBatches | None  # of batch norm; None where the recipe wants none
+    refit_classifier: FromBatches | None
     checkpoints: Checkpoints
     log: RunLog
     progress: Progress
@@ -53,7 +55,6 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
     """Trains to the end of the plan.
 
     Args:
-        run: what to work with.
         state: where to start, at `run.first_step`; its memory is reused.
         batches: this host's part of the batches from `run.first_step` on.
 
@@ -66,7 +67,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
         UserError: something cannot be read or written.
     """
     stop = stop_vote(run.preemption, run.mesh)
-    first_step, progress = run.first_step, run.progress
+    first_step, progress, every = run.first_step, run.progress, run.config.checkpoint_every
     validated = from_first(run.checkpoints.validated(first_step))
     if run.plan.ends_epoch(first_step) and not validated:
         _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
@@ -82,7 +83,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
         done = step + 1
         ends_epoch = run.plan.ends_epoch(done)
         reports = ends_epoch or run.plan.step_in_epoch(done) % run.config.log_every == 0
-        saves = ends_epoch or preempted or _is_multiple(done, run.config.checkpoint_every)
+        saves = ends_epoch or preempted or (every > 0 and done % every == 0)
         try:
             # One step late: the devices always have the next step to do while the host reads.
             if pending is not None:
@@ -130,10 +131,10 @@ def _out_of_patience(run: TrainingRun, step: int) -> bool:
 
 def _is_precise(run: TrainingRun, step: int) -> bool:
     """Whether an epoch ends here, and is one that `config.precise_batch_norm` means."""
-    epoch, every = step // run.plan.steps_per_epoch, run.config.precise_batch_norm
-    if every == 0 or not run.plan.ends_epoch(step):
+    if not run.plan.ends_epoch(step):
         return False
-    return (epoch - 1) % every == 0 or epoch == run.config.epochs
+    epoch = step // run.plan.steps_per_epoch
+    return (epoch - 1) % run.config.precise_batch_norm == 0 or epoch == run.config.epochs
 
 
 def _finish_epoch(
@@ -146,32 +147,24 @@ def _finish_epoch(
         if preempted or stop():
             raise _preempted(run, step, "it goes on from the last checkpoint")
 
-    if _is_precise(run, step):
-        state = _replaced(run, "batch norm", run.compute_statistics, state, step, before_batch)
-    if run.config.refit_classifier and step == run.plan.total_steps:
-        state = _replaced(run, "classifier", run.refit_classifier, state, step, before_batch)
+    computations: dict[str, FromBatches] = {}
+    if run.compute_statistics and _is_precise(run, step):
+        computations["batch norm"] = run.compute_statistics
+    if run.refit_classifier and step == run.plan.total_steps:
+        computations["classifier"] = run.refit_classifier
+    for name, compute in computations.items():
+        started = time.perf_counter()
+        found = compute(state, step, before_batch)
+        tensors = (*found.params.values(), *found.batch_stats.values())
+        if all(np.isfinite(np.asarray(tensor)).all() for tensor in tensors):
+            seconds = time.perf_counter() - started
+            run.log.say(f"{name} computed from whole batches: {seconds:.1f} s")
+            state = found
+        else:
+            run.log.say(
+                f"warning: {name} computed from whole batches is not finite; it stays as it was"
+            )
     return state
-
-
-def _replaced(
-    run: TrainingRun,
-    name: str,
-    compute: FromBatches,
-    state: TrainState,
-    step: int,
-    before_batch: Callable[[], None],
-) -> TrainState:
-    started = time.perf_counter()
-    found = compute(state, step, before_batch)
-    if is_finite({**found.params, **found.batch_stats}):
-        run.log.say(f"{name} computed from whole batches: {time.perf_counter() - started:.1f} s")
-        return found
-    run.log.say(f"warning: {name} computed from whole batches is not finite; it stays as it was")
-    return state
-
-
-def _is_multiple(step: int, period: int) -> bool:
-    return period > 0 and step % period == 0
 
 
 def _preempted(run: TrainingRun, step: int, what: str = "everything is saved") -> Preempted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
@@ -21,7 +21,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def class_weights(clips: Sequence[int], exponent: float) -> np.ndarray:
+def class_weights(clips: ArrayLike, exponent: float) -> np.ndarray:
     """Weights of the loss by class, `[K]`, in proportion to `(1 / clips)^exponent`.
 
     Their mean over all clips is 1, so that a learning rate means what it means without them. A

@@ -73,11 +73,9 @@ def make_optimizer(
     """Clip by global norm -> L2 -> momentum -> learning rate times multiplier.
 
     Args:
-        learning_rate: a number or a schedule.
         momentum: of the velocity `v = momentum * v + g`, without dampening.
         nesterov: go on by `momentum * v + g` instead of `v`.
-        weight_decay: L2 coefficient.
-        decay: `weights` (convolutions and classifier) or `fc` (the classifier's weight).
+        decay: of `weights` (convolutions and classifier) or `fc` (the classifier's weight).
         clip_norm: largest global norm of the raw gradients, 0 for none.
         fc_weight_multiplier: of the learning rate, like `fc_bias_multiplier`.
         frozen: parts of the network that keep their values (`is_in`); they have no velocity.

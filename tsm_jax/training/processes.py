@@ -9,11 +9,10 @@ from __future__ import annotations
 import atexit
 import importlib.util
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
@@ -22,7 +21,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from tsm_jax.errors import UserError
-from tsm_jax.training.lost_process import shorten_aborts
 from tsm_jax.training.mesh import put_batch, replicated
 from tsm_jax.training.preemption import EXIT_CODE, Preemption
 
@@ -31,8 +29,6 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 _DAY = 24 * 60 * 60  # seconds
 # After how long a process is given up that does not answer; a killed one is noticed at once.
 _SILENT_SECONDS = 20
-_FAILURE = "tsm_jax/failure"
-_POLL_SECONDS = 0.5
 
 _T = TypeVar("_T")
 
@@ -48,19 +44,24 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
         UserError: the environment is contradictory.
     """
     arguments = distributed_arguments()
-    if arguments is None:
+    if arguments is None or not _connect(arguments, timeout_seconds):
         yield
         return
-    shorten_aborts()
-    _connect(arguments, timeout_seconds)
-    watch = _FailureWatch()
+    from tsm_jax.training import lost_process  # late, as in `_connect`: only several need it
+
+    stopped = threading.Event()
+    watch = (_store(), stopped)
+    threading.Thread(target=lost_process.end_with_others, args=watch, daemon=True).start()
     try:
         yield
     except BaseException as error:
         # Preempted processes stop together, and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
-            watch.announce(error)
-            _exit_without_barrier(130 if isinstance(error, KeyboardInterrupt) else 1)
+            stopped.set()
+            text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+            message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
+            lost_process.announce(_store(), message)
+            atexit.register(lost_process.leave, 130 if isinstance(error, KeyboardInterrupt) else 1)
         if isinstance(error, Exception) and "Gloo" in str(error):
             raise UserError(
                 "the connection to another process broke: its output or its launcher's says why"
@@ -68,7 +69,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
             ) from error
         raise
     finally:
-        watch.stop()
+        stopped.set()
 
 
 def wait_for_all(what: str) -> None:
@@ -202,9 +203,22 @@ def _from_variables(given: dict[str, str]) -> dict[str, Any] | None:
     }
 
 
-def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
+def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
+    """Joins the others; False on a machine that is on its own after all."""
+    from tsm_jax.training.lost_process import print_and_exit, shorten_aborts
+
+    def give_up() -> None:
+        who, address = "this process", arguments.get("coordinator_address", "process 0")
+        if "process_id" in arguments:
+            who = f"process {arguments['process_id']} of {arguments['num_processes']}"
+        print_and_exit(
+            f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all"
+            " run, and can they reach that address?"
+        )
+
+    shorten_aborts()
     # Left alone, jaxlib aborts with a stack trace when its own time is up.
-    alarm = threading.Timer(timeout_seconds, _give_up, (arguments, timeout_seconds))
+    alarm = threading.Timer(timeout_seconds, give_up)
     alarm.daemon = True
     alarm.start()
     try:
@@ -219,21 +233,12 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> None:
     except ValueError:
         if arguments:
             raise
-        return  # a machine with the TPU library, but not one of a slice: it is on its own
+        return False  # it has the TPU library, but is not of a slice
     except RuntimeError as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     finally:
         alarm.cancel()
-
-
-def _give_up(arguments: dict[str, Any], timeout_seconds: float) -> None:
-    who, address = "this process", arguments.get("coordinator_address", "process 0")
-    if "process_id" in arguments:
-        who = f"process {arguments['process_id']} of {arguments['num_processes']}"
-    _print_and_exit(
-        f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all run,"
-        " and can they reach that address?"
-    )
+    return _store() is not None
 
 
 def _store() -> Any:
@@ -241,72 +246,3 @@ def _store() -> Any:
     from jax._src.distributed import global_state
 
     return global_state.client
-
-
-class _FailureWatch:
-    """Tells the other processes of an error here, and ends this one at an error of theirs.
-
-    A process that waits for the others in a collective operation cannot notice that one of them
-    is gone, or only minutes later and without its reason.
-    """
-
-    def __init__(self) -> None:
-        self._client = _store()
-        self._stopped = threading.Event()
-        if self._client is not None:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def announce(self, error: BaseException) -> None:
-        """Tells the others, and waits until they have read it and ended."""
-        self.stop()
-        if self._client is None:
-            return
-        text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
-        message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
-        # If another process was first, or has ended the run already, nobody needs the message.
-        with suppress(Exception):
-            self._client.key_value_set(_FAILURE, message)
-        time.sleep(_linger_seconds())
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def _watch(self) -> None:
-        while not self._stopped.wait(_POLL_SECONDS):
-            try:
-                message = self._client.key_value_try_get(_FAILURE)
-            except Exception as error:
-                if "NOT_FOUND" in str(error):
-                    continue
-                # If jax notices first, it aborts this process (see lost_process.py).
-                message = "process 0 is gone: its output or its launcher's says why"
-            if not self._stopped.is_set():
-                _print_and_exit(message, _linger_seconds())
-
-
-def _linger_seconds() -> float:
-    """How long to stay when something failed, so that all others can read it.
-
-    Process 0 leaves last: it keeps the store, and jax aborts the others when that is gone.
-    """
-    return (6 if jax.process_index() == 0 else 3) * _POLL_SECONDS
-
-
-def _print_and_exit(message: str, linger_seconds: float = 0.0) -> None:
-    """Ends the process from a thread: its main thread may wait for ever."""
-    sys.stdout.flush()
-    # Not by `sys.stderr`, which goes past what keeps jax from telling it again, lost_process.py.
-    os.write(2, f"error: {message}\n".encode(errors="backslashreplace"))
-    time.sleep(linger_seconds)
-    os._exit(1)
-
-
-def _exit_without_barrier(code: int) -> None:
-    """At exit, skips the barrier of jax's shutdown, which would wait for dead processes."""
-
-    def leave() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    atexit.register(leave)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tsm_jax.errors import UserError
 from tsm_jax.models.network import Network, Tensors
-from tsm_jax.training.mesh import replicated
+from tsm_jax.training.mesh import put_replicated, replicated
 
 
 class TrainState(NamedTuple):
@@ -57,7 +57,6 @@ def init_state(
     Parameters and statistics in `loaded` are taken from there; the others are random, and the same
     as without any.
     """
-
     params, batch_stats = network.init(seed, loaded)
     zero = np.zeros((), np.int32)
     # As `optimizer.init` gives it, which would compile an operation for each shape: two seconds.
@@ -66,21 +65,6 @@ def init_state(
     )
     parts = (zero, params, batch_stats, opt_state, zero)
     return TrainState(*put_replicated(parts, mesh))
-
-
-def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of the host, the same ones in all processes, on all devices."""
-
-    def put(leaf: jax.Array | np.ndarray) -> jax.Array:
-        array = np.asarray(leaf)  # the processes need not talk about it
-        return jax.make_array_from_callback(array.shape, replicated(mesh), lambda i: array[i])
-
-    return jax.tree.map(put, tree)
-
-
-def is_finite(tensors: Mapping[str, jax.Array | np.ndarray]) -> bool:
-    """Whether all values of all tensors are."""
-    return all(np.isfinite(np.asarray(tensor)).all() for tensor in tensors.values())
 
 
 Metrics = dict[str, jax.Array]

@@ -12,16 +12,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tsm_jax.accuracy import class_metrics
-from tsm_jax.models.layers import MOMENTUM
 from tsm_jax.models.network import Network, Tensors, normalize
-from tsm_jax.training.mesh import AXIS, compiler_options, put_batch, replicated, split_by_clips
+from tsm_jax.training.mesh import AXIS, jit_step, put_batch
 from tsm_jax.training.metrics import Meter, class_sums, clip_ranks, clip_sums, cross_entropy
 from tsm_jax.training.optimizer import global_norm, is_in
 from tsm_jax.training.state import TrainState, skip_bad_step
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
-StatisticsStep = Callable[[Tensors, jax.Array, Batch], Tensors]
 EvalResult = tuple[dict[str, jax.Array], dict[str, jax.Array]]
 EvalStep = Callable[[Tensors, Tensors, Batch], EvalResult]
 
@@ -50,14 +48,11 @@ def make_train_step(
     Args:
         schedule: learning rate by step, for the metrics; the optimizer has its own.
         seed: of dropout and mixup.
-        label_smoothing: share of the target that is spread over all classes.
         class_weights: of the loss of a clip by its class, `[K]`; None for 1. The loss in the
             metrics is without them.
         frozen: parts of the network without a gradient, as for `make_optimizer`.
-        mixup: clips are mixed in shares drawn from Beta(mixup, mixup), 0 for none, see `_mixed`.
-        accumulation_steps: parts that a batch is computed in.
-        deterministic: as for `compiler_options`.
-        max_bad_steps: as for `skip_bad_step`.
+
+    The others are keys of a recipe.
     """
 
     def loss_fn(
@@ -66,7 +61,7 @@ def make_train_step(
         logits, new_batch_stats = network.apply(
             {**fixed, **trained},
             batch_stats,
-            _video(batch, mixup),
+            shown_video(batch, mixup),
             train=True,
             dropout_keys=batch["dropout_key"],
         )
@@ -90,14 +85,14 @@ def make_train_step(
         fixed = {name: p for name, p in state.params.items() if is_in(name, frozen)}
         trained = {name: p for name, p in state.params.items() if name not in fixed}
 
-        def compute(part: Batch) -> _Outcome:
+        def compute(part: Batch) -> Outcome:
             gradients, (batch_stats, sums) = jax.grad(loss_fn, has_aux=True)(
                 trained, fixed, state.batch_stats, part
             )
-            return _Outcome(gradients, batch_stats, sums)
+            return Outcome(gradients, batch_stats, sums)
 
-        batch = _with_draws(batch, seed, state.step, mixup)
-        gradients, batch_stats, sums = _accumulate(compute, batch, accumulation_steps, mesh)
+        batch = with_draws(batch, seed, state.step, mixup)
+        gradients, batch_stats, sums = accumulate(compute, batch, accumulation_steps, mesh)
         gradients |= jax.tree.map(jnp.zeros_like, fixed)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
@@ -109,50 +104,10 @@ def make_train_step(
         updated = TrainState(state.step + 1, params, batch_stats, opt_state, state.bad_steps)
         return skip_bad_step(state, updated, metrics, max_bad_steps)
 
-    return jax.jit(
-        train_step,
-        donate_argnums=0,
-        in_shardings=(replicated(mesh), split_by_clips(mesh)),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(mesh, deterministic=deterministic),
-    )
+    return jit_step(train_step, mesh, deterministic=deterministic, donate_argnums=(0,))
 
 
-def make_statistics_step(
-    network: Network,
-    *,
-    mesh: Mesh,
-    seed: int,
-    mixup: float = 0.0,
-    accumulation_steps: int = 1,
-    deterministic: bool = False,
-) -> StatisticsStep:
-    """The jitted step `(params, step, batch) -> batch_stats`: those of this batch alone.
-
-    It sees what the training step of that number sees. The result is what that one would move the
-    running statistics towards: means over the groups of batch norm.
-    """
-
-    def statistics_step(params: Tensors, step: jax.Array, batch: Batch) -> Tensors:
-        nothing = {name: jnp.zeros(shape) for name, shape in network.batch_stat_shapes.items()}
-
-        def compute(part: Batch) -> _Outcome:
-            keys, video = part["dropout_key"], _video(part, mixup)
-            _, moved = network.apply(params, nothing, video, train=True, dropout_keys=keys)
-            return _Outcome({}, {name: array / (1 - MOMENTUM) for name, array in moved.items()}, {})
-
-        batch = _with_draws(batch, seed, step, mixup)
-        return _accumulate(compute, batch, accumulation_steps, mesh).batch_stats
-
-    return jax.jit(
-        statistics_step,
-        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(mesh, deterministic=deterministic),
-    )
-
-
-def _video(batch: Batch, mixup: float) -> jax.Array:
+def shown_video(batch: Batch, mixup: float) -> jax.Array:
     """What the network sees, `[B, T, H, W, 3]`: one view, or two clips mixed."""
     video = normalize(batch["video"][:, 0])
     if not mixup:
@@ -161,40 +116,35 @@ def _video(batch: Batch, mixup: float) -> jax.Array:
     return own * video + (1 - own) * normalize(batch["other_video"][:, 0])
 
 
-def _with_draws(batch: Batch, seed: int, step: jax.Array, mixup: float) -> Batch:
-    """Adds what is random in a step: the keys of dropout, and what mixup draws."""
+def with_draws(batch: Batch, seed: int, step: jax.Array, mixup: float) -> Batch:
+    """Adds what is random in a step: the keys of dropout, and what mixup draws.
+
+    Each clip is mixed with the one from the other end of the batch, whose order is random. The two
+    clips of a pair become each other's other one, so the share of a clip itself can be drawn as the
+    larger of the two: the label that accuracy counts is then the one of which there is more.
+    """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     clips = len(batch["label"])
     batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
     if not mixup:
         return batch
     # With a key that is none of the clips'.
-    return _with_others(batch, jax.random.fold_in(step_key, clips), mixup)
-
-
-def _with_others(batch: Batch, key: jax.Array, mixup: float) -> Batch:
-    """Adds the clip that each one is mixed with, the batch from its end, and its own share.
-
-    The order of a batch is random, so this is, too. The two clips of a pair become each other's
-    other one, so the share can be drawn as the larger of the two: the label that accuracy counts is
-    then the one of which there is more.
-    """
-    share = jax.random.beta(key, mixup, mixup)
+    share = jax.random.beta(jax.random.fold_in(step_key, clips), mixup, mixup)
     return {
         **batch,
         "other_video": batch["video"][::-1],
         "other_label": batch["label"][::-1],
-        "own_share": jnp.full(len(batch["label"]), jnp.maximum(share, 1 - share)),
+        "own_share": jnp.full(clips, jnp.maximum(share, 1 - share)),
     }
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
     gradients: Tensors  # of the mean loss
     batch_stats: Tensors  # the running statistics afterwards
     sums: dict[str, jax.Array]  # `clip_sums`
 
 
-def _accumulate(compute: Callable[[Any], _Outcome], batch: Any, parts: int, mesh: Mesh) -> _Outcome:
+def accumulate(compute: Callable[[Any], Outcome], batch: Any, parts: int, mesh: Mesh) -> Outcome:
     """The outcome of a batch computed in `parts`, one after the other, as if it were one.
 
     Gradients are means over clips and batch norm takes its statistics over groups of clips, so
@@ -210,7 +160,7 @@ def _accumulate(compute: Callable[[Any], _Outcome], batch: Any, parts: int, mesh
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first)
     )
 
-    def add(total: _Outcome, part: Any) -> tuple[_Outcome, None]:
+    def add(total: Outcome, part: Any) -> tuple[Outcome, None]:
         return jax.tree.map(jnp.add, total, compute(part)), None
 
     total, _ = jax.lax.scan(add, zeros, split)
@@ -218,7 +168,7 @@ def _accumulate(compute: Callable[[Any], _Outcome], batch: Any, parts: int, mesh
         {name: array / parts for name, array in tensors.items()}
         for tensors in (total.gradients, total.batch_stats)
     )
-    return _Outcome(gradients, batch_stats, total.sums)
+    return Outcome(gradients, batch_stats, total.sums)
 
 
 def _split(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
@@ -280,12 +230,7 @@ def make_eval_step(
         classes = class_sums(logits, batch["label"], ranks, batch["mask"])
         return {**clip_sums(ranks, batch["mask"], losses), "classes": classes}, clips
 
-    return jax.jit(
-        eval_step,
-        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(mesh, deterministic=deterministic),
-    )
+    return jit_step(eval_step, mesh, deterministic=deterministic)
 
 
 def evaluate(
@@ -294,14 +239,14 @@ def evaluate(
     batch_stats: Tensors,
     batches: Iterable[dict[str, np.ndarray]],
     mesh: Mesh,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch: Callable[[int], None] = lambda done: None,
     on_clips: Callable[[dict[str, jax.Array]], None] = lambda clips: None,
 ) -> dict[str, float]:
     """Means over all clips: those of `Meter`, and `class_metrics`.
 
     Args:
         batches: from `eval_batches`, at least one.
-        on_batch: called when a batch has been sent to the devices.
+        on_batch: called with the number of batches that have been sent to the devices.
         on_clips: called with the `clips` of each step, in the order of the batches.
     """
     meter = Meter()
@@ -315,12 +260,12 @@ def evaluate(
         on_clips(clips)
 
     pending = None
-    for batch in batches:
+    for done, batch in enumerate(batches, start=1):
         result = eval_step(params, batch_stats, put_batch(batch, mesh))
         if pending is not None:  # one step late, so that devices never wait for the host
             finish(pending)
         pending = result
-        on_batch()
+        on_batch(done)
     if pending is not None:
         finish(pending)
     return {**meter.result(classes.shape[1]), **class_metrics(classes)}

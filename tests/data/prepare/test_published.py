@@ -13,12 +13,14 @@ from layouts import LAYOUTS
 from tsm_jax import evaluate, prepare, train
 from tsm_jax.assemble import evaluate as assemble_evaluate
 from tsm_jax.assemble import train as assemble_train
-from tsm_jax.assemble.data import build_eval_clips, build_source, build_train_clips
-from tsm_jax.assemble.workdir import preprocessing_of
+from tsm_jax.assemble.data import build_source, build_train_clips
+from tsm_jax.assemble.network import preprocessing_of
 from tsm_jax.cli import load_recipe
 from tsm_jax.data.lists import read_frame_list, read_video_list
 from tsm_jax.data.prepare.check import check_entries
 from tsm_jax.data.prepare.published import DATA_SETS
+from tsm_jax.data.protocols import protocol_of
+from tsm_jax.data.sources import EvalClips
 from tsm_jax.data.transforms import with_direction
 from tsm_jax.errors import UserError
 from tsm_jax.training.mesh import make_mesh
@@ -205,7 +207,8 @@ def test_recipes_read_what_is_there(name, make, tmp_path):
     source = build_source(config.data, "val", len(layout.labels))
     views = {"": 1, "mmaction2_center_crop": 1, "mit_twice_three_crop": 6}
     for protocol, count in views.items():
-        read = build_eval_clips(source, preprocessing_of(config.data), 4, protocol).read
+        of_protocol = protocol_of(preprocessing_of(config.data), protocol)
+        read = EvalClips(source, 4, of_protocol).read
         shapes = {read(i)["video"].shape[:2] for i in range(len(source))}
         assert shapes == {(count, 4)}
 

@@ -1,7 +1,9 @@
-"""The classifier, refitted once training has ended: ridge regression on the trained features.
+"""What whole batches give, in place of what training has come to.
 
-On few clips gradient descent has all of them right after a few epochs, and where its classifier is
-by then depends on the path. The regression is determined by the features of the clips alone.
+The statistics of batch norm; and, once training has ended, the classifier, by ridge regression on
+the trained features. On few clips gradient descent has all of them right after a few epochs, and
+where its classifier is by then depends on the path. The regression is determined by the features of
+the clips alone.
 """
 
 from __future__ import annotations
@@ -15,8 +17,39 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tsm_jax.models.convolve import FLOAT32, precision_of
+from tsm_jax.models.layers import MOMENTUM
 from tsm_jax.models.network import Network, Tensors, normalize
-from tsm_jax.training.mesh import compiler_options, replicated, split_by_clips
+from tsm_jax.training.mesh import jit_step
+from tsm_jax.training.steps import Batch, Outcome, accumulate, shown_video, with_draws
+
+
+def make_statistics_step(
+    network: Network,
+    *,
+    mesh: Mesh,
+    seed: int,
+    mixup: float = 0.0,
+    accumulation_steps: int = 1,
+    deterministic: bool = False,
+) -> Callable[[Tensors, jax.Array, Batch], Tensors]:
+    """The jitted step `(params, step, batch) -> batch_stats`: those of this batch alone.
+
+    It sees what the training step of that number sees. The result is what that one would move the
+    running statistics towards: means over the groups of batch norm.
+    """
+
+    def statistics_step(params: Tensors, step: jax.Array, batch: Batch) -> Tensors:
+        nothing = {name: jnp.zeros(shape) for name, shape in network.batch_stat_shapes.items()}
+
+        def compute(part: Batch) -> Outcome:
+            keys, video = part["dropout_key"], shown_video(part, mixup)
+            _, moved = network.apply(params, nothing, video, train=True, dropout_keys=keys)
+            return Outcome({}, {name: array / (1 - MOMENTUM) for name, array in moved.items()}, {})
+
+        batch = with_draws(batch, seed, step, mixup)
+        return accumulate(compute, batch, accumulation_steps, mesh).batch_stats
+
+    return jit_step(statistics_step, mesh, deterministic=deterministic)
 
 
 class Moments(NamedTuple):
@@ -26,26 +59,21 @@ class Moments(NamedTuple):
     classes: Any  # [K, C + 1], of the clips of each class
 
 
-MomentsStep = Callable[[Tensors, Tensors, dict[str, jax.Array]], Moments]
-
-
 def make_moments_step(
     network: Network,
     class_weights: np.ndarray,
     *,
     mesh: Mesh,
     deterministic: bool = False,
-) -> MomentsStep:
-    """The jitted step `(params, batch_stats, batch) -> moments` of a batch.
-
-    Features are those that evaluation sees: nothing is dropped or mixed.
+) -> Callable[[Tensors, Tensors, Batch], Moments]:
+    """The jitted step `(params, batch_stats, batch) -> moments`, of what evaluation sees.
 
     Args:
         class_weights: how much a clip counts by its class, `[K]`.
     """
     precision = precision_of(FLOAT32)
 
-    def moments_step(params: Tensors, batch_stats: Tensors, batch: dict[str, jax.Array]) -> Moments:
+    def moments_step(params: Tensors, batch_stats: Tensors, batch: Batch) -> Moments:
         video = batch["video"][:, 0]
         features = network.module(params, batch_stats).features(normalize(video))
         pooled = features.astype(jnp.float32).reshape(len(video), -1, features.shape[-1]).mean(1)
@@ -58,12 +86,7 @@ def make_moments_step(
             jnp.dot(targets.T, weighted, precision=precision),
         )
 
-    return jax.jit(
-        moments_step,
-        in_shardings=(replicated(mesh), replicated(mesh), split_by_clips(mesh)),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler_options(mesh, deterministic=deterministic),
-    )
+    return jit_step(moments_step, mesh, deterministic=deterministic)
 
 
 def fit_classifier(
