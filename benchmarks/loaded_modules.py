@@ -13,8 +13,9 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-# A line of -X importtime on stderr: "import time: <self> | <cumulative> | <indented name>".
-_LINE = re.compile(r"^import time: +\d+ \| +\d+ \| +(tsm_jax[\w.]*)$")
+# A line of -X importtime on stderr: "import time: <self> | <cumulative> | <indented name>". A
+# progress bar may stand before it.
+_LINE = re.compile(r"import time: +\d+ \| +\d+ \| +(tsm_jax[\w.]*)$")
 
 
 def loaded_modules(command: list[str]) -> list[str]:
@@ -29,7 +30,7 @@ def loaded_modules(command: list[str]) -> list[str]:
     if finished.returncode:
         rest = [line for line in finished.stderr.splitlines() if not line.startswith("import time")]
         raise SystemExit("\n".join(rest))
-    matches = map(_LINE.match, finished.stderr.splitlines())
+    matches = map(_LINE.search, finished.stderr.splitlines())
     names = list(dict.fromkeys(match[1] for match in matches if match))
     if command[:1] == ["-m"]:
         names.append(command[1])  # runs as __main__, which is not listed
