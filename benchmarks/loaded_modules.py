@@ -8,33 +8,36 @@ The command runs to its end, so that modules imported late are counted as well.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from importlib.util import find_spec
 
-# A line of -X importtime on stderr: "import time: <self> | <cumulative> | <indented name>". A
-# progress bar may stand before it.
-_LINE = re.compile(r"import time: +\d+ \| +\d+ \| +(tsm_jax[\w.]*)$")
+# Not -X importtime: it leaves out what importlib.import_module imports.
+_MARK = "loaded: "
+_RUN = f"""
+import atexit, runpy, sys
+atexit.register(lambda: [
+    print(f"\\n{_MARK}{{name}}", end="", file=sys.stderr)
+    for name in sys.modules if name.partition(".")[0] == "tsm_jax"
+])
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 
 
-def loaded_modules(command: list[str]) -> list[str]:
-    """Names of the modules of `tsm_jax` that a Python command imports, in order of loading."""
+def loaded_modules(module: str, arguments: list[str]) -> list[str]:
+    """Names of the modules of `tsm_jax` that `python -m module` imports, in order of loading."""
     finished = subprocess.run(
-        [sys.executable, "-X", "importtime", *command],
+        [sys.executable, "-c", _RUN, module, *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
         check=False,
     )
+    lines = finished.stderr.splitlines()
     if finished.returncode:
-        rest = [line for line in finished.stderr.splitlines() if not line.startswith("import time")]
-        raise SystemExit("\n".join(rest))
-    matches = map(_LINE.search, finished.stderr.splitlines())
-    names = list(dict.fromkeys(match[1] for match in matches if match))
-    if command[:1] == ["-m"]:
-        names.append(command[1])  # runs as __main__, which is not listed
-    return names
+        raise SystemExit("\n".join(line for line in lines if not line.startswith(_MARK)))
+    names = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
+    return [*names, module]  # which runs as __main__
 
 
 def lines_of(module: str) -> tuple[str, int]:
@@ -46,7 +49,10 @@ def lines_of(module: str) -> tuple[str, int]:
 
 
 def main() -> None:
-    counted = sorted(lines_of(module) for module in set(loaded_modules(sys.argv[1:])))
+    if sys.argv[1:2] != ["-m"] or len(sys.argv) < 3:
+        raise SystemExit(__doc__)
+    modules = loaded_modules(sys.argv[2], sys.argv[3:])
+    counted = sorted(lines_of(module) for module in set(modules))
     for path, lines in counted:
         print(f"{lines:5}  {path}")
     print(f"{len(counted)} modules, {sum(lines for _, lines in counted)} lines")
