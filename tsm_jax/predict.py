@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> None:
         failed = _run(predictor, videos, options, ray)
     except KeyboardInterrupt:
         if options.output not in (None, "-"):
-            raise  # the same command resumes
+            raise  # the same command resumes the run
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if failed:

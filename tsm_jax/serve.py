@@ -43,7 +43,7 @@ _LIMITS = {
         3600,
         "seconds without headers or a frame, or before --min_upload_kb applies",
     ),
-    "max_seconds": _Limit("video_seconds", 1, 1e6, "seconds of a video"),
+    "max_seconds": _Limit("video_seconds", 1, 1e6, "duration of a video in seconds"),
     "max_pixels": _Limit(
         "video_pixels", 1, 1 << 30, "width x height of a video or of a frame of a stream"
     ),
@@ -119,7 +119,7 @@ def _parser() -> cli.Parser:
         "serve",
         description=(
             "Serves a model over HTTP: POST a video to /v1/predict or, if the model was exported"
-            " for streams, send frames to WS /v1/stream. / is a page to try it. See"
+            " for streams, send frames to WS /v1/stream. Open / for a page to try it. See"
             " docs/serving.md."
         ),
         example="python -m tsm_jax.serve --model inference/TSM --port 8000",

@@ -127,9 +127,7 @@ def window(title: str) -> Iterator[Show]:
         if is_open:
             file = io.BytesIO()
             Image.fromarray(frame).save(file, "PPM")
-            shown = tkinter.PhotoImage(
-                data=file.getvalue(), format="PPM"
-            )  # tkinter does not keep it
+            shown = tkinter.PhotoImage(data=file.getvalue(), format="PPM")  # keeps it alive
             label.configure(image=shown)
             root.update()
         return is_open

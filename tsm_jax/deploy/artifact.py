@@ -71,7 +71,7 @@ INT8_FILE = "model_int8.onnx"
 EXAMPLE_FILE = "example.py"
 README_FILE = "README.md"
 
-# The sum of two products of an unsigned byte and a weight up to this fits into 16 signed bits.
+# Two products of an unsigned byte and a weight of at most this sum up to at most 16 signed bits.
 INT8_WEIGHT_LIMIT = 64
 
 # A shape, with None for a variable size.
@@ -135,7 +135,7 @@ class Artifact:
         """
         path = os.path.join(self.folder, name)
         if name not in self.hashes:
-            raise UserError(f"{self.folder} was exported without {name}: export it again with that")
+            raise UserError(f"{self.folder} was exported without {name}: export it with that file")
         check_regular(path, "the exported file")
         try:
             found = sha256(path)
@@ -271,7 +271,7 @@ def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
 
 
 def _size(exported: Mapping[str, Any]) -> int | None:
-    """Returns S according to `export.input`, or None if that does not tell."""
+    """Returns S according to `export.input`, or None if it is not stored there."""
     described = exported.get("input")
     shape = described.get("shape") if isinstance(described, dict) else None
     return shape[2] if isinstance(shape, list) and len(shape) == 5 else None

@@ -106,7 +106,7 @@ class Input:
             self._ended = False
             try:
                 self._frames = _opened(source)
-            except _Gone as error:
+            except _SourceLostError as error:
                 raise UserError(f"cannot open {self.name}: {error}") from None
         else:
             with open_video(source):  # raises an error that says what is wrong
@@ -162,7 +162,7 @@ class Input:
                         if self._ended:
                             return
                     why = "it ended"
-                except _Gone as error:
+                except _SourceLostError as error:
                     why = str(error)
             self._hand_over(Gap(f"{self.name} was lost ({why}): waiting for it"))
             self._frames = self._reopened()
@@ -183,12 +183,12 @@ class Input:
     def _reopened(self) -> _Frames:
         while not self._ended:
             time.sleep(_RETRY)
-            with suppress(_Gone):
+            with suppress(_SourceLostError):
                 return _opened(self._source)
         return (arrival for arrival in ())
 
 
-class _Gone(Exception):
+class _SourceLostError(Exception):
     """A camera or an address delivers no more frames."""
 
 
@@ -201,13 +201,13 @@ def _opened(source: str) -> _Frames:
     """Opens a camera or an address, and reads its first frame.
 
     Raises:
-        _Gone: there are no frames.
+        _SourceLostError: there are no frames.
     """
     frames = _camera(source) if source.isdecimal() else _address(source)
     try:
         first = next(frames)
     except StopIteration:
-        raise _Gone("it delivers no frames") from None
+        raise _SourceLostError("it delivers no frames") from None
 
     def all_of_them() -> _Frames:
         with closing(frames):
@@ -223,17 +223,17 @@ def _camera(number: str) -> _Frames:
     camera = cv2.VideoCapture(int(number))
     try:
         if not camera.isOpened():
-            raise _Gone("no camera has this number, or access to it is denied")
+            raise _SourceLostError("no camera has this number, or access to it is denied")
 
         def pixels() -> np.ndarray:
             read, image = camera.retrieve()
             if not read:
-                raise _Gone("it delivers no images")
+                raise _SourceLostError("it delivers no images")
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
         while camera.grab():
             yield None, pixels
-        raise _Gone("it delivers no frames")
+        raise _SourceLostError("it delivers no frames")
     finally:
         camera.release()
 
@@ -245,9 +245,9 @@ def _address(address: str) -> _Frames:
         with av.open(address, options=options, timeout=_TIMEOUT) as container:
             stream = container.streams.best("video")
             if stream is None:
-                raise _Gone("it has no video")
+                raise _SourceLostError("it has no video")
             if address.lower().startswith("http") and container.duration:
-                raise _Gone("it is a finite video, not a live stream: download it")
+                raise _SourceLostError("it is a finite video, not a live stream: download it")
             first: av.VideoFrame | None = None
             for frame in container.decode(cast(VideoStream, stream)):
                 first = first or frame
@@ -256,4 +256,4 @@ def _address(address: str) -> _Frames:
                 seconds = frame.time - first.time if known else None
                 yield seconds, partial(upright, frame, size)
     except (FFmpegError, OSError, ValueError) as error:
-        raise _Gone(reason(error)) from error
+        raise _SourceLostError(reason(error)) from error

@@ -37,7 +37,7 @@ class _Line(NamedTuple):
 
 
 class _Answered(NamedTuple):
-    """The lines of a video, some not known yet, and a function that then draws its picture, if any."""
+    """The lines of a video, some not known yet; then a function that draws its picture, if any."""
 
     lines: Iterable[_Line]
     draw: Callable[[], bytes | None]

@@ -251,7 +251,7 @@ class Predictor:
                 yield Moment(start, end, self.best(logits, top_k), softmax(logits))
 
     def summary(self) -> Summary:
-        """Returns layers, parameters and multiply-adds of the network for one view; prints as a table.
+        """Returns a printable table of the layers, parameters and multiply-adds for one view.
 
         Raises:
             UserError: flax, which defines the layers, is not installed.
@@ -353,7 +353,7 @@ class Predictor:
     def _read_ahead(
         self, videos: Iterable[Video], threads: int, batch_size: int
     ) -> Iterator[_Read]:
-        """Yields videos in order; reads two batches and a video per thread ahead, or `_READ_AHEAD`."""
+        """Yields videos in order; holds two batches and a video per thread, or `_READ_AHEAD`."""
         protocol, pending, held = self.protocol, deque[tuple[str, int, Future[np.ndarray]]](), 0
         view_bytes = protocol.num_views * self.num_segments * protocol.crop_size**2 * 3
         ahead = threads + -(-2 * batch_size // protocol.num_views)

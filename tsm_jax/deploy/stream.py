@@ -108,7 +108,7 @@ class Stream:
         return other
 
     def smoother(self, *, patience: int = 2) -> Smoother:
-        """Returns a `Smoother` for this stream, with the mean over the last T frames, as in training."""
+        """Returns a `Smoother` that averages the last T frames, as in training."""
         return Smoother(
             self.labels, frames=self.num_segments, patience=patience, source=self.source
         )

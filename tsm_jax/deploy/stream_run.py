@@ -47,8 +47,8 @@ def follow(
     """
     if frame_rate is None and not stream.frame_rate:
         raise UserError(
-            f"{stream.source} does not store its frame rate in training: set --fps to the number"
-            " of frames of a training clip over its seconds (docs/live.md)"
+            f"{stream.source} does not store the frame rate of its training: set --fps to the"
+            " frames of a training clip over its seconds (docs/live.md)"
         )
     rate = stream.frame_rate if frame_rate is None else frame_rate
     if visualize not in (None, WINDOW):
@@ -104,7 +104,7 @@ class _Run:
         self._answered, self._busy = 0, 0.0  # frames; seconds
         self._shown: Shown | None = None
         self._times: deque[float] = deque(maxlen=JUDGED_BY)  # since the start or a gap
-        self._judged = self._told_dropped = False
+        self._judged = self._reported_dropped = False
 
     def follow(self) -> None:
         start = time.monotonic()
@@ -141,13 +141,13 @@ class _Run:
     def _judge(self) -> None:
         """Reports, once, if the network sees time pass differently than in training."""
         if self._frames.dropped:
-            if not self._told_dropped:
+            if not self._reported_dropped:
                 _note(
                     f"dropping frames: each takes {1000 * self._busy / self._answered:.0f} ms but"
                     f" they arrive every {1000 / self._rate:.0f} ms; the total is printed at the"
                     " end"
                 )
-            self._told_dropped = True
+            self._reported_dropped = True
         elif not self._judged and len(self._times) == JUDGED_BY:
             self._judged = True
             if (found := too_slow(self._times, self._rate)) is not None:

@@ -129,7 +129,7 @@ def are_paths(video: object) -> TypeGuard[Sequence[VideoPath]]:
 def take_frames(
     video: Any, protocol: EvalProtocol, num_segments: int, name: str
 ) -> list[np.ndarray]:
-    """Returns copies of the frames that a protocol chooses, so that the caller may reuse the memory.
+    """Returns copies of the frames that a protocol chooses; the caller may reuse their memory.
 
     Raises:
         UserError: the video does not consist of frames.

@@ -395,7 +395,7 @@ async def _on_http_error(request: Request, error: Exception) -> Any:
     if error.status_code == 405:
         refused = Refused("method_not_allowed", f"this address does not accept {request.method}")
     else:
-        refused = Refused("not_found", "nothing is at this address: see /openapi.json")
+        refused = Refused("not_found", "there is nothing at this address: see /openapi.json")
     return _refusal(refused, error.headers)
 
 

@@ -1,4 +1,4 @@
-"""Runs the network in a separate process, which is restarted if it dies, on clips of all requests.
+"""Runs the network, for clips of all requests, in a separate process that is restarted if it dies.
 
 Batches have 1, 2, 4, ... clips, because engines compile for each new size. Clips that arrive while
 the engine is working are computed together. A batch waits for more clips only if some are known to
@@ -26,7 +26,7 @@ from tsm_jax.serving.sandbox import leave_stopping_to_parent
 
 _logger = logging.getLogger(__name__)
 
-# Time limit of a batch: a network that takes longer hangs.
+# Time limit of a batch: a network that takes longer is considered stuck.
 _SECONDS = 120
 
 

@@ -111,7 +111,7 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed when its client neither sends nor reads for too long.
+    """A connection that is closed if its client does not send, or does not read, for too long.
 
     uvicorn waits forever for the headers of a first request, for the remaining headers of a later
     one, and for a client that does not read.

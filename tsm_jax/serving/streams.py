@@ -56,7 +56,7 @@ class Streams:
         self._rate = artifact.preprocessing.frame_rate
         if not self._rate:
             raise UserError(
-                f"{artifact.folder} does not store its frame rate in training: export it again"
+                f"{artifact.folder} does not store the frame rate of its training: export it again"
                 " with --fps"
             )
         self._active: set[NewestFrame] = set()

@@ -241,7 +241,7 @@ def _no_space(error: OSError) -> Refused:
 
 
 def _lock(folder: str) -> int:
-    """Locks a folder until this process ends, however it ends.
+    """Locks a folder until this process ends, however it ends; returns the lock's handle.
 
     Raises:
         OSError: another process holds the lock, or it cannot be created.
