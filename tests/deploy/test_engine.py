@@ -268,7 +268,7 @@ def test_ports_that_are_missing_or_of_another_type(artifact):
 def test_a_classifier_that_is_damaged(copied):
     values = np.zeros((64, 5), np.float32)
     for damaged, message in [
-        (values[:, :4], r"head.fc.kernel is \(64, 4\), of 5 classes"),
+        (values[:, :4], r"head.fc.kernel has shape \(64, 4\), which does not match 5 classes"),
         (values + np.nan, "head.fc.kernel holds values that are not finite"),
     ]:
         path = copied / "model.safetensors"

@@ -108,7 +108,7 @@ def test_a_lost_camera_is_waited_for(camera):
     frames = iter(Input("0", 0))
     moments = take(frames, lambda m: isinstance(m, Gap) and "back" in m.text)
     gaps = [moment.text for moment in moments if isinstance(moment, Gap)]
-    assert gaps == ["camera 0 is gone (unplugged): waiting for it", "camera 0 is back"]
+    assert gaps == ["camera 0 was lost (unplugged): waiting for it", "camera 0 is back"]
     assert isinstance(next(frames), Frame)  # the camera is back
 
 
@@ -168,5 +168,5 @@ def test_an_address_gives_frames_by_their_own_time(film, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert "is gone" in moments[-1].text
+    assert "was lost" in moments[-1].text
     assert moments[-2].time - moments[0].time <= 1.0  # a second of film, however fast it arrived

@@ -71,7 +71,7 @@ INT8_FILE = "model_int8.onnx"
 EXAMPLE_FILE = "example.py"
 README_FILE = "README.md"
 
-# Two products of an unsigned byte and a weight of at most this sum up to at most 16 signed bits.
+# Two products of an unsigned byte and a weight of at most this fit into 16 signed bits together.
 INT8_WEIGHT_LIMIT = 64
 
 # A shape, with None for a variable size.
