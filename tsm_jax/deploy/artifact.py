@@ -173,7 +173,7 @@ class Artifact:
         return expected
 
     def _stream_ports(self, ports: Ports) -> Ports:
-        """The shapes of states are up to the graph, but outputs must have those of the inputs."""
+        """The graph chooses the shapes of its states, but must return states of the same shapes."""
         expected: dict[str, tuple[str, Shape]] = {
             FRAME: ("uint8", (1, *self.clip_shape[1:])),
             LOGITS: ("float32", (1, len(self.labels))),

@@ -43,7 +43,7 @@ class Frame(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Missing frames, for the reason in `text`: what came before tells nothing about the rest."""
+    """Missing frames, for the reason in `text`: earlier frames say nothing about later ones."""
 
     text: str
 

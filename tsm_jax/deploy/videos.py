@@ -178,7 +178,7 @@ def local_file(video: VideoPath) -> Iterator[str]:
             yield copy
         return
     with tempfile.TemporaryDirectory(prefix="tsm_jax-") as folder:
-        # FFmpeg knows some formats by their names alone.
+        # FFmpeg recognizes some formats only by their file names.
         suffix = re.search(r"\.\w{1,10}$", urlsplit(video).path)
         path = Path(folder, f"video{suffix[0] if suffix else ''}")
         try:
