@@ -1,4 +1,4 @@
-"""Names the action in videos.
+"""Recognizes the actions in videos.
 
 python -m tsm_jax.predict --model inference/TSM --input a.mp4 b.avi folder/ list.txt
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from tsm_jax.deploy.predictor import Predictor
     from tsm_jax.deploy.ray_run import OnRay
 
-# 126 and above mean other things to a shell.
+# Shells reserve exit codes from 126 for other purposes.
 _LARGEST_EXIT_CODE = 125
 
-# Far above what is useful; memory and threads would run out before an answer came.
+# Far above useful values; beyond them, memory or threads would run out before the first answer.
 _LARGEST = {"top_k": math.inf, "batch_size": 1024, "threads": 256, "num_segments": 1024}
 
 
@@ -49,13 +49,13 @@ def main(arguments: Sequence[str]) -> None:
     if options.ray is not None:
         from tsm_jax.deploy.ray_run import OnRay
 
-        # The nodes do not choose for themselves: another engine rounds otherwise.
+        # The nodes must use the engine chosen here, because another one rounds differently.
         ray = OnRay(options.ray, functools.partial(open_model, engine=predictor.engine.name))
     try:
         failed = _run(predictor, videos, options, ray)
     except KeyboardInterrupt:
         if options.output not in (None, "-"):
-            raise  # the same command continues
+            raise  # the same command resumes the run
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     if failed:
@@ -66,7 +66,7 @@ def _run(
     predictor: Predictor, videos: Sequence[str], options: argparse.Namespace, ray: OnRay | None
 ) -> int:
     if options.step is not None and options.window is None:
-        raise UserError("--step is the distance of windows: give --window SECONDS, too")
+        raise UserError("--step is the distance between windows: add --window SECONDS")
     from tsm_jax.deploy.prediction_run import predict_videos, write_embeddings
 
     shared: dict[str, Any] = {
@@ -80,7 +80,7 @@ def _run(
     if options.embed:
         for name in ("window", "visualize"):
             if getattr(options, name) is not None:
-                raise UserError(f"--embed gives features, not classes: leave out --{name}")
+                raise UserError(f"--embed writes features, not classes: remove --{name}")
         return write_embeddings(predictor, videos, **shared)
     return predict_videos(
         predictor,
@@ -103,33 +103,33 @@ def _parser() -> cli.Parser:
         example="python -m tsm_jax.predict --model inference/TSM --input a.mp4 folder/ --top_k 3",
     )
     add = parser.add_argument
-    about = "an exported folder; or a workdir, a model directory, a file of weights"
+    about = "an exported folder, a workdir, a model directory or a weights file"
     add("--model", metavar="PATH", required=True, help=about)
-    about = "videos, folders, .txt lists"
+    about = "videos, folders or .txt lists"
     add("--input", metavar="PATH", nargs="+", required=True, help=about)
-    about = "jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)"
+    about = "jax, onnxruntime, openvino, or auto for the fastest installed one (auto)"
     add("--engine", metavar="NAME", default="auto", help=about)
     about = "float32, bfloat16 or int8 (float32)"
     add("--precision", metavar="NAME", default="float32", help=about)
-    add("--top_k", metavar="K", type=int, default=5, help="classes to print (5)")
+    add("--top_k", metavar="K", type=int, default=5, help="number of classes to print (5)")
     about = (
-        "a new file for a line of JSON per video; after an interruption the same command"
-        " continues it; - for the standard output"
+        "new file for one JSON line per video, or - for standard output; after an interruption,"
+        " the same command resumes it"
     )
     add("--output", metavar="FILE", help=about)
-    about = "a .png for one video, or a folder for pictures"
+    about = "a .png for a single video, or a folder for one picture per video"
     add("--visualize", metavar="PATH", help=about)
-    about = "write the features before the classifier to --output FILE.npz instead of classes"
+    about = "write features (the classifier's input) instead of classes, to --output FILE.npz"
     add("--embed", action="store_true", help=about)
-    add("--overwrite", action="store_true", help="replace results and pictures that exist")
-    about = "slide a window of this length over each video and answer for each place"
+    add("--overwrite", action="store_true", help="replace existing results and pictures")
+    about = "slide a window of this length over each video and give one answer per position"
     add("--window", metavar="SECONDS", type=float, help=about)
-    add("--step", metavar="SECONDS", type=float, help="distance of windows (half a window)")
-    about = "views at once (1 on CPU, 16 elsewhere)"
+    add("--step", metavar="SECONDS", type=float, help="distance between windows (half a window)")
+    about = "views per batch (1 on CPU, 16 elsewhere)"
     add("--batch_size", metavar="N", type=int, help=about)
-    add("--threads", metavar="N", type=int, help="that decode videos (one per core)")
+    add("--threads", metavar="N", type=int, help="decoding threads (one per core)")
     parser.add_ray()
-    about = "frames per clip, if a file of weights does not tell"
+    about = "frames per clip, if the weights file does not store them"
     add("--num_segments", metavar="T", type=int, help=about)
     about = (
         "which views of a video are averaged: test, paddle_predict, mit_ten_crop, ... (the"

@@ -1,4 +1,4 @@
-"""Answers HTTP with the actions in the videos that are sent to it.
+"""Serves a model over HTTP: recognizes the actions in the videos that clients send.
 
 python -m tsm_jax.serve --model inference/TSM
 """
@@ -20,7 +20,7 @@ _SHORTEST_TOKEN = 16
 
 
 class _Limit(NamedTuple):
-    """Sets a field of `Limits`, whose default is its own, in multiples of `unit`."""
+    """An option that sets a field of `Limits`, in multiples of `unit`, and shares its default."""
 
     field: str
     least: float
@@ -30,29 +30,36 @@ class _Limit(NamedTuple):
 
 
 _LIMITS = {
-    "max_upload_mb": _Limit("upload_bytes", 1, 1 << 20, "MB of an upload", _MB),
-    "max_storage_mb": _Limit("storage_bytes", 1, 1 << 30, "MB of all uploads on disk at once", _MB),
+    "max_upload_mb": _Limit("upload_bytes", 1, 1 << 20, "MB per upload", _MB),
+    "max_storage_mb": _Limit(
+        "storage_bytes", 1, 1 << 30, "MB of all uploads on disk together", _MB
+    ),
     "min_upload_kb": _Limit(
-        "upload_rate", 1, 1 << 20, "KB a second that an upload has to come with", _KB
+        "upload_rate", 1, 1 << 20, "minimum speed of an upload, in KB per second", _KB
     ),
     "idle_seconds": _Limit(
-        "idle_seconds", 0.5, 3600, "without headers or a frame, or before an upload has that rate"
+        "idle_seconds",
+        0.5,
+        3600,
+        "seconds without headers or a frame, or before --min_upload_kb applies",
     ),
-    "max_seconds": _Limit("video_seconds", 1, 1e6, "length of a video"),
+    "max_seconds": _Limit("video_seconds", 1, 1e6, "duration of a video in seconds"),
     "max_pixels": _Limit(
-        "video_pixels", 1, 1 << 30, "width x height of a video, or of a frame of a stream"
+        "video_pixels", 1, 1 << 30, "width x height of a video or of a frame of a stream"
     ),
     "decode_seconds": _Limit(
-        "decode_seconds", 1, 3600, "to decode a video, of time and of a processor"
+        "decode_seconds", 1, 3600, "seconds to decode a video, of waiting and of processor time"
     ),
-    "decode_memory_mb": _Limit("decode_bytes", 64, 1 << 20, "memory of a decoding process", _MB),
+    "decode_memory_mb": _Limit(
+        "decode_bytes", 64, 1 << 20, "MB of memory per decoding process", _MB
+    ),
     "decoders": _Limit("decoders", 1, 256, "decoding processes (one per core)"),
-    "max_requests": _Limit("requests", 1, 1 << 16, "videos that wait for an answer at once"),
-    "max_streams": _Limit("streams", 1, 1 << 16, "followed at once"),
-    "max_frame_kb": _Limit("frame_bytes", 1, 1 << 20, "KB of a frame of a stream", _KB),
-    "max_connections": _Limit("connections", 1, 1 << 16, "open at once"),
+    "max_requests": _Limit("requests", 1, 1 << 16, "videos waiting for an answer at once"),
+    "max_streams": _Limit("streams", 1, 1 << 16, "streams followed at once"),
+    "max_frame_kb": _Limit("frame_bytes", 1, 1 << 20, "KB per frame of a stream", _KB),
+    "max_connections": _Limit("connections", 1, 1 << 16, "connections open at once"),
     "drain_seconds": _Limit(
-        "drain_seconds", 1, 3600, "to finish what is running when told to stop"
+        "drain_seconds", 1, 3600, "seconds to finish accepted requests when told to stop"
     ),
 }
 
@@ -86,8 +93,8 @@ def _token(path: str) -> str:
     token = read_text(path, "the token", limit=4096).strip()
     if len(token) < _SHORTEST_TOKEN or not token.isascii() or len(token.split()) != 1:
         raise UserError(
-            f"{path} must hold one word of at least {_SHORTEST_TOKEN} ASCII characters:"
-            " openssl rand -hex 32"
+            f"{path} must contain one word of at least {_SHORTEST_TOKEN} ASCII characters, such as"
+            " the output of openssl rand -hex 32"
         )
     return token
 
@@ -111,26 +118,27 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "serve",
         description=(
-            "Answers HTTP: POST /v1/predict with a video, or WS /v1/stream with the frames of a"
-            " stream if the model is one, and a page to try it at /. See docs/serving.md."
+            "Serves a model over HTTP: POST a video to /v1/predict or, if the model was exported"
+            " for streams, send frames to WS /v1/stream. Open / for a page to try it. See"
+            " docs/serving.md."
         ),
         example="python -m tsm_jax.serve --model inference/TSM --port 8000",
     )
     add = parser.add_argument
     add("--model", metavar="DIR", required=True, help="an exported folder")
-    add("--host", metavar="ADDRESS", default="127.0.0.1", help="to listen on (127.0.0.1)")
-    add("--port", metavar="N", type=int, default=8000, help="0 for any that is free (8000)")
-    add("--token_file", metavar="FILE", help="holds the bearer token that requests need")
-    about = "lets pages of this origin use the service; may be repeated"
+    add("--host", metavar="ADDRESS", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", metavar="N", type=int, default=8000, help="port, or 0 for any free one (8000)")
+    add("--token_file", metavar="FILE", help="contains the bearer token that requests need")
+    about = "origin whose pages may use the service; may be repeated"
     add("--cors_origin", metavar="URL", action="append", default=[], help=about)
     add("--engine", metavar="NAME", default="auto", help="as for predict (auto)")
     about = "float32, bfloat16 or int8 (float32)"
     add("--precision", metavar="NAME", default="float32", help=about)
     add("--protocol", metavar="NAME", help="which views of a video are averaged (the model's own)")
-    about = "clips that are computed together (1 on CPU, 16 elsewhere)"
+    about = "clips computed together (1 on CPU, 16 elsewhere)"
     add("--max_batch", metavar="N", type=int, help=about)
     add = parser.add_argument_group("limits").add_argument
-    about = "milliseconds that a batch waits for videos being decoded (2)"
+    about = "milliseconds that a batch waits for videos still being decoded (2)"
     add("--max_wait_ms", metavar="N", type=float, default=2, help=about)
     for name, limit in _LIMITS.items():
         kind, default = float if "seconds" in name else int, None

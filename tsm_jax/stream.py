@@ -1,4 +1,4 @@
-"""Names the action in a live stream, frame by frame.
+"""Recognizes the action in a live stream, frame by frame.
 
 python -m tsm_jax.stream --model inference/live --input 0
 """
@@ -18,7 +18,9 @@ def main(arguments: Sequence[str]) -> None:
     if options.fps is not None and not 0 < options.fps <= _FASTEST:
         raise UserError(f"--fps is {options.fps}: it must be above 0 and at most {_FASTEST:.0f}")
     if not 1 <= options.smoothing <= _FASTEST:
-        raise UserError(f"--smoothing is {options.smoothing}: it must be at least 1, which is none")
+        raise UserError(
+            f"--smoothing is {options.smoothing}: it must be from 1 (none) to {_FASTEST:.0f}"
+        )
     from tsm_jax.assemble.load import load_stream
     from tsm_jax.deploy.stream_run import follow
 
@@ -37,27 +39,27 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         "stream",
         description=(
-            "Follows a camera, an address or a video frame by frame with a network that was trained"
-            " with shift=past_only, and prints a line whenever its answer changes (docs/live.md)."
+            "Follows a camera, a stream address or a video frame by frame with a network trained"
+            " with shift=past_only, and prints a line whenever the answer changes (docs/live.md)."
         ),
         example="python -m tsm_jax.stream --model inference/live --input 0 --visualize window",
     )
     add = parser.add_argument
-    about = "what export --streaming wrote; or a workdir, a model directory, ..."
+    about = "a folder from export --streaming; or a workdir, a model directory, ..."
     add("--model", metavar="PATH", required=True, help=about)
-    about = "the number of a camera (0), an address (rtsp://...), or a video file"
+    about = "a camera number (0), a stream address (rtsp://...) or a video file"
     add("--input", metavar="INPUT", required=True, help=about)
-    about = "jax, onnxruntime, openvino, or auto: the fastest that is installed (auto)"
+    about = "jax, onnxruntime, openvino, or auto for the fastest installed one (auto)"
     add("--engine", metavar="NAME", default="auto", help=about)
-    about = "frames per second that the network is to see (as stored with the weights)"
+    about = "frames per second for the network (the rate stored with the weights)"
     add("--fps", metavar="RATE", type=float, help=about)
-    about = "frames running that another class has to lead before it is shown; 1: none (2)"
+    about = "frames in a row that another class must lead before it is shown; 1 for none (2)"
     add("--smoothing", metavar="N", type=int, default=2, help=about)
-    about = "a new file for a line of JSON per frame; - for the standard output"
+    about = "new file for one JSON line per frame, or - for standard output"
     add("--output", metavar="FILE", help=about)
-    about = "`window`, or a video to write (.mp4) with the answers on its frames"
+    about = "`window`, or a video file (.mp4), to show the answers on the frames"
     add("--visualize", metavar="PATH", help=about)
-    add("--overwrite", action="store_true", help="replace results and a video that exist")
+    add("--overwrite", action="store_true", help="replace existing results and video")
     return parser
 
 

@@ -174,7 +174,7 @@ def test_a_report_says_what_evaluate_prints(trained, tmp_path, capsys):
 
 
 def test_a_report_is_refused_before_the_work(trained, data):
-    with pytest.raises(UserError, match="files that are not of a report"):
+    with pytest.raises(UserError, match="files that do not belong to a report"):
         evaluate.main(["--weights", str(trained[0]), "--report", str(data)])
 
 

@@ -150,7 +150,7 @@ def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_
     description = json.loads(path.read_text())
     description["preprocessing"] = {"crop_size": 32, "short_side": 48, "protocol": "mit_three_crop"}
     path.write_text(json.dumps(description))
-    with pytest.raises(UserError, match="graph takes 32 px: choose --protocol test, "):
+    with pytest.raises(UserError, match="graph accepts only 32 px: choose --protocol test, "):
         tsm_jax.load(folder, engine="onnxruntime")
     predictor = tsm_jax.load(folder, engine="onnxruntime", protocol="test")
     assert predictor.protocol.name == "test"

@@ -1,4 +1,4 @@
-"""Engines agree with the model; the choice between them; what is wrong with a folder."""
+"""Engines agree with the model; the choice between them; errors of a folder."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_recognizer_refuses_other_clips_but_takes_any_size(model):
 
 @pytest.fixture
 def machine(monkeypatch, artifact):
-    """Sets what is installed on a pretended machine; the folder has all graphs."""
+    """Pretends that a machine has these packages; the folder has all graphs."""
 
     def set_up(*packages, gpu_provider=False, cores=2):
         monkeypatch.setattr(
@@ -118,9 +118,9 @@ def test_auto_takes_openvino_on_one_core_and_in_low_precision(machine, cores, pr
     assert choose_engine(artifact, precision) == "openvino"
 
 
-def test_auto_takes_what_can_do_the_precision(machine):
+def test_auto_takes_an_engine_that_supports_the_precision(machine):
     assert choose_engine(machine("jax", "onnxruntime"), "bfloat16") == "jax"
-    with pytest.raises(UserError, match="nothing that is installed can run"):
+    with pytest.raises(UserError, match="no installed engine can run"):
         choose_engine(machine("jax"), "int8")
 
 
@@ -129,7 +129,7 @@ def test_auto_takes_what_can_do_the_precision(machine):
     [
         ("torch", "float32", "there is no engine 'torch': choose auto, jax, onnxruntime, openvino"),
         ("auto", "float16", "there is no precision 'float16': choose float32"),
-        ("jax", "int8", "the engine jax does not compute in int8: take onnxruntime, openvino"),
+        ("jax", "int8", "the engine jax does not support int8: use onnxruntime, openvino"),
     ],
 )
 def test_an_impossible_request_is_one_line(artifact, name, precision, message):
@@ -144,7 +144,7 @@ def test_an_older_int8_graph_is_refused_where_its_sums_overflow(artifact, name, 
     for sums in (False, True):
         monkeypatch.setattr(engine_lib, "sums_bytes_in_32_bits", lambda sums=sums: sums)
         message = "sums overflow on processors without VNNI" if not sums else "model_int8.onnx"
-        with pytest.raises(UserError, match=message):  # the second: there is no such file
+        with pytest.raises(UserError, match=message):  # the second time, the file is missing
             open_engine(older, name, "int8")
 
 
@@ -199,7 +199,10 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
         (lambda c: c["export"].update(labels="abcde"), "export.labels is 'abcde'"),
         (lambda c: c["export"].update(labels=["a"] * 5), "label 2 repeats 'a' of label 1"),
         (lambda c: c["export"].update(labels=list("abcd")), "has 4 labels, but the model has 5"),
-        (lambda c: c["export"].update(labels=list("abcde")), "labels.txt has other names than"),
+        (
+            lambda c: c["export"].update(labels=list("abcde")),
+            "labels.txt and .*config.json have different class names",
+        ),
         (lambda c: c["export"].update(files=[]), "export.files has no SHA-256"),
         (lambda c: c["export"]["files"]["model.stablehlo"].update(sha256=5), "has no SHA-256 of"),
         (lambda c: c["architecture"].update(num_segments="4"), "num_segments is '4'"),
@@ -224,15 +227,15 @@ def test_a_wrong_description_is_refused(copied, change, message):
         ({"crop_size": 48}, r"instead of uint8\[N, 4, 48, 48, 3\]"),
     ],
 )
-def test_a_graph_that_is_not_what_is_described(artifact, name, changes, message):
+def test_a_graph_that_does_not_match_its_description(artifact, name, changes, message):
     if not installed(name):
         pytest.skip(f"{name} is not installed")
-    with pytest.raises(UserError, match=f"does not fit config.json: its .*{message}"):
+    with pytest.raises(UserError, match=f"does not match config.json: its .*{message}"):
         open_engine(replace(artifact, **changes), name)
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_what_is_not_a_graph_is_refused_in_one_line(copied, name, capfd):
+def test_a_file_that_is_not_a_graph_is_refused_in_one_line(copied, name, capfd):
     if not installed(name):
         pytest.skip(f"{name} is not installed")
     path = copied / "model.onnx"
@@ -265,7 +268,7 @@ def test_ports_that_are_missing_or_of_another_type(artifact):
 def test_a_classifier_that_is_damaged(copied):
     values = np.zeros((64, 5), np.float32)
     for damaged, message in [
-        (values[:, :4], r"head.fc.kernel is \(64, 4\), of 5 classes"),
+        (values[:, :4], r"head.fc.kernel has shape \(64, 4\), which does not match 5 classes"),
         (values + np.nan, "head.fc.kernel holds values that are not finite"),
     ]:
         path = copied / "model.safetensors"
@@ -276,7 +279,7 @@ def test_a_classifier_that_is_damaged(copied):
             found.classifier()
 
 
-def test_openvino_neither_forks_nor_reports():
+def test_openvino_neither_forks_nor_sends_telemetry():
     pytest.importorskip("openvino", reason="openvino is not installed")
     code = (
         "import os; os.register_at_fork(before=lambda: print('forked'));"
@@ -288,7 +291,7 @@ def test_openvino_neither_forks_nor_reports():
 
 
 def test_a_signal_after_several_openvino_engines_reaches_its_handler(exported):
-    """It would crash the process: the plugins of engines that are gone leave a freed stack."""
+    """It would crash the process if plugins of deleted engines left a freed stack."""
     pytest.importorskip("openvino", reason="openvino is not installed")
     code = (
         "import gc, signal, sys\n"

@@ -1,4 +1,4 @@
-"""Results: continued after an interruption, never over an input, over others with --overwrite."""
+"""Results are resumed after an interruption, and never overwrite inputs, or others unasked."""
 
 from __future__ import annotations
 
@@ -85,24 +85,24 @@ def read(path="out.jsonl"):
 
 @pytest.fixture(autouse=True)
 def _drawn(monkeypatch):
-    """Pictures take far longer than all else here; tests/deploy/test_prediction_run.py draws."""
+    """Drawing would dominate the time of these tests; tests/deploy/test_prediction_run.py draws."""
     monkeypatch.setattr(drawing, "draw_answer", lambda *_: b"picture")
 
 
 @pytest.fixture
 def complete(tmp_path):
-    """What a run without interruption writes."""
+    """The output of a run without interruption."""
     run(output="complete.jsonl")
     return read("complete.jsonl")
 
 
 @pytest.mark.parametrize("after", range(5))
 @pytest.mark.parametrize("lost", [0, 1, 70, 10**6])
-def test_an_interrupted_run_is_continued(complete, after, lost):
+def test_an_interrupted_run_is_resumed(complete, after, lost):
     interrupt(after)
     before = read()
     assert complete.startswith(before)
-    os.truncate("out.jsonl", max(0, len(before) - lost))  # as a crash of the machine may leave it
+    os.truncate("out.jsonl", max(0, len(before) - lost))  # as after a crash of the machine
     predictor = Fake()
     assert run(predictor) == 1
     assert read() == complete
@@ -119,7 +119,7 @@ def test_a_half_line_at_the_end_is_dropped(complete):
     assert read() == complete
 
 
-def test_it_can_be_interrupted_again_and_again(complete):
+def test_a_run_can_be_interrupted_repeatedly(complete):
     for _ in range(4):
         interrupt(1)
     assert run() == 1
@@ -137,14 +137,14 @@ def test_it_can_be_interrupted_again_and_again(complete):
         ({"visualize": "pictures"}, "visualize"),
     ],
 )
-def test_another_request_does_not_continue_it(complete, change, named):
+def test_another_request_does_not_resume_it(complete, change, named):
     interrupt(2)
     before = read()
     with pytest.raises(UserError) as error:
         run(**change)
     assert str(error.value) == (
-        f"out.jsonl is unfinished and of another request ({named}): choose another file, or"
-        " --overwrite replaces it"
+        f"out.jsonl is the unfinished output of another request ({named}): choose another file,"
+        " or --overwrite to replace it"
     )
     assert read() == before
     run(**change, overwrite=True)
@@ -154,14 +154,14 @@ def test_another_request_does_not_continue_it(complete, change, named):
 
 def test_finished_results_are_replaced_only_with_overwrite(complete):
     for _ in range(2):
-        with pytest.raises(UserError, match="complete.jsonl exists already: choose another file"):
+        with pytest.raises(UserError, match="complete.jsonl already exists: choose another file"):
             run(output="complete.jsonl", videos=["9.mp4"])
     assert read("complete.jsonl") == complete
     run(output="complete.jsonl", videos=["9.mp4"], overwrite=True)
     assert [json.loads(line)["video"] for line in read("complete.jsonl").splitlines()] == ["9.mp4"]
 
 
-def test_what_was_to_be_overwritten_is_continued_with_the_same_command(complete):
+def test_an_interrupted_overwrite_is_resumed_by_the_same_command(complete):
     run(videos=["9.mp4"])
     interrupt(2, overwrite=True)
     predictor = Fake()
@@ -170,18 +170,18 @@ def test_what_was_to_be_overwritten_is_continued_with_the_same_command(complete)
     assert predictor.fake.answered == 3
 
 
-def test_a_damaged_note_of_the_progress_is_not_followed(complete):
+def test_a_damaged_journal_is_ignored(complete):
     interrupt(2)
     for content in ("", "{", "rubbish\n", '{"model": 1}\n1 2\nrubbish\n'):
         with open("out.jsonl" + UNFINISHED, "w") as file:
             file.write(content)
-        with pytest.raises(UserError, match="out.jsonl exists already"):
+        with pytest.raises(UserError, match="out.jsonl already exists"):
             run()
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink, None])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_an_input_is_not_written_over(link, overwrite):
+def test_an_input_is_not_overwritten(link, overwrite):
     for name in ("1.mp4", "films.txt"):
         with open(name, "w") as file:
             file.write("precious")
@@ -194,7 +194,7 @@ def test_an_input_is_not_written_over(link, overwrite):
         assert read(name) == b"precious"
 
 
-def test_a_picture_is_not_written_over_an_input():
+def test_a_picture_does_not_overwrite_an_input():
     with open("1.png", "w") as file:
         file.write("precious")
     with pytest.raises(UserError, match=r"1.png is the input 1.png"):
@@ -210,7 +210,7 @@ def test_pictures_belong_to_the_run_that_made_them(tmp_path):
     assert names == ["1.png", "2.png", "4.png", "5.png", "6.png"]
     assert (tmp_path / "pictures" / "1.png").stat().st_ino == first
     for output in (None, "other.jsonl"):
-        with pytest.raises(UserError, match="pictures/5.png exists already: choose another place"):
+        with pytest.raises(UserError, match="pictures/5.png already exists: choose another place"):
             run(videos=["9.mp4", "5.mp4"], output=output, visualize="pictures")
     assert not os.path.exists("other.jsonl")
     run(videos=["5.mp4"], output=None, visualize="pictures", overwrite=True)
@@ -238,7 +238,7 @@ def test_two_runs_do_not_write_one_file(complete, monkeypatch):
     assert read() == complete
 
 
-def test_names_that_are_not_utf_8_come_back(capsys):
+def test_names_that_are_not_utf_8_survive(capsys):
     name = os.fsdecode(b"1\xff\xe9.mp4")
     run(videos=[name, "é1.mp4", os.fsdecode(b"broken\xff.mp4")])
     lines = read().decode().splitlines()  # valid UTF-8
@@ -256,7 +256,7 @@ def test_no_control_codes_reach_the_terminal(capsys):
     assert json.loads(read().splitlines()[0])["predictions"][0]["label"] == label
 
 
-def test_scores_that_are_no_numbers_end_the_run(monkeypatch):
+def test_scores_that_are_not_finite_end_the_run(monkeypatch):
     predictor, engine = Fake(), Engine()
     monkeypatch.setattr(
         predictor.engine, "logits", lambda video: engine.logits(video) / (engine.answered != 2)
@@ -267,7 +267,7 @@ def test_scores_that_are_no_numbers_end_the_run(monkeypatch):
 
 
 def test_results_are_not_a_picture():
-    with pytest.raises(UserError, match=r"x.png: results are lines of JSON"):
+    with pytest.raises(UserError, match=r"x.png: results are JSON lines"):
         run(output="x.png", visualize="x.png", videos=["1.mp4"])
 
 
@@ -288,7 +288,7 @@ def test_an_output_that_cannot_be_written_is_one_line(output):
     run(output="/dev/null")
 
 
-def test_a_full_disk_is_one_line_and_the_run_can_go_on(complete, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_run_can_be_resumed(complete, monkeypatch):
     written = []
 
     class Full:
@@ -313,7 +313,7 @@ def test_a_full_disk_is_one_line_and_the_run_can_go_on(complete, monkeypatch):
     assert read() == complete
 
 
-def test_a_line_that_is_taken_in_parts_is_whole(complete, monkeypatch):
+def test_a_line_written_in_parts_is_complete(complete, monkeypatch):
     class Slow:
         def __init__(self, file):
             self.file = file
@@ -330,14 +330,14 @@ def test_a_line_that_is_taken_in_parts_is_whole(complete, monkeypatch):
     assert read() == complete
 
 
-def test_a_single_error_is_said_once(capsys):
+def test_a_single_error_is_printed_once(capsys):
     assert run(videos=["broken.mp4"], output=None) == 1
     assert capsys.readouterr().err == "error: cannot decode broken.mp4\n"
     assert run(videos=["broken.mp4"], output="-") == 1
     assert capsys.readouterr().err == "error: 1 of 1 videos could not be read\n"
 
 
-def test_timelines_are_continued(film):
+def test_timelines_are_resumed(film):
     grey = np.repeat(np.arange(60, dtype=np.uint8), 16 * 16 * 3).reshape(60, 16, 16, 3)
     videos = [str(film(f"{i}.mp4", grey + 50 * i, rate=10)) for i in range(3)]
     videos.insert(1, "broken.mp4")
@@ -353,9 +353,9 @@ def test_timelines_are_continued(film):
     for stop_after in (0, 3, 5, 7):
         with pytest.raises(KeyboardInterrupt):
             run("out.jsonl", stop_after)
-    with pytest.raises(UserError, match=r"unfinished and of another request \(step\)"):
+    with pytest.raises(UserError, match=r"unfinished output of another request \(step\)"):
         run("out.jsonl", step=0.5)
     assert run("out.jsonl") == 1
     assert read() == complete
-    with pytest.raises(UserError, match="out.jsonl exists already"):
+    with pytest.raises(UserError, match="out.jsonl already exists"):
         run("out.jsonl")

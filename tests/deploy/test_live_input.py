@@ -1,4 +1,4 @@
-"""Frames in time: what is picked, what is dropped, what is waited for."""
+"""Frames in time: picking, dropping and waiting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tsm_jax.errors import UserError
 
 @pytest.mark.parametrize("rate", [1.0, 4.8, 7.5, 24.0, 30.0])
 @pytest.mark.parametrize("source_rate", [15, 24, 30, 59.94])
-def test_as_many_frames_a_second_as_in_training(rate, source_rate):
+def test_picks_as_many_frames_a_second_as_in_training(rate, source_rate):
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, int(60 * source_rate)) / source_rate
     times = (np.arange(len(jitter)) + 0.5) / source_rate + jitter
     picked = times[list(map(Picker(rate), times))]
@@ -57,20 +57,20 @@ def test_the_frame_rate_of_training_is_that_of_the_middle_clip(film, tmp_path):
     listed.write_text("".join(f"{path} {label}\n" for path, label in entries))
     source = VideoSource(read_video_list(str(listed), num_classes=1))
     assert measure_frame_rate(source, 8) == 8.0
-    assert measure_frame_rate(SyntheticSource(4, 2), 8) == 0  # nobody knows
+    assert measure_frame_rate(SyntheticSource(4, 2), 8) == 0  # not known
     (tmp_path / "24.mp4").write_bytes(b"")
     assert measure_frame_rate(source, 8) == pytest.approx(8 / 1.25)
 
 
 class Camera:
-    """Gives frames whose pixels are their number, at a rate, and is gone between them."""
+    """Delivers frames whose pixels are their number, at a rate, and disappears between them."""
 
     def __init__(self, *runs, rate=200.0):
         self.runs, self.rate, self.opened, self.number = list(runs), rate, 0, 0
 
     def __call__(self, source):
         if not self.runs:
-            raise live_input._Gone("nothing there")
+            raise live_input._SourceLostError("nothing there")
         self.opened += 1
         return self._frames(self.runs.pop(0))
 
@@ -80,7 +80,7 @@ class Camera:
             number = self.number
             yield None, lambda number=number: np.full((4, 4, 3), number % 256, np.uint8)
             time.sleep(1 / self.rate)
-        raise live_input._Gone("unplugged")
+        raise live_input._SourceLostError("unplugged")
 
 
 @pytest.fixture
@@ -103,23 +103,23 @@ def take(frames, until):
     return taken
 
 
-def test_a_camera_that_disappears_is_waited_for(camera):
+def test_a_lost_camera_is_waited_for(camera):
     camera(3, 3)
     frames = iter(Input("0", 0))
     moments = take(frames, lambda m: isinstance(m, Gap) and "back" in m.text)
     gaps = [moment.text for moment in moments if isinstance(moment, Gap)]
-    assert gaps == ["camera 0 is gone (unplugged): waiting for it", "camera 0 is back"]
-    assert isinstance(next(frames), Frame)  # they come again
+    assert gaps == ["camera 0 was lost (unplugged): waiting for it", "camera 0 is back"]
+    assert isinstance(next(frames), Frame)  # the camera is back
 
 
-def test_frames_that_nobody_takes_in_time_are_dropped_and_counted(camera):
+def test_frames_not_taken_in_time_are_dropped_and_counted(camera):
     made = camera(10_000)
     frames = Input("0", 0)
     numbers = []
     for moment in frames:
         assert isinstance(moment, Frame)
         numbers.append(int(moment.pixels[0, 0, 0]))
-        while made.number < numbers[-1] + 5:  # slower than they come
+        while made.number < numbers[-1] + 5:  # slower than they arrive
             time.sleep(0.001)
         if len(numbers) == 5:
             break
@@ -131,7 +131,7 @@ def test_no_camera_no_address_no_video(tmp_path):
     for source, message in (
         ("99", "cannot open camera 99: no camera has this number"),
         ("rtsp://user:secret@127.0.0.1:9/x", r"cannot open rtsp://127.0.0.1:9/x: "),
-        ("gopher://x", "gopher://x is no address of a stream"),
+        ("gopher://x", "gopher://x is not the address of a stream"),
         (str(tmp_path / "no.mp4"), "No such file"),
     ):
         with pytest.raises(UserError, match=message) as caught:
@@ -140,7 +140,7 @@ def test_no_camera_no_address_no_video(tmp_path):
 
 
 def test_an_address_gives_frames_by_their_own_time(film, tmp_path):
-    """A server that sends a film as MPEG-TS, and again when it is asked again."""
+    """A server sends a film as MPEG-TS, once per request."""
     film(tmp_path / "a.mp4", draw_clip(0, np.random.default_rng(0))[:24])
     with av.open(str(tmp_path / "a.mp4")) as source, av.open(str(tmp_path / "a.ts"), "w") as target:
         stream = source.streams.video[0]
@@ -168,5 +168,5 @@ def test_an_address_gives_frames_by_their_own_time(film, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert "is gone" in moments[-1].text
-    assert moments[-2].time - moments[0].time <= 1.0  # a second of film, however fast it came
+    assert "was lost" in moments[-1].text
+    assert moments[-2].time - moments[0].time <= 1.0  # a second of film, however fast it arrived

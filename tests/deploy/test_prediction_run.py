@@ -59,7 +59,7 @@ def test_a_line_per_video_and_the_number_of_failures(exported, videos, tmp_path,
     assert captured.out.splitlines()[0] == str(videos / "0.mp4")
 
 
-def test_json_on_the_standard_output_is_alone_there(exported, videos, capsys):
+def test_standard_output_contains_only_json(exported, videos, capsys):
     assert run(exported, "--input", videos / "0.mp4", "--output", "-") == 0
     assert json.loads(capsys.readouterr().out)["video"] == str(videos / "0.mp4")
 
@@ -68,12 +68,12 @@ def test_pictures(exported, videos, tmp_path):
     run(exported, "--input", videos / "0.mp4", "--visualize", tmp_path / "a" / "one.png")
     with Image.open(tmp_path / "a" / "one.png") as image:
         assert image.size[0] > 1000
-    with pytest.raises(UserError, match="one.png exists already: choose another place, or --over"):
+    with pytest.raises(UserError, match="one.png already exists: choose another place, or --over"):
         run(exported, "--input", videos / "1.mp4", "--visualize", tmp_path / "a" / "one.png")
     run(exported, "--input", videos, "--visualize", tmp_path / "many")
     names = {path.name for path in (tmp_path / "many").iterdir()}
     assert names == {"0.png", "1.png", "3.png", "4.png", "5.png"}
-    with pytest.raises(UserError, match="is one picture for 6 videos: give a folder"):
+    with pytest.raises(UserError, match="is one picture for 6 videos: use a folder"):
         run(exported, "--input", videos, "--visualize", tmp_path / "one.png")
 
 
@@ -100,7 +100,7 @@ def test_the_picture_shows_frames_scores_and_maps(frames):
     image = pixels(draw_clip("x.mp4", clip, predictions, maps))
     assert (image == 200).all(-1).any()  # the frames themselves
     changed = np.argwhere((image != plain).any(-1))
-    # Of the maps only the last frame's changed (the right end of the last row) and its bar.
+    # Only the map of the last frame (the right end of the last row) and its bar changed.
     assert changed[:, 1].min() > image.shape[1] * ((frames - 1) % 8) / 8 * 0.9
     assert len(changed) > 500
 
@@ -145,7 +145,7 @@ def test_prediction_and_preparation_find_the_same_videos(tmp_path):
     assert entries.find_videos(tmp_path) == names
 
 
-def test_a_folder_that_cannot_be_searched_is_not_left_out(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_searched_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").touch()
     (tmp_path / "closed").mkdir()
     scandir = os.scandir
@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_searched_is_not_left_out(tmp_path, monkeypatch)
         (("--engine", "caffe"), "there is no engine 'caffe'"),
         (("--precision", "half"), "there is no precision 'half'"),
         (("--batch_size", "0"), "--batch_size is 0"),
-        (("--step", "1"), "give --window SECONDS, too"),
+        (("--step", "1"), "add --window SECONDS"),
         (("--batch_size", "1000000"), "--batch_size is 1000000: it must be at least 1 and at most"),
         (("--threads", "100000"), "--threads is 100000: it must be at least 1 and at most 256"),
         (("--num_segments", "0"), "--num_segments is 0: it must be at least 1"),
@@ -183,7 +183,7 @@ def test_a_mistake_is_one_line(exported, videos, arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_only_results_in_a_file_promise_to_be_continued(exported, videos, monkeypatch, capsys):
+def test_only_results_in_a_file_promise_to_be_resumed(exported, videos, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -205,16 +205,16 @@ def test_best_classes():
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("average_probabilities", [False, True])
-def test_scores_that_are_no_numbers_are_no_answer(wrong, average_probabilities):
+def test_scores_that_are_not_finite_are_an_error(wrong, average_probabilities):
     views = np.zeros((3, 4), np.float32)
     views[1, 2] = wrong
     logits = average_views(views, average_probabilities)
-    with pytest.raises(UserError, match="inference/TSM gives scores that are NaN or infinite"):
+    with pytest.raises(UserError, match="inference/TSM produces scores that are NaN or infinite"):
         best_classes(logits, ["a", "b", "c", "d"], 3, "inference/TSM")
 
 
 def test_as_many_labels_as_scores():
-    with pytest.raises(UserError, match="the model scores 3 classes, but names 2"):
+    with pytest.raises(UserError, match="the model has scores for 3 classes but 2 labels"):
         best_classes(np.zeros(3, np.float32), ["a", "b"], 1)
 
 

@@ -80,8 +80,8 @@ def test_one_shape_reaches_the_engine(predictor, paths, monkeypatch):
     assert shapes == [(3, 4, 32, 32, 3)] * 2
 
 
-def test_decoding_goes_on_while_the_engine_works(predictor, paths, monkeypatch):
-    """The engine waits for a clip that is not in its batch: without overlap it would never come."""
+def test_decoding_continues_while_the_engine_works(predictor, paths, monkeypatch):
+    """The engine waits for a clip of a later batch, which would never arrive without overlap."""
     later = threading.Event()
     read, logits = predictor.read, predictor.engine.logits
 

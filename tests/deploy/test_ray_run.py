@@ -1,4 +1,4 @@
-"""`predict --ray`: the lines, pictures and features of one machine.
+"""`predict --ray` gives the lines, pictures and features of one machine.
 
 Ray is the stand-in of tests/fake_ray.py.
 """
@@ -39,7 +39,7 @@ def nodes(fake_ray):
 
 
 @pytest.mark.parametrize("more", [[], ["--window", "0.5"]], ids=["whole", "windows"])
-def test_lines_are_those_of_one_machine(nodes, exported, videos, tmp_path, capsys, more):
+def test_lines_equal_those_of_one_machine(nodes, exported, videos, tmp_path, capsys, more):
     printed = []
     for name, where in (("here", []), ("there", RAY)):
         assert run(exported, videos, "--output", tmp_path / name, *more, *where) == 1
@@ -51,7 +51,7 @@ def test_lines_are_those_of_one_machine(nodes, exported, videos, tmp_path, capsy
     assert not list(tmp_path.glob("*.unfinished"))
 
 
-def test_a_run_that_was_cut_off_goes_on(nodes, exported, videos, tmp_path, capsys):
+def test_an_interrupted_run_is_resumed(nodes, exported, videos, tmp_path, capsys):
     assert run(exported, videos, "--output", tmp_path / "whole") == 1
     lose = nodes.lose
     nodes.lose = lambda item: item.endswith("4.mp4")
@@ -91,9 +91,7 @@ def test_pictures_and_features(nodes, exported, videos, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["--window", "0.5"]], ids=["whole", "windows"])
-def test_nodes_draw_nothing_that_was_not_asked_for(
-    nodes, exported, videos, tmp_path, monkeypatch, more
-):
+def test_nodes_draw_only_what_was_requested(nodes, exported, videos, tmp_path, monkeypatch, more):
     """It takes ten times as long as an answer."""
     drawn = []
     monkeypatch.setattr(drawing, "draw_answer", lambda *_: drawn.append("picture"))
@@ -107,7 +105,7 @@ def test_nodes_draw_nothing_that_was_not_asked_for(
 def test_a_node_with_another_model_is_refused(nodes, exported):
     opened = load(exported)
     other = OnRay("10.0.0.1:6379", functools.partial(_relabelled, str(exported)))
-    with pytest.raises(UserError, match="is not the model that it is on the machine of the comm"):
+    with pytest.raises(UserError, match="on a node is not the same model as on this machine"):
         list(other.run(opened, ["a.mp4"], str))
 
 

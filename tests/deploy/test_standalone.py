@@ -10,7 +10,7 @@ import pytest
 from tsm_jax.deploy.engine import open_engine
 from tsm_jax.exporting.self_check import relative_difference
 
-# What jax installs, and flatbuffers, with which it reads exported programs.
+# What jax installs, and flatbuffers, which it needs to read exported programs.
 JAX_ALONE = ("jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy", "flatbuffers")
 ONNXRUNTIME_ALONE = ("onnxruntime", "numpy")
 OF_TRAINING = (
@@ -26,7 +26,7 @@ def clip_file(clips, tmp_path):
     return path
 
 
-def test_stablehlo_needs_jax_and_numpy_alone(exported, artifact, clips, clip_file, run_with_only):
+def test_stablehlo_needs_only_jax_and_numpy(exported, artifact, clips, clip_file, run_with_only):
     code = f"""
 import jax, numpy as np
 with open({str(exported / "model.stablehlo")!r}, "rb") as file:
@@ -40,9 +40,7 @@ print(np.asarray(logits).tolist())
     assert relative_difference(np.array(json.loads(result.stdout)), expected) < 1e-5
 
 
-def test_onnx_needs_onnxruntime_and_numpy_alone(
-    exported, artifact, clips, clip_file, run_with_only
-):
+def test_onnx_needs_only_onnxruntime_and_numpy(exported, artifact, clips, clip_file, run_with_only):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     code = f"""
 import onnxruntime, numpy as np
@@ -76,7 +74,7 @@ def test_predict_without_the_packages_of_training(exported, videos, run_with_onl
     assert len(json.loads(result.stdout)["predictions"]) == 5
 
 
-def test_pictures_alone_need_matplotlib(exported, videos, tmp_path, run_with_only):
+def test_only_pictures_need_matplotlib(exported, videos, tmp_path, run_with_only):
     arguments = ["--model", str(exported), "--engine", "jax", "--input", str(videos / "0.mp4")]
     picture = str(tmp_path / "out.png")
     code = f"""
@@ -88,11 +86,11 @@ cli.run(predict.main, [*{arguments!r}, "--visualize", {picture!r}])
 """
     result = run_with_only(code, blocked=(*OF_TRAINING, "matplotlib"))
     assert result.returncode == 1
-    assert result.stderr == "error: --visualize draws with matplotlib: pip install matplotlib\n"
+    assert result.stderr == "error: --visualize needs matplotlib: pip install matplotlib\n"
     assert result.stdout.count("class number") == 5
 
 
-def test_other_weights_say_that_they_need_the_rest(videos, tmp_path, run_with_only):
+def test_other_weights_need_the_whole_package(videos, tmp_path, run_with_only):
     arguments = ["--model", str(tmp_path), "--input", str(videos / "0.mp4")]
     result = run_with_only(PREDICT.format(arguments=arguments), blocked=OF_TRAINING)
     assert result.returncode == 1

@@ -1,4 +1,4 @@
-"""A stream answers at every frame what the clip network answers there, in every engine."""
+"""In every engine, a stream's answer at each frame is that of the clip network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_frames(seed, size=32):
 
 
 def clip_logits(model, frames):
-    """Of each frame of one clip of them all, by the network itself."""
+    """Logits per frame of a single clip of all frames, by the network itself."""
     network = build_network(model.architecture, "float32")
     module = network.module(
         {name: model.tensors[name] for name in network.param_shapes},
@@ -61,7 +61,7 @@ def expected(past_model):
 
 
 def follow(stream, frames):
-    """Through the network's own input; `push` prepares what is of another size."""
+    """Uses the network's own input size; `push` prepares frames of other sizes."""
     return np.stack([push_prepared(stream, frame) for frame in frames])
 
 
@@ -111,7 +111,7 @@ def test_two_streams_never_mix(engine, new_stream, expected):
     ],
 )
 def test_every_backbone(backbone, fraction, make_model):
-    count = 16 if fraction == "1/8" else 4  # of 8 channels, 1/16 would be nothing
+    count = 16 if fraction == "1/8" else 4  # 1/16 of 8 channels would be none
     model = make_model(
         backbone=backbone, shift="past_only", num_segments=count, shift_fraction=fraction
     )
@@ -135,7 +135,7 @@ def test_every_backbone(backbone, fraction, make_model):
 
 
 def test_the_mean_over_a_clip_is_its_answer(past_model, folder):
-    """From pixels of any size to the answer of `predict`."""
+    """Frames of any size give the answer of `predict`."""
     recognizer = Recognizer(past_model)
     stream = tsm_jax.load_stream(str(folder))
     assert (stream.frame_rate, stream.num_segments) == (5, FRAMES)
@@ -149,7 +149,7 @@ def test_the_mean_over_a_clip_is_its_answer(past_model, folder):
             stream.push(wrong)
 
 
-def test_the_readme_tells_the_loop(folder, formats, expected, monkeypatch, capsys):
+def test_the_readme_shows_the_loop(folder, formats, expected, monkeypatch, capsys):
     if "onnx" not in formats:
         pytest.skip("onnx is not installed")
     monkeypatch.chdir(folder)
@@ -159,7 +159,7 @@ def test_the_readme_tells_the_loop(folder, formats, expected, monkeypatch, capsy
     assert printed == [f"class number {k}" for k in expected[0][:8].argmax(1)]
 
 
-def test_one_kind_is_refused_as_the_other(folder, exported, make_model, tmp_path):
+def test_the_wrong_kind_of_folder_is_refused(folder, exported, make_model, tmp_path):
     with pytest.raises(UserError, match="was exported for streams.*run it with tsm stream"):
         tsm_jax.load(str(folder))
     with pytest.raises(UserError, match="was exported for whole clips.*export --streaming"):
@@ -193,7 +193,7 @@ def test_a_folder_of_another_version_is_refused(folder, tmp_path, change, messag
         read_artifact(str(path), STREAM)
 
 
-def test_a_graph_whose_state_does_not_come_back_is_refused(folder):
+def test_a_graph_that_does_not_return_its_state_is_refused(folder):
     artifact = read_artifact(str(folder), STREAM)
     ports = {
         "frame": ("uint8", (1, 32, 32, 3)),
@@ -223,7 +223,7 @@ def test_what_is_shown_is_the_mean_and_does_not_flicker():
     mean = (logits_of(0) + logits_of(1, 6)) / 2
     np.testing.assert_allclose(shown.scores, np.exp(mean) / np.exp(mean).sum(), rtol=1e-6)
     assert shown.answer.score == shown.scores[0]
-    shown = smoother.update(logits_of(1))  # twice running
+    shown = smoother.update(logits_of(1))  # twice in a row
     assert (shown.answer.label, shown.changed) == ("b", True)
     smoother.reset()
     assert smoother.update(logits_of(2)).answer.label == "c"

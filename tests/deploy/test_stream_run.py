@@ -46,14 +46,14 @@ def test_a_video_in_lines_of_json_and_annotated(recognizer, video, tmp_path, cap
     assert "8 frames answered" in err and "dropped" not in err
     written = list(every_frame(annotated))
     assert len(written) >= 22 and min(written[0].shape[:2]) >= 360
-    with pytest.raises(UserError, match="a.jsonl exists already"):
+    with pytest.raises(UserError, match="a.jsonl already exists"):
         follow(recognizer.stream(), video, frame_rate=8, output=output)
-    with pytest.raises(UserError, match="seen.mp4 exists already"):
+    with pytest.raises(UserError, match="seen.mp4 already exists"):
         follow(recognizer.stream(), video, frame_rate=8, visualize=annotated)
 
 
 class Given:
-    """An input that gives these moments."""
+    """An input that yields these moments."""
 
     name, is_live, dropped = "camera 0", True, 0
 
@@ -71,7 +71,7 @@ class Given:
                 yield moment
 
 
-def test_after_a_gap_it_starts_afresh_and_dropping_is_said(recognizer, monkeypatch, capsys):
+def test_a_gap_resets_the_stream_and_dropping_is_reported(recognizer, monkeypatch, capsys):
     frames = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
     seen = [Frame(i / 8, frame, True) for i, frame in enumerate(frames)]
     moments = [*seen, Gap("camera 0 is gone"), Gap("camera 0 is back"), *seen, 4, seen[0]]
@@ -80,9 +80,9 @@ def test_after_a_gap_it_starts_afresh_and_dropping_is_said(recognizer, monkeypat
     out, err = capsys.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
     strip = [{**line, "time": 0} for line in lines]
-    assert strip[:3] == strip[3:6]  # as if nothing had been before
+    assert strip[:3] == strip[3:6]  # like a new stream
     assert lines[3]["changed"] and [line["dropped"] for line in lines[5:]] == [0, 4]
-    assert err.count("dropping frames: one takes") == 1
+    assert err.count("dropping frames: each takes") == 1
     assert "camera 0 is back" in err and "7 frames answered" in err and "4 dropped" in err
 
 
@@ -91,14 +91,16 @@ def test_an_input_that_is_too_slow_is_reported(recognizer, monkeypatch, capsys):
     seen = [Frame(i / 3, frame, True) for i in range(25)]
     monkeypatch.setattr(stream_run, "Input", Given(seen))
     follow(recognizer.stream(), "0", frame_rate=8)
-    assert "gives 3 frames a second, the network was trained with 8" in capsys.readouterr().err
+    assert (
+        "delivers 3 frames a second but the network was trained with 8" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--fps", "0"], "--fps is 0.0: it must be above 0"),
-        (["--smoothing", "0"], "--smoothing is 0: it must be at least 1"),
+        (["--smoothing", "0"], "--smoothing is 0: it must be from 1 .none. to 1000"),
         (["--engine", "onnxruntime"], "onnxruntime runs what tsm export --streaming writes"),
     ],
 )
@@ -107,11 +109,11 @@ def test_wrong_arguments(arguments, message, tmp_path):
         command.main(["--model", str(tmp_path), "--input", "0", *arguments])
 
 
-def test_nothing_is_guessed(recognizer, video, tmp_path):
+def test_missing_or_wrong_settings_are_refused(recognizer, video, tmp_path):
     stream = recognizer.stream()
-    with pytest.raises(UserError, match="how many frames a second.*give --fps"):
+    with pytest.raises(UserError, match="does not store the frame rate of its training: set --fps"):
         follow(stream, video)
-    with pytest.raises(UserError, match="give `window`, or a video to write"):
+    with pytest.raises(UserError, match="it must be `window` or a video file"):
         follow(stream, video, frame_rate=8, visualize=str(tmp_path / "a.png"))
     with pytest.raises(UserError, match="is the input"):
         follow(stream, video, frame_rate=8, visualize=video, overwrite=True)

@@ -1,4 +1,4 @@
-"""A sliding window over a video: which frames, which times, what answer."""
+"""A sliding window over a video: frames, times, answers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def counting_film(tmp_path_factory, film):
 def test_windows_take_the_middle_frames_of_their_parts(grey_predictor, counting_film):
     moments = list(grey_predictor.timeline(counting_film, window=4.0, step=2.0))
     assert [(m.start, m.end) for m in moments] == [(0, 4), (2, 6), (4, 8), (6, 10)]
-    # A window of 4 s in 4 parts: what is on screen at 0.5, 1.5, 2.5 and 3.5 s after its start.
+    # A window of 4 s in 4 parts: the frames at 0.5, 1.5, 2.5 and 3.5 s after its start.
     expected = [[20 * w + 10 * i + 5 for i in range(4)] for w in range(4)]
     np.testing.assert_allclose(grey_predictor.engine.seen, expected, atol=1)
     assert [m.predictions[0].label for m in moments] == ["early", "early", "early", "late"]
@@ -75,7 +75,7 @@ def test_a_video_shorter_than_the_window_has_one_answer(grey_predictor, counting
     np.testing.assert_allclose(grey_predictor.engine.seen, [[12, 37, 62, 87]], atol=1)
 
 
-def test_moments_come_while_the_video_is_read(grey_predictor, counting_film):
+def test_moments_arrive_while_the_video_is_read(grey_predictor, counting_film):
     moments = grey_predictor.timeline(counting_film, window=1.0)
     next(moments)
     assert len(grey_predictor.engine.seen) == 1
@@ -99,7 +99,7 @@ def test_a_window_shorter_than_a_frame(grey_predictor, counting_film):
         next(grey_predictor.timeline(counting_film, window=0.04))
 
 
-def test_a_leap_of_the_time_stamps_does_not_give_millions_of_windows(grey_predictor, tmp_path):
+def test_a_jump_of_the_time_stamps_does_not_make_millions_of_windows(grey_predictor, tmp_path):
     path = str(tmp_path / "leap.mkv")
     with av.open(path, "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
@@ -115,7 +115,7 @@ def test_a_leap_of_the_time_stamps_does_not_give_millions_of_windows(grey_predic
 
 
 def held_at_once(predictor, film, monkeypatch, **lengths):
-    """The most prepared frames that are alive."""
+    """The largest number of prepared frames in memory."""
     alive: weakref.WeakSet = weakref.WeakSet()
     most = 0
 
@@ -161,7 +161,7 @@ def test_the_command_writes_lines_and_plots(exported, videos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("count", [1, 2, 200])
-def test_the_plot_shows_who_leads(count):
+def test_the_plot_shows_the_leading_class(count):
     labels = ["left", "right", "never"]
     scores = np.full((count, 3), 0.1, np.float32)
     scores[: count // 2, 0] = scores[count // 2 :, 1] = 0.8

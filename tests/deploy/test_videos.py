@@ -1,4 +1,4 @@
-"""Videos as files, addresses, arrays and frames; features; what stands in a summary."""
+"""Videos as files, addresses, arrays and frames; features; summaries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def array(path):
 
 
 @pytest.mark.parametrize("protocol", ["test", "mmaction2_dense_ten_crop"])
-def test_pixels_are_what_the_file_of_them_is(recognizer, model, path, array, protocol):
+def test_an_array_is_answered_like_its_file(recognizer, model, path, array, protocol):
     predictor = Recognizer(model, protocol=protocol)
     views = predictor.read(path)
     for video in (array, list(array), tuple(array), Path(path), array[..., ::-1][..., ::-1]):
@@ -85,18 +85,18 @@ def test_answers_for_all_kinds_of_videos(recognizer, path, array):
         (lambda a: [a, a], r"frame 0 of the video is uint8 \[44, 72, 70, 3\]: it must be"),
         (lambda a: [*a[:20], *a[20:, :40]], "the video has frames of several sizes"),
         (lambda a: ["a.mp4", a[0]], "frame 0 of the video is <U"),
-        (lambda a: iter(a), "the video is of type .*iterator: give a path, an array or frames"),
+        (lambda a: iter(a), "the video is of type .*iterator: pass a path, an array or frames"),
     ],
 )
-def test_what_is_no_video_is_refused(recognizer, array, change, message):
+def test_arguments_that_are_not_videos_are_refused(recognizer, array, change, message):
     with pytest.raises(UserError, match=message):
         recognizer.predict(change(array))
     with pytest.raises(UserError, match=message.replace("the video", "video 0")):
         list(recognizer.predict_many([change(array)]))
 
 
-def test_an_array_may_be_used_again(recognizer, array):
-    """As a reader does that decodes into the same memory."""
+def test_an_array_may_be_reused(recognizer, array):
+    """Like a reader that always decodes into the same memory."""
     films = [array, array[::-1], 255 - array]
 
     def reader():
@@ -158,10 +158,10 @@ def test_predict_writes_features(directory, videos, tmp_path, recognizer, capsys
         expected = recognizer.embed(str(videos / "3.mp4")).clip
         np.testing.assert_allclose(found["clips"][2], expected, atol=1e-5)
     for more, message in (
-        ([], "--embed writes arrays: give --output FILE.npz"),
-        (["--output", "a.jsonl"], "--embed writes arrays: give --output FILE.npz"),
-        (["--output", str(output)], "exists already: choose another file, or --overwrite"),
-        (["--output", "b.npz", "--window", "2"], "leave out --window"),
+        ([], "--embed writes arrays: add --output FILE.npz"),
+        (["--output", "a.jsonl"], "--embed writes arrays: add --output FILE.npz"),
+        (["--output", str(output)], "already exists: choose another file, or --overwrite"),
+        (["--output", "b.npz", "--window", "2"], "remove --window"),
     ):
         with pytest.raises(UserError, match=message):
             predict_main([*options, *more])
@@ -179,7 +179,7 @@ def predict_main(arguments):
 
 @pytest.fixture
 def address(videos):
-    """Of the folder of videos, on a server of this machine."""
+    """Serves the folder of videos on this machine."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format, *args):
@@ -209,8 +209,8 @@ def test_a_video_behind_an_address(recognizer, address, path, videos):
     assert "not an https address" in plain.error
 
 
-def test_timeline_wants_a_file_of_sensible_frames(recognizer, array, film, tmp_path):
-    with pytest.raises(UserError, match="an array says nothing of time"):
+def test_timeline_needs_a_file_with_sensible_frames(recognizer, array, film, tmp_path):
+    with pytest.raises(UserError, match="an array has no frame rate: pass a video file"):
         list(recognizer.timeline(array))
     strip = film(tmp_path / "strip.mp4", np.zeros((30, 2, 2048, 3), np.uint8))
     large = replace(recognizer.model, preprocessing=Preprocessing(32, 512))

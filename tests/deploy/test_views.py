@@ -1,4 +1,4 @@
-"""Every protocol in every way to predict, against a mean over its views that is computed here."""
+"""Every protocol in every way to predict agrees with the mean over its views, computed here."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENGINES = ("jax", "onnxruntime", "openvino")
 
 @pytest.fixture(scope="module")
 def model(make_model):
-    """The network does not matter here, and this one is compiled quickly."""
+    """The network does not matter here, and this one compiles quickly."""
     return make_model(backbone="toy")
 
 
@@ -55,7 +55,7 @@ def full_size_exported(model, formats, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def load(exported, full_size_exported):
-    """(protocol, engine) to a predictor; each graph is opened once."""
+    """Maps (protocol, engine) to a predictor; each graph is opened once."""
 
     @cache
     def opened(folder, engine):
@@ -85,7 +85,7 @@ def wide(tmp_path_factory, film):
 
 @pytest.fixture(scope="module")
 def score(model):
-    """(protocol's name, all frames of a video) to the scores `[K]` of its mean over views."""
+    """Maps (name of a protocol, all frames of a video) to its mean scores over views, `[K]`."""
     recognizer = Recognizer(model)
 
     @cache
@@ -106,7 +106,7 @@ def score(model):
 
 
 class Frames:
-    """Frames that can be a key."""
+    """Converts frames to a key."""
 
     def __init__(self, frames):
         self.frames = list(frames)
@@ -190,11 +190,11 @@ def test_prediction_is_what_evaluation_gives(model, load, wide, name):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_another_size_than_the_graph_takes_is_refused(exported, engine):
+def test_a_size_that_the_graph_does_not_accept_is_refused(exported, engine):
     if not installed(engine):
         pytest.skip(f"{engine} is not installed")
     message = (
-        "mit_three_crop shows pictures of 36 px, but the exported graph takes 32 px: choose"
+        "mit_three_crop uses frames of 36 px, but the exported graph accepts only 32 px: choose"
         " --protocol test, paddle_predict, paddle_dense?"
     )
     with pytest.raises(UserError, match=message) as error:
@@ -214,7 +214,7 @@ def test_batches_are_full_across_videos(load, wide, monkeypatch):
     assert predictor.usage.clips == 18
     shapes.clear()
     list(predictor.predict_many([wide], batch_size=1000))
-    assert shapes == [6]  # one batch that is not full is not filled up
+    assert shapes == [6]  # a single batch is not padded
 
 
 def test_many_views_are_read_ahead_sparingly(load, monkeypatch):

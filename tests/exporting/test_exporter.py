@@ -83,7 +83,9 @@ def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, v
         actual = tsm_jax.load(str(exported), engine=engine).predict(path)
         assert [p.index for p in actual] == [p.index for p in expected]
         np.testing.assert_allclose([p.score for p in actual], [p.score for p in expected], 1e-4)
-    with pytest.raises(UserError, match="shows pictures of 32 px, but the exported graph takes 36"):
+    with pytest.raises(
+        UserError, match="uses frames of 32 px, but the exported graph accepts only 36"
+    ):
         tsm_jax.load(str(exported), protocol="test")
 
 

@@ -16,7 +16,7 @@ from tsm_jax.weights.model_directory import Model
 
 @dataclass(frozen=True)
 class NamedSource(SyntheticSource):
-    """Clips with names and labels of one's choice."""
+    """Clips with chosen names and labels."""
 
     names: tuple[str, ...] = ()
     labels: tuple[int, ...] = ()
@@ -36,7 +36,7 @@ class NamedSource(SyntheticSource):
 def make_evaluation(
     logits, labels, *, names=None, class_names=None, weights="output/model", list_path="val.list"
 ) -> Evaluation:
-    """What `evaluate_model` would return if a network gave these logits."""
+    """Returns what `evaluate_model` would return for a network with these logits."""
     logits, labels = np.asarray(logits, np.float32), np.asarray(labels, np.int32)
     count, num_classes = logits.shape
     names = names or [f"videos/{i}.mp4" for i in range(count)]
@@ -79,7 +79,7 @@ def make_evaluation(
 
 
 def random_evaluation(count, num_classes, *, skill=2.0, seed=0, **names) -> Evaluation:
-    """Right more often than not; the better, the larger `skill`."""
+    """Random answers that are more often right the larger `skill` is."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, count)
     logits = rng.normal(size=(count, num_classes))

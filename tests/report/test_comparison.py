@@ -1,4 +1,4 @@
-"""Intervals and comparisons agree with SciPy's, and only what belongs together is compared."""
+"""Intervals and comparisons agree with SciPy's, and only comparable evaluations are compared."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def two(random_answers):
     return replace(first, weights="output/good"), replace(second, weights="output/<bad>")
 
 
-def test_counts_are_of_the_same_clips(two):
+def test_counts_compare_the_same_clips(two):
     comparison = compare(*two)
     right, also = (one.correct for one in two)
     counts = (comparison.both, comparison.only_first, comparison.only_second, comparison.neither)
@@ -69,10 +69,10 @@ def test_other_clips_or_classes_are_refused(two, random_answers):
     named = replace(first, class_names=list("abcdef"))
     with pytest.raises(UserError, match="the same classes in another order"):
         compare(named, replace(first, class_names=list("fabcde")))
-    assert compare(named, first).difference == 0  # one of them has no names
+    assert compare(named, first).difference == 0  # one has no class names
 
 
-def test_reports_are_compared_as_the_evaluations_they_are_of(two, tmp_path, capsys):
+def test_reports_compare_like_their_evaluations(two, tmp_path, capsys):
     folders = [str(tmp_path / name) for name in ("good", "bad")]
     for one, folder in zip(two, folders, strict=True):
         write_report(one, folder)

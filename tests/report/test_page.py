@@ -1,4 +1,4 @@
-"""What a notebook shows, and what names can do to a page."""
+"""The HTML for notebooks, and names that must not break it."""
 
 from __future__ import annotations
 

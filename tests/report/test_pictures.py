@@ -1,4 +1,4 @@
-"""The pictures are PNG files of a sensible size, whatever the names and numbers are."""
+"""The pictures are PNG files of a sensible size for any names and numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers, confusion, classes and calibration against the definitions."""
+"""Answers, confusion, classes and calibration agree with their definitions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tsm_jax.report.statistics import calibrate, confusion_matrix, most_confused
 
 
 def logs(*rows):
-    """Logits whose softmax is these rows."""
+    """Returns logits whose softmax gives these rows."""
     return np.log(np.array(rows, np.float64))
 
 
@@ -85,7 +85,7 @@ def test_calibration_by_hand(evaluation_of):
     assert calibration.expected_error == pytest.approx(0.5 * 0.29 + 0.5 * 0.12)
 
 
-def test_a_network_that_knows_its_chances_has_no_calibration_error(evaluation_of):
+def test_a_calibrated_network_has_no_calibration_error(evaluation_of):
     rng = np.random.default_rng(0)
     right = rng.uniform(0.5, 1, 20000)
     labels = (rng.uniform(size=20000) > right).astype(int)

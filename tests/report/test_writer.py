@@ -1,4 +1,4 @@
-"""The folder: complete or not at all, safe with foreign names, true to the evaluation."""
+"""A report is complete or absent, safe with untrusted names, and true to the evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rows(folder, name):
 
 @pytest.fixture(scope="module")
 def report(random_answers, tmp_path_factory):
-    """An evaluation, and its report, which stays as it was written."""
+    """An evaluation and its report, which tests leave unchanged."""
     evaluation = random_answers(40, 6, skill=1.0)
     folder = tmp_path_factory.mktemp("written") / "report"
     write_report(evaluation, str(folder))
@@ -37,16 +37,16 @@ def report(random_answers, tmp_path_factory):
 
 @pytest.fixture
 def written(report, tmp_path):
-    """The same for a test that changes it."""
+    """The same, for a test that changes it."""
     return report[0], shutil.copytree(report[1], tmp_path / "report")
 
 
-def test_has_what_it_promises_and_nothing_else_is_left(report):
+def test_the_folder_has_the_listed_files_and_no_others(report):
     _, folder = report
     promised = {*writer._FILES, "report.html"} - {
         "curves.png",
         "frames_seen.png",
-    }  # no run, no past-only net
+    }  # neither a training run nor a past-only network
     assert set(os.listdir(folder)) == promised
     page = Page((folder / "report.html").read_text())
     assert all(name in page.text for name in promised - {"report.html"})
@@ -90,7 +90,7 @@ def test_tables_agree(report):
 
 
 class Page(HTMLParser):
-    """Elements, attributes and text of a page."""
+    """Collects elements, attributes and text of a page."""
 
     def __init__(self, html):
         super().__init__()
@@ -149,7 +149,7 @@ def test_names_cannot_break_the_page(random_answers, tmp_path):
     assert [row["class"] for row in rows(tmp_path / "report", "per_class.csv")] == class_names
 
 
-def test_names_that_are_no_utf8(random_answers, tmp_path):
+def test_names_that_are_not_utf8(random_answers, tmp_path):
     name = os.fsdecode(b"\xff,\n.avi")
     evaluation = random_answers(3, 2, skill=-9.0, names=[name] * 3)
     write_report(evaluation, str(tmp_path / "report"))
@@ -163,7 +163,7 @@ def test_no_mistakes_and_classes_without_clips(evaluation_of, tmp_path):
     assert rows(tmp_path / "report", "per_class.csv")[6]["top1"] == ""
 
 
-def test_a_network_that_always_answers_the_largest_class_is_shown_as_that(evaluation_of, tmp_path):
+def test_a_network_that_always_answers_the_largest_class_gets_a_warning(evaluation_of, tmp_path):
     labels = [0] + [1] * 6 + [2] * 2
     evaluation = evaluation_of(
         np.tile([0.0, 3.0, 1.0, 0.0], (9, 1)), labels, class_names=["a", "<b>", "c", "d"]

@@ -1,4 +1,4 @@
-"""Services of their own processes."""
+"""Services in their own processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start_service(exported):
 
 @pytest.fixture(scope="session")
 def service(start_service, tmp_path_factory):
-    """One for all tests that leave it as it was."""
+    """A service shared by all tests that leave it unchanged."""
     options = ["--idle_seconds", "0.6", "--max_upload_mb", "1", "--max_pixels", "20000"]
     return start_service(tmp_path_factory.mktemp("service"), *options, "--decoders", "1")
 

@@ -26,7 +26,7 @@ from tsm_jax.serving.openapi import schemas
 
 
 def batched(values, *, max_batch=8, coming=lambda: False, fail=None):
-    """The sizes of the batches, and what each value became."""
+    """Returns the sizes of the batches, and the result of each value."""
     sizes = []
 
     async def run(batch):
@@ -47,18 +47,18 @@ def batched(values, *, max_batch=8, coming=lambda: False, fail=None):
     return sizes, asyncio.run(main())
 
 
-def test_what_waits_is_computed_together_in_powers_of_two():
+def test_waiting_clips_are_computed_together_in_powers_of_two():
     sizes, results = batched(range(11))
     assert sizes == [8, 2, 1] and results == [10 * value for value in range(11)]
     assert batched(range(3), max_batch=1)[0] == [1, 1, 1]
     assert batched(range(7), max_batch=6)[0] == [4, 2, 1]
 
 
-def test_a_single_one_does_not_wait():
-    assert batched([1])[0] == [1]  # an hour otherwise
+def test_a_single_clip_does_not_wait():
+    assert batched([1])[0] == [1]  # otherwise it would wait for an hour
 
 
-def test_a_batch_waits_for_what_is_being_decoded():
+def test_a_batch_waits_for_clips_being_decoded():
     sizes = []
 
     async def run(batch):
@@ -80,14 +80,14 @@ def test_a_batch_waits_for_what_is_being_decoded():
     assert sizes == [2]
 
 
-def test_a_failure_is_that_of_its_batch_alone():
+def test_a_failure_affects_only_its_batch():
     sizes, results = batched(range(5), max_batch=2, fail=1)
     assert sizes == [2, 2, 1]
     assert [isinstance(result, Refused) for result in results] == [True, True, False, False, False]
 
 
 def through_gate(token, *, authorization=None, path="/v1/predict", length=None):
-    """Status and headers, and whether the application was reached."""
+    """Returns status, headers, and whether the application was reached."""
     reached, sent = [], []
 
     async def app(scope, receive, send):
@@ -132,7 +132,7 @@ def test_the_right_token_and_public_paths_pass():
 
 
 def open_socket(*, path="/v1/stream", subprotocols=(), **headers):
-    """The status of an answer, or None if the application was reached; and its headers."""
+    """Returns the status of an answer (None if the application was reached) and the messages."""
     sent = []
 
     async def app(scope, receive, send):
@@ -179,7 +179,7 @@ def test_tokens_are_compared_by_digests_of_one_length(monkeypatch):
     assert compared == [(32, 32), (32, 32)]
 
 
-def test_half_a_pair_of_surrogates_is_still_json():
+def test_a_lone_surrogate_is_still_json():
     assert to_json({"name": "\udcff"}) == b'{"name": "\\udcff"}'
 
 

@@ -1,4 +1,4 @@
-"""A running service: answers, refusals, deaths of its processes, its end."""
+"""A running service: answers, errors, processes that die, shutdown."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_timeline_is_that_of_predict(service, predictor, videos, film_bytes):
         ]
 
 
-# Status and code of wrong requests: query, Content-Type, other header, body (None: the film).
+# Wrong requests (query, Content-Type, other header, body, None for the film), status and code.
 WRONG = [
     ("?topk=3", "video/mp4", "", None, 422, "bad_option"),
     ("?top_k=0", "video/mp4", "", None, 422, "bad_option"),
@@ -112,21 +112,21 @@ def test_names_are_neither_paths_nor_headers(service, videos):
     assert service.get("/v1/%0d%0aX-Bad:1").headers.keys().isdisjoint({"x-bad"})
 
 
-def test_a_body_is_refused_while_it_comes(service):
+def test_a_body_is_refused_while_it_arrives(service):
     with service.connect() as connection:
         connection.sendall(
             b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         for _ in range(17):
             connection.sendall(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
-        assert read_answer(connection).status == 413  # and no end was sent
+        assert read_answer(connection).status == 413  # before the end of the body was sent
     with service.connect() as connection:
         connection.sendall(service.head(1 << 40))
         assert read_answer(connection).status == 413
     assert service.temporary() == []
 
 
-def test_slow_clients_are_sent_away(service):
+def test_slow_clients_are_disconnected(service):
     with service.connect() as silent, service.connect() as half, service.connect() as slow:
         half.sendall(b"GET / HTTP/1.1\r\nHos")
         slow.sendall(service.head(100) + b"x")
@@ -177,7 +177,7 @@ def test_the_log_has_the_ids_of_answers(service, film_bytes):
     assert line["status"] == 200 and line["bytes"] == len(film_bytes)
 
 
-def test_told_to_stop_it_finishes_what_it_has(start_service, tmp_path, film_bytes):
+def test_accepted_requests_are_finished_on_sigterm(start_service, tmp_path, film_bytes):
     service = start_service(tmp_path, "--decoders", "1", "--max_requests", "3")
     answers = []
 
@@ -201,7 +201,7 @@ def test_told_to_stop_it_finishes_what_it_has(start_service, tmp_path, film_byte
     assert list(tmp_path.glob("tsm_jax-serve-*")) == []
 
 
-def test_told_to_stop_while_the_network_is_loaded(start_service, tmp_path):
+def test_sigterm_while_the_network_is_loading(start_service, tmp_path):
     service = start_service(tmp_path, "--decoders", "1", answers=False)
     assert service.stop() == 0
     assert service.errors.read_text().splitlines()[1:] == ["stopped"]
@@ -210,7 +210,7 @@ def test_told_to_stop_while_the_network_is_loaded(start_service, tmp_path):
 
 
 @pytest.mark.slow
-def test_nothing_is_left_of_one_that_was_killed(start_service, tmp_path, film_bytes):
+def test_a_killed_service_leaves_nothing_behind(start_service, tmp_path, film_bytes):
     service = start_service(tmp_path, "--decoders", "1")
     with service.connect() as connection:
         connection.sendall(service.head(len(film_bytes)) + film_bytes[:100])

@@ -1,4 +1,4 @@
-"""Streams over WebSockets: answers, refusals, deaths of processes, the end; what is dropped."""
+"""Streams over WebSockets: answers, errors, processes that die, shutdown, dropped frames."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(connection, picture):
 
 
 def end_of(connection):
-    """The last message, and the code and reason it was closed with."""
+    """Returns the last message, and the code and reason of the close."""
     values = {}
     try:
         while True:
@@ -56,7 +56,7 @@ def end_of(connection):
 
 
 class Expected:
-    """What `tsm stream` writes of these pictures, but for times."""
+    """Returns what `tsm stream` writes for these pictures, without times."""
 
     def __init__(self, folder):
         self._stream = Stream.load(str(folder), engine="onnxruntime")
@@ -103,9 +103,9 @@ def test_a_stream_outlives_processes(stream_service, exported_stream):
                 os.kill(stream_service.processes()[name], signal.SIGKILL)
 
 
-def test_a_picture_is_seen_as_its_note_says(stream_service, exported_stream):
+def test_the_orientation_tag_of_a_picture_is_applied(stream_service, exported_stream):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # display rotated clockwise
     turned = jpeg(0, exif=exif)
     upright = np.rot90(np.asarray(Image.open(io.BytesIO(turned))), -1)
     expected = Stream.load(str(exported_stream), engine="onnxruntime").push(
@@ -139,7 +139,7 @@ def test_wrong_frames_end_a_stream(stream_service, message, status, code):
         assert values["id"] and "\n" not in values["error"]
 
 
-def test_a_large_frame_is_refused_while_it_comes(stream_service):
+def test_a_large_frame_is_refused_while_it_arrives(stream_service):
     with open_stream(stream_service) as connection:
         with suppress(ConnectionClosed):  # it may have been refused before the second part is sent
             connection.send([bytes(5000), bytes(5000)])
@@ -155,7 +155,7 @@ def test_streams_are_counted(stream_service):
         ask(one, jpeg(0))
 
 
-def test_what_a_model_is_not_for_is_refused(stream_service, service):
+def test_requests_of_the_wrong_kind_are_refused(stream_service, service):
     with open_stream(service) as connection:
         assert end_of(connection)[1:] == (4409, "wrong_kind")
     assert service.get("/v1/stream").status == 409
@@ -171,20 +171,20 @@ def test_what_a_model_is_not_for_is_refused(stream_service, service):
 
 
 @pytest.mark.parametrize("option", [{"precision": "int8"}, {"protocol": "test"}, {"max_batch": 2}])
-def test_settings_of_clips_are_refused(exported_stream, option, tmp_path, monkeypatch):
+def test_settings_for_clips_are_refused_for_streams(exported_stream, option, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(UserError, match=f"leave --{next(iter(option))} out"):
+    with pytest.raises(UserError, match=f"remove --{next(iter(option))}"):
         Service(Settings(str(exported_stream), **option), lambda: None)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_told_to_stop_it_answers_what_has_come(start_service, exported_stream, tmp_path):
+def test_received_frames_are_answered_on_sigterm(start_service, exported_stream, tmp_path):
     service = start_service(tmp_path, "--decoders", "1", model=exported_stream)
     with open_stream(service) as connection:
         ask(connection, jpeg(0))
         os.kill(service.processes()["decode"], signal.SIGSTOP)
         connection.send(jpeg(1))
-        connection.ping().wait(10)  # it has come
+        connection.ping().wait(10)  # the frame has arrived
         for pid in (*service.processes().values(), service.process.pid):
             os.kill(pid, signal.SIGTERM)  # as systemd does
         with pytest.raises(TimeoutError):
@@ -203,7 +203,7 @@ class Silent:
         await asyncio.Event().wait()
 
 
-def test_a_silent_client_is_sent_away_unless_it_waits_for_an_answer(exported_stream):
+def test_a_silent_client_is_disconnected_unless_it_waits_for_an_answer(exported_stream):
     limits = Limits(idle_seconds=0.01)
     artifact = read_artifact(str(exported_stream), STREAM)
     follower = Streams(artifact, limits, None, None, Metrics())
@@ -220,7 +220,7 @@ def test_a_silent_client_is_sent_away_unless_it_waits_for_an_answer(exported_str
     asyncio.run(run())
 
 
-def test_none_is_followed_by_a_service_that_stops(exported_stream):
+def test_a_stopping_service_accepts_no_stream(exported_stream):
     follower = Streams(read_artifact(str(exported_stream), STREAM), Limits(), None, None, Metrics())
     follower.stop()
     sent = []
@@ -240,7 +240,7 @@ def test_none_is_followed_by_a_service_that_stops(exported_stream):
 
 
 class Clock:
-    """Time that passes while somebody sleeps."""
+    """A clock that only advances during sleep."""
 
     now = 100.0
 
@@ -260,7 +260,7 @@ def clock(monkeypatch):
 
 
 def test_the_newest_frame_at_the_rate_of_the_network(clock):
-    """30 frames a second for a network of 8, computed in no time: none is dropped."""
+    """30 frames a second for a network of 8, computed instantly: none is dropped."""
     frames, taken = NewestFrame(8, lambda number: None), []
 
     async def run():
@@ -277,8 +277,8 @@ def test_the_newest_frame_at_the_rate_of_the_network(clock):
     assert [frame.picture[0] for frame in taken] == np.round(times * 30).tolist()
 
 
-def test_frames_that_nobody_takes_in_time_are_dropped(clock):
-    """8 a second, of which each second one can be computed."""
+def test_frames_not_taken_in_time_are_dropped(clock):
+    """8 frames a second, of which every second one can be computed."""
     counted = []
     frames, numbers = NewestFrame(8, counted.append), []
 
@@ -306,7 +306,7 @@ def test_a_client_that_waits_for_answers_is_slowed_to_the_rate(clock):
     assert clock.now == pytest.approx(101, abs=1 / 8) and frames.dropped == 0
 
 
-def test_the_end_comes_after_what_waits(clock):
+def test_a_waiting_frame_comes_before_the_end(clock):
     frames = NewestFrame(8, lambda number: None)
 
     async def run():
@@ -319,7 +319,7 @@ def test_the_end_comes_after_what_waits(clock):
     asyncio.run(run())
 
 
-def test_a_stream_that_is_too_slow_is_told_so():
+def test_a_stream_that_is_too_slow_gets_a_warning():
     times = np.arange(20) / 5
-    assert "sees 5 frames a second and was trained with 8:" in warning_of(times, 8)["warning"]
+    assert "sees 5 frames a second but was trained with 8:" in warning_of(times, 8)["warning"]
     assert warning_of(times, 6) == {} and warning_of(times[1:], 8) == {}

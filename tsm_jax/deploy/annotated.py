@@ -1,4 +1,4 @@
-"""Frames with their answer on them: pictures, a video of them, a window that shows them."""
+"""Draws answers on frames, and shows the frames in a video file or a window."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from tsm_jax.files import reason, replacing
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 
-_SMALLEST_SIDE = 360  # pixels of the short side; letters would not fit into less
-_TICKS = 1000  # of a second, as times are stored
-_NAME_LENGTH = 32  # letters
+_SMALLEST_SIDE = 360  # pixels of the short side; text would not fit into less
+_TICKS = 1000  # per second: the resolution of stored times
+_NAME_LENGTH = 32  # characters
 
 
 def annotate(frame: np.ndarray, answer: Prediction, scores: np.ndarray) -> np.ndarray:
-    """The frame with the answer and its score below, and a bar for it.
+    """Draws the answer, its score and a bar of the score at the bottom of a frame.
 
     Args:
-        frame: uint8 `[H, W, 3]`; a small one is enlarged by a whole number.
-        answer: that is shown.
+        frame: uint8 `[H, W, 3]`; a small one is enlarged by a whole factor.
+        answer: the class to show.
         scores: of all classes, float32 `[K]`.
 
     Returns:
@@ -55,14 +55,15 @@ def annotate(frame: np.ndarray, answer: Prediction, scores: np.ndarray) -> np.nd
     return np.asarray(image)
 
 
-# Takes an annotated frame and its time in seconds; False when nobody looks any more.
+# Takes an annotated frame and its time in seconds; returns False once the window is closed.
 Show = Callable[[np.ndarray, float], bool]
 
 
 @contextmanager
 def annotated_video(path: str) -> Iterator[Show]:
-    """Writes frames to a video, H.264, whose name ends with one of `VIDEO_SUFFIXES`. It is complete
-    or not there.
+    """Writes frames to an H.264 video, whose name must end with one of `VIDEO_SUFFIXES`.
+
+    The file appears once it is complete.
 
     Raises:
         UserError: the file cannot be written.
@@ -95,7 +96,7 @@ def annotated_video(path: str) -> Iterator[Show]:
 
 @contextmanager
 def window(title: str) -> Iterator[Show]:
-    """Shows frames in a window, at once, until somebody closes it.
+    """Shows frames in a window, immediately, until the user closes it.
 
     Raises:
         UserError: there is no screen, or Python has no tkinter.
@@ -106,12 +107,12 @@ def window(title: str) -> Iterator[Show]:
         root = tkinter.Tk(className="tsm")
     except ImportError:
         raise UserError(
-            "a window needs tkinter, which this Python lacks (python3-tk on Debian): give"
-            " --visualize a .mp4 instead"
+            "a window needs tkinter, which this Python lacks: install it (python3-tk on Debian), or"
+            " use --visualize with a .mp4 file"
         ) from None
     except tkinter.TclError as error:
         raise UserError(
-            f"cannot open a window ({reason(error)}): give --visualize a .mp4 instead"
+            f"cannot open a window ({reason(error)}): use --visualize with a .mp4 file"
         ) from None
     is_open, shown = True, None
 
@@ -126,7 +127,7 @@ def window(title: str) -> Iterator[Show]:
         if is_open:
             file = io.BytesIO()
             Image.fromarray(frame).save(file, "PPM")
-            shown = tkinter.PhotoImage(data=file.getvalue(), format="PPM")  # kept while seen
+            shown = tkinter.PhotoImage(data=file.getvalue(), format="PPM")  # keeps it alive
             label.configure(image=shown)
             root.update()
         return is_open
@@ -146,4 +147,4 @@ def check_suffix(path: str) -> None:
     """Raises a UserError unless a video can be written under this name."""
     if not path.lower().endswith(VIDEO_SUFFIXES):
         names = ", ".join(VIDEO_SUFFIXES)
-        raise UserError(f"--visualize {path}: give `window`, or a video to write ({names})")
+        raise UserError(f"--visualize {path}: it must be `window` or a video file ({names})")

@@ -1,17 +1,17 @@
-"""The exported folder, read with NumPy and the standard library alone.
+"""The exported folder, read with only NumPy and the standard library.
 
 model.stablehlo              the network as a JAX program (`jax.export`)
-model.onnx                   the same as an ONNX graph
+model.onnx                   the network as an ONNX graph
 model.safetensors            the tensors, to load or export them again
-example.py                   predicts with a graph and without this package
+example.py                   predicts with a graph, without this package
 labels.txt, README.md        for readers
-config.json                  architecture and preprocessing as in any model directory, and under
-                             `export` its kind, what the graphs take and give, labels, versions and
+config.json                  architecture and preprocessing, as in any model directory; `export`
+                             holds the kind, inputs and outputs of the graphs, labels, versions and
                              hashes
 
-There are two kinds: graphs of whole clips, and graphs of one frame of a stream with its state.
+There are two kinds: graphs for whole clips, and graphs for one frame of a stream and its state.
 
-It is a model directory, too: everything that reads one reads this.
+The folder is also a model directory, and can be read wherever one can.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tsm_jax.weights.model_directory import (
     read_tensors,
 )
 
-# The kinds of exported folders, and what writes and runs them, for messages.
+# The kinds of exported folders; the commands that write and run them, for messages.
 CLIPS, STREAM = "clips", "stream"
 _WRITTEN_BY = {CLIPS: "tsm export", STREAM: "tsm export --streaming"}
 _RUN_BY = {CLIPS: "tsm predict", STREAM: "tsm stream"}
@@ -46,7 +46,7 @@ _SHOWN = {CLIPS: "for whole clips", STREAM: "for streams, frame by frame"}
 
 
 def _from_version_1(exported: dict[str, Any]) -> dict[str, Any]:
-    """0.1.0 exported clips alone."""
+    """Version 0.1.0 exported only clips."""
     return {"kind": CLIPS, **exported}
 
 
@@ -55,13 +55,13 @@ def _from_version_2(exported: dict[str, Any]) -> dict[str, Any]:
     return {"int8_weight_limit": 127, **exported}
 
 
-# What `export` of config.json of older versions means, see `stored.upgraded`.
+# Upgrades of `export` in config.json from older versions, see `files.upgraded`.
 UPGRADES = (_from_version_1, _from_version_2)
 EXPORT_VERSION = len(UPGRADES) + 1
 
-# A graph's input and outputs.
+# The input and outputs of a graph for clips.
 VIDEO, LOGITS, FEATURES = "video", "logits", "features"
-# Those of a stream, one of each for every shift.
+# Those of a graph for streams, with one pair of states per shift.
 FRAME, STATE, NEXT_STATE = "frame", "state_{}", "next_state_{}"
 
 STABLEHLO_FILE = "model.stablehlo"
@@ -71,14 +71,14 @@ INT8_FILE = "model_int8.onnx"
 EXAMPLE_FILE = "example.py"
 README_FILE = "README.md"
 
-# Two products of an unsigned byte with weights of at most this fit into 16 signed bits.
+# Two products of an unsigned byte and a weight of at most this fit into 16 signed bits together.
 INT8_WEIGHT_LIMIT = 64
 
-# A shape, None for a size that is left open.
+# A shape, with None for a variable size.
 Shape = tuple[int | None, ...]
-# Of a graph's inputs and outputs: dtype and shape by name.
+# The inputs and outputs of a graph: dtype and shape by name.
 Ports = Mapping[str, tuple[str, Shape]]
-# What a frame of a stream leaves for the next one: arrays of whatever kind an engine likes best.
+# What one frame of a stream passes on to the next: arrays of the engine's own type.
 State = Sequence[Any]
 
 
@@ -90,52 +90,52 @@ class Artifact:
     architecture: Architecture
     preprocessing: Preprocessing
     labels: Sequence[str]  # K class names
-    hashes: Mapping[str, str]  # file name to SHA-256 of every graph and of the tensors
-    crop_size: int  # S of the pictures that the graphs take
+    hashes: Mapping[str, str]  # SHA-256 of every graph and of the tensors, by file name
+    crop_size: int  # S, the side of the frames that the graphs accept, in pixels
     kind: str = CLIPS  # or `STREAM`
-    # Of the weights of the int8 graph that are summed over input channels.
+    # Largest absolute int8 weight, of those that are summed over input channels.
     int8_weight_limit: int = INT8_WEIGHT_LIMIT
 
     @property
     def num_segments(self) -> int:
-        """T."""
+        """T, the frames of a clip."""
         return self.architecture.num_segments
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
-        """(T, S, S, 3): what the graphs take."""
+        """Shape of the clips that the graphs accept, (T, S, S, 3)."""
         return self.num_segments, self.crop_size, self.crop_size, 3
 
     def fitting_protocols(self) -> list[str]:
-        """Names of those whose views are of the size that the graphs take."""
+        """Returns the names of the protocols whose views have the size that the graphs accept."""
         described = [protocol_of(self.preprocessing, name) for name in PROTOCOLS]
         return [protocol.name for protocol in described if protocol.crop_size == self.crop_size]
 
     def protocol(self, name: str | None = None) -> EvalProtocol:
-        """The protocol of that name, None for the stored one.
+        """Returns the protocol with this name, or the stored one for None.
 
         Raises:
-            UserError: there is none, or its views are not of the size that the graphs take.
+            UserError: it does not exist, or its views do not have the size that the graphs accept.
         """
         protocol, size = protocol_of(self.preprocessing, name), self.crop_size
         if protocol.crop_size != size:
             raise UserError(
-                f"the protocol {protocol.name} shows pictures of {protocol.crop_size} px, but the"
-                f" exported graph takes {size} px: choose --protocol"
-                f" {', '.join(self.fitting_protocols())}; or give --model the weights that were"
-                " exported, which take any size"
+                f"the protocol {protocol.name} uses frames of {protocol.crop_size} px, but the"
+                f" exported graph accepts only {size} px: choose --protocol"
+                f" {', '.join(self.fitting_protocols())}; or use the original weights as --model,"
+                " which accept any size"
             )
         return protocol
 
     def path(self, name: str) -> str:
-        """The path of an exported file whose content was verified.
+        """Returns the path of an exported file after verifying its content.
 
         Raises:
-            UserError: it was not exported, is missing, or is not what was exported.
+            UserError: the file was not exported, is missing, or has changed since the export.
         """
         path = os.path.join(self.folder, name)
         if name not in self.hashes:
-            raise UserError(f"{self.folder} was exported without {name}: export it again with it")
+            raise UserError(f"{self.folder} was exported without {name}: export it with that file")
         check_regular(path, "the exported file")
         try:
             found = sha256(path)
@@ -151,14 +151,14 @@ class Artifact:
         return path
 
     def check_graph(self, name: str, ports: Ports) -> None:
-        """Raises a UserError unless the graph in a file takes and gives what is described."""
+        """Raises a UserError unless a graph has the expected inputs and outputs."""
         expected = self._stream_ports(ports) if self.kind == STREAM else self._clip_ports(ports)
         for port, wanted in expected.items():
             if port not in ports:
                 raise UserError(f"{self.folder}/{name} has no {port}: export the model again")
             if ports[port] != wanted:
                 raise UserError(
-                    f"{self.folder}/{name} does not fit {CONFIG_FILE}: its {port} is"
+                    f"{self.folder}/{name} does not match {CONFIG_FILE}: its {port} is"
                     f" {_port(*ports[port])} instead of {_port(*wanted)}; export the model again"
                 )
 
@@ -168,12 +168,12 @@ class Artifact:
             LOGITS: ("float32", (None, len(self.labels))),
         }
         if FEATURES in ports:
-            rest = ports[FEATURES][1][2:]  # the graph's own; ordered by its format
+            rest = ports[FEATURES][1][2:]  # up to the graph; the order depends on the format
             expected = {**expected, FEATURES: ("float32", (None, self.num_segments, *rest))}
         return expected
 
     def _stream_ports(self, ports: Ports) -> Ports:
-        """What a state is, is the graph's own; but it has to come out as it goes in."""
+        """The graph chooses the shapes of its states, but must return states of the same shapes."""
         expected: dict[str, tuple[str, Shape]] = {
             FRAME: ("uint8", (1, *self.clip_shape[1:])),
             LOGITS: ("float32", (1, len(self.labels))),
@@ -185,22 +185,23 @@ class Artifact:
         return expected
 
     def classifier(self) -> np.ndarray:
-        """The weights of the classifier, float32 `[C, K]`.
+        """Returns the weights of the classifier, float32 `[C, K]`.
 
         Raises:
-            UserError: the tensors cannot be read, or are of another number of classes.
+            UserError: the tensors cannot be read, or have another number of classes.
         """
         path = self.path(WEIGHTS_FILE)
         kernel = read_tensors(path, [CLASSIFIER])[CLASSIFIER]
         if kernel.ndim != 2 or kernel.shape[1] != len(self.labels):
             raise UserError(
-                f"{path}: {CLASSIFIER} is {kernel.shape}, of {len(self.labels)} classes"
+                f"{path}: {CLASSIFIER} has shape {kernel.shape}, which does not match"
+                f" {len(self.labels)} classes"
             )
         return kernel
 
 
 def states(ports: Ports) -> Ports:
-    """The state that the graph of a stream takes: those of `ports`, in order."""
+    """Returns the state inputs among the ports of a graph for streams, in order."""
     names = itertools.takewhile(ports.__contains__, map(STATE.format, itertools.count()))
     return {name: ports[name] for name in names}
 
@@ -210,10 +211,10 @@ def _port(dtype: str, shape: Shape) -> str:
 
 
 def is_artifact(path: str) -> bool:
-    """Whether a path is an exported folder (of whatever version).
+    """Returns whether a path is an exported folder (of any version).
 
     Raises:
-        UserError: it has a config.json that cannot be read.
+        UserError: its config.json cannot be read.
     """
     config = os.path.join(path, CONFIG_FILE)
     if not os.path.lexists(config):
@@ -223,11 +224,15 @@ def is_artifact(path: str) -> bool:
 
 
 def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
-    """Reads what `export` wrote, of a kind: `CLIPS`, `STREAM` or, for None, either.
+    """Reads an exported folder.
+
+    Args:
+        folder: output of `export`.
+        kind: `CLIPS`, `STREAM`, or None for either.
 
     Raises:
-        UserError: it is not an exported folder, or of another kind or version, or its config is
-            broken.
+        UserError: it is not an exported folder, has another kind or an unknown version, or its
+            config.json is broken.
     """
     if not is_artifact(folder):
         raise UserError(f"{folder} is not an exported folder: write one with tsm export")
@@ -243,7 +248,7 @@ def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
         raise UserError(f"{path}: export.kind is {shown(found)}: it must be {CLIPS} or {STREAM}")
     if kind is not None and found != kind:
         raise UserError(
-            f"{folder} was exported {_SHOWN[found]}: run it with {_RUN_BY[found]}, or write the"
+            f"{folder} was exported {_SHOWN[found]}: run it with {_RUN_BY[found]}, or export the"
             f" other kind with {_WRITTEN_BY[kind]} --weights {folder}"
         )
     labels = exported.get("labels")
@@ -253,7 +258,7 @@ def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
     labels_path = os.path.join(folder, LABELS_FILE)
     if os.path.lexists(labels_path) and read_labels(labels_path) != labels:
         raise UserError(
-            f"{labels_path} has other names than {path}: to rename classes, change both"
+            f"{labels_path} and {path} have different class names: to rename classes, change both"
         )
     hashes = _hashes(exported.get("files"), path)
     size = protocol_of(preprocessing).crop_size
@@ -266,7 +271,7 @@ def read_artifact(folder: str, kind: str | None = CLIPS) -> Artifact:
 
 
 def _size(exported: Mapping[str, Any]) -> int | None:
-    """S as `export.input` says; None where it says nothing of the kind."""
+    """Returns S according to `export.input`, or None if it is not stored there."""
     described = exported.get("input")
     shape = described.get("shape") if isinstance(described, dict) else None
     return shape[2] if isinstance(shape, list) and len(shape) == 5 else None
@@ -277,6 +282,8 @@ def _hashes(files: Any, path: str) -> dict[str, str]:
     for name, file in files.items() if isinstance(files, dict) else [("", None)]:
         digest = file.get("sha256") if isinstance(file, dict) else None
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-            raise UserError(f"{path}: export.files has no SHA-256 of {shown(name)}: copy it again")
+            raise UserError(
+                f"{path}: export.files has no SHA-256 of {shown(name)}: copy the folder again"
+            )
         hashes[name] = digest
     return hashes

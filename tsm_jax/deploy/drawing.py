@@ -1,4 +1,4 @@
-"""What the network saw and what it made of it, as PNG files in memory."""
+"""Draws what the network saw and how it answered, as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tsm_jax.deploy.predictor import Answer, Predictor
 from tsm_jax.figures import COLORS, GREY, add_grid, draw_png, short
 
 _WIDTH = 12  # inches
-_SIDE, _GAP, _IN_ROW = 170, 6, 8  # of a frame and between frames, pixels; frames
-_EVIDENCE = 0.5  # height of the bars, frames
+_SIDE, _GAP, _IN_ROW = 170, 6, 8  # of a frame and between frames, in pixels; frames per row
+_EVIDENCE = 0.5  # height of the bars, relative to a frame
 _MOST_CLASSES = 20
-_MARKED = 60  # windows; with more, their points would cover the line
-_NAME_LENGTH = 44  # letters
+_MARKED = 60  # windows; the markers of more would cover the line
+_NAME_LENGTH = 44  # characters
 
 
 def draw_answer(predictor: Predictor, answer: Answer) -> bytes:
-    """The picture of an answer with a clip."""
+    """Draws an answer that has a clip."""
     assert answer.clip is not None
     maps = predictor.activation_maps(answer.clip, answer.predictions[0].index)
     views = predictor.protocol.num_views
@@ -40,20 +40,21 @@ def draw_clip(
     *,
     num_views: int = 1,
 ) -> bytes:
-    """The classes with their scores; the frames; below each the map of the best class on it, and a
-    bar for its own evidence.
+    """Draws the classes with their scores, and below them the frames.
+
+    Below each frame are the activation map of the best class, and a bar for the frame's evidence.
 
     Args:
         path: of the video, for the title.
         clip: uint8 `[T, S, S, 3]`, the first of the views.
-        predictions: best first, at least one; `_MOST_CLASSES` are shown.
+        predictions: best first, at least one; at most `_MOST_CLASSES` are shown.
         maps: of the best class in that clip, float32 `[T, h, w]`.
-        num_views: that the predictions are averaged over.
+        num_views: number of views that the predictions average.
     """
     predictions = predictions[:_MOST_CLASSES]
     columns = min(len(clip), _IN_ROW)
     rows = -(-len(clip) // columns)
-    height = 2 + _EVIDENCE  # of a row, frames
+    height = 2 + _EVIDENCE  # of a row, relative to a frame
     heights = 1 + 0.3 * len(predictions), rows * (height * _WIDTH / columns + 0.3) + 0.3
 
     def draw(figure: Figure) -> None:
@@ -78,16 +79,16 @@ def draw_clip(
             axes.spines[:].set_visible(False)
         views = "" if num_views == 1 else f"the first of {num_views} views; "
         best = short(predictions[0].label, _NAME_LENGTH)
-        # A network that pools before its last layers has one value for the whole of a frame.
-        what = "what speaks" if maps[0].size > 1 else "whole frames that speak"
-        note = f"{views}bright: {what} for {best}; bars: each frame's evidence"
+        # A network that pools before its last layers has one value per frame.
+        what = "evidence" if maps[0].size > 1 else "frames with evidence"
+        note = f"{views}bright: {what} for {best}; bars: evidence per frame"
         below.supxlabel(f"{note} (logit: mean + bias)", fontsize=9, color=GREY)
 
     return draw_png(_WIDTH, sum(heights), draw)
 
 
 def draw_timeline(video: str, moments: Sequence[Moment], labels: Sequence[str]) -> bytes:
-    """Scores at the middles of the windows, and below them a ribbon of the class that leads."""
+    """Plots scores at the centres of the windows, and below them a ribbon of the leading class."""
     scores = np.stack([moment.scores for moment in moments])  # [M, K]
     times = np.array([(moment.start + moment.end) / 2 for moment in moments])
     leading = scores.argmax(1)
@@ -98,13 +99,13 @@ def draw_timeline(video: str, moments: Sequence[Moment], labels: Sequence[str]) 
         figure.suptitle(_title(video))
         lines, ribbon = figure.subplots(2, 1, sharex=True, height_ratios=(14, 1))
         for k, color in colors.items():
-            # Not the label first: matplotlib hides those that start with an underscore.
+            # The score comes first because matplotlib hides labels that start with an underscore.
             name = f"{scores[:, k].max():.0%}  {short(labels[k], _NAME_LENGTH)}"
             marker = "o" if len(times) <= _MARKED else ""
             lines.plot(times, scores[:, k], marker=marker, color=color, label=name)
         lines.set(xlim=(0, moments[-1].end), ylim=(-0.02, 1.02), ylabel="score")
         add_grid(lines)
-        # Each window's class, from halfway to the window before to halfway to the next one.
+        # The class of a window extends halfway to its neighbours.
         edges = np.concatenate([[0], (times[1:] + times[:-1]) / 2, [moments[-1].end]])
         leaders = [to_rgb(colors.get(k, GREY)) for k in leading.tolist()]
         ribbon.pcolormesh(edges, [0, 1], np.array([leaders]))
@@ -130,9 +131,9 @@ def _draw_scores(axes: Axes, predictions: Sequence[Prediction]) -> None:
 
 
 def _pictures(clip: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
-    """Each frame above its map, in white margins: uint8 `[H, W, 3]`.
+    """Returns each frame above its map, in white margins: uint8 `[H, W, 3]`.
 
-    Evidence for the class is on one scale for all frames; evidence against it is dark.
+    All frames share one scale for evidence for the class; evidence against it is dark.
     """
     strengths = np.maximum(maps, 0)
     strengths /= max(float(strengths.max()), 1e-6)
@@ -152,7 +153,7 @@ def _pictures(clip: np.ndarray, maps: np.ndarray) -> list[np.ndarray]:
 
 
 def _leading_classes(scores: np.ndarray) -> list[int]:
-    """Classes that are the best one somewhere, the most frequent first; then the strongest."""
+    """Returns the classes that lead in a window, by number of windows, then by highest score."""
     wins = np.bincount(scores.argmax(1), minlength=scores.shape[1])
     order = np.lexsort((-scores.max(0), -wins))
     return order[: min(len(COLORS), int((wins > 0).sum()))].tolist()

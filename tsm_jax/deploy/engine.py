@@ -1,4 +1,4 @@
-"""What runs a network: one interface, four implementations, and the choice between them."""
+"""Engines, which run a network: their common interface and the choice between them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tsm_jax.host import sums_bytes_in_32_bits, usable_cores
 ENGINES = ("jax", "onnxruntime", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
 
-# What an engine reads for a precision. OpenVINO computes the float32 graph in bfloat16 by itself.
+# The file that an engine reads for a precision. OpenVINO runs the float32 graph in bfloat16 itself.
 FILES = {
     ("jax", "float32"): STABLEHLO_FILE,
     ("jax", "bfloat16"): BFLOAT16_STABLEHLO_FILE,
@@ -39,7 +39,7 @@ FILES = {
     ("openvino", "int8"): INT8_FILE,
 }
 
-# jax reads its exported programs with flatbuffers, which it does not install by itself.
+# jax needs flatbuffers to read exported programs, but does not install it.
 PACKAGES = {
     "jax": ("jax", "flatbuffers"),
     "onnxruntime": ("onnxruntime",),
@@ -54,32 +54,32 @@ class Engine:
     """A network that is ready to run."""
 
     name: str
-    precision: str  # of its convolutions
-    device: str  # what it runs on, for the reader
-    clip_shape: Shape  # (T, S, S, 3), with None where it takes any size
-    # (uint8 `[N, T, S, S, 3]`, `LOGITS` or `FEATURES`) to that output.
+    precision: str  # of the convolutions
+    device: str  # where it runs, for display
+    clip_shape: Shape  # (T, S, S, 3), with None for any size
+    # Maps uint8 `[N, T, S, S, 3]` and `LOGITS` or `FEATURES` to that output.
     run: Callable[[np.ndarray, str], np.ndarray]
 
     @property
     def batch_size(self) -> int:
-        """How many clips it likes at once."""
+        """Preferred number of clips per batch."""
         return 1 if self.device == "cpu" else 16
 
     def logits(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`.
+        """Computes logits, float32 `[N, K]`, for uint8 `[N, T, S, S, 3]`.
 
         Raises:
-            ValueError: the video is of another shape or type.
+            ValueError: the video has another shape or dtype.
         """
         return self.run(self._checked(video), LOGITS)
 
     def features(self, video: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, T, h, w, C]`, before the average pool; raises as
-        `logits`."""
+        """Computes the features before the average pool, float32 `[N, T, h, w, C]`, for uint8
+        `[N, T, S, S, 3]`; raises as `logits`."""
         return self.run(self._checked(video), FEATURES)
 
     def _checked(self, video: np.ndarray) -> np.ndarray:
-        """The video itself, C-contiguous; of another shape OpenVINO would compute something."""
+        """Returns the video, C-contiguous. OpenVINO would not reject another shape."""
         known = zip(video.shape[1:], self.clip_shape, strict=False)
         fits = video.ndim == 5 and len(video) and all(want in (None, have) for have, want in known)
         if not fits or video.dtype != np.uint8:
@@ -95,26 +95,31 @@ class StreamEngine:
     """A network that is ready to follow streams."""
 
     name: str
-    device: str  # what it runs on, for the reader
+    device: str  # where it runs, for display
     start: State  # before the first frame
-    # (uint8 `[1, S, S, 3]`, state) to logits, float32 `[1, K]`, and the next state. It keeps
-    # nothing: whoever holds a state holds a stream.
+    # Maps uint8 `[1, S, S, 3]` and a state to logits, float32 `[1, K]`, and the next state. The
+    # engine keeps no state: whoever holds a state holds a stream.
     step: Callable[[np.ndarray, State], tuple[np.ndarray, State]]
 
 
 def open_engine(artifact: Artifact, name: str = "auto", precision: str = "float32") -> Engine:
-    """Opens the graph of an exported folder, in one of `ENGINES` or `auto`, see `choose_engine`.
+    """Opens the graph of an exported folder.
+
+    Args:
+        artifact: the exported folder.
+        name: one of `ENGINES`, or `auto`, see `choose_engine`.
+        precision: one of `PRECISIONS`.
 
     Raises:
-        UserError: there is no such engine, it is not installed, it cannot do the precision, or the
-            folder has no graph for it or one that is not what its config.json says.
+        UserError: the engine does not exist, is not installed or does not support the precision;
+            or the folder has no graph for it, or one that does not match config.json.
     """
     name, graph = _open_graph(artifact, name, precision)
     return Engine(name, precision, graph.device, artifact.clip_shape, graph.run)
 
 
 def open_stream_engine(artifact: Artifact, name: str = "auto") -> StreamEngine:
-    """Opens the graph of a folder that was exported for streams; otherwise as `open_engine`."""
+    """Opens the graph of a folder exported for streams; otherwise as `open_engine`."""
     name, graph = _open_graph(artifact, name, "float32")
     shapes = (shape for _, shape in states(graph.ports).values())
     start = [np.zeros([size or 0 for size in shape], np.float32) for shape in shapes]
@@ -129,13 +134,13 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
         raise UserError(f"the engine {name} is not installed: pip install {' '.join(packages)}")
     if (name, precision) not in FILES:
         able = ", ".join(engine for engine in ENGINES if (engine, precision) in FILES)
-        raise UserError(f"the engine {name} does not compute in {precision}: take {able}")
+        raise UserError(f"the engine {name} does not support {precision}: use {able}")
     file = FILES[name, precision]
     wide = file == INT8_FILE and artifact.int8_weight_limit > INT8_WEIGHT_LIMIT
     if wide and file in artifact.hashes and not sums_bytes_in_32_bits():
         raise UserError(
-            f"the int8 graph of {artifact.folder} is of an older version, whose sums overflow on"
-            " processors without VNNI, such as this one: take float32, or export it again with"
+            f"the int8 graph of {artifact.folder} is from an older version, whose sums overflow on"
+            " processors without VNNI, such as this one: use float32, or export it again with"
             f" tsm export --weights {artifact.folder} --output NEW --precisions float32 int8"
             " --videos DIR"
         )
@@ -153,15 +158,15 @@ def _open_graph(artifact: Artifact, name: str, precision: str) -> tuple[str, Any
 
 
 def choose_engine(artifact: Artifact, precision: str) -> str:
-    """What `auto` means here.
+    """Returns the engine that `auto` stands for.
 
-    With a GPU or TPU: ONNX Runtime if it has a GPU provider, else jax if it has a plugin for it.
-    On CPU the fastest that is installed, as benchmarks/predict_engines.py measures them: OpenVINO,
-    ONNX Runtime, jax; but in float32 ONNX Runtime takes 0.97 of OpenVINO's time on two cores (and
-    1.3 on one).
+    With a GPU or TPU: ONNX Runtime if it has a GPU provider, otherwise jax if it has a plugin.
+    On CPU: the fastest installed one of OpenVINO, ONNX Runtime and jax, in this order. In float32
+    on several cores ONNX Runtime comes first: it takes 0.97 of OpenVINO's time on two cores, but
+    1.3 on one (measured by benchmarks/predict_engines.py).
 
     Raises:
-        UserError: nothing that is installed can run this folder.
+        UserError: no installed engine can run this folder.
     """
     fastest = ("openvino", "onnxruntime", "jax")
     if precision == "float32" and usable_cores() > 1:
@@ -173,7 +178,7 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
     ]
     if not usable:
         raise UserError(
-            f"nothing that is installed can run {artifact.folder} in {precision}:"
+            f"no installed engine can run {artifact.folder} in {precision}:"
             " pip install onnxruntime, or export the model with that precision"
         )
     if "onnxruntime" in usable and _onnxruntime_has_gpu():
@@ -184,7 +189,7 @@ def choose_engine(artifact: Artifact, precision: str) -> str:
 
 
 def check_names(name: str, precision: str) -> None:
-    """Raises a UserError unless there is such an engine and such a precision."""
+    """Raises a UserError unless both the engine and the precision exist."""
     if name not in ("auto", *ENGINES):
         raise UserError(f"there is no engine {name!r}: choose auto, {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
@@ -192,12 +197,12 @@ def check_names(name: str, precision: str) -> None:
 
 
 def installed(name: str) -> bool:
-    """Whether an engine can be imported."""
+    """Returns whether the packages of an engine can be imported."""
     return not missing(*PACKAGES[name])
 
 
 def missing(*packages: str) -> list[str]:
-    """Those that cannot be imported."""
+    """Returns the packages that cannot be imported."""
     return [package for package in packages if find_spec(package) is None]
 
 

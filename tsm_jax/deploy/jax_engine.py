@@ -1,4 +1,4 @@
-"""The exported StableHLO through jax, on whatever device jax finds."""
+"""Runs the exported StableHLO in jax, on the device that jax finds."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from tsm_jax.files import reason
 
 
 class JaxGraph:
-    """A StableHLO file; it is compiled for every batch size that it meets.
+    """A StableHLO file, which is compiled once per batch size.
 
     Raises:
-        UserError: this jax cannot read the file, or it is not for this device.
+        UserError: this version of jax cannot read the file, or it is not for this device.
     """
 
     def __init__(self, path: str, precision: str):
@@ -32,21 +32,21 @@ class JaxGraph:
             content = file.read()
         try:
             exported = export.deserialize(bytearray(content))
-        except Exception as error:  # flatbuffers and jaxlib raise what they like
+        except Exception as error:  # flatbuffers and jaxlib raise many kinds
             raise UserError(
-                f"{path}: jax {jax.__version__} cannot read it ({reason(error)}); export the model"
-                " again with it"
+                f"jax {jax.__version__} cannot read {path} ({reason(error)}): export the model"
+                " again with this version"
             ) from error
         self.device = jax.default_backend()
         names, avals = (VIDEO, LOGITS, FEATURES), (*exported.in_avals, *exported.out_avals)
-        if len(exported.in_avals) > 1:  # that of a stream
+        if len(exported.in_avals) > 1:  # a graph for streams
             numbers = range(len(exported.in_avals) - 1)
             names = FRAME, *map(STATE.format, numbers), LOGITS, *map(NEXT_STATE.format, numbers)
         self.ports: Ports = {
             name: (str(aval.dtype), tuple(n if isinstance(n, int) else None for n in aval.shape))
             for name, aval in zip(names, avals, strict=False)
         }
-        # One program each: XLA leaves out what it does not give.
+        # One program per output, because XLA leaves out what an output does not need.
         self._outputs = {
             LOGITS: jax.jit(lambda video: exported.call(video)[0]),
             FEATURES: jax.jit(lambda video: exported.call(video)[1]),
@@ -57,5 +57,5 @@ class JaxGraph:
         return np.asarray(self._outputs[output](video))
 
     def step(self, frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-        logits, *state = self._step(frame, *state)  # which stays on the device
+        logits, *state = self._step(frame, *state)  # the state stays on the device
         return np.asarray(logits), state

@@ -1,8 +1,8 @@
-"""Lines of JSON that an interrupted run continues.
+"""JSON lines of a run that can be interrupted and resumed.
 
-While a run is unfinished, `FILE.unfinished` is beside its results: the request in one line, then a
-line per answered video with the bytes that the results had by then and the failures so far. So the
-next run of the same request knows where to go on, and drops a line that was half written.
+While a run is unfinished, `FILE.unfinished` is kept beside its results: the request in one line,
+then one line per answered video with the size of the results in bytes and the number of failures so
+far. It tells the next run of the same request where to resume; a half-written line is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MARK = re.compile(r"\d+ \d+")
 
 
 def request_of(predictor: Predictor, videos: Sequence[str], **settings: object) -> dict[str, Any]:
-    """What the answers depend on, and where pictures go, for `Results`."""
+    """Returns what the answers depend on, and where pictures go, for `Results`."""
     names = "\0".join(videos).encode("utf-8", "surrogateescape")
     return {
         "model": predictor.fingerprint(),
@@ -42,21 +42,21 @@ def request_of(predictor: Predictor, videos: Sequence[str], **settings: object) 
 
 
 class Results:
-    """Lines of JSON, written at once; enter it to write.
+    """JSON lines, each written immediately; a context manager, to be entered before writing.
 
     Args:
-        output: a file; `-` for the standard output; or None for nowhere.
-        request: what it will hold the answers to, see `request_of`.
-        inputs: files that must not be written over.
-        overwrite: replace results of another request, or finished ones.
+        output: a file, `-` for standard output, or None for no output.
+        request: what the results answer, see `request_of`.
+        inputs: files that must not be overwritten.
+        overwrite: replace finished results, or those of another request.
 
     Attributes:
-        done: videos that an interrupted run of this request has answered.
-        failed: those of them, and of the ones since, that could not be read.
-        continued: whether there was an interrupted run.
+        done: number of videos that an interrupted run of this request has answered.
+        failed: number of videos that could not be read, including that run's.
+        continued: whether this run resumes an interrupted one.
 
     Raises:
-        UserError: the file exists and is not to be replaced, or cannot be written.
+        UserError: the file exists and must not be replaced, or cannot be written.
     """
 
     def __init__(
@@ -80,24 +80,29 @@ class Results:
         if os.path.isfile(output) or not os.path.exists(output):  # no device, pipe or folder
             self._can_continue = True
             if output.lower().endswith(PICTURE_SUFFIX):
-                raise UserError(f"{output}: results are lines of JSON; pictures are --visualize")
+                raise UserError(f"{output}: results are JSON lines; use --visualize for pictures")
             refuse_inputs((output, self._journal_path), inputs)
             self._find_start(output, overwrite)
 
     def write(self, values: dict[str, Any]) -> None:
-        """Writes a line; raises a UserError if that fails, an OSError on the standard output."""
+        """Writes a line.
+
+        Raises:
+            UserError: the file cannot be written.
+            OSError: standard output cannot be written.
+        """
         if self._file is None:
             return
         line = json_line(values).encode() + b"\n"
         with nullcontext() if self._output == "-" else _writing(self._output):
             written = 0
-            while written < len(line):  # an unbuffered file may take a part
+            while written < len(line):  # an unbuffered file may accept only a part
                 written += self._file.write(line[written:])
             self._file.flush()
         self._size += len(line)
 
     def finish_video(self, *, failed: bool) -> None:
-        """Notes that all lines of a video are written."""
+        """Records that all lines of a video are written."""
         self.failed += failed
         if self._journal is not None:
             with _writing(self._journal_path):
@@ -106,7 +111,7 @@ class Results:
     def __enter__(self) -> Results:
         if self._output == "-":
             if sys.stdout is None:
-                raise UserError("cannot write to the standard output: it is closed")
+                raise UserError("cannot write to standard output: it is closed")
             sys.stdout.flush()
             self._file = sys.stdout.buffer
         elif self._output is not None:
@@ -124,7 +129,7 @@ class Results:
 
     def _open(self, output: str) -> BinaryIO:
         if not self._can_continue:
-            # Without O_NONBLOCK a pipe that nobody reads would wait forever.
+            # Without O_NONBLOCK, opening a pipe that nobody reads would block forever.
             handle = os.open(output, os.O_WRONLY | os.O_NONBLOCK)
             os.set_blocking(handle, True)
             return open(handle, "wb", buffering=0)
@@ -149,8 +154,8 @@ class Results:
                 self._size, self.failed = map(int, self._marks[-1].split())
         elif not overwrite:
             raise UserError(
-                f"{output} {_what_it_is(request, self._request)}: choose another file, or"
-                " --overwrite replaces it"
+                f"{output} {_describe(request, self._request)}: choose another file, or"
+                " --overwrite to replace it"
             )
 
 
@@ -163,7 +168,7 @@ def _writing(path: str | None) -> Iterator[None]:
 
 
 def json_line(values: dict[str, Any]) -> str:
-    r"""Valid UTF-8 whatever the names: bytes that are not are written `\udcXX`, as Python has them.
+    r"""Returns valid UTF-8; other bytes in names are written as `\udcXX`, as Python does.
 
     Raises:
         ValueError: a number is not finite.
@@ -177,7 +182,7 @@ def json_line(values: dict[str, Any]) -> str:
 
 
 def _read_journal(path: str) -> list[str]:
-    """The request and the complete marks; an empty request if there is no readable journal."""
+    """Returns the request and the complete marks; an empty request without a readable journal."""
     if not os.path.exists(path):
         return [""]
     lines = read_text(path, "the progress in").split("\n")[:-1]
@@ -185,12 +190,12 @@ def _read_journal(path: str) -> list[str]:
     return lines if whole else [""]
 
 
-def _what_it_is(found: str, wanted: str) -> str:
+def _describe(found: str, wanted: str) -> str:
     if not found:
-        return "exists already"
+        return "already exists"
     old, new = json.loads(found), json.loads(wanted)
     differing = ", ".join(name for name in new if old.get(name) != new[name])
-    return f"is unfinished and of another request ({differing})"
+    return f"is the unfinished output of another request ({differing})"
 
 
 def _lock(file: BinaryIO, path: str) -> None:
@@ -207,7 +212,7 @@ def _lock(file: BinaryIO, path: str) -> None:
 
 
 def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
-    """Raises a UserError if an output is one of the inputs, under whatever name."""
+    """Raises a UserError if an output is one of the inputs, under any name."""
     written = {_identity(path): path for path in outputs}
     written.pop(None, None)
     for path in inputs if written else ():
@@ -216,10 +221,10 @@ def refuse_inputs(outputs: Iterable[str], inputs: Iterable[str]) -> None:
 
 
 def check_new(path: str, inputs: Iterable[str], *, overwrite: bool) -> None:
-    """Raises a UserError if a file is one of the inputs, or exists and is not to be replaced."""
+    """Raises a UserError if a file is one of the inputs, or exists and must not be replaced."""
     refuse_inputs([path], inputs)
     if os.path.lexists(path) and not overwrite:
-        raise UserError(f"{path} exists already: choose another file, or --overwrite replaces it")
+        raise UserError(f"{path} already exists: choose another file, or --overwrite to replace it")
 
 
 def _identity(path: str) -> tuple[int, int] | None:

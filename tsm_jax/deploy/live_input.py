@@ -1,7 +1,7 @@
-"""Frames as they come: from a video file, a camera, or an address of a stream.
+"""Frames from a video file, a camera or the address of a stream, as they arrive.
 
-A file is read as fast as its frames are taken. A camera does not wait: whoever takes its frames
-gets the newest one, and those that nobody took in time are dropped and counted.
+A file is read as fast as its frames are consumed. A camera does not wait: its consumer gets the
+newest frame, and frames that are not consumed in time are dropped and counted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 from tsm_jax.weights.model_directory import without_folders
 
-_RETRY = 1.0  # seconds between two looks for a camera that is gone
-_TIMEOUT = 10.0  # seconds without a frame after which it is gone
-_EARLY = 0.25  # of the time between two picked frames; a camera's clock is not ours
+_RETRY = 1.0  # seconds between attempts to reopen a source
+_TIMEOUT = 10.0  # seconds without a frame after which an address counts as lost
+_EARLY = 0.25  # fraction of the time between picked frames: a camera's clock differs from ours
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -38,11 +38,11 @@ class Frame(NamedTuple):
 
     time: float  # seconds from the first one
     pixels: np.ndarray  # uint8 `[H, W, 3]`, RGB
-    picked: bool  # whether the network is to see it
+    picked: bool  # whether it is for the network
 
 
 class Gap(NamedTuple):
-    """Frames are missing, so what was before says nothing of what comes: `text` says why."""
+    """Missing frames, for the reason in `text`: earlier frames say nothing about later ones."""
 
     text: str
 
@@ -51,15 +51,17 @@ Moment = Frame | Gap
 
 
 class Picker:
-    """Picks frames in time: about every `1 / rate` seconds one, and `rate` a second in the long
-    run; 0 picks every frame."""
+    """Picks a frame about every `1 / rate` seconds, and `rate` per second on average; 0 picks all.
+
+    Called with the time of each frame in seconds; returns whether to pick it.
+    """
 
     def __init__(self, rate: float):
         self._period = 1 / rate if rate else 0.0
-        self._next = self._period / 2  # as the middle frame of each part of a clip
+        self._next = self._period / 2  # the middle of an interval, like the frames of a clip
 
     def __call__(self, time: float) -> bool:
-        if self._next - time > 2 * self._period:  # its clock was set back
+        if self._next - time > 2 * self._period:  # the clock was set back
             self._next = time
         if time < self._next - _EARLY * self._period:
             return False
@@ -70,20 +72,20 @@ class Picker:
 
 
 class Input:
-    """Where frames come from.
+    """A source of frames.
 
     Args:
-        source: the number of a camera, an address, or the path of a video file.
-        rate: frames per second that the network is to see; 0 for all.
-        every_frame: give those that are not picked, too, to be shown.
+        source: a camera number, an address, or the path of a video file.
+        rate: frames per second for the network; 0 for all.
+        every_frame: also yield frames that are not picked, for display.
 
     Attributes:
         name: of the source, for messages; without the password of an address.
-        is_live: whether frames come at their own time.
-        dropped: picked frames that came while the one before was still waiting.
+        is_live: whether frames arrive in real time.
+        dropped: number of picked frames that arrived while the previous one was still waiting.
 
     Raises:
-        UserError: there is no such camera, address or video.
+        UserError: the camera, address or video cannot be opened.
     """
 
     def __init__(self, source: str, rate: float, *, every_frame: bool = False):
@@ -94,8 +96,8 @@ class Input:
         self._source, self._rate, self._every = source, rate, every_frame
         if address and address[1].lower() not in SCHEMES:
             raise UserError(
-                f"{self.name} is no address of a stream ({', '.join(SCHEMES)}); a video file is"
-                " given by its path"
+                f"{self.name} is not the address of a stream ({', '.join(SCHEMES)}); for a video"
+                " file, use its path"
             )
         if self.is_live:
             self._waiting: Moment | None = None
@@ -103,14 +105,14 @@ class Input:
             self._ended = False
             try:
                 self._frames = _opened(source)
-            except _Gone as error:
+            except _SourceLostError as error:
                 raise UserError(f"cannot open {self.name}: {error}") from None
         else:
-            with open_video(source):  # says what is wrong with it
+            with open_video(source):  # raises an error that says what is wrong
                 self.name = source
 
     def __iter__(self) -> Iterator[Moment]:
-        """Frames, in order; those of a camera without an end."""
+        """Yields frames in order; those of a camera never end."""
         return self._live() if self.is_live else self._file()
 
     def _file(self) -> Iterator[Moment]:
@@ -134,9 +136,9 @@ class Input:
             while True:
                 with self._arrived:
                     while self._waiting is None:
-                        self._arrived.wait(1.0)  # a limit, so that Ctrl-C gets through
+                        self._arrived.wait(1.0)  # with a timeout, so that Ctrl-C works
                     moment, self._waiting = self._waiting, None
-                    self._arrived.notify_all()  # a moment may wait behind a gap
+                    self._arrived.notify_all()  # `_hand_over` may be waiting
                 yield moment
         finally:
             with self._arrived:
@@ -145,7 +147,7 @@ class Input:
             reader.join(_TIMEOUT)
 
     def _read(self) -> None:
-        """Hands over what arrives, in a thread: a busy taker could not say when that was."""
+        """Hands over frames, in a thread, because a busy consumer could not tell their arrival."""
         picked, start = Picker(self._rate), time.monotonic()
         while not self._ended:
             opened = time.monotonic() - start
@@ -158,17 +160,17 @@ class Input:
                             self._hand_over(Frame(now, pixels(), pick))
                         if self._ended:
                             return
-                    why = "it has ended"
-                except _Gone as error:
+                    why = "it ended"
+                except _SourceLostError as error:
                     why = str(error)
-            self._hand_over(Gap(f"{self.name} is gone ({why}): waiting for it"))
+            self._hand_over(Gap(f"{self.name} was lost ({why}): waiting for it"))
             self._frames = self._reopened()
             self._hand_over(Gap(f"{self.name} is back"))
 
     def _hand_over(self, moment: Moment) -> None:
         with self._arrived:
             waiting = self._waiting
-            if isinstance(waiting, Gap):  # which is never lost
+            if isinstance(waiting, Gap):  # never dropped
                 self._arrived.wait_for(lambda: self._waiting is None or self._ended)
             elif isinstance(moment, Frame) and waiting is not None and waiting.picked:
                 if not moment.picked:
@@ -180,31 +182,31 @@ class Input:
     def _reopened(self) -> _Frames:
         while not self._ended:
             time.sleep(_RETRY)
-            with suppress(_Gone):
+            with suppress(_SourceLostError):
                 return _opened(self._source)
         return (arrival for arrival in ())
 
 
-class _Gone(Exception):
-    """A camera or an address gives no more frames."""
+class _SourceLostError(Exception):
+    """A camera or an address delivers no more frames."""
 
 
-# Seconds since it was opened, None if only the clock knows them; and what makes the pixels of it.
+# Seconds since the source was opened, None if it has no time stamps; a function for the pixels.
 _Arrival = tuple[float | None, Callable[[], np.ndarray]]
 _Frames = Generator[_Arrival, None, None]
 
 
 def _opened(source: str) -> _Frames:
-    """The frames of a camera or an address, of which the first has been read.
+    """Opens a camera or an address, and reads its first frame.
 
     Raises:
-        _Gone: there are none.
+        _SourceLostError: there are no frames.
     """
     frames = _camera(source) if source.isdecimal() else _address(source)
     try:
         first = next(frames)
     except StopIteration:
-        raise _Gone("it gives no frames") from None
+        raise _SourceLostError("it delivers no frames") from None
 
     def all_of_them() -> _Frames:
         with closing(frames):
@@ -215,36 +217,36 @@ def _opened(source: str) -> _Frames:
 
 
 def _camera(number: str) -> _Frames:
-    # It writes a page about a camera that is not there.
+    # OpenCV prints a page about a missing camera.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     camera = cv2.VideoCapture(int(number))
     try:
         if not camera.isOpened():
-            raise _Gone("no camera has this number, or this program may not use it")
+            raise _SourceLostError("no camera has this number, or access to it is denied")
 
         def pixels() -> np.ndarray:
             read, image = camera.retrieve()
             if not read:
-                raise _Gone("it gives no pictures")
+                raise _SourceLostError("it delivers no images")
             return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
         while camera.grab():
             yield None, pixels
-        raise _Gone("it gives no frames")
+        raise _SourceLostError("it delivers no frames")
     finally:
         camera.release()
 
 
 def _address(address: str) -> _Frames:
-    # RTSP over TCP: packets lost by UDP would be grey stripes, and an answer to them.
+    # RTSP over TCP: packets lost by UDP would become grey stripes, which the network would answer.
     options = {"rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else {}
     try:
         with av.open(address, options=options, timeout=_TIMEOUT) as container:
             stream = container.streams.best("video")
             if stream is None:
-                raise _Gone("it has no video")
+                raise _SourceLostError("it has no video")
             if address.lower().startswith("http") and container.duration:
-                raise _Gone("it is a video with an end, no live stream: download it")
+                raise _SourceLostError("it is a finite video, not a live stream: download it")
             first: av.VideoFrame | None = None
             for frame in container.decode(cast(VideoStream, stream)):
                 if first is None:
@@ -253,4 +255,4 @@ def _address(address: str) -> _Frames:
                 seconds = frame.time - first.time if known else None
                 yield seconds, partial(to_rgb, frame)
     except (FFmpegError, OSError, ValueError) as error:
-        raise _Gone(reason(error)) from error
+        raise _SourceLostError(reason(error)) from error

@@ -1,4 +1,4 @@
-"""The exported ONNX graph through ONNX Runtime or OpenVINO, each imported only when it is used."""
+"""Runs the exported ONNX graph in ONNX Runtime or OpenVINO, each imported only when it is used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import reason
 from tsm_jax.host import given_cores
 
-# float32 stays float32: CUDA would otherwise multiply in TF32, three digits.
+# float32 must stay float32: by default CUDA multiplies in TF32, with three digits.
 _GPU_OPTIONS: dict[str, dict[str, Any]] = {
     "TensorrtExecutionProvider": {},
     "CUDAExecutionProvider": {"use_tf32": 0},
 }
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # OpenVINO's
+_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # for OpenVINO
 
 
 class _OnnxGraph:
@@ -37,12 +37,12 @@ class _OnnxGraph:
         return logits, state
 
     def _compute(self, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[np.ndarray]:
-        """The outputs, for inputs of which the first one says the shape."""
+        """Returns the outputs; the shape of the first input decides what is compiled."""
         raise NotImplementedError
 
 
 class OnnxRuntimeGraph(_OnnxGraph):
-    """An ONNX file, on GPU where the installed ONNX Runtime has a provider for it.
+    """An ONNX file, run on a GPU if the installed ONNX Runtime has a provider for it.
 
     Raises:
         UserError: ONNX Runtime cannot read the file.
@@ -52,7 +52,7 @@ class OnnxRuntimeGraph(_OnnxGraph):
         import onnxruntime  # pyright: ignore[reportMissingImports]
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised as well
+        options.log_severity_level = 4  # only fatal ones: errors are raised as well
         options.intra_op_num_threads = given_cores()  # 0: one per core
         providers = [(name, _GPU_OPTIONS[name]) for name in gpu_providers()]
         try:
@@ -74,12 +74,12 @@ class OnnxRuntimeGraph(_OnnxGraph):
     def _compute(self, inputs: dict[str, np.ndarray], outputs: list[str]) -> list[Any]:
         try:
             return list(self._session.run(outputs, inputs))
-        except Exception as error:  # such as a lack of memory
+        except Exception as error:  # such as running out of memory
             raise UserError(f"ONNX Runtime cannot run {self._path}: {reason(error)}") from error
 
 
 def gpu_providers() -> list[str]:
-    """The GPU providers of the installed ONNX Runtime, the fastest first."""
+    """Returns the GPU providers of the installed ONNX Runtime, fastest first."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     available = onnxruntime.get_available_providers()
@@ -88,13 +88,14 @@ def gpu_providers() -> list[str]:
 
 @functools.cache
 def _openvino() -> tuple[Any, Any]:
-    """The package, and its only core in the process, kept to its end.
+    """Returns the package, and the only core of this process, kept until the process ends.
 
     A CPU plugin gives the thread that opens it a stack for signal handlers, and frees that memory
-    with itself. With a second one the thread keeps the freed stack, and the next Ctrl-C crashes it.
+    when it is destroyed. With a second plugin, the thread would keep the freed stack, and the next
+    Ctrl-C would crash it.
     """
-    # On import OpenVINO forks a process that reports to its makers. Prediction must not talk to the
-    # network, nor fork beside the threads of jax; without this package OpenVINO does neither.
+    # On import, OpenVINO forks a process that sends telemetry. Prediction must neither use the
+    # network nor fork next to jax's threads; without this package OpenVINO does neither.
     sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
     import openvino.frontend  # pyright: ignore[reportMissingImports]
 
@@ -102,19 +103,21 @@ def _openvino() -> tuple[Any, Any]:
 
 
 class OpenVinoGraph(_OnnxGraph):
-    """An ONNX file, on CPU; it is compiled (a quarter of a second) for every batch size that it
-    meets, because a graph of fixed shape is faster.
+    """An ONNX file, run on a CPU.
+
+    It is compiled (a quarter of a second) once per batch size, because a graph with a fixed shape
+    is faster.
 
     Raises:
-        UserError: OpenVINO cannot read the file, or this processor has no bfloat16.
+        UserError: OpenVINO cannot read the file, or this processor does not support bfloat16.
     """
 
     device = "cpu"
 
     def __init__(self, path: str, precision: str):
         if precision == "bfloat16" and not has_bfloat16():
-            raise UserError("OpenVINO finds no bfloat16 in this processor: take float32")
-        # Core.read_model lets every front end try what it may be, and they complain on stderr.
+            raise UserError("this processor does not support bfloat16 in OpenVINO: use float32")
+        # Core.read_model tries every front end, and those that fail print to stderr.
         onnx = _openvino()[0].frontend.FrontEndManager().load_by_framework("onnx")
         try:
             self._model = onnx.convert(onnx.load(path))
@@ -153,5 +156,5 @@ class OpenVinoGraph(_OnnxGraph):
 
 
 def has_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor."""
+    """Returns whether OpenVINO supports bfloat16 on this processor."""
     return "BF16" in _openvino()[1].get_property("CPU", "OPTIMIZATION_CAPABILITIES")

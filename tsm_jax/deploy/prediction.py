@@ -1,4 +1,4 @@
-"""From scores to an answer: the average over views, classes with their probabilities, moments."""
+"""Turns scores into answers: averages over views, classes with probabilities, moments."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ class Prediction(NamedTuple):
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """float32 `[..., K]`, the last axis summing to one."""
+    """Returns float32 `[..., K]` that sums to one along the last axis."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     return shifted / shifted.sum(-1, keepdims=True)
 
 
 def average_views(logits: np.ndarray, average_probabilities: bool) -> np.ndarray:
-    """Logits `[K]` whose softmax is the answer for a clip, as evaluation averages its views.
-
-    They are NaN if any logit of a view is NaN or infinite, so that no average hides it.
+    """Averages the views of a clip as evaluation does.
 
     Args:
         logits: float32 `[V, K]`, of the views.
         average_probabilities: average after the softmax instead of before.
+
+    Returns:
+        Logits `[K]` whose softmax is the answer for the clip. All are NaN if any input is NaN or
+        infinite, so that no average hides it.
     """
     if not np.isfinite(logits).all():
         return np.full(logits.shape[-1], np.nan, np.float32)
@@ -45,21 +47,22 @@ def average_views(logits: np.ndarray, average_probabilities: bool) -> np.ndarray
 def best_classes(
     logits: np.ndarray, labels: Sequence[str], top_k: int, source: str = "the model"
 ) -> list[Prediction]:
-    """The `top_k` most likely classes (at most K), best first.
+    """Returns the `top_k` most likely classes (at most K), best first.
 
     Args:
-        logits: float32 `[K]`, of as many labels.
+        logits: float32 `[K]`.
+        labels: K class names.
         source: where the network came from, for messages.
 
     Raises:
         UserError: a logit is NaN or infinite, or there are not K labels.
     """
     if logits.shape != (len(labels),):
-        raise UserError(f"{source} scores {logits.size} classes, but names {len(labels)}")
+        raise UserError(f"{source} has scores for {logits.size} classes but {len(labels)} labels")
     if not np.isfinite(logits).all():
         raise UserError(
-            f"{source} gives scores that are NaN or infinite: its weights are damaged, or too large"
-            " for this precision (--precision float32 has the widest range)"
+            f"{source} produces scores that are NaN or infinite: its weights are damaged, or too"
+            " large for this precision (--precision float32 has the widest range)"
         )
     scores = softmax(logits)
     best = np.argsort(-scores, kind="stable")[:top_k]
@@ -67,12 +70,12 @@ def best_classes(
 
 
 def as_values(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    """Predictions for JSON."""
+    """Returns predictions as JSON values."""
     return [{**each._asdict(), "score": round(each.score, 6)} for each in predictions]
 
 
 class Moment(NamedTuple):
-    """A window and its answer.
+    """A window of a video and its answer.
 
     Attributes:
         start, end: seconds from the first frame of the video.
@@ -86,6 +89,6 @@ class Moment(NamedTuple):
     scores: np.ndarray
 
     def values(self) -> dict[str, Any]:
-        """The answer for JSON."""
+        """Returns the answer as JSON values."""
         times = {"start": round(self.start, 3), "end": round(self.end, 3)}
         return {**times, "predictions": as_values(self.predictions)}

@@ -1,5 +1,5 @@
-"""`predict`: answers for many videos, printed, as lines of JSON and as pictures; or their features
-in one NumPy file."""
+"""The command `predict`: prints answers for many videos, or writes them as JSON lines and pictures;
+or writes the videos' features to one NumPy file."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from tsm_jax.deploy.ray_run import OnRay
 
 _EMBEDDING_SUFFIX = ".npz"
-_LONGEST_STEM = 200  # bytes of a picture's name; file systems allow 255
+_LONGEST_STEM = 200  # bytes of a picture's file name; file systems allow 255
 
 
 class _Line(NamedTuple):
-    """A line of results: for JSON and for people; with an error if `error` is among the values."""
+    """A line of results, as JSON values and as text; an error if `error` is among the values."""
 
     values: dict[str, Any]
     text: str
 
 
 class _Answered(NamedTuple):
-    """The lines of a video, some not known yet; then what draws it, None if there is nothing."""
+    """The lines of a video, some not known yet; then a function that draws its picture, if any."""
 
     lines: Iterable[_Line]
     draw: Callable[[], bytes | None]
@@ -58,24 +58,25 @@ def predict_videos(
     overwrite: bool = False,
     ray: OnRay | None = None,
 ) -> int:
-    """Answers for all videos, in order; an interrupted run with the same output is continued at the
-    first video that was unfinished.
+    """Answers all videos, in order.
+
+    An interrupted run with the same output is resumed at the first unfinished video.
 
     Args:
         window, step: as for `Predictor.timeline`; `window` is None for one answer per video.
         top_k, batch_size, threads: as for `Predictor.predict_many`.
-        output: a file that receives a line of JSON per answer as soon as it is known; `-` is the
-            standard output, which otherwise gets the same for people to read.
-        visualize: a .png for a single video, or a folder for a picture each.
-        inputs: files besides the videos that must not be written over.
-        overwrite: replace results and pictures that exist.
-        ray: the cluster whose nodes answer; None for this process.
+        output: a file that receives one JSON line per answer as soon as it is known; `-` for
+            standard output, which otherwise gets the answers as text.
+        visualize: a .png for a single video, or a folder for one picture per video.
+        inputs: files besides the videos that must not be overwritten.
+        overwrite: replace existing results and pictures.
+        ray: the cluster whose nodes compute the answers; None for this process.
 
     Returns:
-        How many videos could not be read to their end.
+        Number of videos that could not be read to their end.
 
     Raises:
-        UserError: an output cannot be written, or exists; or a window is not a sensible number.
+        UserError: an output exists or cannot be written, or the window or step is out of range.
     """
     settings: dict[str, Any] = {"top_k": top_k, "visualize": visualize}
     if window is not None:
@@ -89,7 +90,7 @@ def predict_videos(
     work = _Work(top_k, batch_size, threads, window, step, draws=pictures is not None)
     with results, progress_bar("predict") as show:
         if results.done:
-            done = f"{results.done} of {len(videos)} videos are answered already"
+            done = f"{results.done} of {len(videos)} videos are already answered"
             print(done, file=sys.stderr)
         rest = videos[results.done :]
         if ray is None:
@@ -110,7 +111,7 @@ def predict_videos(
             if len(videos) > 1:
                 show(number + 1, len(videos))
     _report_speed(predictor, answered=len(videos) - results.done)
-    if results.failed and (len(videos) > 1 or output == "-"):  # else its error was printed
+    if results.failed and (len(videos) > 1 or output == "-"):  # otherwise its error was printed
         print(f"error: {results.failed} of {len(videos)} videos could not be read", file=sys.stderr)
     return results.failed
 
@@ -126,7 +127,7 @@ def _by_nodes(results: Iterable[tuple[str, Any]]) -> Iterator[_Answered]:
 
 @dataclass
 class _Work:
-    """What is asked of each video, see `predict_videos`."""
+    """The work on each video, see `predict_videos`."""
 
     top_k: int
     batch_size: int | None
@@ -141,7 +142,7 @@ class _Work:
         return (self._windows(predictor, video, self.window) for video in videos)
 
     def __call__(self, predictor: Predictor, video: str) -> tuple[list[_Line], bytes | None]:
-        """What a node does: all lines of a video, and its picture if there is to be one."""
+        """Runs on a node: returns all lines of a video, and its picture if one is wanted."""
         (answered,) = self.answers(predictor, [video])
         lines = list(answered.lines)
         return lines, answered.draw() if self.draws else None
@@ -152,7 +153,7 @@ class _Work:
         ):
 
             def draw(answer=answer) -> bytes | None:
-                from tsm_jax.deploy.drawing import draw_answer  # half a second of matplotlib
+                from tsm_jax.deploy.drawing import draw_answer  # imports matplotlib, half a second
 
                 return None if answer.clip is None else draw_answer(predictor, answer)
 
@@ -168,7 +169,7 @@ class _Work:
             yield _Answered([line], draw)
 
     def _windows(self, predictor: Predictor, video: str, window: float) -> _Answered:
-        moments: list[Moment] = []  # for the plot only: a stream has no end
+        moments: list[Moment] = []  # only for the plot: a stream has no end
 
         def lines() -> Iterator[_Line]:
             try:
@@ -182,7 +183,7 @@ class _Work:
                 yield _error(video, str(error))
 
         def draw() -> bytes | None:
-            from tsm_jax.deploy.drawing import draw_timeline  # half a second of matplotlib
+            from tsm_jax.deploy.drawing import draw_timeline  # imports matplotlib, half a second
 
             return draw_timeline(video, moments, predictor.labels) if moments else None
 
@@ -220,44 +221,44 @@ def _report_speed(predictor: Predictor, answered: int) -> None:
 def picture_paths(
     target: str | None, videos: Sequence[str], *, inputs: Iterable[str] = (), overwrite: bool
 ) -> list[str] | None:
-    """The path of each video's picture, or None for no target; makes the folder.
+    """Returns the path of each video's picture, or None without a target; creates the folder.
 
     Args:
         target: a .png for a single video, or a folder.
-        videos: that may get a picture.
+        videos: the videos that may get a picture.
         inputs, overwrite: as for `predict_videos`.
 
     Raises:
-        UserError: one picture for several videos, one that exists, the folder cannot be made, or
-            nothing here can draw.
+        UserError: there is one picture for several videos, a picture exists, the folder cannot be
+            created, or matplotlib is not installed.
     """
     if target is None:
         return None
     if find_spec("matplotlib") is None:
-        raise UserError("--visualize draws with matplotlib: pip install matplotlib")
+        raise UserError("--visualize needs matplotlib: pip install matplotlib")
     one_file = target.lower().endswith(PICTURE_SUFFIX)
     if one_file and len(videos) > 1:
         raise UserError(
-            f"--visualize {target} is one picture for {len(videos)} videos: give a folder"
+            f"--visualize {target} is one picture for {len(videos)} videos: use a folder"
         )
     folder = (os.path.dirname(target) or ".") if one_file else target
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {reason(error)}") from error
+        raise UserError(f"cannot create the folder {folder}: {reason(error)}") from error
     taken: set[str] = set()
     paths = [target if one_file else os.path.join(target, _free_name(v, taken)) for v in videos]
     existing = [path for path in paths if os.path.lexists(path)]
     if existing and not overwrite:
         raise UserError(
-            f"{existing[0]} exists already: choose another place, or --overwrite replaces pictures"
+            f"{existing[0]} already exists: choose another place, or --overwrite to replace it"
         )
     refuse_inputs(existing, inputs)
     return paths
 
 
 def _free_name(video: str, taken: set[str]) -> str:
-    """`clip.png` for `a/clip.mp4`; `clip_2.png` for the second `clip` of a run."""
+    """Returns `clip.png` for `a/clip.mp4`, and `clip_2.png` for the second `clip` of a run."""
     stem = os.path.splitext(os.path.basename(video))[0]
     stem = os.fsdecode(os.fsencode(stem)[:_LONGEST_STEM])
     name, number = stem + PICTURE_SUFFIX, 1
@@ -279,22 +280,24 @@ def write_embeddings(
     overwrite: bool = False,
     ray: OnRay | None = None,
 ) -> int:
-    """Writes `videos` (N paths), `clips` float32 `[N, C]` and `frames` float32 `[N, T, C]`, see
-    `Embedding`; the file appears complete or not at all.
+    """Writes the features of videos, see `Embedding`, to a file that appears once it is complete.
+
+    Its arrays are `videos` (N paths), `clips` (float32 `[N, C]`) and `frames` (float32
+    `[N, T, C]`).
 
     Args:
-        videos: paths; those that cannot be read are named on stderr and are not in the file.
-        output: a new .npz.
+        videos: paths; those that cannot be read are named on stderr and left out of the file.
+        output: a new .npz file.
         batch_size, threads, inputs, overwrite, ray: as for `predict_videos`.
 
     Returns:
-        How many videos could not be read.
+        Number of videos that could not be read.
 
     Raises:
         UserError: the file exists or cannot be written, or no video can be read.
     """
     if output is None or not output.endswith(_EMBEDDING_SUFFIX):
-        raise UserError(f"--embed writes arrays: give --output FILE{_EMBEDDING_SUFFIX}")
+        raise UserError(f"--embed writes arrays: add --output FILE{_EMBEDDING_SUFFIX}")
     check_new(output, [*videos, *inputs], overwrite=overwrite)
     names, clips, frames = [], [], []
     with progress_bar("embed") as show:
@@ -314,7 +317,7 @@ def write_embeddings(
                 frames.append(embedding.frames)
             show(number, len(videos))
     if not names:
-        raise UserError(f"none of {len(videos)} videos could be read: {output} is not written")
+        raise UserError(f"none of {len(videos)} videos could be read: {output} was not written")
     with replacing(output) as path, open(path, "wb") as file:
         np.savez(file, videos=np.array(names), clips=np.stack(clips), frames=np.stack(frames))
     print(f"{output}: features of {len(names)} videos, {len(clips[0])} each")
@@ -324,6 +327,6 @@ def write_embeddings(
 def _embedding(
     predictor: Predictor, video: str, *, batch_size: int | None
 ) -> Embedding | UnreadableClipError:
-    """What a node does."""
+    """Runs on a node."""
     ((_, embedding),) = predictor.embed_many([video], batch_size=batch_size)
     return embedding

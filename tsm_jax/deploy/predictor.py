@@ -1,6 +1,6 @@
-"""Names the action in videos: decoding overlaps with the network.
+"""Recognizes the actions in videos, decoding some while the network runs on others.
 
-An exported folder needs neither flax nor anything else of training.
+An exported folder needs neither flax nor any other part of training.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from tsm_jax.models.architecture import Architecture
 if TYPE_CHECKING:
     from tsm_jax.models.summary import Summary
 
-_READ_AHEAD = 1 << 30  # bytes of pixels
+_READ_AHEAD = 1 << 30  # bytes of pixels held in memory
 
 
 class Answer(NamedTuple):
-    """What became of one video.
+    """The answer for one video.
 
     Attributes:
-        path: of the video; `video 3` for an array that was the fourth.
-        predictions: best first; empty if it could not be read.
-        error: one line why it could not be read, or None.
+        path: of the video; `video 3` for the fourth, if it is an array.
+        predictions: best first; empty if the video could not be read.
+        error: one line that says why the video could not be read, or None.
         clip: the frames of the first view, uint8 `[T, S, S, 3]`, or None.
     """
 
@@ -58,27 +58,27 @@ class Answer(NamedTuple):
 
 
 class Embedding(NamedTuple):
-    """The features that the classifier sees, averaged over each frame's pixels and crops.
+    """The input of the classifier, averaged over the pixels and crops of each frame.
 
     Attributes:
         clip: float32 `[C]`, the mean over the frames.
-        frames: float32 `[T, C]`, in the order of the protocol's frames (those of all its clips in
-            time, if it takes several).
+        frames: float32 `[T, C]`, in the order of the protocol's frames (of all its clips in time,
+            if it has several).
     """
 
     clip: np.ndarray
     frames: np.ndarray
 
 
-# Of a video: its name; its views, uint8 `[V, T, S, S, 3]`, or why there are none.
+# The name of a video; its views, uint8 `[V, T, S, S, 3]`, or the error.
 _Read = tuple[str, np.ndarray | UnreadableClipError]
-# Its name; the first view; what the engine gave for all of them, `[V, ...]`, or why it gave none.
+# The name; the first view; the engine's output for all views, `[V, ...]`, or the error.
 _Scored = tuple[str, np.ndarray | None, np.ndarray | UnreadableClipError]
 
 
 @dataclass
 class Usage:
-    """How busy the engine was from the start of its first batch to the end of its last one."""
+    """How busy the engine was, from the start of its first batch to the end of its last."""
 
     clips: int = 0
     engine_seconds: float = 0.0
@@ -86,23 +86,23 @@ class Usage:
 
     @property
     def busy(self) -> float:
-        """Share of the time that the engine worked, 0 to 1."""
+        """Share of the time that the engine was working, 0 to 1."""
         return self.engine_seconds / self.wall_seconds if self.wall_seconds else 0.0
 
 
 class Predictor:
-    """A network, its preprocessing and its labels: what `tsm_jax.load` gives.
+    """A network with its preprocessing and labels, as returned by `tsm_jax.load`.
 
     Args:
-        classifier: gives the classifier's weights `[C, K]`, for activation maps.
+        classifier: returns the classifier's weights `[C, K]`, for activation maps.
         source: where the network came from, for messages.
-        fingerprint: gives the SHA-256 of the network.
+        fingerprint: returns the SHA-256 of the network.
 
     Attributes:
-        engine: what runs the network: its `name`, `precision` and `device`.
+        engine: runs the network; has a `name`, a `precision` and a `device`.
         labels: K class names, in the order of the scores.
         architecture: backbone, shift, classes and frames of the network.
-        protocol: which frames and pixels the network sees.
+        protocol: determines which frames and pixels the network sees.
         usage: how busy the engine was in the last call for many videos.
     """
 
@@ -143,18 +143,18 @@ class Predictor:
     def predict(
         self, video: Video | Sequence[VideoPath], top_k: int = 5
     ) -> list[Prediction] | list[list[Prediction]]:
-        """The most likely classes of a video, best first, over all views of the protocol.
+        """Returns the most likely classes of a video, best first, over all views of the protocol.
 
         Args:
-            video: a path; an https address; the frames of a whole video as an array uint8
+            video: a path; an https address; the frames of a whole video as an array, uint8
                 `[frames, H, W, 3]`, RGB, or as a sequence of uint8 `[H, W, 3]`; or a list of paths,
-                which gives a list of answers. Of an array the protocol takes the frames that it
-                would take of a file.
-            top_k: how many, at most K.
+                for a list of answers. The protocol chooses the same frames from an array as from a
+                file.
+            top_k: number of classes, at most K.
 
         Raises:
             UnreadableClipError: a video cannot be decoded.
-            UserError: an array is no video, or the model's scores are not finite.
+            UserError: an array is not a video, or the model's scores are not finite.
         """
         if are_paths(video):
             answers = []
@@ -173,19 +173,19 @@ class Predictor:
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> Iterator[Answer]:
-        """Answers in the order of the videos; threads decode ahead while the engine works.
+        """Yields answers in the order of the videos; threads decode ahead while the engine works.
 
-        Videos are taken from the iterable as they are needed, and memory holds those of a few
-        batches. An array may be used again once the next one is asked for.
+        Videos are taken from the iterable as needed, so that memory holds only a few batches. The
+        iterable may reuse the memory of an array once it is asked for the next one.
 
         Args:
             videos: each as for `predict`. One that cannot be read becomes an answer with an error.
-            top_k: classes in an answer.
-            batch_size: views that the engine gets at once; None for what it likes.
-            threads: that decode; None for one per core.
+            top_k: number of classes per answer.
+            batch_size: views per batch; None for the engine's preference.
+            threads: decoding threads; None for one per core.
 
         Raises:
-            UserError: an array is no video, or the model's scores are not finite.
+            UserError: an array is not a video, or the model's scores are not finite.
         """
         for name, clip, logits in self._outputs(videos, LOGITS, batch_size, threads):
             if isinstance(logits, UnreadableClipError):
@@ -194,14 +194,17 @@ class Predictor:
                 yield Answer(name, self.best(self._average(logits), top_k), None, clip)
 
     def embed(self, video: Video) -> Embedding:
-        """The features of a video, as for `predict`, before the classifier.
+        """Returns the features of a video, the input of the classifier.
 
-        `clip @ W + b`, with the classifier's weights and biases, are its logits (where the protocol
-        averages logits).
+        `clip @ W + b`, with the classifier's weights and biases, equals the video's logits (if the
+        protocol averages logits).
+
+        Args:
+            video: as for `predict`, but a single one.
 
         Raises:
-            UnreadableClipError: it cannot be decoded.
-            UserError: an array is no video, or the features are not finite.
+            UnreadableClipError: the video cannot be decoded.
+            UserError: an array is not a video, or the features are not finite.
         """
         return self._embedding(self._of_views(self.read(video), FEATURES))
 
@@ -212,7 +215,7 @@ class Predictor:
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> Iterator[tuple[str, Embedding | UnreadableClipError]]:
-        """A name and the features of each video, or why it could not be read; as `predict_many`."""
+        """Yields the name and the features (or the error) of each video; see `predict_many`."""
         for name, _, features in self._outputs(videos, FEATURES, batch_size, threads):
             failed = isinstance(features, UnreadableClipError)
             yield name, features if failed else self._embedding(features)
@@ -220,27 +223,27 @@ class Predictor:
     def timeline(
         self, video: VideoPath, *, window: float = 4.0, step: float | None = None, top_k: int = 5
     ) -> Iterator[Moment]:
-        """What happens when: answers for each place of a sliding window.
+        """Yields an answer for each position of a sliding window.
 
         Args:
             video: a path or an https address.
-            window: seconds, rounded to whole frames; about as long as the clips that the network
-                was trained on.
-            step: seconds from one window to the next; None for half a window. It is rounded to
-                whole T-ths of a window, at least one, so that windows share their frames.
-            top_k: classes in an answer.
+            window: length in seconds, rounded to whole frames; should be about the length of the
+                clips that the network was trained on.
+            step: seconds from one window to the next; None for half a window. It is rounded to a
+                multiple of 1 / T of the window, at least one, so that windows share frames.
+            top_k: number of classes per answer.
 
         Yields:
             `Moment(start, end, predictions, scores)`, as soon as its last frame is decoded. A video
-            that is shorter than the window is one window.
+            shorter than the window is a single window.
 
         Raises:
-            UnreadableClipError: the video cannot be decoded; what came before is valid.
-            UserError: the window or the step is not a sensible number, or the video an array.
+            UnreadableClipError: the video cannot be decoded; earlier answers remain valid.
+            UserError: the window or step is out of range, or the video is an array.
         """
         step = check_lengths(window, step)
         if not is_path(video):
-            raise UserError("an array says nothing of time: give timeline a video file")
+            raise UserError("an array has no frame rate: pass a video file to timeline")
         with local_file(video) as path:
             found = windows(path, self.protocol, self.num_segments, window=window, step=step)
             for start, end, views in found:
@@ -248,34 +251,34 @@ class Predictor:
                 yield Moment(start, end, self.best(logits, top_k), softmax(logits))
 
     def summary(self) -> Summary:
-        """Layers, parameters and multiply-adds of the network for one view; printed, a table.
+        """Returns a printable table of the layers, parameters and multiply-adds for one view.
 
         Raises:
-            UserError: flax, which knows the layers, is not installed.
+            UserError: flax, which defines the layers, is not installed.
         """
         try:
-            from tsm_jax.models.summary import summarize  # here: an exported folder needs no flax
+            from tsm_jax.models.summary import summarize  # exported folders need no flax
         except ImportError as error:
             raise UserError(f"a summary needs {error.name}: pip install {error.name}") from error
         return summarize(self.architecture, self.protocol.crop_size)
 
     def read(self, video: Video) -> np.ndarray:
-        """The views of a video, uint8 `[V, T, S, S, 3]`; raises as `read_views`."""
+        """Returns the views of a video, uint8 `[V, T, S, S, 3]`; raises as `read_views`."""
         return read_views(video, self.protocol, self.num_segments)
 
     def logits(self, views: np.ndarray) -> np.ndarray:
-        """The logits of a video, float32 `[K]`, from its views, uint8 `[V, T, S, S, 3]`."""
+        """Returns the logits of a video, float32 `[K]`, for its views, uint8 `[V, T, S, S, 3]`."""
         return self._average(self._of_views(views, LOGITS))
 
     def best(self, logits: np.ndarray, top_k: int) -> list[Prediction]:
-        """The most likely classes, see `best_classes`."""
+        """Returns the most likely classes, see `best_classes`."""
         return best_classes(logits, self.labels, top_k, self.source)
 
     def activation_maps(self, clip: np.ndarray, index: int) -> np.ndarray:
-        """Where each frame speaks for a class: float32 `[T, h, w]`.
+        """Returns the evidence for a class at each place of each frame, float32 `[T, h, w]`.
 
-        The mean over pixels and frames, plus the class's bias, is the clip's logit. Of PP-LCNetV2,
-        which pools before its last layer, h and w are 1: a frame speaks as a whole.
+        The mean over places and frames, plus the class's bias, is the clip's logit. For PP-LCNetV2,
+        which pools before its last layer, h and w are 1: a frame has a single value.
 
         Args:
             clip: uint8 `[T, S, S, 3]`, one view.
@@ -294,15 +297,15 @@ class Predictor:
         return np.concatenate([self._run(batch, output) for batch in batches])
 
     def _run(self, batch: np.ndarray, output: str) -> np.ndarray:
-        """Logits `[N, K]`, or features averaged over the pixels, `[N, T, C]`."""
+        """Returns logits `[N, K]`, or features averaged over the pixels, `[N, T, C]`."""
         if output == LOGITS:
             return self.engine.logits(batch)
         return self.engine.features(batch).mean((2, 3))
 
     def _embedding(self, features: np.ndarray) -> Embedding:
-        """From those of all views, `[V, T, C]`: crops of one frame are averaged."""
+        """Averages the features of all views, `[V, T, C]`, over the crops of each frame."""
         if not np.isfinite(features).all():
-            raise UserError(f"{self.source} gives features that are NaN or infinite")
+            raise UserError(f"{self.source} produces features that are NaN or infinite")
         clips, crops = self.protocol.num_clips, self.protocol.num_crops
         frames = features.reshape(clips, crops, *features.shape[1:]).mean(1)
         frames = frames.reshape(-1, features.shape[-1])
@@ -315,16 +318,16 @@ class Predictor:
         batch_size: int | None = None,
         threads: int | None = None,
     ) -> Iterator[_Scored]:
-        """What the engine gives for the views of each video, in order."""
+        """Yields the engine's output for the views of each video, in order."""
         size = batch_size or self.engine.batch_size
         usage = self.usage = Usage()
         waiting: deque[_Read] = deque()
         clips: list[np.ndarray] = []
-        scored: deque[np.ndarray] = deque()  # of the clips of `waiting`, the oldest first
+        scored: deque[np.ndarray] = deque()  # outputs for the clips of `waiting`, oldest first
         first = 0.0
 
         def compute(batch: list[np.ndarray]) -> None:
-            """The last of several batches is filled up, so that one shape is compiled."""
+            """Runs a batch; the last of several is padded, so that only one shape is compiled."""
             nonlocal first
             full = np.stack(batch + batch[-1:] * ((size - len(batch)) * bool(usage.clips)))
             start = time.perf_counter()
@@ -350,7 +353,7 @@ class Predictor:
     def _read_ahead(
         self, videos: Iterable[Video], threads: int, batch_size: int
     ) -> Iterator[_Read]:
-        """Videos in order; two batches and a video per thread are in memory, or `_READ_AHEAD`."""
+        """Yields videos in order; holds two batches and a video per thread, or `_READ_AHEAD`."""
         protocol, pending, held = self.protocol, deque[tuple[str, int, Future[np.ndarray]]](), 0
         view_bytes = protocol.num_views * self.num_segments * protocol.crop_size**2 * 3
         ahead = threads + -(-2 * batch_size // protocol.num_views)
@@ -387,7 +390,7 @@ def _views(future: Future[np.ndarray]) -> np.ndarray | UnreadableClipError:
 
 
 def _complete(waiting: deque[_Read], scored: deque[np.ndarray]) -> Iterator[_Scored]:
-    """Takes those from the front that are complete."""
+    """Removes complete videos from the front and yields them."""
     while waiting:
         name, views = waiting[0]
         if isinstance(views, UnreadableClipError):

@@ -1,4 +1,4 @@
-"""`predict` on the nodes of a Ray cluster: each process there opens the network for itself."""
+"""Runs `predict` on the nodes of a Ray cluster, where each process opens the network itself."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class OnRay(NamedTuple):
-    """Where videos are answered.
+    """A Ray cluster that answers videos.
 
     Attributes:
         address: of the cluster, see `run_on_ray`.
-        load: opens the network of this process on a node; importable there.
+        load: opens this process's network on a node; must be importable there.
     """
 
     address: str
@@ -34,15 +34,16 @@ class OnRay(NamedTuple):
         videos: Sequence[str],
         function: Callable[[Predictor, str], Result],
     ) -> Generator[tuple[str, Result | JobFailure], None, None]:
-        """(video, result of the function) in the order of the videos.
+        """Yields (video, result of the function), in the order of the videos.
 
         Args:
-            predictor: what `load` gives here: the nodes have to find the same.
+            predictor: what `load` returns here; it must return the same network on the nodes.
             videos: paths.
-            function: importable on the nodes.
+            function: must be importable on the nodes.
 
         Raises:
-            UserError: the cluster, or the network on a node, is not as it should be.
+            UserError: the cluster cannot be used, or the network on a node is not the same or
+                fails.
         """
         work = _Work(self.load, json_line(request_of(predictor, ())), function)
         jobs = run_on_ray(
@@ -60,7 +61,7 @@ class OnRay(NamedTuple):
 
 @dataclass
 class _Work:
-    """What a process on a node does, with a network of its own."""
+    """The function that a process on a node runs, with its own network."""
 
     load: Callable[[], Predictor]
     expected: str
@@ -72,8 +73,8 @@ class _Work:
         found = json_line(request_of(self._predictor, ()))
         if found != self.expected:
             raise UserError(
-                f"{self._predictor.source} is not the model that it is on the machine of the"
-                " command: copy it there, or to a disk that all share"
+                f"{self._predictor.source} on a node is not the same model as on this machine:"
+                " copy it to all nodes, or to a disk that they share"
             )
 
     def __call__(self, video: str) -> Any:
@@ -82,5 +83,5 @@ class _Work:
             return self.function(self._predictor, video)
         except UnreadableClipError:
             raise
-        except UserError as error:  # of the network, not of the video
+        except UserError as error:  # about the network, not about the video
             raise StopJobsError(str(error)) from error

@@ -5,8 +5,8 @@ stream = load_stream("inference/live")
 for frame in frames:
     logits = stream.push(frame)
 
-Logits are what the network says of a frame with what it remembers of those before. What is shown to
-people is made of them by a `Smoother`.
+The logits are the network's output for a frame, given its memory of earlier frames. A `Smoother`
+turns them into an answer to show.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from tsm_jax.deploy.artifact import STREAM, read_artifact
 from tsm_jax.deploy.engine import StreamEngine, open_stream_engine
 from tsm_jax.deploy.prediction import Prediction, best_classes, softmax
 
-# The share of the network's frame rate that a stream should have, and the frames by which that is
-# judged.
+# The share of the network's frame rate that a stream should have; number of frames to judge by.
 _ENOUGH, JUDGED_BY = 0.8, 20
 
 
 class Stream:
-    """One stream of frames. Others of the same network, by `new`, never mix with it; each is for
-    one thread at a time.
+    """One stream of frames, for one thread at a time.
+
+    `new` creates further, independent streams of the same network.
 
     Attributes:
         labels: K class names.
         num_segments: T, the frames of a clip in training.
-        frame_rate: frames per second that the network saw in training; 0 if that is not known.
+        frame_rate: frames per second that the network saw in training; 0 if not known.
         source: where the network came from, for messages.
     """
 
@@ -60,7 +60,7 @@ class Stream:
 
     @classmethod
     def load(cls, folder: str, *, engine: str = "auto") -> Stream:
-        """Opens what `export --streaming` wrote (`tsm_jax.load_stream` opens any weights).
+        """Opens a folder written by `export --streaming` (`tsm_jax.load_stream` opens any weights).
 
         Raises:
             UserError: the folder is damaged or was exported for clips, or the engine cannot run it.
@@ -75,18 +75,19 @@ class Stream:
         )
 
     def push(self, frame: np.ndarray) -> np.ndarray:
-        """The logits of the next frame.
+        """Computes the logits of the next frame.
 
         Args:
-            frame: uint8 `[H, W, 3]`, RGB, of any size; its short side is scaled and its centre cut
-                out as the weights want it. The network expects `frame_rate` of them a second.
+            frame: uint8 `[H, W, 3]`, RGB, of any size; it is scaled by its short side and cropped
+                to its centre, as the weights require. The network expects `frame_rate` frames per
+                second.
 
         Returns:
-            float32 `[K]`. The mean over the first T frames is what the network answers for a clip
-            of them.
+            float32 `[K]`. The mean over the first T frames equals the network's logits for a clip
+            of these frames.
 
         Raises:
-            ValueError: the frame is of another shape or type.
+            ValueError: the frame has another shape or dtype.
         """
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise ValueError(
@@ -97,34 +98,33 @@ class Stream:
         return logits[0]
 
     def reset(self) -> None:
-        """Forgets all frames, as before the first one."""
+        """Forgets all frames: the next one is the first."""
         self._state = self.engine.start
 
     def new(self) -> Stream:
-        """Another stream of the same network, at its start."""
+        """Returns another stream of the same network, at its start."""
         other = copy.copy(self)
         other.reset()
         return other
 
     def smoother(self, *, patience: int = 2) -> Smoother:
-        """What to show of this stream: the mean over the last T frames, as in training."""
+        """Returns a `Smoother` that averages the last T frames, as in training."""
         return Smoother(
             self.labels, frames=self.num_segments, patience=patience, source=self.source
         )
 
 
 def one_view(protocol: EvalProtocol) -> EvalProtocol:
-    """Its pixels, of one frame after the other and of the centre alone."""
+    """Returns the protocol with a single clip and only the centre crop."""
     return replace(protocol, num_clips=1, crops=one_crop, num_crops=1)
 
 
 def too_slow(times: Sequence[float], rate: float) -> float | None:
-    """How many frames a second the network sees, if all that moves looks faster to it than in
-    training.
+    """Returns the frames per second of a stream if motion looks too fast in it, otherwise None.
 
     Args:
-        times: of the last `JUDGED_BY` frames, in seconds; nothing is said of fewer.
-        rate: frames a second in training.
+        times: of the last `JUDGED_BY` frames, in seconds; with fewer, the result is None.
+        rate: frames per second in training.
     """
     if len(times) < JUDGED_BY:
         return None
@@ -133,15 +133,20 @@ def too_slow(times: Sequence[float], rate: float) -> float | None:
 
 
 class Shown(NamedTuple):
-    """What is shown after a frame."""
+    """What to show after a frame."""
 
-    answer: Prediction  # the class that is shown, with its present score
+    answer: Prediction  # the class to show, with its current score
     scores: np.ndarray  # softmax of the mean logits, float32 `[K]`
-    changed: bool  # whether the frame before had another answer, or there was none
-    frame: Prediction  # what this frame alone says
+    changed: bool  # whether the previous frame had another answer, or there was none
+    frame: Prediction  # the answer from this frame alone
 
     def values(self, time: float, dropped: int) -> dict[str, Any]:
-        """For JSON: `time` in seconds from the first frame, and the frames dropped so far."""
+        """Returns JSON values.
+
+        Args:
+            time: of the frame, in seconds from the first one.
+            dropped: number of frames dropped so far.
+        """
         own = self.frame
         return {
             "time": round(time, 3),
@@ -155,16 +160,15 @@ class Shown(NamedTuple):
 
 
 class Smoother:
-    """From logits to what is shown, so that an answer does not flicker.
+    """Turns logits into an answer that does not flicker.
 
-    The mean of the logits of the last frames says which class leads. The answer changes when
-    another class has led for `patience` frames running; 1 shows whatever leads. The first frame's
-    leader is shown at once.
+    The mean of the logits over the last frames determines the leading class. The answer changes
+    once another class has led for `patience` frames in a row; with 1 it is always the leader. The
+    first frame's leader is shown immediately.
 
     Args:
         labels: K class names.
-        frames: that the mean is over; the network's T, so that it is the mean that it was trained
-            with.
+        frames: number of frames in the mean; the network was trained with a mean over T.
         patience: at least 1.
         source: where the network came from, for messages.
     """
@@ -183,7 +187,7 @@ class Smoother:
         self._answer: int | None = None
 
     def update(self, logits: np.ndarray) -> Shown:
-        """What to show after a frame with these logits, float32 `[K]`.
+        """Returns what to show after a frame with these logits, float32 `[K]`.
 
         Raises:
             UserError: a logit is NaN or infinite.

@@ -1,4 +1,4 @@
-"""`stream`: what a network says of a live input, printed, as lines of JSON and on its frames."""
+"""The command `stream`: answers for a live input, printed, as JSON lines, and on its frames."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def follow(
     visualize: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Answers for an input until it ends, the window is closed, or Ctrl-C.
+    """Answers an input until it ends, the window is closed, or Ctrl-C is pressed.
 
     Args:
-        source: the number of a camera, an address, or the path of a video file.
-        frame_rate: frames per second that the network is to see; None for that of its training.
+        source: a camera number, an address, or the path of a video file.
+        frame_rate: frames per second for the network; None for the rate of its training.
         patience: of the `Smoother`.
-        output: a new file for a line of JSON per frame that the network saw; `-` is the standard
-            output, which otherwise gets a line for people whenever the answer changes.
+        output: a new file for one JSON line per frame that the network saw; `-` for standard
+            output, which otherwise gets a line of text whenever the answer changes.
         visualize: `window`, or the path of a video to write.
-        overwrite: replace results and a video that exist.
+        overwrite: replace existing results and video.
 
     Raises:
-        UserError: the frame rate is not known, the input cannot be opened, an output cannot be
-            written or exists.
+        UserError: the frame rate is not known, the input cannot be opened, or an output exists or
+            cannot be written.
     """
     if frame_rate is None and not stream.frame_rate:
         raise UserError(
-            f"{stream.source} does not say at how many frames a second it was trained: give --fps,"
-            " the frames of a clip over its seconds (docs/live.md)"
+            f"{stream.source} does not store the frame rate of its training: set --fps to the"
+            " frames of a training clip over its seconds (docs/live.md)"
         )
     rate = stream.frame_rate if frame_rate is None else frame_rate
     if visualize not in (None, WINDOW):
@@ -56,7 +56,7 @@ def follow(
         check_new(visualize, [source], overwrite=overwrite)
     request = {"stream": source, "process": os.getpid(), "started": time.time()}
     given = [source] if os.path.exists(source) else []
-    stream.push(np.zeros((32, 32, 3), np.uint8))  # what compiles does it now: no camera waits
+    stream.push(np.zeros((32, 32, 3), np.uint8))  # compile now, because a camera does not wait
     stream.reset()
     results = Results(output, request, inputs=given, overwrite=overwrite)
     frames = Input(source, rate, every_frame=visualize is not None)
@@ -70,13 +70,13 @@ def follow(
         run = _Run(stream, patience, frames, rate, results, show, prints=output != "-")
         run.waits = visualize == WINDOW and not frames.is_live
         _note(
-            f"{frames.name} at {rate:g} frames a second, in {stream.engine.name} on"
-            f" {stream.engine.device}" + ("; Ctrl-C ends it" if frames.is_live else "")
+            f"{frames.name} at {rate:g} frames a second, {stream.engine.name} on"
+            f" {stream.engine.device}" + ("; stop with Ctrl-C" if frames.is_live else "")
         )
         try:
             run.follow()
         except KeyboardInterrupt:
-            print(file=sys.stderr)  # behind ^C
+            print(file=sys.stderr)  # ends the line with ^C
         finally:
             _note(run.summary())
 
@@ -100,11 +100,11 @@ class _Run:
         self._stream, self._smoother = stream, stream.smoother(patience=patience)
         self._frames, self._rate = frames, rate
         self._results, self._show, self._prints = results, show, prints
-        self.waits = False  # until it is the time of a frame to show it
+        self.waits = False  # whether to show each frame at its own time
         self._answered, self._busy = 0, 0.0  # frames; seconds
         self._shown: Shown | None = None
         self._times: deque[float] = deque(maxlen=JUDGED_BY)  # since the start or a gap
-        self._judged = self._said_dropped = False
+        self._judged = self._reported_dropped = False
 
     def follow(self) -> None:
         start = time.monotonic()
@@ -139,20 +139,21 @@ class _Run:
         self._judge()
 
     def _judge(self) -> None:
-        """Says once what makes the network see time pass otherwise than in training."""
+        """Reports, once, if the network sees time pass differently than in training."""
         if self._frames.dropped:
-            if not self._said_dropped:
+            if not self._reported_dropped:
                 _note(
-                    f"dropping frames: one takes {1000 * self._busy / self._answered:.0f} ms, they"
-                    f" come every {1000 / self._rate:.0f} ms; the end says how many"
+                    f"dropping frames: each takes {1000 * self._busy / self._answered:.0f} ms but"
+                    f" they arrive every {1000 / self._rate:.0f} ms; the total is printed at the"
+                    " end"
                 )
-            self._said_dropped = True
+            self._reported_dropped = True
         elif not self._judged and len(self._times) == JUDGED_BY:
             self._judged = True
             if (found := too_slow(self._times, self._rate)) is not None:
                 _note(
-                    f"{self._frames.name} gives {found:.3g} frames a second, the network was"
-                    f" trained with {self._rate:g}: all that moves will look faster to it"
+                    f"{self._frames.name} delivers {found:.3g} frames a second but the network was"
+                    f" trained with {self._rate:g}: motion will look too fast to it"
                 )
 
     def summary(self) -> str:
@@ -160,5 +161,5 @@ class _Run:
         if self._answered:
             text += f", {1000 * self._busy / self._answered:.1f} ms each"
         if self._frames.is_live:
-            text += f"; {self._frames.dropped} dropped, because they came faster than that"
+            text += f"; {self._frames.dropped} dropped because they arrived faster"
         return text

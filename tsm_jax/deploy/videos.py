@@ -1,8 +1,7 @@
-"""A video, however it is given, to views: a file, an address, an array, or frames; whole, or in a
-sliding window.
+"""Turns a video (a file, an address, an array, or frames) into views, whole or in a sliding window.
 
-A window is taken for a video of its own: the protocol chooses among its frames as it would there.
-Frames are prepared once and shared by the windows that overlap; memory holds those of a few
+A window is treated like a video of its own: the protocol chooses among its frames as it would
+there. Frames are prepared once and shared by overlapping windows; memory holds those of a few
 windows, however long the video is.
 """
 
@@ -34,27 +33,27 @@ Frame: TypeAlias = NDArray[np.uint8]  # [H, W, 3], RGB
 Video: TypeAlias = VideoPath | NDArray[np.uint8] | Sequence[Frame]
 
 LIST_SUFFIXES = (".txt", ".list")
-_MAX_BYTES = 16 << 30  # of a video behind an address
-_SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window, or from one to the next
+_MAX_BYTES = 16 << 30  # of a downloaded video
+_SHORTEST, _LONGEST = 0.001, 1e6  # seconds of a window or a step
 
 
 def find_videos(inputs: Iterable[str]) -> list[str]:
-    """The videos of `--input`, in order; folders are searched to any depth and sorted.
+    """Returns the videos of `--input`, in order; folders are searched recursively and sorted.
 
     Args:
-        inputs: video files; folders; and lists (.txt or .list) with one path a line, relative to
-            the current folder or else to the list's own. A label after the path, as training
-            lists have it, is ignored. A file that does not exist stays, so that its absence is
-            reported where its answer would be.
+        inputs: video files, folders, and lists (.txt or .list) with one path per line, relative to
+            the current folder or else to the list's folder. A label after the path, as in training
+            lists, is ignored. Files that do not exist are kept, so that the error is reported in
+            place of the answer.
 
     Raises:
-        UserError: a list or a folder cannot be read, or there is no video at all.
+        UserError: a list or a folder cannot be read, or there are no videos.
     """
     videos = [video for path in inputs for video in _expand(path)]
     if not videos:
         raise UserError(
-            f"there are no videos in {', '.join(inputs)}: give files, folders of"
-            f" {', '.join(VIDEO_SUFFIXES[:4])} and the like, or a .txt with one path a line"
+            f"there are no videos in {', '.join(inputs)}: pass files, folders of"
+            f" {', '.join(VIDEO_SUFFIXES[:4])} and similar files, or a .txt with one path per line"
         )
     return videos
 
@@ -94,7 +93,7 @@ def _in_list(path: str) -> Iterator[str]:
 def read_views(
     video: Video, protocol: EvalProtocol, num_segments: int, name: str = "the video"
 ) -> np.ndarray:
-    """What a protocol shows of a video, uint8 `[V, T, S, S, 3]`.
+    """Returns the views of a video under a protocol, uint8 `[V, T, S, S, 3]`.
 
     Args:
         video: see `Predictor.predict`.
@@ -102,8 +101,8 @@ def read_views(
         name: of an array, for messages.
 
     Raises:
-        UnreadableClipError: it cannot be decoded.
-        UserError: an array is not one of frames.
+        UnreadableClipError: the video cannot be decoded.
+        UserError: an array does not consist of frames.
     """
     if not is_path(video):
         return protocol.views(take_frames(video, protocol, num_segments, name), name)
@@ -116,27 +115,27 @@ def read_views(
 
 
 def is_path(video: object) -> TypeGuard[VideoPath]:
-    """Whether it is a path or an address, rather than pixels."""
+    """Returns whether a video is a path or an address, rather than pixels."""
     return isinstance(video, str | os.PathLike)
 
 
 def are_paths(video: object) -> TypeGuard[Sequence[VideoPath]]:
-    """Whether these are several videos, rather than one."""
+    """Returns whether these are the paths of several videos, rather than one video."""
     return isinstance(video, list | tuple) and len(video) > 0 and all(map(is_path, video))
 
 
 def take_frames(
     video: Any, protocol: EvalProtocol, num_segments: int, name: str
 ) -> list[np.ndarray]:
-    """Copies of the frames that a protocol chooses; whoever gave them may use their memory again.
+    """Returns copies of the frames that a protocol chooses; the caller may reuse their memory.
 
     Raises:
-        UserError: they are not frames.
+        UserError: the video does not consist of frames.
     """
     frames = np.asarray(video) if hasattr(video, "__array__") else video
     if not isinstance(frames, np.ndarray | Sequence):
         raise UserError(
-            f"{name} is of type {type(video).__name__}: give a path, an array or frames"
+            f"{name} is of type {type(video).__name__}: pass a path, an array or frames"
         )
     if isinstance(frames, np.ndarray):
         _check(frames, 4, "[T, H, W, 3]", name)
@@ -165,10 +164,10 @@ def _check(pixels: np.ndarray, ndim: int, wanted: str, name: str) -> None:
 
 @contextmanager
 def local_file(video: VideoPath) -> Iterator[str]:
-    """The path of a video; one behind an address is downloaded and deleted afterwards.
+    """Yields the path of a video; one from an address is downloaded, and deleted afterwards.
 
     Raises:
-        UnreadableClipError: it cannot be downloaded, or what is done with the file raises one.
+        UnreadableClipError: the video cannot be downloaded, or the context's body raises one.
         UserError: a bucket cannot be reached.
     """
     video = os.fspath(video)
@@ -177,7 +176,7 @@ def local_file(video: VideoPath) -> Iterator[str]:
             yield copy
         return
     with tempfile.TemporaryDirectory(prefix="tsm_jax-") as folder:
-        # FFmpeg knows some formats by their names alone.
+        # FFmpeg recognizes some formats only by their file names.
         suffix = re.search(r"\.\w{1,10}$", urlsplit(video).path)
         path = Path(folder, f"video{suffix[0] if suffix else ''}")
         try:
@@ -192,7 +191,7 @@ def local_file(video: VideoPath) -> Iterator[str]:
 
 
 class Window(NamedTuple):
-    """A place of the sliding window: seconds, and its views, uint8 `[V, T, S, S, 3]`."""
+    """A position of the sliding window, in seconds, and its views, uint8 `[V, T, S, S, 3]`."""
 
     start: float
     end: float
@@ -202,13 +201,13 @@ class Window(NamedTuple):
 def windows(
     path: str, protocol: EvalProtocol, num_segments: int, *, window: float, step: float
 ) -> Iterator[Window]:
-    """What a network of `num_segments` is shown for `Predictor.timeline`, which raises as this
-    does; as soon as the last frame is decoded."""
+    """Yields the windows of `Predictor.timeline`, each as soon as its last frame is decoded; raises
+    as it does."""
     count = 0
     held: dict[int, np.ndarray] = {}
     with open_video(path) as stream:
         rate = frame_rate(stream)
-        length = round(window * rate)  # as the stride, in frames
+        length = round(window * rate)  # in frames, like the stride
         if length < 1:
             frame = f"{float(1 / rate):.3g} s"
             raise UnreadableClipError(
@@ -217,7 +216,7 @@ def windows(
         parts = max(1, round(step / window * num_segments))
         stride = max(1, round(parts * length / num_segments))
         offsets = protocol.choose_frames(length, num_segments).tolist()
-        # Of the frames that some windows use, by their remainder, the first one.
+        # The first frame that a window uses, by its remainder modulo the stride.
         first_use = {offset % stride: offset for offset in sorted(offsets, reverse=True)}
 
         def wanted(frame: int) -> bool:
@@ -238,10 +237,10 @@ def windows(
 
 
 def check_lengths(window: float, step: float | None) -> float:
-    """The step, half a window for None.
+    """Returns the step, or half a window for None.
 
     Raises:
-        UserError: the window or the step is not a sensible number of seconds.
+        UserError: the window or the step is out of range.
     """
     step = max(window / 2, _SHORTEST) if step is None else step
     for name, value in (("window", window), ("step", step)):

@@ -1,1 +1,1 @@
-"""The report of an evaluation: tables, pictures and one page with all of it."""
+"""The report of an evaluation: tables, pictures, and a page that shows all of them."""

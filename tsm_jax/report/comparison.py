@@ -1,4 +1,4 @@
-"""Two evaluations of the same clips: is one better, or is it chance?"""
+"""Compares two evaluations of the same clips: is one better, or is it chance?"""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PREDICTIONS_FILE = "predictions.csv"
 
 @dataclass(frozen=True)
 class Answers:
-    """Which of N clips were recognised."""
+    """Which of N clips were classified correctly."""
 
     name: str
-    clips: Sequence[tuple[str, int]]  # their names and labels, N
-    class_names: Sequence[str]  # in the order of the labels, as far as they are known
+    clips: Sequence[tuple[str, int]]  # names and labels of the N clips
+    class_names: Sequence[str]  # in the order of the labels, as far as known
     correct: np.ndarray  # bool `[N]`
 
     def summary(self) -> str:
-        """Top-1 with its interval, on one line."""
+        """Returns top-1 and its confidence interval, on one line."""
         right, count = int(self.correct.sum()), len(self.correct)
         low, high = wilson_interval(right, count)
         return (
@@ -43,7 +43,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How many clips both recognise, only one of the two, or neither."""
+    """How many clips both evaluations got right, only one of them, or neither."""
 
     names: tuple[str, str]
     both: int
@@ -53,29 +53,29 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Top-1 of the first less that of the second."""
+        """Top-1 of the first minus top-1 of the second."""
         count = self.both + self.only_first + self.only_second + self.neither
         return (self.only_first - self.only_second) / count
 
     @property
     def p_value(self) -> float:
-        """How likely chance makes a difference as large or larger, if both are equally good.
+        """Probability of at least this difference by chance, if both are equally good.
 
-        Reference: McNemar 1947, the exact two-sided test: of the clips that one of the two alone
-        recognises each is as likely the first's as the second's.
+        Reference: McNemar 1947, the exact two-sided test: under that assumption, a clip that only
+        one of the two gets right is equally likely to be the first's or the second's.
         """
         fewer = min(self.only_first, self.only_second)
         return min(1.0, 2 * float(bdtr(fewer, self.only_first + self.only_second, 0.5)))
 
     def lines(self) -> list[str]:
-        """It in words, for the terminal."""
+        """Returns the comparison in words, for the terminal."""
         first, second = map(printable, self.names)
         better = first if self.difference > 0 else second
         verdict = f"{better} is better" if self.p_value < 0.05 else "this may well be chance"
         return [
             f"right: both {self.both} clips, only {first} {self.only_first},"
             f" only {second} {self.only_second}, neither {self.neither}",
-            f"top1 of {first} less that of {second}: {self.difference:+.5f}; exact McNemar test:"
+            f"top1 of {first} minus that of {second}: {self.difference:+.5f}; exact McNemar test:"
             f" p = {self.p_value:.4g}, {verdict}",
         ]
 
@@ -84,7 +84,7 @@ def compare(one: Evaluation | Answers, other: Evaluation | Answers) -> Compariso
     """Compares two evaluations clip by clip.
 
     Raises:
-        UserError: they are not to the same clips in the same order, with the same classes.
+        UserError: they do not have the same clips in the same order, and the same classes.
     """
     first, second = _answers(one), _answers(other)
     if len(first.clips) != len(second.clips):
@@ -113,12 +113,12 @@ def _answers(evaluation: Evaluation | Answers) -> Answers:
 
 
 def is_report(path: str) -> bool:
-    """Whether a path is the folder of a report."""
+    """Returns whether a path is the folder of a report."""
     return os.path.isfile(os.path.join(path, PREDICTIONS_FILE))
 
 
 def read_answers(folder: str) -> Answers:
-    """The answers in a report.
+    """Reads the answers of a report.
 
     Raises:
         UserError: its table is damaged.

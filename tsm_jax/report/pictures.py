@@ -1,4 +1,4 @@
-"""Pictures of a report, as PNG files in memory."""
+"""Draws the pictures of a report, as PNG files in memory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tsm_jax.report.statistics import Calibration, Curves
 
 _CORRECT, _WRONG = COLORS[:2]
 _OVERCONFIDENT = "#f2b48a"
-_LABELLED = 120  # classes; with more, the axes have their numbers instead of their names
-_COUNTED = 40  # classes; with more, the cells are too small for their counts
-_NAME_LENGTH = 28  # letters
-_SIDE, _GAP, _IN_ROW = 128, 4, 8  # of a frame and between frames, pixels; frames
+_LABELLED = 120  # classes; with more, the axes show numbers instead of names
+_COUNTED = 40  # classes; with more, the cells are too small for counts
+_NAME_LENGTH = 28  # characters
+_SIDE, _GAP, _IN_ROW = 128, 4, 8  # of a frame and between frames, in pixels; frames per row
 
 
 def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
-    """A confusion matrix, int `[K, K]`: rows are the true classes, columns the predicted ones.
+    """Draws a confusion matrix, int `[K, K]`: rows are true classes, columns predicted ones.
 
-    Correct answers (the diagonal) are blue and wrong ones orange, by their share of the row and
-    never too pale to see a single clip among many.
+    Correct answers (the diagonal) are blue, wrong ones orange. Colors are stronger for larger
+    shares of the row, but never too pale to see a single clip among many.
     """
     count = len(matrix)
 
@@ -53,13 +53,13 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
 
 
 def _tick(label: int, name: str) -> str:
-    if not name.isascii():  # no font of this machine may have its letters
+    if not name.isascii():  # this machine may lack a font for it
         name = f"{label} {name}"
     return short(name, _NAME_LENGTH)
 
 
 def _colors(matrix: np.ndarray) -> np.ndarray:
-    """RGB of 0 to 1, `[K, K, 3]`; rows without clips are grey."""
+    """Returns RGB from 0 to 1, `[K, K, 3]`; rows without clips are grey."""
     rows = matrix.sum(1, keepdims=True)
     strength = np.where(matrix > 0, 0.25 + 0.75 * np.sqrt(matrix / np.maximum(rows, 1)), 0)
     diagonal = np.eye(len(matrix), dtype=bool)[..., None]
@@ -69,7 +69,7 @@ def _colors(matrix: np.ndarray) -> np.ndarray:
 
 
 def draw_calibration(calibration: Calibration) -> bytes:
-    """The reliability diagram, and the number of clips by confidence below it."""
+    """Draws the reliability diagram, and below it the number of clips by confidence."""
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
@@ -91,7 +91,7 @@ def draw_calibration(calibration: Calibration) -> bytes:
 
 
 def draw_frames_seen(accuracies: np.ndarray) -> bytes:
-    """Top-1 after 1, 2, ..., T frames of a clip, float `[T]`."""
+    """Plots top-1 after 1, 2, ..., T frames of a clip, float `[T]`."""
     seen = np.arange(1, len(accuracies) + 1)
 
     def draw(figure: Figure) -> None:
@@ -109,7 +109,7 @@ def draw_frames_seen(accuracies: np.ndarray) -> bytes:
 
 
 def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> bytes:
-    """Learning curves of `read_curves`, side by side; those of other runs, by name, dashed."""
+    """Plots learning curves from `read_curves`, side by side; other runs, by name, are dashed."""
     runs = {"": curves, **(others or {})}
 
     def draw(figure: Figure) -> None:
@@ -131,7 +131,7 @@ def draw_curves(curves: Curves, others: Mapping[str, Curves] | None = None) -> b
 
 
 def draw_strip(frames: np.ndarray) -> bytes:
-    """Frames uint8 `[T, S, S, 3]` side by side, eight in a row."""
+    """Draws frames, uint8 `[T, S, S, 3]`, side by side, eight per row."""
     columns = min(len(frames), _IN_ROW)
     step = _SIDE + _GAP
     size = (columns * step - _GAP, -(-len(frames) // columns) * step - _GAP)

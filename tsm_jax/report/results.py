@@ -1,4 +1,4 @@
-"""What an evaluation found, clip by clip."""
+"""The results of an evaluation, clip by clip."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tsm_jax.weights.model_directory import Model
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The answers of a model to N clips, in the order of the list.
+    """The answers of a model for N clips, in the order of the list.
 
     Attributes:
-        metrics: of `training.steps.evaluate`.
-        weights: where it was read from.
-        clips: the N clips, to read them again.
+        metrics: from `training.steps.evaluate`.
+        weights: where the model was read from.
+        clips: the N clips, for reading them again.
         average: what was averaged over the views of a clip: `logits` or `probabilities`.
-        dtype: of convolutions.
+        dtype: of the convolutions.
         class_names: K names.
         labels: true classes, int32 `[N]`.
         logits: averaged over views, float32 `[N, K]`.
-        ranks: number of other classes that score at least as high as the true one, int32 `[N]`:
-            0 is a correct answer.
-        right_after: whether the answer is right after 1, 2, ..., T frames, bool `[N, T]`; None of a
-            network that needs all of them at once.
+        ranks: number of other classes that score at least as high as the true one, int32 `[N]`;
+            0 for a correct answer.
+        right_after: whether the answer is correct after 1, 2, ..., T frames, bool `[N, T]`; None
+            for a network that needs all frames at once.
     """
 
     metrics: dict[str, float]
@@ -49,7 +49,7 @@ class Evaluation:
     right_after: np.ndarray | None = None
 
     def summary(self) -> str:
-        """One line with the figures and what they are of."""
+        """Returns one line with the metrics and what was evaluated."""
         metrics, protocol = self.metrics, self.clips.protocol
         averaged = f", mean of {self.average}" if protocol.num_views > 1 else ""
         intervals = accuracy.intervals(metrics).items()
@@ -63,17 +63,17 @@ class Evaluation:
 
     @property
     def warning(self) -> str:
-        """Why its top-1 is less than it seems, on one line; empty if nothing is known."""
+        """Why top-1 means less than it seems, on one line; empty if there is no known reason."""
         return accuracy.warning(self.metrics, self.class_names)
 
     @cached_property
     def names(self) -> list[str]:
-        """The paths of the clips."""
+        """Paths of the clips."""
         return [self.clips.source.name(i) for i in range(len(self.labels))]
 
     @cached_property
     def short_names(self) -> list[str]:
-        """Those paths without the directories of this machine, as in a report."""
+        """Paths of the clips without the directories of this machine, as in a report."""
         return without_directory(self.names)
 
     @cached_property
@@ -86,14 +86,14 @@ class Evaluation:
         finite = np.isfinite(self.logits).all(1)
         if not finite.all():
             raise UserError(
-                f"{self.weights}: the scores of {self.names[int(np.argmin(finite))]} are not finite"
-                " numbers: the weights are damaged or config.dtype is too coarse for them"
+                f"{self.weights}: the scores of {self.names[int(np.argmin(finite))]} are not"
+                " finite: the weights are damaged, or too large for config.dtype"
             )
         return softmax(self.logits)
 
     @cached_property
     def predicted(self) -> np.ndarray:
-        """The best class, int `[N]`; of a tie with the true one, the other, as top-1 counts it."""
+        """The best class, int `[N]`; in a tie with the true class, the other one, as in top-1."""
         others = self.logits.copy()
         others[np.arange(len(self.labels)), self.labels] = -np.inf
         return np.where(self.correct, self.labels, others.argmax(1))
@@ -109,24 +109,24 @@ class Evaluation:
         return self.scores[np.arange(len(self.labels)), self.predicted]
 
     def best(self, clip: int, count: int) -> list[int]:
-        """The `count` best classes of a clip, at most K, the predicted one first."""
+        """Returns the `count` best classes of a clip (at most K), the predicted one first."""
         order = np.argsort(-self.scores[clip], kind="stable")
         first = self.predicted[clip]
         return [int(k) for k in [first, *order[order != first]][:count]]
 
     def confident_mistakes(self, most: int) -> list[int]:
-        """Clips with a wrong answer, the most confident first."""
+        """Returns up to `most` clips with wrong answers, the most confident first."""
         wrong = np.flatnonzero(~self.correct)
         return wrong[np.argsort(-self.confidence[wrong], kind="stable")][:most].tolist()
 
     def hardest(self, most: int) -> list[int]:
-        """Clips whose true class scores lowest, the lowest first, whether it won or not."""
+        """Returns the clips whose true class scores lowest, lowest first, whether it won or not."""
         own = self.scores[np.arange(len(self.labels)), self.labels]
         return np.argsort(own, kind="stable")[:most].tolist()
 
 
 def without_directory(paths: Sequence[str]) -> list[str]:
-    """Absolute paths relative to the directory common to them: a report is for others to read."""
+    """Makes absolute paths relative to their common directory, because others read the report."""
     absolute = [os.path.normpath(path) for path in paths if os.path.isabs(path)]
     common = os.path.commonpath([os.path.dirname(path) for path in absolute] or ["/"])
     return [os.path.relpath(path, common) if os.path.isabs(path) else path for path in paths]

@@ -1,4 +1,4 @@
-"""Statistics of an evaluation: confusion between classes, results by class, calibration; and the
+"""Statistics of an evaluation: confusion between classes, results by class and calibration; and
 learning curves of a run, from the log in its workdir."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _KINDS = {"train": "training", "val": "validation"}
 
 
 def confusion_matrix(evaluation: Evaluation) -> np.ndarray:
-    """Number of clips of class i (row) that are predicted as class j (column), int64 `[K, K]`."""
+    """Counts clips of class i (rows) predicted as class j (columns), int64 `[K, K]`."""
     num_classes = len(evaluation.class_names)
     cells = evaluation.labels.astype(np.int64) * num_classes + evaluation.predicted
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -37,7 +37,7 @@ class Confusion(NamedTuple):
 
 
 def most_confused(matrix: np.ndarray, most: int) -> list[Confusion]:
-    """The largest cells off the diagonal, by count and then by share; empty ones are left out."""
+    """Returns the largest nonzero cells off the diagonal, by count and then by share."""
     labels, predicted = np.nonzero(matrix - np.diag(matrix.diagonal()))
     counts = matrix[labels, predicted]
     shares = counts / matrix.sum(1)[labels]
@@ -49,9 +49,9 @@ def most_confused(matrix: np.ndarray, most: int) -> list[Confusion]:
 class ClassResult(NamedTuple):
     """One class, a row of `per_class.csv`.
 
-    `top1` (recall) and `top5` are shares of its clips, `precision` is a share of the clips that are
-    predicted as it; None where there are no such clips. With five classes or fewer `top5`, which
-    would be 1 whatever the answers are, is None as well.
+    `top1` (recall) and `top5` are shares of its clips; `precision` is a share of the clips
+    predicted as it. They are None if there are no such clips. With five classes or fewer, `top5`
+    is None as well, because it would be 1 for any answers.
     """
 
     label: int
@@ -66,7 +66,7 @@ class ClassResult(NamedTuple):
 
 
 def per_class(evaluation: Evaluation, matrix: np.ndarray) -> list[ClassResult]:
-    """All K classes, in the order of the labels."""
+    """Returns the results of all K classes, in the order of the labels."""
     names = evaluation.class_names
     clips, predictions, correct = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     in_five = np.bincount(evaluation.labels[evaluation.ranks < 5], minlength=len(names))
@@ -89,7 +89,7 @@ def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float | None]:
 
 
 class Calibration(NamedTuple):
-    """Confidence against accuracy, in B bins of equal width, `(low, high]`, from 0 to 1.
+    """Confidence and accuracy, in B bins of equal width, `(low, high]`, from 0 to 1.
 
     Reference: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equations 1 to 3.
     """
@@ -97,11 +97,11 @@ class Calibration(NamedTuple):
     counts: np.ndarray  # clips whose best score lies in the bin, int `[B]`
     confidences: np.ndarray  # means of those scores, `[B]`; 0 without clips
     accuracies: np.ndarray  # shares of those clips that are correct, `[B]`; 0 without clips
-    expected_error: float  # mean over clips of |accuracy - confidence| of their bin (ECE)
+    expected_error: float  # mean over clips of |accuracy - confidence| in their bin (ECE)
 
 
 def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:
-    """The calibration of the best scores."""
+    """Computes the calibration of the best scores."""
     scores = evaluation.confidence.astype(np.float64)
     place = np.clip(np.ceil(scores * num_bins).astype(int) - 1, 0, num_bins - 1)
     counts = np.bincount(place, minlength=num_bins)
@@ -114,15 +114,15 @@ def calibrate(evaluation: Evaluation, num_bins: int = BINS) -> Calibration:
 
 
 def read_curves(workdir: str) -> Curves:
-    """By metric, and by `training` and `validation`: epochs and values, `[2, n]`.
+    """Reads epochs and values, `[2, n]`, by metric and by `training` or `validation`.
 
-    Empty if the folder has no log; metrics that a version of the package did not log are left out.
+    The result is empty if the folder has no log, and lacks metrics that the package did not log.
     """
     path = os.path.join(workdir, METRICS_FILE)
     if not os.path.isfile(path):
         return {}
     entries = [_entry(line) for line in read_text(path, "the log", errors="replace").splitlines()]
-    # The last line of an epoch has its full number of steps; those before it have fewer.
+    # The last line of an epoch has all steps of the epoch; earlier lines have fewer.
     rates = [e["step"] / e["epoch"] for e in entries if {"step", "epoch"} <= e.keys()]
     curves: Curves = {}
     for metric, title in _METRICS.items():
@@ -135,7 +135,7 @@ def read_curves(workdir: str) -> Curves:
 
 
 def _entry(line: str) -> dict[str, Any]:
-    """The kind and the finite numbers; nothing of the half line of a run that was killed."""
+    """Returns the kind and the finite numbers; nothing for the half line of a killed run."""
     try:
         values = json.loads(line)
     except ValueError:

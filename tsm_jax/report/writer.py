@@ -1,5 +1,5 @@
-"""Writes a report: a folder of tables and pictures, and one page of all of them; and parts of that
-page for a notebook."""
+"""Writes a report: a folder of tables and pictures, and a page that shows all of them. Also renders
+parts of that page for notebooks."""
 
 from __future__ import annotations
 
@@ -57,22 +57,22 @@ _FILES = {
 _MISTAKES = [f"mistakes/{place:02}.png" for place in range(1, 13)]
 _MOST_CONFUSED, _TOP = 40, 5
 
-_FRAMES, _HEIGHT = 24, 160  # of a film, and pixels
-_SECONDS = 2.4  # that a film lasts, however long the video is
+_FRAMES, _HEIGHT = 24, 160  # of an animation; the height in pixels
+_SECONDS = 2.4  # duration of an animation, however long the video is
 
 
 def check_target(folder: str) -> None:
     """Checks that a report may be written to `folder`, before the work is done.
 
-    It may be new, empty, or hold an earlier report, which will be replaced.
+    The folder may be new, empty, or contain an earlier report, which will be replaced.
 
     Raises:
-        UserError: it is a file, or has other files, which a report must not delete.
+        UserError: it is a file, or contains other files, which a report must not delete.
     """
     if not os.path.lexists(folder):
         return
     if not os.path.isdir(folder):
-        raise UserError(f"{folder} is not a folder: give another one for the report")
+        raise UserError(f"{folder} is not a folder: choose another path for the report")
     try:
         present = set(os.listdir(folder))
         if "mistakes" in present:
@@ -82,18 +82,18 @@ def check_target(folder: str) -> None:
     others = present - ({PAGE_FILE, *_FILES, *_MISTAKES} if PAGE_FILE in present else set())
     if others:
         raise UserError(
-            f"{folder} has files that are not of a report ({printable(min(others))}): give the"
-            " report a folder of its own"
+            f"{folder} contains files that do not belong to a report ({printable(min(others))}):"
+            " write the report to a folder of its own"
         )
 
 
 def write_report(evaluation: Evaluation, folder: str, comparison: Comparison | None = None) -> str:
-    """Writes the report of an evaluation, and returns the path of its page.
+    """Writes the report of an evaluation and returns the path of its page.
 
     An earlier report in the folder is replaced when the new one is complete.
 
     Args:
-        comparison: of it with another one, to be shown.
+        comparison: with another evaluation, to include.
 
     Raises:
         UserError: as `check_target`; or the folder cannot be written, a clip cannot be read again,
@@ -102,7 +102,7 @@ def write_report(evaluation: Evaluation, folder: str, comparison: Comparison | N
     check_target(folder)
     with new_folder(os.path.realpath(folder), replace=True) as fresh:
         _fill(fresh, evaluation, comparison)
-        check_target(folder)  # again: writing took its time
+        check_target(folder)  # again, because writing takes time
     return os.path.join(folder, PAGE_FILE)
 
 
@@ -173,7 +173,7 @@ def _fill(folder: str, evaluation: Evaluation, comparison: Comparison | None) ->
 
 
 def _conditions(evaluation: Evaluation) -> dict[str, Any]:
-    """What was evaluated and how; absolute paths without their directories."""
+    """Returns what was evaluated and how; absolute paths without their directories."""
     protocol = evaluation.clips.protocol
     return {
         "weights": without_directory([evaluation.weights])[0],
@@ -218,9 +218,9 @@ def _write_table(
 
 
 def render(template: str, **values: Any) -> str:
-    """The HTML of a file in `templates/`.
+    """Renders a file of `templates/` to HTML.
 
-    Names of classes and files come from others: every value is escaped, and its control codes and
+    Names of classes and files are untrusted: every value is escaped, and its control codes and
     marks that reverse the direction of writing are shown as `\\x1b`.
     """
     environment = Environment(
@@ -236,12 +236,12 @@ def render(template: str, **values: Any) -> str:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An address that holds a file itself; `kind` is `image/png` or the like."""
+    """Returns a data URI with the content of a file; `kind` is its type, such as `image/png`."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def clip_answers(evaluation: Evaluation, clip: int, most: int) -> dict[str, Any]:
-    """What the templates show of a clip: its class and the best answers, with their scores."""
+    """Returns what the templates show of a clip: its class and the best answers, with scores."""
     label, scores = int(evaluation.labels[clip]), evaluation.scores[clip]
     return {
         "class_name": evaluation.class_names[label],
@@ -253,7 +253,7 @@ def clip_answers(evaluation: Evaluation, clip: int, most: int) -> dict[str, Any]
 
 
 def playing_clips(evaluation: Evaluation, clips: Sequence[int]) -> str:
-    """HTML with clips that play, each with its true class and the best three answers.
+    """Returns HTML with playing clips, each with its true class and the best three answers.
 
     Raises:
         UserError: a clip cannot be read again, or scores are not finite.
@@ -261,7 +261,7 @@ def playing_clips(evaluation: Evaluation, clips: Sequence[int]) -> str:
     shown = [
         {
             "name": os.path.basename(evaluation.names[clip]),
-            "picture": data_uri(_film(evaluation, clip), "image/gif"),
+            "picture": data_uri(_animation(evaluation, clip), "image/gif"),
             **clip_answers(evaluation, clip, 3),
         }
         for clip in clips
@@ -269,8 +269,8 @@ def playing_clips(evaluation: Evaluation, clips: Sequence[int]) -> str:
     return render("clips.html.jinja", clips=shown)
 
 
-def _film(evaluation: Evaluation, clip: int) -> bytes:
-    """An animated GIF of the whole video, not of the network's frames alone."""
+def _animation(evaluation: Evaluation, clip: int) -> bytes:
+    """Returns an animated GIF of the whole video, not only of the network's frames."""
 
     def choose(num_frames: int) -> np.ndarray:
         return np.unique(np.linspace(0, num_frames - 1, _FRAMES).round().astype(int))
@@ -286,11 +286,13 @@ def _film(evaluation: Evaluation, clip: int) -> bytes:
 
 
 def class_accuracies(evaluations: Mapping[str, Evaluation]) -> str:
-    """HTML with the top-1 of every class that has clips, a column for each evaluation.
+    """Returns HTML with the top-1 of every class that has clips, one column per evaluation.
+
+    Rows are sorted by the change from the first evaluation to the last, largest loss first; with a
+    single evaluation, the worst class comes first.
 
     Args:
-        evaluations: by the heading of their column, on the same list. The largest loss from the
-            first to the last comes first; with one evaluation, the worst class.
+        evaluations: on the same list, by the heading of their column.
     """
     tables = [per_class(one, confusion_matrix(one)) for one in evaluations.values()]
     rows = [

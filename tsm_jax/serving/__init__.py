@@ -1,6 +1,6 @@
-"""An exported folder behind HTTP.
+"""Serves an exported folder over HTTP.
 
-The process that listens (`server.py`, `app.py`) touches neither videos nor the network: videos are
-decoded in confined processes (`decoding.py`), the network runs in a process of its own
-(`engine.py`), and either may die without taking a request of others with it.
+The listening process (`server.py`, `app.py`) touches neither videos nor the network: confined
+processes decode the videos (`decoding.py`), and a separate process runs the network (`engine.py`).
+Any of them may die without failing the requests of others.
 """

@@ -1,4 +1,4 @@
-"""The routes, and the way of a video through the service."""
+"""The routes, and the path of a video through the service."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tsm_jax.serving.uploads import Uploads
 
 _logger = logging.getLogger(__name__)
 
-# Seconds between looks at an engine that has to be started again.
+# Seconds between checks whether the engine has to be restarted.
 _RETRY_SECONDS = 1.0
 
 _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
@@ -51,33 +51,34 @@ _PUBLIC = ("/", "/healthz", "/readyz", "/openapi.json")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to serve, and how; `engine`, `precision` and `protocol` as for `tsm_jax.load`."""
+    """Settings of the service; `engine`, `precision` and `protocol` are as for `tsm_jax.load`."""
 
     model: str  # an exported folder, for clips or for streams
     engine: str = "auto"
     precision: str = "float32"
     protocol: str | None = None
-    max_batch: int | None = None  # clips at once; None for what the engine likes
-    max_wait: float = 0.002  # seconds that a batch waits for clips that are being decoded
-    token: str | None = None  # that requests have to bear
-    cors_origins: tuple[str, ...] = ()  # pages of these may use the service
+    max_batch: int | None = None  # clips per batch; None for the engine's preference
+    max_wait: float = 0.002  # seconds that a batch waits for clips still being decoded
+    token: str | None = None  # bearer token that requests must send
+    cors_origins: tuple[str, ...] = ()  # origins whose pages may use the service
     limits: Limits = field(default_factory=Limits)
 
 
 class Service:
-    """A model behind HTTP.
+    """A model served over HTTP.
 
     Args:
-        settings: of it.
-        stop: is called when the network cannot be loaded, for the reason in `failure`.
+        settings: of the service.
+        stop: called if the network cannot be loaded, after the error is stored in `failure`.
 
     Attributes:
-        app: for an ASGI server.
+        app: the ASGI application.
+        failure: why the network could not be loaded, or None.
         streams: None if the model is for clips.
 
     Raises:
-        UserError: the folder is no exported one, or settings do not fit it.
-        OSError: there is no place for temporary files.
+        UserError: the folder is not an exported one, or the settings do not fit it.
+        OSError: temporary files cannot be created.
     """
 
     def __init__(self, settings: Settings, stop: Callable[[], None]):
@@ -109,23 +110,23 @@ class Service:
         self.app = self._application()
 
     def stop_streams(self) -> None:
-        """Ends those that are followed, if the model is for streams, and begins no more."""
+        """Ends all streams, if the model is for streams, and refuses new ones."""
         if self.streams is not None:
             self.streams.stop()
 
     def close(self) -> None:
-        """Ends all processes and removes all files."""
+        """Ends all processes and deletes all temporary files."""
         self._decoders.close()
         self._engine.close()
         self._uploads.close()
 
-    # Answers
+    # Request handlers
 
     async def _predict(self, request: Request) -> Response:
         if self.streams is not None:
-            raise Refused("wrong_kind", f"this model follows streams: connect to {STREAM_PATH}")
+            raise Refused("wrong_kind", f"this model is for streams: connect to {STREAM_PATH}")
         options = read_options(request.query_params.multi_items(), self._schemas)
-        self._check_free()  # before a body is read for nothing
+        self._check_free()  # before reading a body in vain
         answer = self._whole if options.window is None else self._timeline
         async with self._uploads.receive(request) as upload:
             task = Task(upload.path, upload.name, options.protocol, options.window, options.step)
@@ -183,7 +184,7 @@ class Service:
     async def _no_upgrade(self, _: Request) -> Response:
         if self.streams is None:
             raise self._no_streams()
-        raise Refused("upgrade_required", "connect with a WebSocket, see docs/serving.md")
+        raise Refused("upgrade_required", "connect with a WebSocket (see docs/serving.md)")
 
     def _no_streams(self) -> Refused:
         return Refused("wrong_kind", "this model is for clips: POST a video to /v1/predict")
@@ -292,7 +293,7 @@ class Service:
         keeping.cancel()
 
     async def _keep_engine(self) -> None:
-        """Loads the network, and again whenever it is lost; computes."""
+        """Loads the network, starts computing, and reloads the network whenever it is lost."""
         computing = None
         while True:
             if not self._engine.ready:
@@ -306,11 +307,11 @@ class Service:
                         self.failure = error
                         self._stop()
                         return
-                    _logger.error("the engine cannot be started: %s", error)
+                    _logger.error("cannot start the engine: %s", error)
             await asyncio.sleep(_RETRY_SECONDS)
 
     def _start_computing(self, running: Running) -> asyncio.Task[None]:
-        # Videos that are decoded or wait for the network: enough to keep both busy.
+        # Videos being decoded or waiting for the network: enough to keep both busy.
         self._memory = asyncio.Semaphore(self._settings.limits.decoders + 2 * running.max_batch)
         self._batcher = Batcher(
             self._compute, running.max_batch, self._settings.max_wait, lambda: self._decoding > 0
@@ -320,9 +321,9 @@ class Service:
     def _watch(self) -> None:
         watch = self._metrics.watch
         watch("tsm_ready", "Whether the network is loaded.", lambda: self._engine.ready)
-        watch("tsm_queue", "Videos that have come and wait for an answer.", lambda: self._requests)
-        watch("tsm_decoding", "Videos that are being decoded.", lambda: self._decoding)
-        watch("tsm_streams", "Streams that are followed.", lambda: len(self.streams or ()))
+        watch("tsm_queue", "Uploaded videos waiting for an answer.", lambda: self._requests)
+        watch("tsm_decoding", "Videos being decoded.", lambda: self._decoding)
+        watch("tsm_streams", "Open streams.", lambda: len(self.streams or ()))
         watch("tsm_stored_bytes", "Bytes of uploads on disk.", lambda: self._uploads.stored)
         watch("tsm_decoders", "Decoding processes.", lambda: len(self._decoders.pids))
 
@@ -337,7 +338,7 @@ def _check_stream_settings(settings: Settings) -> None:
         if given:
             raise UserError(
                 f"{settings.model} was exported for streams, which are computed frame by frame in"
-                f" float32: leave {name} out"
+                f" float32: remove {name}"
             )
 
 
@@ -352,7 +353,7 @@ def _json(values: dict[str, Any]) -> Response:
 
 
 def _read_page() -> tuple[str, str]:
-    """The page, and a policy under which a browser runs its own script and style alone."""
+    """Returns the page, and a content security policy that allows only its own script and style."""
     page = (files("tsm_jax.serving") / "page.html").read_text(encoding="utf-8")
 
     def source(tag: str) -> str:
@@ -374,7 +375,7 @@ def _read_page() -> tuple[str, str]:
     return page, "; ".join(policy)
 
 
-# Responses to exceptions; Starlette calls what a handler returns.
+# Exception handlers; each returns an ASGI application, which Starlette calls.
 
 
 def _refusal(refused: Refused, headers: Mapping[str, str] | None = None) -> Any:
@@ -392,21 +393,21 @@ async def _on_refused(_: Request, error: Exception) -> Any:
 async def _on_http_error(request: Request, error: Exception) -> Any:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        refused = Refused("method_not_allowed", f"{request.method} is not for this address")
+        refused = Refused("method_not_allowed", f"this address does not accept {request.method}")
     else:
-        refused = Refused("not_found", "there is nothing here: see /openapi.json")
+        refused = Refused("not_found", "there is nothing at this address: see /openapi.json")
     return _refusal(refused, error.headers)
 
 
 async def _on_disconnect(_: Request, __: Exception) -> Any:
-    """There is nobody to answer."""
+    """Answers nothing: the client is gone."""
 
 
 async def _on_user_error(request: Request, error: Exception) -> Any:
     _logger.error("request %s: %s", request.scope["tsm.id"], error)
-    return _refusal(Refused("internal", "the model cannot answer this: see the log"))
+    return _refusal(Refused("internal", "the model failed on this request: see the service's log"))
 
 
 async def _on_defect(request: Request, error: Exception) -> Any:
     _logger.error("request %s", request.scope["tsm.id"], exc_info=error)
-    return _refusal(Refused("internal", "a defect of the service: see the log"))
+    return _refusal(Refused("internal", "internal error: see the service's log"))

@@ -1,4 +1,4 @@
-"""Uploaded videos, and frames of streams, to views, in confined processes that can be killed."""
+"""Decodes uploads and frames of streams to views, in confined processes that can be killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tsm_jax.errors import UnreadableClipError
 from tsm_jax.serving import sandbox
 from tsm_jax.serving.limits import Limits, Refused
 
-# Of a processor, for a frame of a stream: a JPEG of thousands of scans would take minutes.
+# Processor time for a frame of a stream: a JPEG with thousands of scans would take minutes.
 _FRAME_SECONDS = 2
 
 
@@ -32,14 +32,14 @@ class Task(NamedTuple):
     """A file to decode."""
 
     path: str
-    name: str  # that its sender knows it by, for messages
+    name: str  # the sender's name for it, for messages
     protocol: str
-    window: float | None = None  # seconds, as the step of a timeline; None for the whole video
-    step: float = 0.0
+    window: float | None = None  # of a timeline, in seconds; None for the whole video
+    step: float = 0.0  # of a timeline, in seconds
 
 
 class Decoders:
-    """Processes that decode, for an event loop."""
+    """Decoding processes, for use from an event loop."""
 
     def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
         self._decode = _Decode(preprocessing, num_segments, limits)
@@ -50,17 +50,17 @@ class Decoders:
             prepare=self._decode.prepare,
             name="decode",
         )
-        # Timelines take turns in a process of their own: they last long, and others need not wait.
+        # Timelines take long: they share one extra process, so that other requests do not wait.
         self._threads = ThreadPoolExecutor(limits.decoders + 1, "decode")
         self._whole = asyncio.Semaphore(limits.decoders)
         self._timelines = asyncio.Semaphore(1)
 
     async def start(self) -> None:
-        """Starts processes for whole videos, so that no request has to wait for that.
+        """Starts the processes for whole videos, so that no request has to wait for it.
 
         Raises:
-            UserError: they cannot be confined here.
-            ProcessLostError: one has ended at once.
+            UserError: the processes cannot be confined on this system.
+            ProcessLostError: a process ended immediately.
         """
         run = asyncio.get_running_loop().run_in_executor
         starts = (run(self._threads, self._workers.start) for _ in range(self._limits.decoders))
@@ -70,11 +70,13 @@ class Decoders:
     async def decoding(
         self, task: Task | bytes
     ) -> AsyncGenerator[AsyncGenerator[Window, None], None]:
-        """Gives the windows of a video one by one; a whole video is one, and so is a frame of a
-        stream, a JPEG, whose views are uint8 `[1, 1, S, S, 3]`.
+        """Yields the windows of a video one by one.
+
+        A whole video is a single window. So is a frame of a stream, given as the bytes of a JPEG,
+        whose views are uint8 `[1, 1, S, S, 3]`.
 
         Raises:
-            Refused: while they are taken.
+            Refused: decoding fails or exceeds a limit (raised while iterating).
         """
         slides = isinstance(task, Task) and task.window is not None
         async with (
@@ -84,7 +86,7 @@ class Decoders:
             yield results
 
     async def _results(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
-        """Begins once more if a process is killed before it has given anything."""
+        """Starts over, once, if a process is killed before its first window."""
         given = False
         for last in (False, True):
             try:
@@ -95,11 +97,11 @@ class Decoders:
                 return
             except ProcessLostError as error:
                 if given or last:
-                    message = "the process that decoded this was killed: try again"
+                    message = "the decoding process was killed: try again"
                     raise Refused("interrupted", message) from error
 
     async def _attempt(self, task: Task | bytes) -> AsyncGenerator[Window, None]:
-        """Raises a ProcessLostError if the process was killed by somebody else."""
+        """Raises a ProcessLostError if the process was killed from outside."""
         loop, stream, refused = asyncio.get_running_loop(), self._workers.stream(task), None
         in_thread = False
         try:
@@ -111,17 +113,17 @@ class Decoders:
                     break
                 if isinstance(result, Window):
                     yield result
-                else:  # the end of the stream follows, and the process is free
+                else:  # the last item; the process is free afterwards
                     refused = result if isinstance(result, Refused) else _refusal(result)
         finally:
-            if not in_thread:  # else the service is being stopped, and ends the process
+            if not in_thread:  # otherwise the service is stopping and ends the process
                 stream.close()
         if refused is not None:
             raise refused
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run."""
+        """Ids of the running processes."""
         return self._workers.pids
 
     def close(self) -> None:
@@ -130,7 +132,7 @@ class Decoders:
 
 
 class _Decode:
-    """What a decoding process does."""
+    """The function that decoding processes run."""
 
     def __init__(self, preprocessing: Preprocessing, num_segments: int, limits: Limits):
         self._preprocessing, self._num_segments = preprocessing, num_segments
@@ -153,16 +155,16 @@ class _Decode:
         try:
             with Image.open(io.BytesIO(picture), formats=["JPEG"]) as image:
                 self._check_pixels("frame", *image.size)
-                # Phones turn a picture by a note in it, as browsers show it.
+                # Phones store the orientation as a tag, which browsers apply as well.
                 upright = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
             return Window(0.0, 0.0, np.ascontiguousarray(protocol.views([upright])))
         except Refused as refused:
             return refused
         except MemoryError:
             return Refused("decoding_too_expensive", "decoding the frame takes too much memory")
-        except Exception as error:  # Pillow raises whatever broken data leads it to
-            reason = "no JPEG picture" if isinstance(error, UnidentifiedImageError) else str(error)
-            return Refused("unreadable_frame", f"the frame cannot be decoded: {reason[:200]}")
+        except Exception as error:  # Pillow raises many kinds of exceptions on broken data
+            reason = "not a JPEG image" if isinstance(error, UnidentifiedImageError) else str(error)
+            return Refused("unreadable_frame", f"cannot decode the frame: {reason[:200]}")
 
     def _video(self, task: Task) -> Iterator[Window | Refused]:
         protocol = protocol_of(self._preprocessing, task.protocol)
@@ -181,7 +183,7 @@ class _Decode:
             yield Refused("unreadable_video", message)
 
     def _frame_rate(self, path: str) -> float:
-        """Raises Refused if the container says that the video is too large."""
+        """Returns frames per second; raises Refused if the container declares too large a video."""
         with open_video(path) as stream:
             context, container = stream.codec_context, stream.container
             assert isinstance(container, InputContainer)
@@ -191,12 +193,12 @@ class _Decode:
 
     def _check_pixels(self, what: str, width: int, height: int) -> None:
         if width * height > (most := self._limits.video_pixels):
-            message = f"the {what} has {width} x {height} pixels: at most {most} are taken"
+            message = f"the {what} has {width} x {height} pixels: at most {most} are allowed"
             raise Refused("resolution_too_high", message)
 
     def _check_seconds(self, seconds: float) -> None:
         if seconds > (most := self._limits.video_seconds):
-            message = f"the video lasts {seconds:.0f} s: at most {most:g} s are taken"
+            message = f"the video lasts {seconds:.0f} s: at most {most:g} s are allowed"
             raise Refused("video_too_long", message)
 
     def _whole(self, path: str, protocol: EvalProtocol, rate: float) -> Window:
@@ -215,7 +217,7 @@ class _Decode:
         found = windows(task.path, protocol, self._num_segments, window=window, step=task.step)
         for number, each in enumerate(found):
             if number == self._limits.windows:
-                message = f"the timeline has more than {number} windows: take a longer step"
+                message = f"the timeline has more than {number} windows: use a longer step"
                 raise Refused("video_too_long", message)
             self._check_seconds(each.end)
             yield each
@@ -223,7 +225,7 @@ class _Decode:
 
 def _refusal(failure: JobFailure) -> Refused | ProcessLostError:
     if failure.kind == "late" or failure.exit_code == -signal.SIGXCPU:
-        return Refused("decoding_too_expensive", "decoding this takes too long")
-    if failure.exit_code == -signal.SIGKILL:  # not by its own doing
+        return Refused("decoding_too_expensive", "decoding takes too long")
+    if failure.exit_code == -signal.SIGKILL:  # killed from outside
         return ProcessLostError(failure.reason)
-    return Refused("decoding_too_expensive", f"this cannot be decoded: {failure.reason}")
+    return Refused("decoding_too_expensive", f"decoding failed: {failure.reason}")

@@ -1,8 +1,8 @@
-"""The network in a process of its own, which may die and is started again; clips of all requests
-go through it together.
+"""Runs the network, for clips of all requests, in a separate process that is restarted if it dies.
 
-Batches have 1, 2, 4, ... clips: engines compile for each size that they meet. What waits while the
-engine works is taken together. Only if more is known to come does a batch wait for it.
+Batches have 1, 2, 4, ... clips, because engines compile for each new size. Clips that arrive while
+the engine is working are computed together. A batch waits for more clips only if some are known to
+be coming.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from tsm_jax.serving.sandbox import leave_stopping_to_parent
 
 _logger = logging.getLogger(__name__)
 
-# Of a batch: a network that takes longer hangs.
+# Time limit of a batch: a network that takes longer is considered stuck.
 _SECONDS = 120
 
 
 class Batcher:
-    """Calls a network for clips that come one by one.
+    """Runs a network on batches of clips that arrive one by one.
 
     Args:
-        run: uint8 `[N, ...]` to an array of N results.
-        max_batch: clips at once.
-        max_wait: seconds that a batch waits for more while `coming` says that there will be.
-        coming: whether clips are being decoded.
+        run: maps uint8 `[N, ...]` to an array of N results.
+        max_batch: maximum number of clips per batch.
+        max_wait: seconds that a batch waits for more clips while `coming` returns True.
+        coming: returns whether clips are being decoded.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Batcher:
         self._came = asyncio.Event()
 
     async def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """The network's result for a clip; raises what `run` raises."""
+        """Returns the network's result for a clip; raises what `run` raises."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((clip, future))
         self._came.set()
         return await future
 
     async def work(self) -> None:
-        """Computes until it is cancelled."""
+        """Computes batches until it is cancelled."""
         while True:
             while not self._waiting:
                 await self._arrival()
@@ -80,13 +80,13 @@ class Batcher:
     async def _compute(self, batch: list[tuple[np.ndarray, asyncio.Future[np.ndarray]]]) -> None:
         try:
             results = await self._run(np.stack([clip for clip, _ in batch]))
-        except Exception as error:  # it is theirs who wait
+        except Exception as error:  # raised to the callers of this batch
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
         for (_, future), result in zip(batch, results, strict=True):
-            if not future.done():  # whoever waited may be gone
+            if not future.done():  # the caller may be gone
                 future.set_result(result)
 
 
@@ -96,20 +96,20 @@ class Running(NamedTuple):
     name: str
     precision: str
     device: str
-    max_batch: int  # clips that it takes at once
+    max_batch: int  # maximum number of clips per batch
 
 
 class EngineProcess:
-    """An exported folder's network, for an event loop.
+    """The network of an exported folder in its own process, for use from an event loop.
 
     Args:
-        max_batch: clips at once; None for what the engine likes.
+        max_batch: maximum number of clips per batch; None for the engine's preference.
         orphaned: called in the process when its parent has died.
-        failed: called whenever a process ends by itself.
+        failed: called whenever the process fails.
 
     Attributes:
-        running: None until it was started once.
-        ready: whether there is a process with a network that has answered.
+        running: the engine, or None until it has been started once.
+        ready: whether the network runs and its last call succeeded.
     """
 
     def __init__(
@@ -132,10 +132,10 @@ class EngineProcess:
         self.ready = False
 
     async def start(self) -> Running:
-        """Loads the network and runs it once in every size of batch.
+        """Loads the network and runs it once with every batch size.
 
         Raises:
-            UserError: it cannot be opened, or gives scores that are not finite.
+            UserError: the network cannot be opened, or its scores are not finite.
             RuntimeError: the process ended.
         """
         running = await self._in_thread(None)
@@ -145,30 +145,34 @@ class EngineProcess:
         return running
 
     async def logits(self, batch: np.ndarray) -> np.ndarray:
-        """uint8 `[N, T, S, S, 3]` to float32 `[N, K]`; once more in a new process if one dies.
+        """Computes logits, float32 `[N, K]`, for uint8 `[N, T, S, S, 3]`.
+
+        If the process dies, a new one repeats the computation once.
 
         Raises:
-            Refused: the second one died, too, or none could be started.
+            Refused: the new process died as well, or could not be started.
         """
         return await self._run(batch)
 
     async def step(self, frame: np.ndarray, state: State | None) -> tuple[np.ndarray, State]:
-        """As `StreamEngine.step`, in that process; None is the state of a stream's start. The state
-        is kept here and sent along, so that a stream outlives the process. Raises as `logits`."""
+        """Runs `StreamEngine.step` in the process; raises as `logits`.
+
+        The caller keeps the state, so that a stream survives the process; None starts a stream.
+        """
         return await self._run((frame, state))
 
     async def _run(self, item: np.ndarray | tuple[np.ndarray, State | None]) -> Any:
         for _ in range(2):
             try:
                 result = await self._in_thread(item)
-            except (RuntimeError, UserError) as error:  # a new process did not come up
+            except (RuntimeError, UserError) as error:  # a new process did not start
                 result = JobFailure(" ".join(str(error).split()))
             self.ready = not isinstance(result, JobFailure)
             if not isinstance(result, JobFailure):
                 return result
             self._failed()
             _logger.error("the engine failed: %s", result.reason)
-        raise Refused("interrupted", "the network could not be run: try again")
+        raise Refused("interrupted", "the network failed: try again")
 
     async def _in_thread(self, item: Any) -> Any:
         run = asyncio.get_running_loop().run_in_executor
@@ -176,7 +180,7 @@ class EngineProcess:
 
     @property
     def pids(self) -> list[int]:
-        """The process, if it runs."""
+        """Id of the process, if it is running."""
         return self._workers.pids
 
     def close(self) -> None:
@@ -185,8 +189,11 @@ class EngineProcess:
 
 
 class _Run:
-    """What the process does: None to what runs in it, a batch to its logits, a frame and a state to
-    logits and the next state."""
+    """The function that the process runs.
+
+    It maps None to the `Running` engine, a batch to its logits, and a frame with a state to logits
+    and the next state.
+    """
 
     def __init__(self, folder: str, name: str, precision: str, max_batch: int | None):
         self._arguments = (folder, name, precision)
@@ -204,14 +211,14 @@ class _Run:
         self._engine = open_engine(artifact, name, precision)
         self._max_batch = self._max_batch or self._engine.batch_size
         size = 1
-        while size <= self._max_batch:  # sizes of batches are powers of two, see `Batcher`
+        while size <= self._max_batch:  # batch sizes are powers of two, see `Batcher`
             self._check(self._engine.logits(np.zeros((size, *artifact.clip_shape), np.uint8)))
             size *= 2
 
     def _check(self, logits: np.ndarray) -> None:
         if not np.isfinite(logits).all():
             raise UserError(
-                f"{self._arguments[0]} gives scores that are NaN or infinite: export it again"
+                f"{self._arguments[0]} produces scores that are NaN or infinite: export it again"
             )
 
     def __call__(self, item: np.ndarray | tuple[np.ndarray, State | None] | None) -> Any:

@@ -1,5 +1,4 @@
-"""What every request passes: an id, the token, headers of safety, the log and the counters, which
-are those that Prometheus is told."""
+"""The layer around the application: request ids, token, security headers, access log, metrics."""
 
 from __future__ import annotations
 
@@ -31,18 +30,18 @@ from tsm_jax.serving.limits import RETRY_AFTER, Refused
 
 _log = logging.getLogger("tsm_jax.serving.access")
 
-# Of a refused body, which is read for so long, because a client that still sends may not see an
-# answer that comes with the end of its connection.
+# How much of a refused body is still read, because a client that is still sending may miss an
+# answer that arrives together with the end of its connection.
 _LINGER_SECONDS, _LINGER_BYTES = 2.0, 4 << 20
 
-CLIENT_GONE = 499  # as nginx has it, in the log alone
+CLIENT_GONE = 499  # nginx's status for a client that disconnected; never sent
 
-# What a browser may send of a token with a WebSocket is a subprotocol: this and the token in
-# base64url without padding. The service chooses the other one, as it has to choose one.
+# With a WebSocket, a browser can send a token only as a subprotocol: this prefix and the token in
+# unpadded base64url. The service has to accept one subprotocol, and accepts the other one, `tsm`.
 _BEARER = "bearer."
 SUBPROTOCOL = "tsm"
 STREAM_PATH = "/v1/stream"
-# Whoever is connected closes with any code from here on: for the counters they are one.
+# Clients may close with any code from here on; the metrics count them as one.
 _PRIVATE_CODES = 3000
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -51,11 +50,11 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters of one service."""
+    """Prometheus metrics of one service."""
 
     def __init__(self):
         registry = self._registry = CollectorRegistry()
-        disable_created_metrics()  # a second series for each, which nothing here reads
+        disable_created_metrics()  # they would add a series per metric that nothing reads
 
         def count(name: str, about: str, *labels: str) -> Counter:
             return Counter(name, about, labels, registry=registry)
@@ -64,35 +63,36 @@ class Metrics:
             return Histogram(name, about, buckets=buckets, registry=registry)
 
         self.requests = count("tsm_requests", "Answered requests.", "path", "status")
-        about = "From a prediction's headers to its answer."
+        about = "Time from a prediction's headers to its answer."
         self.request_seconds = histogram("tsm_request_seconds", about)
-        self.decode_seconds = histogram("tsm_decode_seconds", "Decoding of a video, or a window.")
-        self.compute_seconds = histogram("tsm_compute_seconds", "The network, for a batch.")
+        self.decode_seconds = histogram("tsm_decode_seconds", "Time to decode a video or window.")
+        self.compute_seconds = histogram("tsm_compute_seconds", "Time to compute a batch.")
         self.batch_size = histogram("tsm_batch_size", "Clips in a batch.", _SIZES)
-        self.frames = count("tsm_frames", "Frames that the network was shown.")
-        about = "Frames of streams that came faster than they were computed."
+        self.frames = count("tsm_frames", "Frames that the network saw.")
+        about = "Frames of streams that arrived faster than they were computed."
         self.dropped = count("tsm_dropped_frames", about)
         self.deaths = count("tsm_process_failures", "Processes that failed.", "process")
 
     def watch(self, name: str, about: str, value: Callable[[], float]) -> None:
-        """Adds a gauge that is read when it is asked for."""
+        """Adds a gauge whose value is computed whenever it is read."""
         Gauge(name, about, registry=self._registry).set_function(value)
 
     def page(self) -> bytes:
-        """In Prometheus' text format, `METRICS_TYPE`."""
+        """Returns all metrics in Prometheus' text format, `METRICS_TYPE`."""
         return generate_latest(self._registry)
 
 
 class Gate:
-    """An ASGI application around another one.
+    """An ASGI application that wraps another one.
 
     Args:
-        app: the other one.
-        token: which requests have to bear; None for none.
-        public: paths that need none.
-        paths: of the application; the rest is counted as `other`.
-        origins: pages of these may open WebSockets, besides the service's own: what keeps other
-            pages from an HTTP answer does not hold for those.
+        app: the wrapped application.
+        token: bearer token that requests must send; None if they need none.
+        public: paths that need no token.
+        paths: of the application; all others are counted as `other`.
+        origins: besides the service's own pages, pages from these may open WebSockets. They are
+            checked here because browsers do not restrict WebSockets to the same origin, as they
+            restrict reading HTTP answers.
     """
 
     def __init__(
@@ -156,9 +156,9 @@ class Gate:
             return Refused("unauthorized", "send the header Authorization: Bearer TOKEN")
         if scope["type"] == "websocket":
             if scope["path"] != STREAM_PATH:
-                return Refused("not_found", f"WebSockets are for {STREAM_PATH} alone")
+                return Refused("not_found", f"only {STREAM_PATH} accepts WebSockets")
             if not self._from_allowed_page(scope):
-                return Refused("forbidden", "pages of other origins need --cors_origin")
+                return Refused("forbidden", "pages from other origins need --cors_origin")
         return None
 
     def _from_allowed_page(self, scope: Scope) -> bool:
@@ -172,7 +172,7 @@ class Gate:
         if self._token is None:
             return True
         kind, _, token = _authorization(scope).partition(" ")
-        # Digests have one length, so that the time says nothing of the token's.
+        # Digests have equal length, so the time reveals nothing about the token's length.
         same = hmac.compare_digest(_digest(token.strip().encode("latin-1")), self._token)
         return kind.lower() == "bearer" and same
 
@@ -227,7 +227,7 @@ async def _linger(scope: Scope, receive: Receive) -> None:
 
 
 def to_json(values: Mapping[str, Any]) -> bytes:
-    """UTF-8; what it cannot hold (half of a pair of surrogates) is escaped."""
+    """Returns UTF-8 JSON; lone surrogates, which UTF-8 cannot encode, are escaped."""
     return json.dumps(values, ensure_ascii=False, allow_nan=False).encode(
         "utf-8", "backslashreplace"
     )

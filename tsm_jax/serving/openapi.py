@@ -1,4 +1,4 @@
-"""What a prediction takes, in one table for reading its options and for OpenAPI."""
+"""The options of a prediction, in one table for parsing them and for OpenAPI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.serving.gate import STREAM_PATH
 from tsm_jax.serving.limits import REFUSALS, Refused
 
-# What a prediction is never answered, and what it is answered only where there is a token.
+# Errors that no prediction gets, and the one that it gets only if the service has a token.
 _NOT_OF_PREDICTIONS = (
     "unauthorized",
     "not_found",
@@ -31,7 +31,7 @@ _TOKEN = {"type": "http", "scheme": "bearer"}
 
 
 class Options(NamedTuple):
-    """Of a request, see `schemas`; `window` is None where no timeline is wanted."""
+    """Options of a request, see `schemas`; `window` is None unless a timeline is requested."""
 
     top_k: int
     protocol: str
@@ -40,7 +40,7 @@ class Options(NamedTuple):
 
 
 def schemas(num_classes: int, protocols: list[str], protocol: str) -> dict[str, dict[str, Any]]:
-    """JSON schemas of the options."""
+    """Returns the JSON schemas of the options."""
     seconds = {"type": "number", "minimum": 0.1, "maximum": 1000}
 
     def option(about: str, **schema: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def schemas(num_classes: int, protocols: list[str], protocol: str) -> dict[str, 
 
     return {
         "top_k": option(
-            "Classes in an answer.",
+            "Number of classes in an answer.",
             type="integer",
             minimum=1,
             maximum=num_classes,
@@ -61,33 +61,35 @@ def schemas(num_classes: int, protocols: list[str], protocol: str) -> dict[str, 
             default=protocol,
         ),
         "timeline": option(
-            "Answer for each place of a sliding window.", type="boolean", default=False
+            "One answer per position of a sliding window.", type="boolean", default=False
         ),
-        "window": option("Seconds of the window; with `timeline=true`.", **seconds, default=4.0),
+        "window": option(
+            "Length of the window in seconds; only with `timeline=true`.", **seconds, default=4.0
+        ),
         "step": option(
-            "Seconds from one window to the next, half a window if absent; with `timeline=true`.",
+            "Seconds from one window to the next (half a window); only with `timeline=true`.",
             **seconds,
         ),
     }
 
 
 def read_options(pairs: Iterable[tuple[str, str]], schemas: dict[str, dict[str, Any]]) -> Options:
-    """The options in an address, pairs of name and value.
+    """Parses query parameters, pairs of name and value.
 
     Raises:
-        Refused: one is unknown, is there twice, or has a value that is not allowed.
+        Refused: an option is unknown, is given twice, or has a value that is not allowed.
     """
     given: dict[str, Any] = {}
     for name, text in pairs:
         if name not in schemas:
-            raise _bad(f"there is no option {name[:40]!r}: there are {', '.join(schemas)}")
+            raise _bad(f"there is no option {name[:40]!r}: the options are {', '.join(schemas)}")
         if name in given:
             raise _bad(f"the option {name} is given twice")
         given[name] = _value(name, text, schemas[name])
     timeline = given.get("timeline", False)
     for name in ("window", "step"):
         if name in given and not timeline:
-            raise _bad(f"{name} is that of a timeline: give timeline=true, too")
+            raise _bad(f"{name} is an option of timelines: add timeline=true")
     values = {name: schema["default"] for name, schema in schemas.items() if "default" in schema}
     values |= given
     try:
@@ -130,19 +132,19 @@ def describe(
     num_classes: int,
     follows: bool = False,
 ) -> dict[str, Any]:
-    """The description, OpenAPI 3.1.
+    """Returns the OpenAPI 3.1 description.
 
     Args:
         options: of a prediction, see `schemas`.
         token: whether a bearer token is needed.
         num_classes: K.
-        follows: whether the model is for streams. OpenAPI cannot describe what goes over a
-            WebSocket; what its address answers to other requests is there.
+        follows: whether the model is for streams. OpenAPI cannot describe the messages of a
+            WebSocket, only what its address answers to other requests.
     """
     secured: dict[str, Any] = {"security": [{"token": []}]} if token else {}
     refused = ["unauthorized"] if token else []
     predict = {
-        "summary": "Names the action in a video",
+        "summary": "Recognizes the action in a video",
         "operationId": "predict",
         "parameters": [
             {
@@ -172,13 +174,13 @@ def describe(
         **secured,
     }
     stream = {
-        "summary": "Names the action in a stream, frame by frame, over a WebSocket",
-        "description": "Binary messages are JPEG pictures; answers are JSON. See docs/serving.md.",
+        "summary": "Recognizes the action in a stream, frame by frame, over a WebSocket",
+        "description": "Binary messages are JPEG images; answers are JSON. See docs/serving.md.",
         "operationId": "stream",
         "responses": _errors("upgrade_required", "internal", *refused),
         **secured,
     }
-    figures = {"200": _content("Figures", "text/plain", _STRING), **_errors("internal", *refused)}
+    figures = {"200": _content("Metrics", "text/plain", _STRING), **_errors("internal", *refused)}
     model = {
         "200": _json("The model", {"$ref": "#/components/schemas/Model"}),
         **_errors("internal", *refused),
@@ -193,7 +195,7 @@ def describe(
             },
             "/healthz": {"get": _probe("Whether the process is alive", "alive")},
             "/readyz": {"get": _probe("Whether the network is loaded", "ready", "not_ready")},
-            "/metrics": {"get": _read("Figures for Prometheus", "metrics", figures, secured)},
+            "/metrics": {"get": _read("Metrics for Prometheus", "metrics", figures, secured)},
         },
         "components": {
             "schemas": _schemas(num_classes),
@@ -253,7 +255,7 @@ def _json(description: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _errors(*codes: str) -> dict[str, Any]:
-    """Answers by status; one may stand for several codes."""
+    """Returns responses by status; one status may stand for several codes."""
     found: dict[str, list[str]] = {}
     for code in codes:
         status, about = REFUSALS[code]

@@ -1,7 +1,7 @@
-"""What a process that decodes strangers' files gives up: memory, processor time, files, network.
+"""Confines a process that decodes untrusted files: memory, processor time, files, network.
 
-On Linux a filter of system calls refuses sockets and programs (seccomp(2)), for which no privileges
-are needed, in a container neither.
+On Linux a system call filter (seccomp(2)) refuses sockets and the execution of programs. It needs
+no privileges, not even in a container.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tsm_jax.errors import UserError
 
 _OPEN_FILES = 64
 
-# Kernel's numbers of the architecture (linux/audit.h) and of the system calls: seccomp itself, then
-# those that are refused: socket, connect, io_uring_setup, execve, execveat, ptrace,
+# The kernel's numbers of the architecture (linux/audit.h), of the system call seccomp, and of the
+# system calls to refuse: socket, connect, io_uring_setup, execve, execveat, ptrace,
 # process_vm_writev.
 _CALLS = {
     "x86_64": (0xC000003E, 317, (41, 42, 425, 59, 322, 101, 311)),
@@ -29,9 +29,9 @@ _CALLS = {
 
 # linux/filter.h, linux/seccomp.h and linux/prctl.h
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_NUMBER_AT, _ARCHITECTURE_AT = 0, 4  # in what a filter sees
+_NUMBER_AT, _ARCHITECTURE_AT = 0, 4  # offsets in the filter's input
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
-_X32 = 0x40000000  # numbers from here on are a second set of the same calls
+_X32 = 0x40000000  # from here on, a second set of numbers for the same calls
 _NO_NEW_PRIVILEGES, _SET_FILTER, _ALL_THREADS = 38, 1, 1
 
 
@@ -39,10 +39,10 @@ def confine(memory_bytes: int) -> None:
     """Confines this process for the rest of its life.
 
     Args:
-        memory_bytes: that it may take besides what it has.
+        memory_bytes: memory that it may use in addition to what it already has.
 
     Raises:
-        UserError: the kernel has no filters of system calls.
+        UserError: the system refuses the system call filter.
     """
     _limit(resource.RLIMIT_NOFILE, _OPEN_FILES)
     _limit(resource.RLIMIT_FSIZE, 0)  # no file can be written
@@ -56,19 +56,21 @@ def confine(memory_bytes: int) -> None:
 
 
 def leave_stopping_to_parent() -> None:
-    """Goes on after a SIGTERM, which systemd and others send to every process of a service: the
-    parent finishes what is running, and then ends this one."""
+    """Ignores SIGTERM, which systemd and others send to every process of a service.
+
+    The parent finishes the accepted requests and then ends this process.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def allow_seconds(seconds: float) -> None:
-    """The kernel ends this process after so much more processor time."""
+    """Lets the kernel end this process after this much more processor time."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     _limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime + seconds) + 1, soft=True)
 
 
 def has_filters() -> bool:
-    """Whether the network can be closed to a process here; else only its other limits hold."""
+    """Returns whether this system can block a process's network; the other limits always hold."""
     return sys.platform == "linux" and platform.machine() in _CALLS
 
 
@@ -84,7 +86,7 @@ def _refuse_calls() -> None:
     tests = [(_EQUAL, number) for number in refused]
     if platform.machine() == "x86_64":
         tests.insert(0, (_AT_LEAST, _X32))
-    # A test that is met jumps to the last instruction, which refuses; the one before it allows.
+    # A matching test jumps to the last instruction, which refuses; the one before it allows.
     program = [
         (_LOAD, 0, 0, _ARCHITECTURE_AT),
         (_EQUAL, 0, len(tests) + 2, architecture),
@@ -101,6 +103,6 @@ def _refuse_calls() -> None:
         seccomp, _SET_FILTER, _ALL_THREADS, header
     ):
         raise UserError(
-            "cannot keep decoding processes from the network: seccomp says"
+            "cannot block the network for decoding processes: seccomp failed with"
             f" {os.strerror(ctypes.get_errno())}; allow it in this container"
         )

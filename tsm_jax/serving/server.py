@@ -1,4 +1,4 @@
-"""Listening: connections within limits, and an end without loss."""
+"""Listens for connections, within limits, and shuts down without losing requests."""
 
 from __future__ import annotations
 
@@ -22,37 +22,37 @@ from tsm_jax.serving.gate import to_json
 from tsm_jax.serving.limits import RETRY_AFTER, Limits, Refused
 
 _HEADER_BYTES = 32 << 10
-_LAST_CALL_SECONDS = 0.5  # for the headers of those who connected before the end
+_LAST_CALL_SECONDS = 0.5  # for the headers of clients that connected before the shutdown
 _GOODBYE_SECONDS = 5  # for a client to close its side of a WebSocket
-_LOOKS = 4  # at a connection, within the seconds that it may idle
+_CHECKS = 4  # of a connection per `idle_seconds`
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Answers until SIGTERM or SIGINT, then finishes what is running.
+    """Answers requests until SIGTERM or SIGINT, then finishes those already accepted.
 
     Raises:
-        UserError: the model cannot be opened, or the address not be used.
+        UserError: the model cannot be opened, or the address cannot be used.
         RuntimeError: the network could not be loaded for another reason.
     """
     try:
         listener = _listen(host, port)
     except OSError as error:
         raise UserError(f"cannot listen on {host}:{port}: {reason(error)}") from error
-    told: list[int] = []
+    signals: list[int] = []
     with listener:
         try:
             service = Service(settings, lambda: setattr(server, "should_exit", True))
         except OSError as error:
-            message = f"no place for temporary files: {reason(error)} (set TMPDIR)"
+            message = f"cannot create temporary files: {reason(error)} (set TMPDIR)"
             raise UserError(message) from error
         try:
             server = uvicorn.Server(_config(service, settings.limits))
 
             def stop(number: int, _: Any) -> None:
-                told.append(number)
+                signals.append(number)
                 server.should_exit = True
 
-            # Until uvicorn has its own, which raise these once more when it is done.
+            # Until uvicorn installs its own handlers, which raise these signals again at its end.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, stop)
             _log_to_stdout()
@@ -60,7 +60,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
             server.run([listener])
         finally:
             service.close()
-    if service.failure is not None and not told:  # what is stopped while it loads fails to load
+    if service.failure is not None and not signals:  # stopping while loading is no failure
         raise service.failure
     print("stopped", file=sys.stderr)
 
@@ -76,8 +76,8 @@ def _config(service: Service, limits: Limits) -> uvicorn.Config:
         http=type("Limited", (_Connection,), {"limits": limits, "service": service}),
         ws=type("Closed", (_Socket,), {"service": service}),
         ws_max_size=limits.frame_bytes,
-        ws_per_message_deflate=False,  # a client could send what becomes large
-        ws_ping_interval=None,  # without frames it is closed anyway
+        ws_per_message_deflate=False,  # small messages could expand to large ones
+        ws_ping_interval=None,  # idle streams are closed anyway
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -93,7 +93,7 @@ def _log_to_stdout() -> None:
     log.addHandler(logging.StreamHandler(sys.stdout))
     log.setLevel(logging.INFO)
     log.propagate = False
-    # What clients do wrong is in the access log.
+    # Errors of clients are in the access log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
 
@@ -102,18 +102,18 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     local = host in ("127.0.0.1", "::1")
     lines = [f"{settings.model} on http://{f'[{host}]' if ':' in host else host}:{port}/"]
     if local:
-        lines[0] += "  (this machine alone; --host 0.0.0.0 for others)"
+        lines[0] += "  (only from this machine; --host 0.0.0.0 for others)"
     elif settings.token is None:
-        lines.append("warning: whoever reaches this machine can use it: --token_file FILE")
+        lines.append("warning: anyone who can reach this machine can use it: set --token_file FILE")
     if not sandbox.has_filters():
-        lines.append("warning: on this system decoding processes are not kept from the network")
+        lines.append("warning: on this system, decoding processes keep network access")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 class _Connection(H11Protocol):
-    """A connection that is ended when its client takes or gives nothing for too long.
+    """A connection that is closed if its client does not send, or does not read, for too long.
 
-    uvicorn waits without end for the headers of a first request, for the rest of those of a later
+    uvicorn waits forever for the headers of a first request, for the remaining headers of a later
     one, and for a client that does not read.
     """
 
@@ -124,24 +124,24 @@ class _Connection(H11Protocol):
         super().connection_made(transport)
         self._unsent = 0
         self._waits_since: float | None = self.loop.time()
-        self._look_again: asyncio.TimerHandle | None = None
+        self._next_check: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
             self._answer("busy", "too many connections are open: try again")
         else:
-            self._look()
+            self._check()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if self._look_again is not None:
-            self._look_again.cancel()  # streams.py looks after it from now on
+        if self._next_check is not None:
+            self._next_check.cancel()  # from now on, streams.py limits its idle time
         super().handle_websocket_upgrade(event)
 
     def shutdown(self) -> None:
-        """What has connected may still send its request, if it does so at once."""
+        """Lets connected clients still send a request, if they do so at once."""
         self.service.stop_streams()
         if self.cycle is None and not self.transport.is_closing():
             self.loop.call_later(_LAST_CALL_SECONDS, self._end)
@@ -154,12 +154,12 @@ class _Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         if self.cycle is None or self.cycle.response_complete:
-            self._answer("bad_request", "this is not HTTP that can be read")
+            self._answer("bad_request", "cannot parse the request as HTTP")
         else:
             self.transport.abort()
 
     def _answer(self, code: str, message: str) -> None:
-        """Before there is a request."""
+        """Answers with an error before there is a request."""
         refused = Refused(code, message)
         body = to_json(refused.values(""))
         retry = f"retry-after: {RETRY_AFTER}\r\n" if refused.status == 503 else ""
@@ -170,7 +170,7 @@ class _Connection(H11Protocol):
         self.transport.write(head.encode() + body)
         self.transport.close()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         stuck = unsent > 0 and unsent == self._unsent
         self._unsent = unsent
@@ -182,15 +182,15 @@ class _Connection(H11Protocol):
         if stuck or idle:
             self.transport.abort()
         else:
-            pause = self.limits.idle_seconds / _LOOKS
-            self._look_again = self.loop.call_later(pause, self._look)
+            pause = self.limits.idle_seconds / _CHECKS
+            self._next_check = self.loop.call_later(pause, self._check)
 
 
 class _Socket(WebSocketsSansIOProtocol):
-    """A WebSocket whose stream ends by itself, and that is gone soon afterwards.
+    """A WebSocket that lets its stream end on shutdown, and is closed soon after the stream.
 
-    uvicorn closes it without the last answer when it shuts down, and waits without end for a client
-    that does not read.
+    uvicorn alone would close it before the last answer, and wait forever for a client that does not
+    read.
     """
 
     service: Service

@@ -1,7 +1,7 @@
-"""Frames of live streams in, what the network sees in them out, over WebSockets.
+"""Answers live streams, frame by frame, over WebSockets.
 
-A message of a client is a JPEG picture, an answer the JSON of a line of `tsm stream --output`. A
-connection is a stream, whose state is kept here.
+Each message of a client is a JPEG image; each answer is JSON, as in a line of
+`tsm stream --output`. A connection is one stream, whose state is kept here.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from tsm_jax.serving.limits import Limits, Refused
 
 _logger = logging.getLogger(__name__)
 
-# The close code of an error is this and its HTTP status.
+# The close code of an error is this plus its HTTP status.
 _CLOSE_CODES = 4000
 
-# For a client to take an answer.
+# Time limit for a client to receive an answer.
 _SEND_SECONDS = 10
 
-_EARLY = 0.25  # of the time between two frames: a client's clock is not ours
+_EARLY = 0.25  # fraction of the time between two frames: a client's clock differs from ours
 
 
 class Streams:
     """Follows streams with one network.
 
     Raises:
-        UserError: nobody knows the network's frame rate.
+        UserError: the network's frame rate is not known.
     """
 
     def __init__(
@@ -56,45 +56,45 @@ class Streams:
         self._rate = artifact.preprocessing.frame_rate
         if not self._rate:
             raise UserError(
-                f"{artifact.folder} does not say at how many frames a second it was trained:"
-                " export it again with --fps"
+                f"{artifact.folder} does not store the frame rate of its training: export it again"
+                " with --fps"
             )
         self._active: set[NewestFrame] = set()
         self._stopping = False
 
     def __len__(self) -> int:
-        """Streams that are followed."""
+        """Number of open streams."""
         return len(self._active)
 
     def stop(self) -> None:
-        """Ends them, each after the answers to the frames that have come, and begins no more."""
+        """Ends all streams, after answering the frames already received, and refuses new ones."""
         self._stopping = True
         for frames in self._active:
             frames.end(_stopping())
 
     async def follow(self, websocket: WebSocket) -> None:
-        """Answers a client's frames until one of the two ends it."""
+        """Answers a client's frames until the client or the service ends the stream."""
         await _accept(websocket)
         try:
             await self._follow(websocket)
         except Refused as refused:
             await _close(websocket, refused)
         except (WebSocketDisconnect, TimeoutError):
-            pass  # the client is gone, or takes nothing: see the access log
+            pass  # the client is gone or does not read: see the access log
         except Exception as error:
             _logger.error("stream %s", websocket.scope["tsm.id"], exc_info=error)
-            refused = Refused("internal", "a defect of the service, or of the model: see the log")
+            refused = Refused("internal", "error of the service or model: see the service's log")
             await _close(websocket, refused)
 
     async def _follow(self, websocket: WebSocket) -> None:
         if websocket.query_params:
-            raise Refused("bad_option", "a stream takes no options")
+            raise Refused("bad_option", "a stream accepts no options")
         if self._stopping:
             raise _stopping()
         if self._engine.running is None:
             raise Refused("not_ready", "the network is being loaded: try again")
         if len(self._active) >= self._limits.streams:
-            raise Refused("busy", f"{len(self._active)} streams are followed: try again")
+            raise Refused("busy", f"{len(self._active)} streams are already open: try again")
         frames = NewestFrame(self._rate, self._metrics.dropped.inc)
         self._active.add(frames)
         reading = asyncio.create_task(self._read(websocket, frames))
@@ -114,14 +114,14 @@ class Streams:
                 except TimeoutError:
                     if frames.seconds_sought < seconds:
                         continue  # the client waits for an answer
-                    raise Refused("idle", f"no frame came for {seconds:g} seconds") from None
+                    raise Refused("idle", f"no frame arrived for {seconds:g} seconds") from None
                 if message["type"] == "websocket.disconnect":
                     frames.forget()
                     raise WebSocketDisconnect(message["code"])
                 if not message.get("bytes"):
-                    raise Refused("bad_request", "send each frame as a binary message, a JPEG")
+                    raise Refused("bad_request", "send each frame as a binary message with a JPEG")
                 frames.put(message["bytes"])
-        except Exception as error:  # it is raised to whoever takes the next frame
+        except Exception as error:  # raised when the next frame is taken
             frames.end(error)
 
     async def _answer(self, websocket: WebSocket, frames: NewestFrame) -> None:
@@ -144,23 +144,23 @@ class Streams:
 
 
 def warning_of(times: Sequence[float], rate: float) -> dict[str, str]:
-    """What an answer says, too, if the network sees too few frames: see `too_slow`."""
+    """Returns the answer's warning if the network sees too few frames, see `too_slow`."""
     if (found := too_slow(times, rate)) is None:
         return {}
     return {
-        "warning": f"the network sees {found:.3g} frames a second and was trained with {rate:g}:"
-        " all that moves looks faster to it"
+        "warning": f"the network sees {found:.3g} frames a second but was trained with {rate:g}:"
+        " motion looks too fast to it"
     }
 
 
 async def refuse_stream(websocket: WebSocket, refused: Refused) -> None:
-    """Says why there are no streams, where a browser can read it: in a stream."""
+    """Accepts a stream only to send an error, because browsers cannot read a refused handshake."""
     await _accept(websocket)
     await _close(websocket, refused)
 
 
 def _stopping() -> Refused:
-    return Refused("stopping", "the service was told to stop: connect again")
+    return Refused("stopping", "the service is shutting down: connect again")
 
 
 async def _accept(websocket: WebSocket) -> None:
@@ -175,42 +175,46 @@ async def _close(websocket: WebSocket, refused: Refused) -> None:
 
 
 async def _send(websocket: WebSocket, values: dict[str, Any]) -> None:
-    """Raises a TimeoutError if the client takes nothing."""
+    """Raises a TimeoutError if the client does not read."""
     async with asyncio.timeout(_SEND_SECONDS):
         await websocket.send_text(to_json(values).decode())
 
 
 class Frame(NamedTuple):
-    """A picture, and when it came, in seconds from the first one."""
+    """A JPEG image and its arrival time, in seconds from the first one."""
 
     time: float
     picture: bytes
 
 
 class NewestFrame:
-    """The newest frame of a client, at most `rate` times a second; `count` is told how many were
-    dropped.
+    """The newest frame of a client, handed out at most `rate` times a second.
 
-    Whoever sends more is not answered more often: the network has to see time pass as in training.
+    Clients that send more frames do not get more answers, because the network has to see time pass
+    as in training.
+
+    Args:
+        rate: frames per second.
+        count: called with the number of dropped frames whenever a frame is taken.
 
     Attributes:
-        dropped: frames that would have been given out, had they been asked for in time, and for
-            which later ones were.
+        dropped: number of frames that would have been handed out if taken in time, but were
+            replaced by later ones.
     """
 
     def __init__(self, rate: float, count: Callable[[int], None]):
         self.dropped = 0
         self._period, self._count = 1 / rate, count
         self._first: float | None = None
-        self._due = 0.0  # when the next one is to be given out
+        self._due = 0.0  # when the next frame may be taken
         self._waiting: Frame | None = None
-        self._replaced = 0  # frames, since one was given out
+        self._replaced = 0  # number of frames since one was taken
         self._sought_since = math.inf
         self._end: Exception | None = None
         self._changed = asyncio.Event()
 
     def put(self, picture: bytes) -> None:
-        """Replaces what waits."""
+        """Replaces the waiting frame."""
         now = time.monotonic()
         if self._first is None:
             self._first = self._due = now
@@ -219,10 +223,10 @@ class NewestFrame:
         self._changed.set()
 
     async def take(self) -> Frame:
-        """The newest one, as soon as it is due.
+        """Returns the newest frame, as soon as it is due.
 
         Raises:
-            Exception: that of `end`, once nothing waits.
+            Exception: the one given to `end`, once no frame is waiting.
         """
         self._sought_since = time.monotonic()
         while self._waiting is None or (early := self._early()) > 0:
@@ -243,17 +247,17 @@ class NewestFrame:
 
     @property
     def seconds_sought(self) -> float:
-        """For which somebody has been waiting for a frame and none for them."""
+        """Seconds that `take` has waited while no frame was there; not positive otherwise."""
         return time.monotonic() - self._sought_since if self._waiting is None else 0.0
 
     def _early(self) -> float:
         return self._due - _EARLY * self._period - time.monotonic()
 
     def end(self, error: Exception) -> None:
-        """No more will come."""
+        """Makes `take` raise an error once no frame is waiting: no more will come."""
         self._end = self._end or error
         self._changed.set()
 
     def forget(self) -> None:
-        """Nobody waits for an answer."""
+        """Discards the waiting frame: nobody waits for its answer."""
         self._waiting = None

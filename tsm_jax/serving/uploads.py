@@ -1,4 +1,4 @@
-"""Bodies of requests to temporary files, within limits while they come."""
+"""Writes request bodies to temporary files, checking the limits as they arrive."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ _HEADER_BYTES = 4096
 
 
 class Uploads:
-    """The folder of a service's temporary files; what services that were killed have left is
-    removed.
+    """The folder of a service's temporary files; deletes those left by killed services.
 
     Raises:
-        OSError: there is no place for temporary files.
+        OSError: temporary files cannot be created.
     """
 
     def __init__(self, limits: Limits):
@@ -43,11 +42,11 @@ class Uploads:
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncGenerator[Upload, None]:
-        """Gives the video in the body, whole, in a file that is gone afterwards.
+        """Yields the complete video of the body, in a file that is deleted afterwards.
 
         Raises:
-            Refused: the body is too large, too slow, or no form with one file.
-            ClientDisconnect: the client has gone.
+            Refused: the body is too large, too slow, empty, or a form without exactly one file.
+            ClientDisconnect: the client is gone.
         """
         length = request.headers.get("content-length", "")
         if length.isdecimal() and int(length) > self.limits.upload_bytes:
@@ -59,7 +58,7 @@ class Uploads:
             await self._read(request, upload)
             upload.finish()
             if not upload.size:
-                raise Refused("unreadable_video", "the body has no bytes: send a video")
+                raise Refused("unreadable_video", "the body is empty: send a video")
             yield upload
         finally:
             upload.remove()
@@ -88,26 +87,28 @@ class Uploads:
         except TimeoutError:
             raise Refused(
                 "upload_too_slow",
-                f"{received} bytes came in {time.monotonic() - start:.0f} s: send at least"
-                f" {self.limits.upload_rate} a second",
+                f"{received} bytes arrived in {time.monotonic() - start:.0f} s: send at least"
+                f" {self.limits.upload_rate} per second",
             ) from None
 
     def _too_large(self) -> Refused:
         limit = self.limits.upload_bytes
-        return Refused("upload_too_large", f"a body may have at most {limit} bytes")
+        return Refused(
+            "upload_too_large", f"the body is too large: at most {limit} bytes are allowed"
+        )
 
     def close(self) -> None:
-        """Removes the folder."""
+        """Deletes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
 
 class Upload:
-    """A video in a file.
+    """An uploaded video in a temporary file.
 
     Attributes:
-        name: the sender's own name of it, without folders.
-        size: bytes.
+        name: the sender's file name, without folders.
+        size: in bytes.
     """
 
     def __init__(self, uploads: Uploads):
@@ -116,7 +117,7 @@ class Upload:
 
     def open(self, name: str = "") -> None:
         self.name = name or self.name
-        # FFmpeg knows some formats by their names alone.
+        # FFmpeg recognizes some formats only by their file names.
         suffix = re.search(r"\.[A-Za-z0-9]{1,10}$", name)
         try:
             self._handle, self.path = tempfile.mkstemp(
@@ -126,10 +127,10 @@ class Upload:
             raise _no_space(error) from error
 
     def write(self, data: bytes) -> None:
-        """Appends.
+        """Appends to the file.
 
         Raises:
-            Refused: the disk is full, or what the service may use of it.
+            Refused: the disk is full, or the service's share of it.
         """
         if self._uploads.stored + len(data) > self._uploads.limits.storage_bytes:
             raise Refused("busy", "too many bytes are being uploaded at once")
@@ -137,7 +138,7 @@ class Upload:
         self._uploads.stored += len(data)
         view = memoryview(data)
         try:
-            while view:  # the system may take a part
+            while view:  # the system may write only a part
                 view = view[os.write(self._handle, view) :]
         except OSError as error:
             raise _no_space(error) from error
@@ -156,7 +157,7 @@ class Upload:
 
 
 class _Form:
-    """A form with one field, `file`."""
+    """Parser of a form with one field, `file`."""
 
     def __init__(self, upload: Upload, boundary: bytes):
         self._upload, self._files, self._whole = upload, 0, False
@@ -212,12 +213,12 @@ class _Form:
 
 
 def _form(request: Request, upload: Upload) -> _Form | None:
-    """None for a body that is the video itself."""
+    """Returns the parser of a form, or None if the body is the video itself."""
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data":
         return None
     if not options.get(b"boundary"):
-        raise Refused("bad_request", "the form has no boundary in its Content-Type")
+        raise Refused("bad_request", "the Content-Type of the form has no boundary")
     return _Form(upload, options[b"boundary"])
 
 
@@ -226,12 +227,12 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except FormParserError as error:
-        raise Refused("bad_request", f"the form cannot be read: {reason(error)}") from error
+        raise Refused("bad_request", f"cannot parse the form: {reason(error)}") from error
 
 
 def _wrong_fields() -> Refused:
     return Refused(
-        "bad_request", "the form must have one field, `file`; options are in the address: ?top_k=3"
+        "bad_request", "the form must have one field, `file`; options belong in the URL: ?top_k=3"
     )
 
 
@@ -240,10 +241,10 @@ def _no_space(error: OSError) -> Refused:
 
 
 def _lock(folder: str) -> int:
-    """A lock that this process holds until it ends, however it ends.
+    """Locks a folder until this process ends, however it ends; returns the lock's handle.
 
     Raises:
-        OSError: another process holds it, or there is none.
+        OSError: another process holds the lock, or it cannot be created.
     """
     handle = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT, 0o600)
     try:
