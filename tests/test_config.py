@@ -168,7 +168,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("data.frame_template", "{:05}_{:05}.jpg", "config.data.frame_template"),
         ("data.frame_template", "{:999999999}.jpg", "config.data.frame_template"),
         ("data.frame_template", "{0.__class__}.jpg", "config.data.frame_template"),
-        ("data.rendered_clips", (5,), "config.data.rendered_clips is .*two whole numbers"),
+        ("data.rendered_clips", (5,), "config.data.rendered_clips is .*two integers"),
         ("data.rendered_clips", (0, 0), "config.data.rendered_clips is .*at least 1"),
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate is 0.0.*at least 1e-12"),
         ("optimizer.learning_rate", math.nan, "config.optimizer.learning_rate is nan"),
@@ -181,7 +181,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("optimizer.boundaries", (40, 20), "config.optimizer.boundaries is .*greater than the one"),
         ("optimizer.boundaries", (-3,), "config.optimizer.boundaries is .*at least"),
         ("optimizer.warmup_epochs", 51.0, r"config.optimizer.warmup_epochs is 51.*epochs \(50\)"),
-        ("optimizer.warmup_epochs", 30.0, "boundaries is .*must not lie within .*warmup_epochs"),
+        ("optimizer.warmup_epochs", 30.0, "boundaries is .*must not be less than .*warmup_epochs"),
         ("optimizer.clip_norm", 1e-40, "config.optimizer.clip_norm is 1e-40"),
         ("optimizer.momentum", 1.0, "config.optimizer.momentum is 1.0.*at most 0.9999"),
         ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 0.9999"),
@@ -219,8 +219,8 @@ def test_survives_being_stored():
     stored["optimizer"]["boundaries"] = [1, 2]  # JSON knows no tuples
     assert dict(flatten(from_dict(stored))) == dict(flatten(config))
     for key, value, message in (
-        ("seed", [1], r"damaged: seed is \(1,\), which is not of type int"),
-        ("model", 1, "differs in"),
+        ("seed", [1], r"damaged: seed is \(1,\); it must be of type int"),
+        ("model", 1, "differ in"),
     ):
         with pytest.raises(UserError, match=message):
             from_dict({**stored, key: value})
@@ -230,7 +230,7 @@ def test_survives_being_stored():
         with pytest.raises(UserError, match=message):
             from_dict({**stored, "version": version})
     del stored["seed"]
-    with pytest.raises(UserError, match="it differs in seed"):
+    with pytest.raises(UserError, match="they differ in seed"):
         from_dict(stored)
 
 

@@ -98,12 +98,18 @@ def test_real_paddle_loads_what_we_write(k400, tmp_path):
     [
         (["--input", "nope.pdparams", "--output", "m"], "no weights at nope.pdparams"),
         (["--input", "x", "--output", "m", "--to=onnx"], "invalid choice"),
-        (["--input", "x", "--output", "m", "--to=pdparams"], "the name of a .pdparams ends so"),
-        (["--input", "x", "--output", "m.pdparams", "--to=model"], "of a model directory in none"),
+        (
+            ["--input", "x", "--output", "m", "--to=pdparams"],
+            "pdparams needs a name that ends in .pdparams",
+        ),
+        (
+            ["--input", "x", "--output", "m.pdparams", "--to=model"],
+            "and model one in none of these",
+        ),
         (["--input", "x", "--output", "m", "--num_segments", "1"], "must be at least 2"),
         (["--input", "paddle/tsm_k40", "--output", "m"], "paddle/tsm_k400"),
-        (["--input", "x", "--output", "m.pth"], "--to mit or mmaction2"),
-        (["--input", "x", "--output", "m", "--to=mit"], "in .pth or .pth.tar"),
+        (["--input", "x", "--output", "m.pth"], "--to mit or --to mmaction2"),
+        (["--input", "x", "--output", "m", "--to=mit"], "one in .pth or .pth.tar"),
         (["--output", "m"], "required: --input"),
         (
             [

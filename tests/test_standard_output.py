@@ -45,7 +45,7 @@ def test_a_full_disk_is_one_line(code, buffering):
     with open("/dev/full", "w") as full:
         result = run(code, full, PYTHONUNBUFFERED=buffering)
     assert result.returncode == 1
-    expected = "error: cannot write to the standard output: No space left on device\n"
+    expected = "error: cannot write to standard output: No space left on device\n"
     assert result.stderr == expected
 
 

@@ -93,9 +93,9 @@ def test_help_waits_for_nothing():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trian", "error: there is no verb trian: did you mean `tsm train`?\n"),
-        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, recipes,"),
-        ("--config", "error: there is no verb --config: the verbs are"),
+        ("trian", "error: unknown verb trian: did you mean `tsm train`?\n"),
+        ("frobnicate", "error: unknown verb frobnicate: the verbs are prepare, recipes,"),
+        ("--config", "error: unknown verb --config: the verbs are"),
     ],
 )
 def test_an_unknown_verb_is_one_line(word, message):
@@ -111,7 +111,7 @@ def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
         result = tsm("train", program=program)
         assert result.returncode == 1
         assert result.stderr == (
-            f"error: which recipe? `{typed.removesuffix('train')}recipes` lists them"
+            f"error: no recipe given: `{typed.removesuffix('train')}recipes` lists them"
             f" (see {typed} --help)\n"
         )
 

@@ -198,7 +198,5 @@ def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
     path = tmp_path / "model" / "config.json"
     newer = {**json.loads(path.read_text()), "format_version": FORMAT_VERSION + 1}
     path.write_text(json.dumps(newer))
-    with pytest.raises(
-        UserError, match="config.json: the model is of version 4, .* a newer tsm_jax"
-    ):
+    with pytest.raises(UserError, match="config.json: the model has version 4, .* a newer tsm_jax"):
         load_model(str(tmp_path / "model"))

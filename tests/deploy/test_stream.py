@@ -179,7 +179,7 @@ def test_one_kind_is_refused_as_the_other(folder, exported, make_model, tmp_path
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "version 4, this tsm_jax reads up to version 3"),
+        ({"version": 4}, "version 4, but this tsm_jax reads only up to version 3"),
         ({"kind": "frames"}, "export.kind is 'frames'"),
         ({"labels": [f"class number {k}" for k in range(4)]}, "label"),
     ],

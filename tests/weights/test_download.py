@@ -226,7 +226,7 @@ def test_a_wrong_content_range_starts_again(server, path, content_range):
 def test_a_server_that_promises_more_than_it_sends(server, path):
     server.answer = status(200, {"Content-Length": "1000"}, b"short")
     with pytest.raises(
-        UserError, match=r"failed after 5 attempts: it broke off after 5 of 1,000 bytes"
+        UserError, match=r"failed after 5 attempts: the connection ended after 5 of 1,000 bytes"
     ):
         get(server, path)
     assert len(server.requests) == 5
@@ -266,7 +266,7 @@ def test_passing_faults_are_retried(server, path, code):
 @pytest.mark.parametrize("code", [401, 403, 404, 410])
 def test_lasting_faults_are_not(server, path, code):
     server.answer = status(code)
-    with pytest.raises(UserError, match=f"the server answers {code}"):
+    with pytest.raises(UserError, match=f"the server responded with {code}"):
         get(server, path)
     assert len(server.requests) == 1
 
@@ -276,7 +276,7 @@ def test_waiting_doubles(server, path, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 1.0)
     monkeypatch.setattr(module.time, "sleep", waited.append)
     server.answer = status(503)
-    with pytest.raises(UserError, match="failed after 5 attempts: the server answers 503"):
+    with pytest.raises(UserError, match="failed after 5 attempts: the server responded with 503"):
         get(server, path)
     assert waited == [1, 2, 4, 8]
 
@@ -344,7 +344,7 @@ def test_a_server_that_is_too_slow(server, path, monkeypatch, start):
     monkeypatch.setattr(module, "WINDOW_SECONDS", 0.1)
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.answer = functools.partial(drip, start=start)
-    with pytest.raises(UserError, match="after 2 attempts: it is slower than 5,000 bytes a second"):
+    with pytest.raises(UserError, match="after 2 attempts: slower than 5,000 bytes per second"):
         get(server, path)
     assert len(server.requests) == 2
     assert not path.exists()
@@ -491,7 +491,7 @@ def test_a_length_is_needed(server, path):
         handler.wfile.write(b"who knows whether this is all")
 
     server.answer = answer
-    with pytest.raises(UserError, match="does not tell the file's length"):
+    with pytest.raises(UserError, match="does not send the length of the file"):
         get(server, path)
     assert not path.exists()
 
@@ -556,7 +556,7 @@ def test_a_redirection_in_a_circle(server, path):
     ],
 )
 def test_addresses_that_are_refused(tmp_path, url):
-    with pytest.raises(UserError, match="not an https address"):
+    with pytest.raises(UserError, match="not an https URL"):
         download(url, tmp_path / "x", **WEIGHTS)
 
 
@@ -597,7 +597,7 @@ def test_a_file_without_a_recorded_hash_gets_one(server, path):
 
 def test_a_cache_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot be stored.*TSM_JAX_CACHE"):
+    with pytest.raises(UserError, match=r"cannot write the file.*TSM_JAX_CACHE"):
         get(server, tmp_path / "file" / "weights.pdparams")
 
 

@@ -41,7 +41,7 @@ def test_a_users_file(tmp_path):
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a\nb\na\n", "line 3 repeats 'a' of line 1"),
         (b"\xff\xfe", "UTF-8"),
-        (b"a\n\x1b[31mred\nb\n", r"line 2 is '\\x1b\[31mred'; take out control characters"),
+        (b"a\n\x1b[31mred\nb\n", r"line 2 is '\\x1b\[31mred'; remove control characters"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path, content, message):
@@ -57,9 +57,9 @@ def test_what_is_wrong_with_a_file(tmp_path, content, message):
         (["a", "b"], "x: has 2 labels, but the model has 3 classes"),
         (["a", "b", "a"], "x: label 3 repeats 'a' of label 1"),
         (["a", 7, "b"], "x: label 2 is 7; a class name must be text"),
-        (["a", "b\nc", "d"], r"x: label 2 is 'b\\nc'; take out"),  # it would become two lines
-        (["a", "b ", "c"], "x: label 2 is 'b '; take out"),
-        (["a", "\ud800", "c"], "x: label 2 is .*; take out"),
+        (["a", "b\nc", "d"], r"x: label 2 is 'b\\nc'; remove"),  # it would become two lines
+        (["a", "b ", "c"], "x: label 2 is 'b '; remove"),
+        (["a", "\ud800", "c"], "x: label 2 is .*; remove"),
     ],
 )
 def test_names_that_do_not_fit(names, message):

@@ -79,7 +79,7 @@ def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
     [
         ({"labels": ["a", "b"]}, "has 2 labels, but the model has 3 classes"),
         ({"tensors": {"x": np.zeros(3)}}, "x is float64: it must be float32"),
-        ({"tensors": {"x": np.array([1, np.inf], np.float32)}}, "x holds values that are not"),
+        ({"tensors": {"x": np.array([1, np.inf], np.float32)}}, "x contains values that are not"),
     ],
 )
 def test_what_could_not_be_read_back_is_not_written(model, tmp_path, changes, message):
@@ -114,7 +114,7 @@ def change_config(directory, change):
         (lambda d: (d / "config.json").write_text("{"), "cannot read"),
         (
             lambda d: (d / "config.json").write_text("[]"),
-            "is not the description of a tsm_jax model",
+            "does not describe a tsm_jax model",
         ),
         (
             lambda d: change_config(d, lambda c: c.update(format_version=9)),
@@ -223,8 +223,8 @@ NAN = np.array([1, np.nan], np.float32).tobytes()
         (safetensors({"a": tensor(dtype="BF16", shape=[4])}, b"\0" * 8), "a is BF16"),
         (safetensors({"a": tensor(dtype="I32")}, b"\0" * 8), "a is I32"),
         (safetensors({"a": tensor(dtype="F8_E4M3", shape=[8])}, b"\0" * 8), "a is F8_E4M3"),
-        (safetensors({"a": tensor()}, NAN), "a holds values that are not finite"),
-        (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m holds values"),
+        (safetensors({"a": tensor()}, NAN), "a contains values that are not finite"),
+        (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m contains values"),
         (b"", "header too small"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -217,7 +217,7 @@ def test_values_that_are_not_finite(make_tensors, value):
     tensors = make_tensors()
     tensors["backbone.res2a.conv1._conv.weight"][0, 0, 0, 0] = value
     message = failure(tensors)
-    assert "1 tensors hold values that are not finite: backbone.res2a.conv1._conv" in message
+    assert "1 tensors contain values that are not finite: backbone.res2a.conv1._conv" in message
 
 
 def test_a_value_beyond_float32(make_tensors):
@@ -241,7 +241,7 @@ def test_the_same_tensor_twice(make_tensors):
 @pytest.mark.parametrize("prefix", ["", "backbone.", "Student.0."])
 def test_mobilenet_v3_is_refused_by_name(prefix):
     name = f"{prefix}blocks.0.expand_conv.conv.weight"
-    assert "PP-TSM of MobileNetV3" in failure({name: np.ones((1, 1, 1, 1), np.float32)})
+    assert "PP-TSM with MobileNetV3" in failure({name: np.ones((1, 1, 1, 1), np.float32)})
 
 
 PPTSM = ["resnet50_vd", "resnet101_vd", "mobilenet_v2_paddle", "pplcnet_v2", "pplcnet_v2_attention"]
@@ -320,7 +320,7 @@ def test_odd_heads(make_tensors, shape):
 
 def test_to_paddle_checks_its_weights(make_tensors):
     weights, architecture = from_paddle(make_tensors())
-    with pytest.raises(UserError, match="PaddleVideo has no TSM of resnet18; it has resnet50"):
+    with pytest.raises(UserError, match="PaddleVideo has no TSM with resnet18; it has resnet50"):
         to_paddle(weights, replace(architecture, backbone="resnet18"))
     with pytest.raises(UserError, match="weights of a resnet101: not a TSM ResNet: 255 missing"):
         to_paddle(weights, replace(architecture, backbone="resnet101"))

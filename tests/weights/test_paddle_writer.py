@@ -99,7 +99,7 @@ def test_an_existing_file_is_replaced(tmp_path):
 def test_a_failure_leaves_what_was_there(tmp_path):
     write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
     before = (tmp_path / "f").read_bytes()
-    with pytest.raises(ValueError, match="second: Paddle files have no dtype object"):
+    with pytest.raises(ValueError, match="second: Paddle files do not support the dtype object"):
         write_paddle(tmp_path / "f", {"x": np.ones(2), "second": np.array([object()])})
     assert (tmp_path / "f").read_bytes() == before
     assert os.listdir(tmp_path) == ["f"]

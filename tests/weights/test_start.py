@@ -47,12 +47,12 @@ def test_a_head_of_another_size_or_none_does_not_matter_to_the_backbone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone.stem.norm.mean": None}, "backbone.stem.norm.mean is missing there"),
+        ({"backbone.stem.norm.mean": None}, "backbone.stem.norm.mean is missing"),
         (
             {"backbone.stem.norm.mean": np.zeros(9)},
-            r"backbone.stem.norm.mean is \(9,\) there and \(8,\) here",
+            r"backbone.stem.norm.mean has shape \(9,\) instead of \(8,\)",
         ),
-        ({"backbone.extra": np.zeros(1)}, "backbone.extra is not part of this network"),
+        ({"backbone.extra": np.zeros(1)}, "backbone.extra is not part of the network"),
     ],
 )
 def test_anything_else_is_an_error_unless_named(changes, message):
@@ -68,5 +68,5 @@ def test_anything_else_is_an_error_unless_named(changes, message):
 
 def test_a_head_that_does_not_fit_is_an_error_when_it_is_wanted():
     given = tensors(**{"head.fc.bias": np.zeros(400)})
-    with pytest.raises(UserError, match=r"head.fc.bias is \(400,\) there"):
+    with pytest.raises(UserError, match=r"head.fc.bias has shape \(400,\) instead of"):
         choose_start(given, EXPECTED, with_head=True)

@@ -87,8 +87,8 @@ def test_what_only_the_name_tells(written, name, family, classes, segments, labe
     assert model.labels == (known or [f"class {i}" for i in range(classes)])
     assert model.preprocessing.protocol == protocol
     read_as = model.provenance["read_as"]
-    assert f"by the file's name: {segments} segments" in read_as
-    assert ("no class names are known" in read_as) == (labels is None)
+    assert f"from the file name: {segments} segments" in read_as
+    assert ("class names unknown" in read_as) == (labels is None)
 
 
 def test_what_is_not_told_has_to_be_given(written):
@@ -98,14 +98,14 @@ def test_what_is_not_told_has_to_be_given(written):
     assert load_model(path, num_segments=16).architecture.num_segments == 16
     assert load_source(path).shift == "future_first"  # a start needs no segments
     told = written(MIT_NAME.format("something", 8), state_dict())
-    with pytest.raises(UserError, match="8 segments, says its name, not 16"):
+    with pytest.raises(UserError, match="8 segments according to its name, not 16"):
         load_model(told, num_segments=16)
 
 
 def test_it_is_said_what_a_file_was_read_as(written, capsys):
     load_model(written(MIT_NAME.format("something", 8), state_dict()))
     err = capsys.readouterr().err
-    assert "MIT: ResNet-18, shift future_first in 8 blocks, 3 classes; by the file's name" in err
+    assert "MIT: ResNet-18, shift future_first in 8 blocks, 3 classes; from the file name" in err
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -145,7 +145,7 @@ def first(state, ending):
         (lambda s: {**s, first(s, "running_var"): -np.ones(8)}, "1 running variances are negative"),
         (
             lambda s: renamed(s, (r"(layer2\.0\.conv1)\.net", r"\1")),
-            "in other blocks.*missing base_model.layer2.0.conv1",
+            "its blocks with a shift are not.*missing base_model.layer2.0.conv1",
         ),
         (
             lambda s: renamed(s, (r"(layer2\.0\.conv2)", r"\1.net")),
@@ -164,13 +164,13 @@ def first(state, ending):
             lambda s: {**s, "module.base_model.layer2.0.nl.theta.weight": np.ones(1)},
             "non-local blocks",
         ),
-        (lambda s: renamed(s, (r"layer2\.", "layer2.net.")), "pooling in time"),
+        (lambda s: renamed(s, (r"layer2\.", "layer2.net.")), "temporal pooling"),
         (lambda s: renamed(s, (r"(layer\d\.\d)\.", r"\1.net.")), "shift of whole blocks"),
         (lambda s: {"base_model.conv1_7x7_s2.weight": np.ones(1)}, "a BNInception"),
         (lambda s: {"backbone.stage0.branch_norm.weight": np.ones(1)}, "a MobileOne"),
-        (lambda s: {"conv1.0.weight": np.ones(1)}, "a variant of timm's"),
-        (lambda s: weights("resnet18"), "our own names: give the folder"),
-        (lambda s: {"a\nb": np.ones(1)}, r"none of MIT's, .*: a\\nb$|none of MIT's"),
+        (lambda s: {"conv1.0.weight": np.ones(1)}, "a timm variant"),
+        (lambda s: weights("resnet18"), "own tensor names: give the folder"),
+        (lambda s: {"a\nb": np.ones(1)}, r"names are not those of .*: a\\nb$"),
         (lambda s: {"epoch": 3}, "no tensors"),
     ],
 )
@@ -193,7 +193,7 @@ def test_refusals(change, message):
             MIT,
             "by 1/8",
         ),
-        (architecture("resnet34"), MIT, "the weights are not the tensors of"),
+        (architecture("resnet34"), MIT, "the weights do not fit TSM-ResNet-34"),
     ],
 )
 def test_what_they_do_not_have_is_not_written(of, family, message):

@@ -168,7 +168,7 @@ def test_no_address_leaves_the_cache(server, tmp_path, end):
 
 
 def test_a_malformed_address():
-    with pytest.raises(UserError, match=r"https://\[::1/x.*not an https address"):
+    with pytest.raises(UserError, match=r"https://\[::1/x.*not an https URL"):
         fetch("https://[::1/x")
 
 
