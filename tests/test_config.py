@@ -134,7 +134,7 @@ def test_epochs_become_steps_after_overrides():
 def test_steps_that_cannot_be_counted_or_told_apart_are_errors():
     config = default()
     config.epochs = 10**6
-    with pytest.raises(UserError, match="config.epochs is 1000000: with 7812 steps each"):
+    with pytest.raises(UserError, match="config.epochs is 1000000: with 7812 steps per epoch"):
         make_plan(config, 10**6)
     config = default()
     config.optimizer.boundaries = (0.1, 0.2)
@@ -238,7 +238,7 @@ def test_survives_being_stored():
     ("override", "message"),
     [
         ("model.depth=18", "did you mean --config.model.backbone=resnet18?"),
-        ("model.data_format=NCHW", "leave it out"),
+        ("model.data_format=NCHW", "remove it"),
     ],
 )
 def test_a_key_of_older_versions_is_answered_by_that_of_this_one(override, message):

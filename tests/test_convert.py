@@ -173,5 +173,5 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
     for name in tensors:
         same = np.array_equal(state[name], tensors[name])
         assert same == (init_head or not name.startswith("head."))
-    fresh = "fresh 0 (none)" if init_head else "fresh 2 (head.fc.bias, head.fc.kernel)"
-    assert fresh in capsys.readouterr().out
+    count, names = (0, "none") if init_head else (2, "head.fc.bias, head.fc.kernel")
+    assert f"{count} newly initialised ({names})" in capsys.readouterr().out

@@ -20,7 +20,7 @@ def test_text_is_bounded_and_utf_8(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_bytes(b"\xef\xbb\xbfgrow\nshrink\n")
     assert files.read_text(path, "the labels") == "grow\nshrink\n"
-    with pytest.raises(UserError, match="more than 4"):
+    with pytest.raises(UserError, match="exceed the limit of 4"):
         files.read_text(path, "the labels", limit=4)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="UTF-8"):
@@ -72,7 +72,7 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path):
     with files.new_folder(tmp_path / "model") as folder:
         (tmp_path / folder / "weights").write_text("whole")
     assert (tmp_path / "model" / "weights").read_text() == "whole"
-    with pytest.raises(UserError, match="exists already"), files.new_folder(tmp_path / "model"):
+    with pytest.raises(UserError, match="already exists"), files.new_folder(tmp_path / "model"):
         pass
 
 

@@ -133,5 +133,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub, monkeypatch):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf://a/b: the hub needs huggingface_hub: pip install 't"):
+    with pytest.raises(
+        UserError, match=r"hf://a/b: the hub requires huggingface_hub: pip install 't"
+    ):
         tsm_jax.load("hf://a/b")

@@ -405,9 +405,9 @@ def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "sends an empty file instead of the weights"),
-        (b"<html>not found</html>", "sends a web page instead of the weights"),
-        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><p>", "sends a web page instead of the weights"),
+        (b"", "sent an empty file instead of the weights"),
+        (b"<html>not found</html>", "sent a web page instead of the weights"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><p>", "sent a web page instead of the weights"),
     ],
 )
 def test_what_servers_send_instead_of_a_file(server, path, body, says):
@@ -435,7 +435,7 @@ def test_what_a_server_writes_does_not_reach_the_terminal(server, path):
         handler.end_headers()
 
     server.answer = answer
-    with pytest.raises(UserError, match=r"answers 401 \\x1b\[31mno"):
+    with pytest.raises(UserError, match=r"responded with 401 \\x1b\[31mno"):
         get(server, path)
 
 
@@ -566,7 +566,7 @@ def test_addresses_that_are_allowed():
 
 
 def test_no_way_from_outside_to_this_machine():
-    with pytest.raises(UserError, match=r"https://example.com/ leads to 'http://localhost/x'"):
+    with pytest.raises(UserError, match=r"https://example.com/ redirects to 'http://localhost/x'"):
         check_address("http://localhost/x", "https://example.com/")
 
 

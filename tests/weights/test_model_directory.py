@@ -60,7 +60,7 @@ def test_others_may_read_it(directory):
 
 
 def test_never_overwrites(model, directory):
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_model_directory(model, str(directory))
 
 
@@ -118,7 +118,7 @@ def change_config(directory, change):
         ),
         (
             lambda d: change_config(d, lambda c: c.update(format_version=9)),
-            "version 9, this tsm_jax reads",
+            "version 9, but this tsm_jax reads",
         ),
         (lambda d: change_config(d, lambda c: c["architecture"].pop("shift")), "shift"),
         (lambda d: change_config(d, lambda c: c.pop("preprocessing")), "preprocessing"),
@@ -246,6 +246,8 @@ def test_weights_in_a_pipe_do_not_wait(directory):
 def test_tensors_must_be_exactly_those_of_the_network():
     expected = {f"t{i}": (2,) for i in range(6)}
     given = {f"t{i}": np.zeros(3 if i == 1 else 2) for i in range(1, 7)}
-    with pytest.raises(UserError, match=r"t0 is missing, t6 is unexpected, t1 is \(3,\) instead"):
+    with pytest.raises(
+        UserError, match=r"t0 is missing, t6 is unexpected, t1 has shape \(3,\) instead"
+    ):
         check_tensors(given, expected, "x")
     check_tensors({name: np.zeros(2) for name in expected}, expected, "x")

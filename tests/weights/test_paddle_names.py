@@ -322,7 +322,7 @@ def test_to_paddle_checks_its_weights(make_tensors):
     weights, architecture = from_paddle(make_tensors())
     with pytest.raises(UserError, match="PaddleVideo has no TSM with resnet18; it has resnet50"):
         to_paddle(weights, replace(architecture, backbone="resnet18"))
-    with pytest.raises(UserError, match="weights of a resnet101: not a TSM ResNet: 255 missing"):
+    with pytest.raises(UserError, match="weights for resnet101: not a TSM ResNet: 255 missing"):
         to_paddle(weights, replace(architecture, backbone="resnet101"))
     weights["backbone.stem.norm.bias"] = np.ones(3, np.float32)
     with pytest.raises(UserError, match=r"backbone.stem.norm.bias is float32 \(3,\), not \(8,\)"):

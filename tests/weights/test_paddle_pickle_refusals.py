@@ -310,7 +310,7 @@ def test_zip_of_pytorch(tmp_path):
         (b"\x80", "truncated"),
         (pickle.dumps([1, 2], 4), "single value"),
         (pickle.dumps(("name", np.ones(2)), 4), "single value"),
-        (pickle.dumps({"a": 1}, 4) + b"x", "1 bytes follow"),
+        (pickle.dumps({"a": 1}, 4) + b"x", "1 extra bytes"),
         (b"\x80\x04}}.", "middle of a container"),
         (pickle.dumps({1: 2}, 4), "by name"),
         (b"\x80\x04(}.", "middle of a container"),

@@ -27,8 +27,8 @@ def test_takes_the_backbone_and_leaves_the_head():
     assert start.fresh == ["head.fc.kernel", "head.fc.bias"]
     assert start.left == ["head.fc.kernel", "head.fc.bias"]
     assert str(start) == (
-        "loaded 2 tensors (backbone); fresh 2 (head.fc.bias, head.fc.kernel); not used 2"
-        " (head.fc.bias, head.fc.kernel)"
+        "loaded 2 tensors (backbone); 2 newly initialised (head.fc.bias, head.fc.kernel); 2"
+        " not used (head.fc.bias, head.fc.kernel)"
     )
 
 

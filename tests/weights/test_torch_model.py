@@ -151,7 +151,7 @@ def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
         np.testing.assert_array_equal(again.tensors[name], value, strict=True)
     write_torch_model(again, paths[1], to)
     assert digest(paths[0]) == digest(paths[1])
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_torch_model(again, paths[1], to)
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state = torch.load(paths[0], weights_only=True)["state_dict"]

@@ -71,7 +71,7 @@ def test_commands_are_told_the_way_this_one_was_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tsm", "convert"])
     assert ZOO["paddle/tsm_k400"].command.startswith("tsm evaluate --config tsm_k400_videos ")
     assert ZOO["torchvision/resnet50"].command.startswith("tsm train ")
-    assert names_like("paddle/tsm_k401").endswith("tsm convert --list")
+    assert names_like("paddle/tsm_k401").endswith("`tsm convert --list` prints all")
 
 
 def test_pptsm_is_shown_other_views_than_tsm():
@@ -90,7 +90,7 @@ def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path
         if is_right:
             assert fetch(name).read_bytes() == b"hello"
         else:
-            with pytest.raises(UserError, match="begins with 2cf24dba, not 0676ba61"):
+            with pytest.raises(UserError, match="begins with 2cf24dba instead of 0676ba61"):
                 fetch(name)
             assert not list(tmp_path.rglob("*.pth*[!k]"))
 

@@ -228,7 +228,7 @@ def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
         for name in sorted(names or present):
             dtype = file.get_slice(name).get_dtype()
             if dtype != "F32":
-                raise UserError(f"cannot read {path}: {printable(name)} is {dtype}; it must be F32")
+                raise UserError(f"cannot read {path}: {printable(name)} is {dtype}: it must be F32")
         tensors = {name: file.get_tensor(name) for name in names or file.keys()}
     check_values(tensors, path)
     return tensors
@@ -249,7 +249,7 @@ def check_values(tensors: Mapping[str, np.ndarray], source: str) -> None:
     """Raises a UserError unless all tensors are float32 and finite."""
     for name, value in tensors.items():
         if value.dtype != np.float32:
-            raise UserError(f"{source}: {printable(name)} is {value.dtype}; it must be float32")
+            raise UserError(f"{source}: {printable(name)} is {value.dtype}: it must be float32")
         if not np.isfinite(value).all():
             raise UserError(
                 f"{source}: {printable(name)} contains values that are not finite: the weights are"
