@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, against a stand-in for it."""
+"""Models on the Hugging Face Hub, tested with a local stand-in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tsm_jax.weights.model_directory import write_model_directory
 
 
 def forget_client():
-    """Its addresses and folders are read when it is imported."""
+    """Unloads the client, which reads its URLs and folders when it is imported."""
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
 
@@ -45,7 +45,7 @@ def token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
 
 
-def test_a_model_comes_back_as_it_was_pushed(hub, token, model, tmp_path, capsys):
+def test_push_and_load_round_trip(hub, token, model, tmp_path, capsys):
     write_model_directory(model, str(tmp_path / "model"))
     push.main([str(tmp_path / "model"), "somebody/tsm", "--private"])
     assert f"is at {hub.url}/somebody/tsm" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_a_model_comes_back_as_it_was_pushed(hub, token, model, tmp_path, capsys
     assert sorted(hub.downloads) == ["config.json", "labels.txt", "model.safetensors"]
     load_model("hf://somebody/tsm")  # from the cache
     assert len(hub.downloads) == 3
-    push.main([str(tmp_path / "model"), "hf://somebody/tsm"])  # again, into the same place
+    push.main([str(tmp_path / "model"), "hf://somebody/tsm"])  # again, to the same repository
 
 
 def test_an_exported_folder_keeps_its_graphs(hub, token, tmp_path, clips):
@@ -93,7 +93,7 @@ def test_an_exported_folder_keeps_its_graphs(hub, token, tmp_path, clips):
         ("hf://a/b/c", "Repo id must be"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line(hub, address, message):
+def test_load_errors_are_one_line(hub, address, message):
     hub.repositories["other/kind"] = {"config.json": b'{"model_type": "bert"}'}
     hub.repositories["other/empty"] = {"README.md": b"nothing"}
     before = len(hub.downloads)
@@ -104,7 +104,7 @@ def test_what_cannot_be_loaded_is_one_line(hub, address, message):
     assert "model.safetensors" not in hub.downloads[before:]
 
 
-def test_what_cannot_be_pushed_is_one_line(hub, model, tmp_path, monkeypatch):
+def test_push_errors_are_one_line(hub, model, tmp_path, monkeypatch):
     write_model_directory(model, str(tmp_path / "model"))
     arguments = [str(tmp_path / "model"), "other/kind"]
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_what_cannot_be_pushed_is_one_line(hub, model, tmp_path, monkeypatch):
         push.main(["nowhere", "other/kind"])
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(hub, monkeypatch):
+def test_an_unreachable_hub_is_a_one_line_error(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     forget_client()
     try:

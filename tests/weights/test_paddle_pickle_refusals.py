@@ -1,4 +1,4 @@
-"""Refusing: nothing in a file runs, and no file costs more than a moment."""
+"""Hostile files: no code is executed, and every file is refused within moments."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def stack_global(module: str, name: str) -> bytes:
 
 
 def as_entry(value: bytes) -> bytes:
-    """A file whose dictionary has this value."""
+    """Returns a file whose dictionary contains `value`."""
     return PROTO_4 + b"}" + text("x") + value + b"s" + STOP
 
 
 def refusal(path: Path, content: bytes | None = None) -> str:
-    """The message, which must be one line that names the file."""
+    """Returns the error message, after checking that it is one line that names the file."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -46,7 +46,7 @@ def refusal(path: Path, content: bytes | None = None) -> str:
     return message
 
 
-# Code. Each payload makes the folder `marker` when Python's own pickle reads it.
+# Code. Each payload creates the folder `marker` if Python's own pickle reads it.
 
 
 def by_global(marker: str) -> bytes:
@@ -96,7 +96,7 @@ def by_setstate(marker: str) -> bytes:
 
 
 def by_codec(marker: str) -> bytes:
-    """The name of a codec is the name of a module, which is imported."""
+    """The name of a codec is the name of a module that is imported."""
     imported = stack_global("_codecs", "encode") + text("x") + text("idna") + b"\x86R"
     return imported + b"0" + by_global(marker)
 
@@ -129,13 +129,13 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload.__name__)
-def test_code_does_not_run(tmp_path, payload):
+def test_code_is_not_executed(tmp_path, payload):
     marker = tmp_path / "marker"
     content = as_entry(payload(str(marker)))
     message = refusal(tmp_path / "evil.pdparams", content)
     assert not marker.exists()
     assert "do not trust it" in message or "no weight file needs" in message
-    pickle.loads(content)  # it is a working attack, for those who run it
+    pickle.loads(content)  # the attack works with Python's own pickle
     assert marker.is_dir()
 
 
@@ -160,7 +160,7 @@ def test_code_does_not_run(tmp_path, payload):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_instructions_that_weights_do_not_need(tmp_path, value):
+def test_unneeded_instructions(tmp_path, value):
     name, instructions = value
     assert f"instruction {name}," in refusal(tmp_path / "f", as_entry(instructions))
 
@@ -242,7 +242,7 @@ def test_malformed_values(tmp_path, value, reason):
         ({"dtype": b"b1", "data": b"C\x02\x02\x01"}, "neither true nor false"),
     ],
 )
-def test_arrays_that_do_not_add_up(tmp_path, array_pickle, parts, reason):
+def test_inconsistent_arrays(tmp_path, array_pickle, parts, reason):
     assert reason in refusal(tmp_path / "f", array_pickle(**parts))
 
 
@@ -257,7 +257,7 @@ def test_arrays_that_do_not_add_up(tmp_path, array_pickle, parts, reason):
         ("é" * 801, "has the wrong number of bytes"),
     ],
 )
-def test_bytes_written_as_text_do_not_add_up(tmp_path, array_pickle, characters, reason):
+def test_inconsistent_bytes_written_as_text(tmp_path, array_pickle, characters, reason):
     data = b"c_codecs\nencode\n" + text(characters) + text("latin1") + b"\x86R"
     assert reason in refusal(tmp_path / "f", array_pickle(shape=[200], data=data))
 
@@ -267,7 +267,7 @@ def test_the_template_of_those_arrays_is_valid(tmp_path, array_pickle):
     np.testing.assert_array_equal(read_paddle(tmp_path / "f")["x"], [0, 0])
 
 
-# Files that are something else, or damaged.
+# Files of other kinds, or damaged.
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -323,7 +323,7 @@ def test_other_files(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("name", ["tiny_protocol2.pdparams", "tiny_protocol4.pdparams"])
-def test_cut_off_anywhere(tmp_path, goldens, name):
+def test_truncated_anywhere(tmp_path, goldens, name):
     whole = (goldens / name).read_bytes()
     for length in range(1, len(whole), 3):
         refusal(tmp_path / "f", whole[:length])
@@ -342,11 +342,11 @@ def test_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
     assert "has the wrong number of bytes" in refusal(path)
 
 
-# Files that would cost too much. One process reads them all and says what it took.
+# Files that would take too much time or memory. One process reads them all and measures.
 
 
 def kept_apart(value: bytes, index: int) -> bytes:
-    """Puts a value into the memo only."""
+    """Stores a value in the memo only."""
     return value + pickle.LONG_BINPUT + struct.pack("<I", index) + pickle.POP
 
 
@@ -375,14 +375,14 @@ def arguments_met_again_and_again() -> bytes:
 
 
 def pairs_met_again_and_again() -> bytes:
-    """Python 2's items of a dictionary, given to ten thousand of them."""
+    """Passes the same items, as written by Python 2, to ten thousand dictionaries."""
     pairs = b"](" + b"".join(b"](" + text(str(i)) + b"Ne" for i in range(20_000)) + b"e"
     stored = kept_apart(pairs, 0) + kept_apart(stack_global("collections", "OrderedDict"), 1)
     return as_entry(stored + b"](" + (again(1) + again(0) + b"\x85R") * 10_000 + b"e")
 
 
 def tuples_of_tuples_as_a_key() -> bytes:
-    """Its hash would be that of 2 ** 1000 values."""
+    """Hashing the key would hash 2 ** 1000 values."""
     key = kept_apart(b")", 0)
     for level in range(1000):
         key += kept_apart(again(level) * 2 + b"\x86", level + 1)
@@ -390,7 +390,7 @@ def tuples_of_tuples_as_a_key() -> bytes:
 
 
 def numbers_as_keys() -> bytes:
-    """All collide: Python takes an integer modulo 2 ** 61 - 1 as its hash."""
+    """All keys collide: the hash of an integer is its value modulo 2 ** 61 - 1."""
     numbers = [(i * (2**61 - 1)).to_bytes(10, "little") for i in range(50_000)]
     return as_entry(b"}(" + b"".join(pickle.LONG1 + b"\x0a" + n + b"N" for n in numbers) + b"u")
 

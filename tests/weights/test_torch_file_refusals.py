@@ -1,4 +1,4 @@
-"""Refusing PyTorch's files: hostile pickles, hostile archives, and what is damaged or special."""
+"""Refuses hostile pickles and archives, and damaged or unsupported files of PyTorch."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_code_in_the_other_pickles_of_the_old_format(tmp_path):
         (tensor(of=storage("0", 16, "torch.BoolStorage")), "neither true nor false"),
     ],
 )
-def test_tensors_that_do_not_add_up(tmp_path, value, reason):
+def test_inconsistent_tensors(tmp_path, value, reason):
     assert reason in refusal(tmp_path / "f", zip_of(entries(x=value)))
 
 
-def test_the_interpreter_is_as_it_was(tmp_path):
-    """Python's own unpickler would set attributes of the functions that a file names."""
+def test_the_interpreter_is_unchanged(tmp_path):
+    """Python's own unpickler would set attributes of functions named in a file."""
     value = global_("torch._utils._rebuild_tensor_v2") + b"}" + text("__name__") + text("x") + b"sb"
     refusal(tmp_path / "f", zip_of(entries(x=value)))
     (tmp_path / "f").write_bytes(zip_of(entries(x=tensor())))
@@ -121,7 +121,7 @@ def changed(content: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def with_flag(content: bytes, bit: int) -> bytes:
-    """Sets a flag of the first member, in the directory and in front of it."""
+    """Sets a flag of the first member, in the directory and in its header."""
     data = bytearray(content)
     data[6] |= bit
     data[data.index(b"PK\x01\x02") + 8] |= bit
@@ -186,7 +186,7 @@ def beyond_any_offset() -> bytes:
         (b"<!DOCTYPE html>", "web page"),
     ],
 )
-def test_files_that_are_something_else_or_damaged(tmp_path, content, reason):
+def test_other_and_damaged_files(tmp_path, content, reason):
     assert reason in refusal(tmp_path / "f", content)
 
 
@@ -207,17 +207,17 @@ OLD = old_of(entries(x=tensor()), {"0": FOUR}, {"0": 4})
         (changed(OLD, pickle.dumps(["0"], 2), pickle.dumps(["0", "0"], 2)), "list of storages"),
     ],
 )
-def test_old_files_that_do_not_add_up(tmp_path, content, reason):
+def test_inconsistent_old_files(tmp_path, content, reason):
     assert reason in refusal(tmp_path / "f", content)
 
 
 @pytest.mark.parametrize("whole", [GOOD, OLD], ids=["zip", "old"])
-def test_cut_off_anywhere(tmp_path, whole):
+def test_truncated_anywhere(tmp_path, whole):
     for length in range(len(whole)):
         refusal(tmp_path / "f", whole[:length])
 
 
-# Files that would cost too much; one process reads them all.
+# Files that would take too much time or memory; one process reads them all.
 
 
 def bomb(compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -295,7 +295,7 @@ def test_costly_files_are_refused_at_once(tmp_path, read_in_a_child):
 @needs_proc
 @pytest.mark.parametrize("kind, width, most", [("Float", 4, 2.2), ("BFloat16", 2, 3.2)])
 def test_memory_of_reading(tmp_path, read_in_a_child, kind, width, most):
-    """One tensor is the worst case: the archive's reader holds it twice for a moment."""
+    """One tensor is the worst case: the reader of the archive briefly holds it twice."""
     path, size = tmp_path / "f", 2**25
     value = tensor((size // width,), of=storage("0", size // width, f"torch.{kind}Storage"))
     path.write_bytes(zip_of(entries(x=value), {"0": np.random.default_rng(0).bytes(size)}))
