@@ -18,15 +18,15 @@ import pytest
 jax.config.update("jax_platforms", os.environ.get("TSM_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Many tests compile the same small networks, in the workers of pytest-xdist and in processes started
-# by tests: all of them share a compilation cache.
+# Many tests compile the same small networks, in the workers of pytest-xdist and in processes that
+# tests start: all of them share a compilation cache.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="tsm-jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
-# Compilation takes most of the time of tests, half of it in LLVM's optimisations, which are disabled
+# Compilation takes most of the time of tests, half of it in LLVM's optimisations, which are off
 # here. XLA's own passes stay on. Comparisons with a reference compile as for users; see
 # tests/parity/conftest.py.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for processes started by tests

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         help="frames per clip in training, if the file does not say (default for .pdparams: 8)",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", help="class names, one per line, if the data set is not known"
+        "--labels", metavar="FILE", help="class names, one per line, for an unknown data set"
     )
     options = parser.parse_args(arguments)
     if options.list:

@@ -40,7 +40,7 @@ MAX_READS = 300_000  # one to three per instruction; ResNet-152 with its optimiz
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
 MAX_INLINE_TOTAL = 4 * 2**20
 # A file can choose n numbers whose hashes collide, which takes O(n^2) time as dictionary keys.
-# Hashes of text are randomised.
+# Hashes of text cannot be chosen: Python randomises them.
 MAX_NUMBER_KEYS = 3_000  # an optimizer has one per tensor
 PROTOCOLS = range(2, 6)
 

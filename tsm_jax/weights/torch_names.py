@@ -356,5 +356,5 @@ def _their_name(family: str, backbone: str, ours: str) -> str:
 
 
 def _transposed(value: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Transposes kernels by `axes`, and matrices in both directions."""
+    """Transposes kernels by `axes`, and swaps the axes of matrices."""
     return value.transpose(axes) if value.ndim == 4 else value.T if value.ndim == 2 else value

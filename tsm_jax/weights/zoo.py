@@ -62,7 +62,7 @@ class Published:
 
     @property
     def command(self) -> str:
-        """The command that should reproduce the first accuracy, or that trains from these weights.
+        """The command that should reproduce the first accuracy, or that starts from an image network.
 
         Empty if there is none.
         """
@@ -120,7 +120,7 @@ def is_remote(text: str) -> bool:
 def names_like(text: str) -> str:
     """Returns a hint for messages with names from the zoo that are similar to `text`."""
     alike = difflib.get_close_matches(text, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
-    return f"similar names: {', '.join(alike)}; `{typed('convert')} --list` prints all"
+    return f"available names include {', '.join(alike)}; `{typed('convert')} --list` prints all"
 
 
 def fetch(name_or_url: str) -> Path:
