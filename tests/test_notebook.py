@@ -71,7 +71,7 @@ def execute(folder, **settings):
     return {cell.id: cell.get("outputs", []) for cell in notebook.cells}
 
 
-def told(outputs):
+def printed(outputs):
     return "".join(output.get("text", "") for output in outputs)
 
 
@@ -82,7 +82,7 @@ def shown(outputs, kind):
 def check(cells, folder):
     """Checks the visible outputs, and that the report agrees with them."""
     report = json.loads((folder / "evaluation" / "report" / "metrics.json").read_text())
-    assert f"top1 {report['top1']:.5f}" in told(cells["evaluate"])
+    assert f"top1 {report['top1']:.5f}" in printed(cells["evaluate"])
     assert (folder / "evaluation" / "report" / "report.html").is_file()
     assert 1 <= len(shown(cells["looked"], "image/png")) <= 3
     assert shown(cells["your-video"], "image/png")
@@ -138,4 +138,4 @@ def test_shows_the_effect_of_the_shift(tmp_path):
     assert report["top1"] > 0.95
     without = re.search(r"\| trained without \| ([\d.]+)% \|", comparison)
     assert without, comparison
-    assert float(without[1]) < 60, "no frame tells the classes of a pair apart"
+    assert float(without[1]) < 60, "a single frame should not distinguish a pair of classes"

@@ -97,9 +97,9 @@ def test_unknown_segments_must_be_given(written):
         load_model(path)
     assert load_model(path, num_segments=16).architecture.num_segments == 16
     assert load_source(path).shift == "future_first"  # initial weights need no segments
-    told = written(MIT_NAME.format("something", 8), state_dict())
+    path = written(MIT_NAME.format("something", 8), state_dict())
     with pytest.raises(UserError, match="8 segments according to its name, not 16"):
-        load_model(told, num_segments=16)
+        load_model(path, num_segments=16)
 
 
 def test_prints_how_a_file_was_read(written, capsys):

@@ -61,9 +61,9 @@ def test_an_entry_is_usable(name):
 def test_facts_in_published_file_names(name):
     """Facts inferred from the name of a published file agree with the table."""
     entry = ZOO[name]
-    told = told_by_name(entry.address.rpartition("/")[2])
-    assert told.data == entry.data
-    if told.num_segments != entry.segments:
+    facts = told_by_name(entry.address.rpartition("/")[2])
+    assert facts.data == entry.data
+    if facts.num_segments != entry.segments:
         assert "TSN" in entry.note or "streams" in entry.note
 
 

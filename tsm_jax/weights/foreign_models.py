@@ -250,7 +250,7 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
     if family == MIT and architecture.shift == "past_only":
         family = MIT_ONLINE
     tensors = to_torch(model.tensors, architecture, family)
-    beside = {
+    metadata = {
         _SEGMENTS: architecture.num_segments,
         _CLASSES: list(model.labels),
         _PREPROCESSING: asdict(model.preprocessing),
@@ -259,9 +259,9 @@ def write_torch_model(model: Model, path: str, to: str) -> None:
         write_torch(path, tensors)
     elif family == MIT:
         arch = architecture.backbone.replace("_", "")
-        write_torch(path, {"epoch": 0, "arch": arch, "state_dict": tensors, **beside})
+        write_torch(path, {"epoch": 0, "arch": arch, "state_dict": tensors, **metadata})
     else:
-        write_torch(path, {"meta": beside, "state_dict": tensors})
+        write_torch(path, {"meta": metadata, "state_dict": tensors})
 
 
 def _read_torch(path: str) -> tuple[dict[Any, Any], dict[str, np.ndarray], TorchNetwork]:

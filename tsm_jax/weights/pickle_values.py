@@ -34,7 +34,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A stand-in for a class, or for an object of it, that reading weights does not need."""
+    """A stand-in for a class, or an instance of one, that reading weights does not need."""
 
     name: str
 

@@ -62,7 +62,7 @@ class Published:
 
     @property
     def command(self) -> str:
-        """The command that should reproduce the first accuracy, or that starts from an image network.
+        """The command that should reproduce the first accuracy, or starts from an image network.
 
         Empty if there is none.
         """
