@@ -164,7 +164,7 @@ class Parser(argparse.ArgumentParser):
         return own, overrides
 
     def _complete(self) -> None:
-        """Prints completions and exits the process."""
+        """Prints completions and exits."""
         import argcomplete
 
         self._completes = False  # argcomplete calls this parser, too
@@ -257,7 +257,7 @@ def _key(override: str) -> str:
 
 
 def closest_key(word: str, keys: Sequence[str]) -> str | None:
-    """Returns the key that was probably meant: one that ends in `.word`, else a similar one."""
+    """Returns the key that was probably meant: one whose last part is `word`, or a similar one."""
     last = [key for key in keys if key.rpartition(".")[2] == word]
     close = last or difflib.get_close_matches(word, keys, n=1)
     return close[0] if close else None
