@@ -1,7 +1,7 @@
 r"""MIT's TSM-ResNet-50 with 8 frames on Kinetics-400 from folders of frames.
 
 Values: mit-han-lab/temporal-shift-module (1f6a834), scripts/train_tsm_kinetics_rgb_8f.sh.
-Expected: top-1 71.2 % (one view, centre crop); 72.8 % with `mit_ten_crop`. Measured here: not yet.
+Expected: top-1 71.2 % (one view, centre crop); 72.8 % with `mit_ten_crop`. Not yet measured here.
 
     python -m tsm_jax.train --config configs/mit_tsm_k400_r50_8f.py
     python -m tsm_jax.evaluate --config configs/mit_tsm_k400_r50_8f.py \
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.num_segments = 8
     config.model.shift = "future_first"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
     config.model.running_variance = "unbiased"
 
     config.data.source = "frames"

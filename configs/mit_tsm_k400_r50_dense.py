@@ -1,8 +1,9 @@
-r"""MIT's TSM-ResNet-50 on Kinetics-400 from folders of frames, clips of 64 frames.
+r"""MIT's TSM-ResNet-50 on Kinetics-400 from folders of frames, with dense sampling.
 
-Values: mit-han-lab/temporal-shift-module (1f6a834) as its other Kinetics trainings; the 100
-    epochs are in the name of its file, steps at 40 and 80 in the paper; no command was published.
-Expected: top-1 74.1 % (`mit_dense_three_crop`: 10 clips, 3 crops). Measured here: not yet.
+Values: those of the other Kinetics trainings in mit-han-lab/temporal-shift-module (1f6a834), as no
+    command was published; 100 epochs as in the name of the weights, steps at 40 and 80 as in the
+    paper.
+Expected: top-1 74.1 % (`mit_dense_three_crop`: 10 clips, 3 crops). Not yet measured here.
 
     python -m tsm_jax.train --config configs/mit_tsm_k400_r50_dense.py
     python -m tsm_jax.evaluate --config configs/mit_tsm_k400_r50_dense.py \
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_segments = 8
     config.model.shift = "future_first"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
     config.model.running_variance = "unbiased"
 
     config.data.source = "frames"

@@ -2,7 +2,8 @@ r"""mmaction2's TSM-MobileNetV2 on Kinetics-400 from video files.
 
 Values: mmaction2 1.x (4d6c934), configs/recognition/tsm/
     tsm_imagenet-pretrained-mobilenetv2_8xb16-1x1x8-100e_kinetics400-rgb.py.
-Expected: top-1 68.71 % (`mmaction2_three_crop`; it averages probabilities). Measured here: not yet.
+Expected: top-1 68.71 % (`mmaction2_three_crop`, which averages probabilities).
+    Not yet measured here.
 
     python -m tsm_jax.train --config configs/mmaction2_tsm_k400_mobilenet_v2.py
     python -m tsm_jax.evaluate --config configs/mmaction2_tsm_k400_mobilenet_v2.py \
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_segments = 8
     config.model.shift = "future_first"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
     config.model.running_variance = "unbiased"
 
     config.data.source = "videos"

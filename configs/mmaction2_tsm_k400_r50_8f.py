@@ -2,8 +2,8 @@ r"""mmaction2's TSM-ResNet-50 with 8 frames on Kinetics-400 from video files.
 
 Values: mmaction2 1.x (4d6c934), configs/recognition/tsm/
     tsm_imagenet-pretrained-r50_8xb16-1x1x8-50e_kinetics400-rgb.py.
-    The warm-up rises by step here and by epoch there.
-Expected: top-1 73.18 % (`mmaction2_ten_crop`; it averages probabilities). Measured here: not yet.
+    Here the learning rate warms up per step, there per epoch.
+Expected: top-1 73.18 % (`mmaction2_ten_crop`, which averages probabilities). Not yet measured here.
 
     python -m tsm_jax.train --config configs/mmaction2_tsm_k400_r50_8f.py
     python -m tsm_jax.evaluate --config configs/mmaction2_tsm_k400_r50_8f.py \
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.num_segments = 8
     config.model.shift = "future_first"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
     config.model.running_variance = "unbiased"
 
     config.data.source = "videos"

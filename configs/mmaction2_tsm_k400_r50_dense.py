@@ -1,10 +1,10 @@
-r"""mmaction2's TSM-ResNet-50, clips of 64 frames, on Kinetics-400 from video files.
+r"""mmaction2's TSM-ResNet-50 on Kinetics-400 from video files, with dense sampling.
 
 Values: mmaction2 1.x (4d6c934), configs/recognition/tsm/
     tsm_imagenet-pretrained-r50_8xb16-dense-1x1x8-50e_kinetics400-rgb.py.
-    The warm-up rises by step here and by epoch there.
-Expected: top-1 73.38 % (`mmaction2_dense_ten_crop`; it averages probabilities).
-    Measured here: not yet.
+    Here the learning rate warms up per step, there per epoch.
+Expected: top-1 73.38 % (`mmaction2_dense_ten_crop`, which averages probabilities).
+    Not yet measured here.
 
     python -m tsm_jax.train --config configs/mmaction2_tsm_k400_r50_dense.py
     python -m tsm_jax.evaluate --config configs/mmaction2_tsm_k400_r50_dense.py \
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.num_segments = 8
     config.model.shift = "future_first"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
     config.model.running_variance = "unbiased"
 
     config.data.source = "videos"

@@ -1,7 +1,7 @@
-r"""PP-TSM (ResNet-50-vd) on Kinetics-400 from folders of frames, clips of 64 frames.
+r"""PP-TSM (ResNet-50-vd) on Kinetics-400 from folders of frames, with dense sampling.
 
 Values: PaddleVideo's configs/recognition/pptsm/pptsm_k400_frames_dense.yaml (ed245e9).
-Expected: top-1 75.69 % (dense sampling, 10 clips, 3 crops). Measured here: not yet.
+Expected: top-1 75.69 % (dense sampling, 10 clips, 3 crops). Not yet measured here.
 Cost: 24.3 M parameters.
 
     python -m tsm_jax.train --config configs/pptsm_k400_frames_dense.py
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "frames"
     config.data.train_list = "data/k400/train_frames.list"

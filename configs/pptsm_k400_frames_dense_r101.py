@@ -1,7 +1,7 @@
-r"""PP-TSM (ResNet-101-vd) on Kinetics-400 from folders of frames, clips of 64 frames.
+r"""PP-TSM (ResNet-101-vd) on Kinetics-400 from folders of frames, with dense sampling.
 
 Values: PaddleVideo's configs/recognition/pptsm/pptsm_k400_frames_dense_r101.yaml (ed245e9).
-Expected: top-1 77.15 % (dense sampling, 10 clips, 3 crops). Measured here: not yet.
+Expected: top-1 77.15 % (dense sampling, 10 clips, 3 crops). Not yet measured here.
 
     python -m tsm_jax.train --config configs/pptsm_k400_frames_dense_r101.py
     python -m tsm_jax.evaluate --config configs/pptsm_k400_frames_dense_r101.py \
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "frames"
     config.data.train_list = "data/k400/train_frames.list"

@@ -1,7 +1,7 @@
-r"""PP-TSM (ResNet-50-vd) on Kinetics-400 from video files, frames drawn from the whole video.
+r"""PP-TSM (ResNet-50-vd) on Kinetics-400 from video files, with uniform sampling.
 
 Values: PaddleVideo's configs/recognition/pptsm/pptsm_k400_videos_uniform.yaml (ed245e9).
-Expected: top-1 74.54 % (uniform sampling, centre crop, one view). Measured here: not yet.
+Expected: top-1 74.54 % (uniform sampling, centre crop, one view). Not yet measured here.
 Cost: 24.3 M parameters.
 
     python -m tsm_jax.train --config configs/pptsm_k400_videos_uniform.py
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/k400/train.list"

@@ -1,10 +1,10 @@
 r"""PP-TSM with MobileNetV2 on Kinetics-400 from video files.
 
 Values: PaddleVideo's configs/recognition/pptsm/pptsm_mv2_k400_videos_uniform.yaml (ed245e9): plain
-    cross entropy, no dropout, one rate for all. There batch norm and the bias of the classifier
-    decay, too; here they do not. Precise batch norm is in it and does nothing: it looks for layers
-    of another kind.
-Expected: top-1 68.09 % (uniform sampling, centre crop, one view). Measured here: not yet.
+    cross entropy, no dropout, one learning rate for all parameters. There, weight decay also
+    applies to batch norm and the bias of the classifier; here it does not. Its precise batch norm
+    has no effect, because it looks for layers of another kind.
+Expected: top-1 68.09 % (uniform sampling, centre crop, one view). Not yet measured here.
 Cost: 2.7 M parameters.
 
     python -m tsm_jax.train --config configs/pptsm_mv2_k400_videos_uniform.py
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.0
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/k400/train.list"
@@ -44,6 +44,6 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 0.0
-    config.optimizer.fc_weight_multiplier = 1.0  # its classifier has no group there
+    config.optimizer.fc_weight_multiplier = 1.0  # PaddleVideo has no separate rates for it
     config.optimizer.fc_bias_multiplier = 1.0
     return config

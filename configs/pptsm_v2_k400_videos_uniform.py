@@ -1,13 +1,14 @@
 r"""PP-TSMv2 (PP-LCNetV2) with 8 frames on Kinetics-400 from video files.
 
 Values: PaddleVideo's configs/recognition/pptsm/v2/pptsm_lcnet_k400_8frames_uniform.yaml (ed245e9),
-    which reads folders of frames: plain cross entropy, one rate for all. There the biases of the
-    classifier and of the gates decay, too; here none does.
-Expected: top-1 71.81 % (uniform sampling, centre crop, one view). Measured here: not yet.
-Cost: 5.9 M parameters as it answers.
+    which reads folders of frames: plain cross entropy, one learning rate for all parameters. There,
+    weight decay also applies to the biases of the classifier and the gates; here to no bias.
+Expected: top-1 71.81 % (uniform sampling, centre crop, one view). Not yet measured here.
+Cost: 5.9 M parameters at inference.
 
-With 16 frames (`--config.model.num_segments=16`) it is 73.1 % there. The 75.16 % of its largest
-file took a second network to learn from and `--config.model.backbone=pplcnet_v2_attention`.
+With 16 frames (`--config.model.num_segments=16`), PaddleVideo reports 73.1 %. The 75.16 % of its
+largest model needed distillation from a second network and
+`--config.model.backbone=pplcnet_v2_attention`.
 
     python -m tsm_jax.train --config configs/pptsm_v2_k400_videos_uniform.py
     python -m tsm_jax.evaluate --config configs/pptsm_v2_k400_videos_uniform.py \
@@ -27,7 +28,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.2
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/k400/train.list"
@@ -46,6 +47,6 @@ def get_config() -> ConfigDict:
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip_norm = 0.0
-    config.optimizer.fc_weight_multiplier = 1.0  # its classifier has no group there
+    config.optimizer.fc_weight_multiplier = 1.0  # PaddleVideo has no separate rates for it
     config.optimizer.fc_bias_multiplier = 1.0
     return config

@@ -1,8 +1,8 @@
-"""Learns motion from scratch in minutes, on a laptop's CPU, from videos that it renders itself.
+"""Learns motion from scratch in minutes on a laptop CPU, from videos that it renders itself.
 
-Data: 1,200 training and 400 validation clips of a moving shape, H.264, 8 classes in 4 pairs that
-are each other played backwards. No single frame tells the two of a pair apart: a network without
-shift stays near 0.5.
+Data: 1,200 training and 400 validation H.264 clips of a moving shape. The 8 classes form 4 pairs,
+each of which is one motion forwards and backwards. No single frame distinguishes the two classes of
+a pair: a network without shift stays near 0.5.
 
     python -m tsm_jax.train --config configs/quickstart.py
     python -m tsm_jax.train --config configs/quickstart.py --config.model.shift=none

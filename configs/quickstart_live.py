@@ -1,8 +1,8 @@
-"""The quickstart's live twin: a network that answers at every frame, while a shape still moves.
+"""The quickstart for live video: a network that answers at every frame while a shape moves.
 
-The same videos as `configs/quickstart.py`, and the same network but for `shift = "past_only"`: a
-frame sees what was before it and nothing of what comes after, so the trained network follows a
-camera frame by frame (docs/live.md). Without shift it stays near 0.5.
+The videos and the network are those of `configs/quickstart.py`, except for `shift = "past_only"`:
+each frame sees earlier frames but no later ones, so the trained network can follow a camera frame
+by frame (docs/live.md). Without shift it stays near 0.5.
 
     tsm train --config configs/quickstart_live.py
     tsm export --streaming --weights output/quickstart_live --output inference/live

@@ -1,9 +1,9 @@
 r"""TSM-ResNet-50 on Diving48 V2.
 
 Values: mmaction2's 0.x config tsm_r50_video_1x1x8_50e_diving48_rgb.
-Expected: top-1 75.99 %, top-5 97.16 % with one clip and the centre crop; 16 segments, with a rate
-    of 0.005 and batches of 32, 81.62 %. Measured here: not yet.
-Cost: 23.6 M parameters, 33 GFLOPs a clip; 15,027 clips are 234 steps an epoch, 11,700 in all.
+Expected: top-1 75.99 %, top-5 97.16 % with one clip and the centre crop; 81.62 % with 16 segments,
+    a learning rate of 0.005 and batches of 32. Not yet measured here.
+Cost: 23.6 M parameters, 33 GFLOPs per clip; 15,027 clips are 234 steps per epoch, 11,700 in total.
 
     python -m tsm_jax.train --config configs/tsm_diving48_videos.py
     python -m tsm_jax.evaluate --config configs/tsm_diving48_videos.py \
@@ -23,13 +23,13 @@ def get_config() -> ConfigDict:
     config.model.shift = "future_first"
     config.model.shift_fraction = "1/8"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 8  # clips per GPU there
+    config.model.batch_norm_group = 8  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/diving48/train.list"
     config.data.val_list = "data/diving48/val.list"
     config.data.prefix = "data/diving48/rgb"
-    config.data.flip = True  # no class names a side
+    config.data.flip = True  # no class name mentions a side
 
     config.init_from = "torchvision/resnet50"
     config.batch_size = 64

@@ -1,10 +1,11 @@
-r"""TSM-ResNet-50 on Jester, whose videos come as folders of frames.
+r"""TSM-ResNet-50 on Jester, which is distributed as folders of frames.
 
-Values: mmaction2's 0.x config tsm_r50_1x1x8_50e_jester_rgb; it crops 8 to 100 % of the area and
-    does not swap the labels of Turning Hand Clockwise and Counterclockwise.
+Values: mmaction2's 0.x config tsm_r50_1x1x8_50e_jester_rgb, which crops 8 to 100 % of the area
+    and does not swap the labels of Turning Hand Clockwise and Counterclockwise.
 Expected: top-1 96.5 % with one clip and the centre crop, 97.2 % with
-    mmaction2_twice_three_crop. Measured here: not yet.
-Cost: 23.6 M parameters, 33 GFLOPs a clip; 118,562 clips are 1,852 steps an epoch, 92,600 in all.
+    mmaction2_twice_three_crop. Not yet measured here.
+Cost: 23.6 M parameters, 33 GFLOPs per clip; 118,562 clips are 1,852 steps per epoch, 92,600 in
+    total.
 
     python -m tsm_jax.train --config configs/tsm_jester_frames.py
     python -m tsm_jax.evaluate --config configs/tsm_jester_frames.py \
@@ -24,14 +25,14 @@ def get_config() -> ConfigDict:
     config.model.shift = "future_first"
     config.model.shift_fraction = "1/8"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 8  # clips per GPU there
+    config.model.batch_norm_group = 8  # clips per GPU in the reference
 
     config.data.source = "frames"
     config.data.train_list = "data/jester/train_frames.list"
     config.data.val_list = "data/jester/val_frames.list"
     config.data.prefix = "data/jester/rawframes"
     config.data.frame_template = "{:05}.jpg"
-    config.data.flip = True  # labels of left and right, and of the turns, are swapped
+    config.data.flip = True  # swaps the labels of left and right, and of the turns
 
     config.init_from = "torchvision/resnet50"
     config.batch_size = 64

@@ -1,7 +1,7 @@
-"""TSM ResNet-50, 8 segments, on Kinetics-400 packed into ArrayRecord shards.
+"""TSM-ResNet-50 on Kinetics-400 packed into ArrayRecord shards.
 
-The training of PaddleVideo's `tsm_k400_frames.yaml` (top1 0.7106 by its table; not measured here),
-from the folders that these commands write:
+Trains like PaddleVideo's `tsm_k400_frames.yaml` (published top-1: 71.06 %; not measured here) on
+folders written by these commands:
 
     python -m tsm_jax.prepare pack --source videos --list data/k400/train.list \\
         --prefix data/k400/videos --output data/k400/packed_train

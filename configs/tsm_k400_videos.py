@@ -1,10 +1,10 @@
 r"""TSM-ResNet-50 on Kinetics-400 from video files.
 
 Values: PaddleVideo's configs/recognition/tsm/tsm_k400_videos.yaml (ed245e9).
-Expected: top-1 71.06 %, row "TSM on Kinetics-400"
-    of its model zoo (uniform sampling, centre crop, one view). Measured here: not yet.
-Cost: 24.3 M parameters, 33 GFLOPs a clip; 234,619 clips are 1,832 steps an epoch, 91,600 in
-    all.
+Expected: top-1 71.06 %, row "TSM on Kinetics-400" of its model zoo (uniform sampling, centre crop,
+    one view). Not yet measured here.
+Cost: 24.3 M parameters, 33 GFLOPs per clip; 234,619 clips are 1,832 steps per epoch, 91,600 in
+    total.
 
     python -m tsm_jax.train --config configs/tsm_k400_videos.py
     python -m tsm_jax.evaluate --config configs/tsm_k400_videos.py \
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "past_first"
     config.model.shift_fraction = "1/num_segments"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/k400/train.list"

@@ -1,9 +1,9 @@
 r"""TSM-ResNet-50 on Moments in Time.
 
-Values: those of Kinetics-400 at MIT; nobody has published values for this data set.
-Expected: no published accuracy. Measured here: not yet.
-Cost: 24.2 M parameters, 33 GFLOPs a clip; 802,264 clips are 6,267 steps an epoch, 313,350 in
-    all.
+Values: MIT's for Kinetics-400; no values have been published for this data set.
+Expected: no published accuracy. Not yet measured here.
+Cost: 24.2 M parameters, 33 GFLOPs per clip; 802,264 clips are 6,267 steps per epoch, 313,350 in
+    total.
 
     python -m tsm_jax.train --config configs/tsm_moments_videos.py
     python -m tsm_jax.evaluate --config configs/tsm_moments_videos.py \
@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "future_first"
     config.model.shift_fraction = "1/8"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 16  # clips per GPU there
+    config.model.batch_norm_group = 16  # clips per GPU in the reference
 
     config.data.source = "videos"
     config.data.train_list = "data/moments/train.list"

@@ -1,11 +1,13 @@
 r"""TSM-ResNet-50 on Something-Something V2 from extracted frames, as MIT trains it.
 
-Values: MIT's README (mmaction2's 0.x config has a rate of 0.0075 and batches of 48 instead).
-Expected: top-1 61.2 % with mit_twice_three_crop, 16 segments 63.1 %, ResNet-101 63.3 % (MIT).
+Values: MIT's README (mmaction2's 0.x config uses a learning rate of 0.0075 and batches of
+    48).
+Expected: top-1 61.2 % with mit_twice_three_crop, 63.1 % with 16 segments, 63.3 % with ResNet-101
+    (MIT).
     mmaction2 0.x: 59.11 % with one clip and the centre crop, 61.82 % with
-    mmaction2_twice_three_crop. Measured here: not yet.
-Cost: 23.9 M parameters, 33 GFLOPs a clip; 168,913 clips are 2,639 steps an epoch, 131,950 in
-    all.
+    mmaction2_twice_three_crop. Not yet measured here.
+Cost: 23.9 M parameters, 33 GFLOPs per clip; 168,913 clips are 2,639 steps per epoch, 131,950 in
+    total.
 
     python -m tsm_jax.train --config configs/tsm_sthv2_frames.py
     python -m tsm_jax.evaluate --config configs/tsm_sthv2_frames.py \
@@ -25,7 +27,7 @@ def get_config() -> ConfigDict:
     config.model.shift = "future_first"
     config.model.shift_fraction = "1/8"
     config.model.dropout = 0.5
-    config.model.batch_norm_group = 8  # clips per GPU there
+    config.model.batch_norm_group = 8  # clips per GPU in the reference
 
     config.data.source = "frames"
     config.data.train_list = "data/sthv2/train_frames.list"

@@ -1,4 +1,4 @@
-"""One machine plays eight devices; nothing here reads or writes outside of temporary folders."""
+"""Simulates eight devices on one machine and keeps all files in temporary folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# XLA logs a page for each step that it loads from the cache, see tsm_jax/host.py.
+# XLA logs a page for each step that it loads from the cache; see tsm_jax/host.py.
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # The cache below keeps the smallest programs too: together they take a tenth of the time.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -20,23 +20,24 @@ import pytest
 jax.config.update("jax_platforms", os.environ.get("TSM_JAX_TEST_PLATFORM", "cpu"))
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The same small networks are compiled by many tests, in the worker processes of pytest-xdist and in
-# processes that tests start: all of them share what the first of them has compiled.
+# Many tests compile the same small networks, in the workers of pytest-xdist and in processes that
+# tests start: all of them share a compilation cache.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="tsm-jax-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
-# Compiling is most of the time here, and half of that is LLVM making fast code; XLA's own passes
-# stay. What is held against a reference is compiled as for a user: tests/parity/conftest.py.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # of processes that tests start
+# Compilation takes most of the time of tests, half of it in LLVM's optimisations, which are off
+# here. XLA's own passes stay on. Comparisons with a reference compile as for users; see
+# tests/parity/conftest.py.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for processes started by tests
 jax.config.update("jax_disable_most_optimizations", True)
 
 pytest_plugins = ("exported_models", "fake_ray", "small_recipe")
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Begun first, so that no process is left with one of them while the others have nothing to do.
+# Started first, so that no worker is still busy with one of them when the others are idle.
 LONG_FILES = (
     "training/test_layouts.py",
     "training/test_processes.py",
@@ -60,7 +61,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(3600))
 
 
-# Hides what is not installed on a pretended machine.
+# Hides packages, to simulate a machine without them.
 HIDE = """
 import sys
 
@@ -90,8 +91,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def run_with_only():
-    """Runs Python code in a process that can import nothing but the named packages, or everything
-    but the blocked ones."""
+    """Runs Python code in a process that can import only the given packages, or all packages except
+    the blocked ones."""
 
     def run(code: str, *packages: str, blocked: tuple[str, ...] = ()):
         if blocked:

@@ -66,7 +66,7 @@ def model():
 
 @pytest.fixture(scope="session")
 def formats():
-    """What can be exported here."""
+    """The formats that can be exported on this machine."""
     onnx = find_spec("onnx") and find_spec("onnxruntime")
     return ("stablehlo", "onnx") if onnx else ("stablehlo",)
 

@@ -1,4 +1,4 @@
-"""The part of Ray that is used, in one process: tasks finish in any order and may be lost."""
+"""A fake of Ray in one process: tasks finish in any order and may be lost."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class RayTaskError(RayError):
 
 
 class FakeRay:
-    """A cluster of so many cores.
+    """A cluster with `cores` cores.
 
     Attributes:
-        work: does a task, the real thing unless a test sets another.
-        lose: given an item of a task, whether the task is lost.
-        seconds: that an item takes, as `at_once` says.
-        most: tasks that were there at once.
-        tasks: a list of items for each task that was finished or lost, in that order.
+        work: function that runs a task; the real one unless a test replaces it.
+        lose: function from an item of a task to whether the task is lost.
+        seconds: time that `at_once` reports for an item.
+        most: largest number of simultaneous tasks.
+        tasks: items of each finished or lost task, in the order of their end.
     """
 
     def __init__(self, cores: int = 2):
@@ -46,7 +46,7 @@ class FakeRay:
         self._prepared = {}
 
     def at_once(self, pickled, items):
-        """A task without a process of its own."""
+        """Runs a task in this process."""
         if pickled not in self._prepared:
             order = self._prepared[pickled] = pickle.loads(pickled)
             order.prepare()
@@ -59,13 +59,13 @@ class FakeRay:
         return answers
 
     def done(self, result, path):
-        """What a node says of an item."""
+        """Returns a node's report about an item."""
         size = cluster_node.size_of(path)
         return cluster_node.Done("10.0.0.7", self.seconds, pickle.dumps(result), size=size)
 
     @property
     def items(self):
-        """Of all tasks that were finished or lost."""
+        """Returns the items of all finished or lost tasks."""
         return [item for task in self.tasks for item in task]
 
     def is_initialized(self):
@@ -108,7 +108,7 @@ class FakeRay:
 
 @pytest.fixture
 def fake_ray(monkeypatch):
-    """In the place of Ray, which need not be installed."""
+    """Replaces Ray, which need not be installed."""
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(cluster_node, "_current", None)

@@ -1,5 +1,8 @@
-"""A stand-in for the Hugging Face Hub: the endpoints that `huggingface_hub` calls to push a folder
-and to download one, over repositories in memory. Tokens are not checked, but noted."""
+"""A stand-in for the Hugging Face Hub with repositories in memory.
+
+It has the endpoints that `huggingface_hub` calls to upload and download a folder. Tokens are
+recorded but not checked.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Hub:
     """Attributes:
-    repositories: name to (file name to content).
-    created: bodies of the requests that created one.
-    downloads: files that were sent, in order.
+    repositories: from the name of a repository to its files (from file name to content).
+    created: bodies of the requests that created a repository.
+    downloads: names of the files sent, in order.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""A service of its own process, and a client that may misbehave."""
+"""A service in a separate process, and a client that may misbehave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Answer(NamedTuple):
 
 
 def read_answer(connection: socket.socket) -> Answer:
-    """What comes until the other side has sent all of it."""
+    """Reads until the other side has sent the whole answer."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += _some(connection)
@@ -48,14 +48,14 @@ def _some(connection: socket.socket) -> bytes:
 
 
 def form(content: bytes, name: str = "a.mp4", field: str = "file") -> tuple[bytes, str]:
-    """A body and its Content-Type."""
+    """Returns a multipart body and its Content-Type."""
     disposition = f'Content-Disposition: form-data; name="{field}"; filename="{name}"'
     head = f"--limit\r\n{disposition}\r\nContent-Type: video/mp4\r\n\r\n".encode()
     return head + content + b"\r\n--limit--\r\n", "multipart/form-data; boundary=limit"
 
 
 class Service:
-    """`tsm serve`, its temporary files below `folder`; as soon as it listens, or answers."""
+    """Runs `tsm serve` with temporary files in `folder`, and waits until it listens or answers."""
 
     def __init__(self, model: Path, folder: Path, *options: str, answers: bool = True):
         self.folder = folder
@@ -99,21 +99,21 @@ class Service:
             return read_answer(connection)
 
     def processes(self) -> dict[str, int]:
-        """The newest decoder and the engine: the first is confined, the other one is not."""
+        """Returns the newest decoder, which is sandboxed, and the engine, which is not."""
         found = {}
         for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda path: int(path.parts[2])):
             try:
                 state, parent = path.read_text().rsplit(")", 1)[1].split()[:2]
                 status = (path.parent / "status").read_text()
                 command = (path.parent / "cmdline").read_bytes()
-            except OSError:  # it has ended
+            except OSError:  # the process has exited
                 continue
             if int(parent) == self.process.pid and state != "Z" and b"spawn_main" in command:
                 found["decode" if "Seccomp:\t2" in status else "engine"] = int(path.parts[2])
         return found
 
     def temporary(self) -> list[str]:
-        """Uploads on disk."""
+        """Lists the uploads on disk."""
         return [path.name for path in self.folder.glob("tsm_jax-serve-*/*") if path.name != "lock"]
 
     def stop(self) -> int:

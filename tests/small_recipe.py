@@ -1,4 +1,4 @@
-"""A recipe that trains in seconds, for tests that need a whole run, here or in another process."""
+"""A recipe that trains in seconds, for tests of whole runs in this or another process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from tsm_jax.config import default
 
 if str(Path(__file__).parent) not in sys.path:
-    sys.path.append(str(Path(__file__).parent))  # the recipe of a command
+    sys.path.append(str(Path(__file__).parent))  # when a command loads this file as its recipe
 
-import toy_backbone  # noqa: F401  a name that `config.model.backbone` can have from now on
+import toy_backbone  # noqa: F401  registers a name for `config.model.backbone`
 
 RECIPE = __file__
 
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 
 
 def overrides(data: Path, workdir: Path, **changes: Any) -> list[str]:
-    """Arguments of a command, for the folder of a rendered data set."""
+    """Returns command-line overrides for a rendered data set in the folder `data`."""
     values = {
         "data.train_list": data / "train.list",
         "data.val_list": data / "val.list",

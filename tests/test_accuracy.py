@@ -1,4 +1,4 @@
-"""Accuracy that a constant answer cannot fake."""
+"""Accuracy metrics that expose constant answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from tsm_jax.accuracy import class_metrics, in_words, warning
 
 NAMES = ["assault", "fall", "fire", "normal"]
-SIZES = [60, 50, 45, 341]  # of 496 clips, 68.75 % in the last class
+SIZES = [60, 50, 45, 341]  # 68.75 % of the 496 clips are in the last class
 
 
 def metrics_of(sizes, right, answers):
@@ -17,7 +17,7 @@ def metrics_of(sizes, right, answers):
     return {"top1": top1, "count": sum(sizes), **class_metrics(counts)}
 
 
-def test_a_constant_answer_has_the_largest_class_as_top1_and_one_in_k_as_mean_recall():
+def test_metrics_of_a_constant_answer():
     metrics = metrics_of(SIZES, [0, 0, 0, 341], [0, 0, 0, 496])
     assert metrics == {
         "top1": 0.6875,
@@ -32,12 +32,12 @@ def test_a_constant_answer_has_the_largest_class_as_top1_and_one_in_k_as_mean_re
     assert in_words(metrics) == "top1 0.68750  mean_recall 0.25000  largest_class_share 0.68750"
     assert warning(metrics, NAMES) == (
         "top-1 0.6875 is not above the share of the largest class, 0.6875 (3: 'normal'): the"
-        " network has learnt nothing yet that always answering it would not give; 100.0% of its"
-        " answers are 3: 'normal'"
+        " network is not yet better than always answering this class; 100.0% of its answers are"
+        " 3: 'normal'"
     )
 
 
-def test_one_clip_more_than_a_constant_answer_has_is_enough():
+def test_no_warning_if_top1_exceeds_a_constant_answer_by_one_clip():
     assert not warning(metrics_of(SIZES, [1, 0, 0, 341], [1, 0, 0, 495]), NAMES)
     below = metrics_of(SIZES, [0, 0, 45, 280], [0, 0, 80, 416])
     assert "top-1 0.6552 is not above" in warning(below, NAMES)
@@ -45,28 +45,28 @@ def test_one_clip_more_than_a_constant_answer_has_is_enough():
     assert "83.9% of its answers are 3" in warning(below, NAMES)
 
 
-def test_classes_without_clips_are_left_out_of_the_mean_and_named():
+def test_classes_without_clips_are_excluded_from_mean_recall():
     metrics = metrics_of([10, 0, 30, 0], [5, 0, 30, 0], [5, 0, 35, 0])
     assert metrics["mean_recall"] == 0.75
-    assert "mean_recall 0.75000 (2 of the classes without clips)" in in_words(metrics)
+    assert "mean_recall 0.75000 (2 classes without clips)" in in_words(metrics)
 
 
-def test_clips_of_one_class_alone_are_not_the_networks_fault():
+def test_warning_when_all_clips_are_of_one_class():
     metrics = metrics_of([0, 9, 0, 0], [0, 9, 0, 0], [0, 9, 0, 0])
     assert warning(metrics, NAMES).startswith("all clips are of one class (1: 'fall'):")
 
 
-def test_scores_that_are_not_finite_are_no_answers():
+def test_non_finite_scores_do_not_count_as_answers():
     assert not warning(metrics_of(SIZES, [0] * 4, [0] * 4), NAMES)
 
 
-def test_names_cannot_steer_a_terminal():
+def test_class_names_are_escaped():
     metrics = metrics_of([1, 3], [0, 3], [0, 4])
     assert "(1: 'a\\x1b[2J\\x0ab')" in warning(metrics, ["x", "a\x1b[2J\nb"])
 
 
 @pytest.mark.parametrize("top5", [{}, {"top5": 0.8125}])
-def test_metrics_of_older_versions_are_shown_without_what_they_lack(top5):
+def test_metrics_of_older_versions_lack_some_values(top5):
     metrics = {"loss": 1.9, "top1": 0.3325, **top5, "count": 400}
     assert in_words(metrics) == "top1 0.33250" + ("  top5 0.81250" if top5 else "")
     assert not warning(metrics, NAMES)

@@ -1,4 +1,4 @@
-"""Imports point one way, as docs/architecture.md says."""
+"""Checks the direction of imports described in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tsm_jax"
 
-# From the ground up. A module may import from its own entry's room and from lower lines, and rooms
-# on one line do not know each other.
+# From bottom to top. A module may import from its own entry and from lines below it; rooms on the
+# same line do not import each other.
 FLOORS = (
     ("errors",),
     ("terminal", "host"),
@@ -46,7 +46,7 @@ def room_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """Modules of the package that a file imports, at its top or inside functions."""
+    """Returns the modules of the package that a file imports, at the top or inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -75,7 +75,7 @@ def upward(path: Path) -> list[str]:
     ]
 
 
-def test_every_room_has_a_floor():
+def test_every_room_has_a_layer():
     rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in FILES}
     assert rooms == FLOOR.keys()
 
@@ -89,7 +89,7 @@ def test_imports_point_down(room):
     assert {path: modules for path, modules in wrong.items() if modules} == {}
 
 
-def test_the_rule_can_fail(tmp_path):
+def test_upward_imports_are_found(tmp_path):
     path = tmp_path / "wrong.py"
     path.write_text("def late():\n    from tsm_jax.assemble import network\n")
     assert imports_of(path) == {"tsm_jax.assemble"}

@@ -1,4 +1,4 @@
-"""A user's mistakes: one line that says what to do, exit code 1, no traceback."""
+"""Users' mistakes print one line that says what to do, exit with 1, and show no traceback."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def write_list(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which recipe?"),
-        (["--config", "nope.py"], "there is no recipe nope.py: `"),
-        (["quikstart"], "there is no recipe quikstart: did you mean quickstart?"),
+        ([], "no recipe given: `"),
+        (["--config", "nope.py"], "no recipe named nope.py: `"),
+        (["quikstart"], "no recipe named quikstart: did you mean quickstart?"),
         (["elsewhere/quickstart.py"], "did you mean quickstart?"),
-        (["quickstart", "--config", RECIPE], "two recipes, quickstart and "),
+        (["quickstart", "--config", RECIPE], "two recipes given, quickstart and "),
         (["quickstart", "own_videos"], "unknown argument own_videos"),
         (["quickstart", "--epohs=3"], "unknown argument --epohs=3; did you mean --epochs?"),
         (["--lr", "1", "quickstart"], "unknown argument --lr"),
         (["quickstart", "--learning-rate=1"], "did you mean --optimizer.learning_rate?"),
-        (["quickstart", "--model.shft=none"], "--model.shft=none: there is no such key; did you"),
+        (["quickstart", "--model.shft=none"], "--model.shft=none: unknown key; did you mean"),
         (["quickstart", "--epochs", "--seed=1"], "write it as --epochs=VALUE"),
         (
             ["--config", RECIPE, "--config.model.shft=none"],
-            "no such key; did you mean --config.model.shift",
+            "unknown key; did you mean --config.model.shift",
         ),
         (["--config", RECIPE, "--config.epochs"], "write it as --config.epochs=VALUE"),
         (["--config", RECIPE, "--config.epochs=many"], "invalid literal for int"),
@@ -82,7 +82,7 @@ def test_train_names_the_argument(arguments, message, monkeypatch):
         ["--config", RECIPE, "--config.epochs=7", "--model.shift=none", "--label-smoothing=0.25"],
     ],
 )
-def test_every_spelling_of_a_key_means_the_same(arguments):
+def test_all_spellings_of_a_key_are_equivalent(arguments):
     parser = cli.Parser("train", description="", example="")
     parser.add_recipe(required=True)
     _, config = parser.parse_with_recipe(arguments)
@@ -102,7 +102,7 @@ def test_own_options_of_a_verb_come_before_keys_and_values_keep_their_hyphens():
     assert config.seed == cli.load_recipe(RECIPE).seed
 
 
-def test_recipes_are_listed_each_with_its_line(capsys, monkeypatch):
+def test_recipes_lists_each_recipe_with_a_summary(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     recipes.main([])
     lines = capsys.readouterr().out.splitlines()
@@ -110,7 +110,7 @@ def test_recipes_are_listed_each_with_its_line(capsys, monkeypatch):
     assert all(len(line.split()) > 3 for line in lines)
 
 
-def test_a_printed_recipe_can_be_changed_and_trained(capsys, tmp_path):
+def test_a_printed_recipe_can_be_edited_and_trained(capsys, tmp_path):
     recipes.main(["quickstart"])
     printed = capsys.readouterr().out
     (tmp_path / "my.py").write_text(printed.replace("config.epochs = 4", "config.epochs = 9"))
@@ -137,7 +137,7 @@ def test_a_printed_recipe_can_be_changed_and_trained(capsys, tmp_path):
         ),
     ],
 )
-def test_a_recipe_that_is_not_one_is_a_line(tmp_path, program, message):
+def test_an_invalid_recipe_is_a_one_line_error(tmp_path, program, message):
     path = tmp_path / "recipe.py"
     path.write_text(program)
     with pytest.raises(UserError, match=message):
@@ -176,7 +176,7 @@ def test_train_names_the_line_of_a_list(write_list, text, message):
         (evaluate.main, ["--weights", "/nowhere"], "there are no weights at /nowhere"),
         (evaluate.main, ["--weights", "tests"], "tests is neither a model directory"),
         (predict.main, ["--model", "/nowhere", "--input", "x"], "no weights at /nowhere"),
-        (evaluate.main, ["--epochs=5"], "--epochs=5 needs a recipe"),
+        (evaluate.main, ["--epochs=5"], "--epochs=5 requires a recipe"),
         (predict.main, ["--model", "m"], "required: --input"),
         (predict.main, ["--modle", "m"], "unknown argument --modle; did you mean --model?"),
         (prepare.main, ["lists", "folders", "--vidoes=v"], "did you mean --videos?"),
@@ -205,7 +205,7 @@ def run(*arguments):
     )
 
 
-def test_a_mistake_is_one_line_and_exit_code_1():
+def test_a_mistake_prints_one_line_and_exits_with_1():
     result = run("tsm_jax.train", "--config", RECIPE, "--config.modle.depth=50")
     assert result.returncode == 1
     assert result.stdout == ""
@@ -215,7 +215,7 @@ def test_a_mistake_is_one_line_and_exit_code_1():
 
 @pytest.mark.parametrize("command", [train, evaluate, predict, export], ids=lambda m: m.__name__)
 def test_help_has_an_example(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [command.__file__])  # as after python -m
+    monkeypatch.setattr(sys, "argv", [command.__file__])  # as with python -m
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
     assert end.value.code == 0
@@ -223,13 +223,13 @@ def test_help_has_an_example(command, monkeypatch, capsys):
 
 
 def test_reading_clips_and_parsing_arguments_need_no_jax():
-    """A mistake is reported at once. (The pipeline itself imports grain, which imports jax.)"""
+    """Mistakes are reported at once. (The pipeline itself imports grain, which imports jax.)"""
     code = "import sys, tsm_jax.train, tsm_jax.data.sources; print('jax' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr
 
 
-def test_overridden_model_keys_name_the_default_workdir():
+def test_overridden_model_keys_are_part_of_the_default_workdir():
     config = cli.load_recipe(RECIPE, ["--config.model.shift=none", "--config.seed=1"])
     assert config.workdir == "output/quickstart,shift=none"
     config = cli.load_recipe(RECIPE, ["--config.workdir=/tmp/x", "--config.model.shift=none"])

@@ -1,4 +1,4 @@
-"""Recipes: complete, locked, checked, and turned into steps from the real length of the data."""
+"""Recipes are complete, locked and validated; epochs become steps from the length of the data."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_every_recipe_loads_validates_and_has_exactly_the_known_keys(path):
     assert config.is_locked
 
 
-# What makes steps of epochs, in the module of the keys itself.
+# The functions in the module of the keys itself that convert epochs to steps.
 PLANNING = ("make_plan", "part_size", "peak_learning_rate")
 
 
 @pytest.fixture
 def read_keys(monkeypatch):
-    """The keys that the program has read so far, by name; checks and copies do not count."""
+    """The names of keys that the program has read so far, except for checks and copies."""
     groups = [("", default()), *((f"{n}.", default()[n]) for n in ("model", "data", "optimizer"))]
     prefixes = {frozenset(group.keys()): prefix for prefix, group in groups}
     keys, original = set(), ConfigDict.__getitem__
@@ -79,7 +79,7 @@ def step_without_compiling(state, batch):
 
 
 def test_every_key_is_read_by_the_program(read_keys, monkeypatch, tmp_path):
-    """Each key is read by a training, an evaluation, or what opens other kinds of data."""
+    """Each key is read by training, by evaluation, or when opening other kinds of data."""
     changes = {"data.source": "synthetic", "epochs": 2, "init_from": "weights"}
     config = cli.load_recipe(RECIPE, overrides(tmp_path, tmp_path / "work", **changes))
     monkeypatch.setattr(build_data, "SYNTHETIC_CLIPS", 16)
@@ -130,20 +130,20 @@ def test_epochs_become_steps_after_overrides():
     assert plan.warmup_steps == 12
 
 
-def test_steps_that_cannot_be_counted_or_told_apart_are_errors():
+def test_too_many_steps_and_equal_boundaries_are_errors():
     config = default()
     config.epochs = 10**6
-    with pytest.raises(UserError, match="config.epochs is 1000000: with 7812 steps each"):
+    with pytest.raises(UserError, match="config.epochs is 1000000: with 7812 steps per epoch"):
         make_plan(config, 10**6)
     config = default()
     config.optimizer.boundaries = (0.1, 0.2)
-    with pytest.raises(UserError, match=r"boundaries is \(0.1, 0.2\).* the steps \(0, 1\)"):
+    with pytest.raises(UserError, match=r"boundaries is \(0.1, 0.2\).* fall on steps \(0, 1\)"):
         make_plan(config, 3 * 128)
-    config.optimizer.schedule = "cosine"  # which has none
+    config.optimizer.schedule = "cosine"  # has no boundaries
     make_plan(config, 3 * 128)
 
 
-def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
+def test_a_list_smaller_than_a_batch_suggests_a_batch_size():
     with pytest.raises(UserError, match=r"30 clips .* set --config.batch_size to at most 30"):
         make_plan(default(), 30)
 
@@ -167,7 +167,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("data.frame_template", "{:05}_{:05}.jpg", "config.data.frame_template"),
         ("data.frame_template", "{:999999999}.jpg", "config.data.frame_template"),
         ("data.frame_template", "{0.__class__}.jpg", "config.data.frame_template"),
-        ("data.rendered_clips", (5,), "config.data.rendered_clips is .*two whole numbers"),
+        ("data.rendered_clips", (5,), "config.data.rendered_clips is .*two integers"),
         ("data.rendered_clips", (0, 0), "config.data.rendered_clips is .*at least 1"),
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate is 0.0.*at least 1e-12"),
         ("optimizer.learning_rate", math.nan, "config.optimizer.learning_rate is nan"),
@@ -180,7 +180,7 @@ def test_a_list_smaller_than_a_batch_is_an_error_with_the_way_out():
         ("optimizer.boundaries", (40, 20), "config.optimizer.boundaries is .*greater than the one"),
         ("optimizer.boundaries", (-3,), "config.optimizer.boundaries is .*at least"),
         ("optimizer.warmup_epochs", 51.0, r"config.optimizer.warmup_epochs is 51.*epochs \(50\)"),
-        ("optimizer.warmup_epochs", 30.0, "boundaries is .*must not lie within .*warmup_epochs"),
+        ("optimizer.warmup_epochs", 30.0, "boundaries is .*must not be less than .*warmup_epochs"),
         ("optimizer.clip_norm", 1e-40, "config.optimizer.clip_norm is 1e-40"),
         ("optimizer.momentum", 1.0, "config.optimizer.momentum is 1.0.*at most 0.9999"),
         ("optimizer.momentum", 1.5, "config.optimizer.momentum is 1.5.*at most 0.9999"),
@@ -211,15 +211,15 @@ def test_a_small_batch_is_one_batch_norm_group():
     validate(config)
 
 
-def test_survives_being_stored():
+def test_stored_recipe_round_trip():
     config = default()
     config.optimizer.boundaries = (1, 2)
     stored = to_dict(config)
-    stored["optimizer"]["boundaries"] = [1, 2]  # JSON knows no tuples
+    stored["optimizer"]["boundaries"] = [1, 2]  # JSON has no tuples
     assert dict(flatten(from_dict(stored))) == dict(flatten(config))
     for key, value, message in (
-        ("seed", [1], r"damaged: seed is \(1,\), which is not of type int"),
-        ("model", 1, "differs in"),
+        ("seed", [1], r"damaged: seed is \(1,\); it must be of type int"),
+        ("model", 1, "differ in"),
     ):
         with pytest.raises(UserError, match=message):
             from_dict({**stored, key: value})
@@ -229,7 +229,7 @@ def test_survives_being_stored():
         with pytest.raises(UserError, match=message):
             from_dict({**stored, "version": version})
     del stored["seed"]
-    with pytest.raises(UserError, match="it differs in seed"):
+    with pytest.raises(UserError, match="they differ in seed"):
         from_dict(stored)
 
 
@@ -237,15 +237,15 @@ def test_survives_being_stored():
     ("override", "message"),
     [
         ("model.depth=18", "did you mean --config.model.backbone=resnet18?"),
-        ("model.data_format=NCHW", "leave it out"),
+        ("model.data_format=NCHW", "remove it"),
     ],
 )
-def test_a_key_of_older_versions_is_answered_by_that_of_this_one(override, message):
+def test_a_key_of_an_older_version_suggests_the_current_one(override, message):
     with pytest.raises(UserError, match=re.escape(message)):
         cli.load_recipe(str(RECIPES[0]), [f"--config.{override}"])
 
 
-def test_the_learning_rate_scales_with_the_batch_only_if_it_is_asked_to():
+def test_learning_rate_scales_with_the_batch_size_only_on_request():
     config = default()
     config.batch_size = 256
     assert peak_learning_rate(config) == 0.02
@@ -253,7 +253,7 @@ def test_the_learning_rate_scales_with_the_batch_only_if_it_is_asked_to():
     assert peak_learning_rate(config) == pytest.approx(0.08)
 
 
-def test_parts_of_a_batch_hold_whole_groups():
+def test_parts_of_a_batch_contain_whole_groups():
     config = default()
     config.accumulation_steps = 4
     validate(config)

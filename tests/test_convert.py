@@ -1,4 +1,4 @@
-"""Converting, and starting a training from PaddleVideo's weights."""
+"""Conversion of weights, and training that starts from PaddleVideo's weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WIDTH = 8
 
 
 def paddle_file(path, num_classes, seed=0):
-    """A TSM-ResNet-50 of width 8 as PaddleVideo would save it; without a head if no classes."""
+    """Writes a TSM-ResNet-50 of width 8 like PaddleVideo; without classes it has no head."""
     rng = np.random.default_rng(seed)
     tensors = {
         tensor.paddle: (rng.uniform(0.5, 1.0, tensor.shape) / 10).astype(np.float32)
@@ -47,7 +47,7 @@ def run(*arguments):
     convert.main([str(argument) for argument in arguments])
 
 
-def test_records_what_the_file_does_not_tell(k400, tmp_path, capsys):
+def test_records_facts_that_the_file_does_not_store(k400, tmp_path, capsys):
     run("--input", k400, "--output", tmp_path / "model", "--num_segments", 16)
     assert "TSM-ResNet-50, 400 classes, 16 segments" in capsys.readouterr().out
     config = json.loads((tmp_path / "model" / "config.json").read_text())
@@ -66,7 +66,7 @@ def test_records_what_the_file_does_not_tell(k400, tmp_path, capsys):
     assert (labels[5], len(labels)) == ("archery", 400)
 
 
-def test_takes_labels_of_ones_own(tmp_path):
+def test_custom_labels(tmp_path):
     path = paddle_file(tmp_path / "x.pdparams", 3)
     assert load_model(path).labels == ["class 0", "class 1", "class 2"]
     (tmp_path / "names").write_text("run\njump\nsit\n")
@@ -74,7 +74,7 @@ def test_takes_labels_of_ones_own(tmp_path):
     assert tsm_jax.load(str(tmp_path / "model")).labels == ["run", "jump", "sit"]
 
 
-def test_refuses_to_hand_paddle_a_network_that_it_does_not_have(k400, tmp_path):
+def test_refuses_to_write_a_network_that_paddle_lacks(k400, tmp_path):
     run("--input", k400, "--output", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["architecture"]["shift"] = "future_first"
@@ -98,12 +98,18 @@ def test_real_paddle_loads_what_we_write(k400, tmp_path):
     [
         (["--input", "nope.pdparams", "--output", "m"], "no weights at nope.pdparams"),
         (["--input", "x", "--output", "m", "--to=onnx"], "invalid choice"),
-        (["--input", "x", "--output", "m", "--to=pdparams"], "the name of a .pdparams ends so"),
-        (["--input", "x", "--output", "m.pdparams", "--to=model"], "of a model directory in none"),
+        (
+            ["--input", "x", "--output", "m", "--to=pdparams"],
+            "pdparams needs a name that ends in .pdparams",
+        ),
+        (
+            ["--input", "x", "--output", "m.pdparams", "--to=model"],
+            "and model one in none of these",
+        ),
         (["--input", "x", "--output", "m", "--num_segments", "1"], "must be at least 2"),
         (["--input", "paddle/tsm_k40", "--output", "m"], "paddle/tsm_k400"),
-        (["--input", "x", "--output", "m.pth"], "--to mit or mmaction2"),
-        (["--input", "x", "--output", "m", "--to=mit"], "in .pth or .pth.tar"),
+        (["--input", "x", "--output", "m.pth"], "--to mit or --to mmaction2"),
+        (["--input", "x", "--output", "m", "--to=mit"], "one in .pth or .pth.tar"),
         (["--output", "m"], "required: --input"),
         (
             [
@@ -116,13 +122,13 @@ def test_real_paddle_loads_what_we_write(k400, tmp_path):
         ),
     ],
 )
-def test_tells_what_is_wrong(arguments, message):
+def test_errors(arguments, message):
     with pytest.raises(UserError) as error:
         run(*arguments)
     assert message in str(error.value)
 
 
-def test_an_imagenet_file_is_to_start_from_only(tmp_path):
+def test_an_imagenet_file_can_only_start_a_training(tmp_path):
     path = paddle_file(tmp_path / "ResNet50_pretrain.pdparams", None)
     with pytest.raises(UserError, match=r"no classifier: .*init_from"):
         load_model(path)
@@ -139,7 +145,7 @@ class StartedError(Exception):
 
 @pytest.mark.parametrize("init_head", [False, True])
 def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch):
-    """The state before the first step holds the file's tensors, and the log says which."""
+    """The state before the first step has the file's tensors, and the log lists them."""
     path = paddle_file(tmp_path / "TSM.pdparams", 8)
     recipe = cli.load_recipe(
         "configs/quickstart.py",
@@ -167,5 +173,5 @@ def test_training_starts_from_the_file(tmp_path, init_head, capsys, monkeypatch)
     for name in tensors:
         same = np.array_equal(state[name], tensors[name])
         assert same == (init_head or not name.startswith("head."))
-    fresh = "fresh 0 (none)" if init_head else "fresh 2 (head.fc.bias, head.fc.kernel)"
-    assert fresh in capsys.readouterr().out
+    count, names = (0, "none") if init_head else (2, "head.fc.bias, head.fc.kernel")
+    assert f"{count} newly initialised ({names})" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What README, the pages in docs/ and the recipes' docstrings say can be typed and found."""
+"""Checks commands, links and names in README, docs/ and the recipes' docstrings."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def prose(text: str) -> str:
 
 
 def shell_lines(text: str) -> Iterator[str]:
-    """Commands of the shell blocks, continued lines joined, joined commands parted."""
+    """Yields the commands of shell blocks; joins continued lines and splits at `&&` and `|`."""
     for language, block in BLOCK.findall(text):
         if language not in SHELLS:
             continue
@@ -75,7 +75,7 @@ def shell_lines(text: str) -> Iterator[str]:
 
 
 def inline_commands(text: str) -> Iterator[str]:
-    """Commands in running text and tables that are more than a verb."""
+    """Yields commands in text and tables, except for bare verbs."""
     for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose(text)):
         if re.match(r"(python -m tsm_jax\.\w+|tsm \w+) .*--", span):
             yield span.replace("\\|", "|")
@@ -89,9 +89,9 @@ def docstring_commands(path: Path) -> Iterator[str]:
 
 
 def command_of(line: str) -> tuple[str, list[str]] | None:
-    """The verb and its arguments if a line runs one of ours."""
+    """Returns the verb and its arguments if a line runs one of our commands."""
     words = [PLACEHOLDERS.get(word, word) for word in shlex.split(line, comments=True)]
-    while words and re.match(r"[A-Z_]+=", words[0]):  # VARIABLE=value in front
+    while words and re.match(r"[A-Z_]+=", words[0]):  # leading VARIABLE=value
         words = words[1:]
     if words[:2] in (["python", "launch/local.py"], ["python3", "launch/local.py"]):
         return "train", words[words.index("--") + 1 :]
@@ -103,8 +103,8 @@ def command_of(line: str) -> tuple[str, list[str]] | None:
 
 
 def all_commands() -> list[tuple[str, str]]:
-    """(where, line), each once a place."""
-    # One with `...` in it is no whole command.
+    """Returns pairs (where, line), without duplicates in the same place."""
+    # Commands with `...` are incomplete.
     found: dict[tuple[str, str], None] = {}
     for path in PAGES:
         text = path.read_text(encoding="utf-8")
@@ -121,17 +121,17 @@ COMMANDS = all_commands()
 
 
 class Parsed(Exception):
-    """The arguments were fine; what follows needs data."""
+    """The arguments were accepted; the rest of the command would need data."""
 
 
 @pytest.fixture
 def parsers_only(monkeypatch):
-    """Commands end, with `Parsed`, when their own parser has taken all arguments."""
+    """Makes commands raise `Parsed` once their parser has accepted all arguments."""
     parse_args, parse_with_recipe = cli.Parser.parse_args, cli.Parser.parse_with_recipe
 
     def plain(self, arguments):
         options = parse_args(self, arguments)
-        if hasattr(options, "command"):  # `prepare` and `benchmark`, which choose the next parser
+        if hasattr(options, "command"):  # `prepare` and `benchmark`, which select the next parser
             return options
         raise Parsed
 
@@ -145,7 +145,7 @@ def parsers_only(monkeypatch):
 
 
 @pytest.mark.parametrize("where", dict.fromkeys(where for where, _ in COMMANDS))
-def test_the_commands_parsers_take_them(where, parsers_only):
+def test_the_parsers_accept_all_commands(where, parsers_only):
     for line in (line for place, line in COMMANDS if place == where):
         verb, arguments = command_of(line) or ("", [])
         if "--help" in arguments:
@@ -166,7 +166,7 @@ def test_there_are_commands_everywhere():
     assert len(COMMANDS) > 60
 
 
-def test_other_commands_name_what_exists():
+def test_other_commands_refer_to_existing_files():
     extras = set(re.findall(r'^        "(\w+)": \[', (REPOSITORY / "setup.py").read_text(), re.M))
     targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), re.M))
     for path in PAGES:
@@ -193,7 +193,7 @@ def test_python_blocks_import_what_exists():
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Returns GitHub's anchor for a heading."""
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
     return re.sub(r"[^\w\- ]", "", text).replace(" ", "-")
 
@@ -207,7 +207,7 @@ def links(text: str) -> list[str]:
     return [target for target in targets if not re.match(r"(https?|mailto):", target)]
 
 
-def test_links_lead_somewhere():
+def test_links_have_targets():
     for path in PAGES:
         for target in links(path.read_text(encoding="utf-8")):
             file, _, anchor = target.partition("#")
@@ -217,14 +217,14 @@ def test_links_lead_somewhere():
                 assert anchor in anchors(there), (path, target)
 
 
-def test_files_that_are_named_exist():
+def test_mentioned_files_exist():
     folders = "tsm_jax|configs|docs|tests|benchmarks|launch|notebooks"
     for path in PAGES:
         for named in re.findall(rf"`((?:{folders})/[\w./*-]*)`", prose(path.read_text("utf-8"))):
             assert list(REPOSITORY.glob(named.rstrip("/"))), (path, named)
 
 
-def test_keys_of_recipes_exist():
+def test_mentioned_recipe_keys_exist():
     keys = {key for key, _ in flatten(default())} | {"model", "data", "optimizer"}
     for path in PAGES:
         named = set(re.findall(r"\bconfig\.([a-z_]+(?:\.[a-z_]+)?)", path.read_text("utf-8")))
@@ -244,7 +244,7 @@ def test_every_recipe_is_in_the_table_of_recipes():
 
 
 @pytest.mark.parametrize("path", TRANSLATED, ids=name_of)
-def test_a_translation_has_the_same_commands_and_links_and_both_lead_to_each_other(path):
+def test_a_translation_has_the_same_commands_and_links(path):
     english = path.with_name(path.name.replace(".zh-CN", ""))
     here, there = path.read_text("utf-8"), english.read_text("utf-8")
 

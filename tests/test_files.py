@@ -8,7 +8,7 @@ from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable, progress
 
 
-def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
+def test_irregular_files_are_refused(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     for path in (fifo, "/dev/zero", tmp_path, tmp_path / "absent", "a\0b"):
@@ -16,11 +16,11 @@ def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
             files.read_text(path, "the list")
 
 
-def test_text_is_bounded_and_utf_8(tmp_path):
+def test_text_must_be_utf_8_and_within_the_limit(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_bytes(b"\xef\xbb\xbfgrow\nshrink\n")
     assert files.read_text(path, "the labels") == "grow\nshrink\n"
-    with pytest.raises(UserError, match="more than 4"):
+    with pytest.raises(UserError, match="exceed the limit of 4"):
         files.read_text(path, "the labels", limit=4)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="UTF-8"):
@@ -29,7 +29,7 @@ def test_text_is_bounded_and_utf_8(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[" * 200_000, "{", '{"score": NaN}', "[Infinity]", ""])
-def test_what_is_not_json_is_one_line(tmp_path, text):
+def test_invalid_json_is_a_one_line_error(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(UserError) as error:
@@ -45,7 +45,7 @@ def test_a_device_or_pipe_is_never_replaced(tmp_path):
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 
-def test_an_interrupted_write_leaves_what_was_there(tmp_path):
+def test_an_interrupted_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "list"
     files.write_text(path, "old\n")
 
@@ -60,7 +60,7 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["list"]
 
 
-def test_an_interrupted_folder_leaves_nothing(tmp_path):
+def test_an_interrupted_new_folder_leaves_nothing(tmp_path):
     def interrupted():
         with files.new_folder(tmp_path / "model") as folder:
             (tmp_path / folder / "weights").write_text("half")
@@ -72,7 +72,7 @@ def test_an_interrupted_folder_leaves_nothing(tmp_path):
     with files.new_folder(tmp_path / "model") as folder:
         (tmp_path / folder / "weights").write_text("whole")
     assert (tmp_path / "model" / "weights").read_text() == "whole"
-    with pytest.raises(UserError, match="exists already"), files.new_folder(tmp_path / "model"):
+    with pytest.raises(UserError, match="already exists"), files.new_folder(tmp_path / "model"):
         pass
 
 
@@ -99,25 +99,25 @@ def test_a_folder_is_replaced_once_the_new_one_is_complete(tmp_path, monkeypatch
     assert os.listdir(path) == ["new"]
 
 
-def test_a_full_disk_is_one_line():
+def test_a_full_disk_is_a_one_line_error():
     with pytest.raises(UserError, match="cannot write"):
         files.write_text("/proc/nowhere/list", "text")
 
 
-def test_json_without_numbers_that_are_not_finite(tmp_path):
+def test_json_refuses_non_finite_numbers(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "metrics.json", {"loss": np.nan})
     assert os.listdir(tmp_path) == []
 
 
-def test_control_codes_are_shown_not_sent():
+def test_control_codes_are_escaped():
     assert printable("a\x1b[31mred\x07\nb") == r"a\x1b[31mred\x07\x0ab"
     assert printable("b\udcff.mp4") == r"b\xff.mp4"
     assert printable("\u202egnp.exe") == r"\u202egnp.exe"
     assert printable("日本語 🎬") == "日本語 🎬"
 
 
-def test_progress_changes_nothing(capsys):
+def test_progress_yields_the_items_unchanged(capsys):
     assert list(progress(iter("abc"), "read", 3)) == ["a", "b", "c"]
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""

@@ -1,4 +1,4 @@
-"""What of a machine is counted as usable."""
+"""Detection of usable cores and processor features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tsm_jax import host
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
     ],
 )
-def test_cores_are_those_that_the_container_may_use(files, cores, tmp_path, monkeypatch):
+def test_usable_cores_respect_the_container_quota(files, cores, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     monkeypatch.setattr(host, "_CGROUP", str(tmp_path))
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""The notebook: clean in git, and from top to bottom without a network."""
+"""The notebook is stored without outputs and runs from top to bottom without a network."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_settings(cell):
     return "parameters" in cell.metadata.get("tags", ())
 
 
-def test_every_form_field_is_explained_and_read():
+def test_every_form_field_is_documented_and_used():
     cells = read().cells
     (settings,) = filter(is_settings, cells)
     fields = re.findall(r"^(\w+) = .*# @param", settings.source, re.MULTILINE)
@@ -54,7 +54,7 @@ def test_every_form_field_is_explained_and_read():
 
 
 def execute(folder, **settings):
-    """Runs the notebook in `folder` with other settings; gives its cells by id."""
+    """Runs the notebook in `folder` with other settings and returns its cells by id."""
     notebook = read()
     place = next(i for i, cell in enumerate(notebook.cells) if is_settings(cell))
     changes = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
@@ -71,7 +71,7 @@ def execute(folder, **settings):
     return {cell.id: cell.get("outputs", []) for cell in notebook.cells}
 
 
-def told(outputs):
+def printed(outputs):
     return "".join(output.get("text", "") for output in outputs)
 
 
@@ -80,9 +80,9 @@ def shown(outputs, kind):
 
 
 def check(cells, folder):
-    """What a reader must have seen, and that the report says the same."""
+    """Checks the visible outputs, and that the report agrees with them."""
     report = json.loads((folder / "evaluation" / "report" / "metrics.json").read_text())
-    assert f"top1 {report['top1']:.5f}" in told(cells["evaluate"])
+    assert f"top1 {report['top1']:.5f}" in printed(cells["evaluate"])
     assert (folder / "evaluation" / "report" / "report.html").is_file()
     assert 1 <= len(shown(cells["looked"], "image/png")) <= 3
     assert shown(cells["your-video"], "image/png")
@@ -98,7 +98,7 @@ def check(cells, folder):
 
 @pytest.fixture(scope="module")
 def model():
-    """A random network of the shapes' classes, half the size of the smallest one."""
+    """A random network for the classes of shapes, half the size of the smallest one."""
     architecture = Architecture("resnet18", len(moving_shapes.LABELS), 4, width=8)
     network = Network(lambda: TSM("resnet18", num_classes=8, num_segments=4, width=8, dropout=0.0))
     rng = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def model():
     return Model(architecture, Preprocessing(32, 32), list(moving_shapes.LABELS), tensors)
 
 
-def test_runs_on_weights_and_a_folder_of_ones_own(model, tmp_path):
+def test_runs_with_custom_weights_and_videos(model, tmp_path):
     write_model_directory(model, str(tmp_path / "model"))
     moving_shapes.render(tmp_path / "shapes", train_videos=8, val_videos=8, seed=0)
     cells = execute(
@@ -130,12 +130,12 @@ def test_runs_on_weights_and_a_folder_of_ones_own(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_shows_what_the_shift_adds(tmp_path):
-    """As it stands, with the quickstart's network: about five minutes on two cores."""
+def test_shows_the_effect_of_the_shift(tmp_path):
+    """Runs unchanged with the quickstart's network: about five minutes on two cores."""
     cells = execute(tmp_path)
     report, comparison = check(cells, tmp_path)
     assert shown(cells["curves"], "image/png")
     assert report["top1"] > 0.95
     without = re.search(r"\| trained without \| ([\d.]+)% \|", comparison)
     assert without, comparison
-    assert float(without[1]) < 60, "no frame tells the classes of a pair apart"
+    assert float(without[1]) < 60, "a single frame should not distinguish a pair of classes"

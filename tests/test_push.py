@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub, against a stand-in for it."""
+"""Models on the Hugging Face Hub, tested with a local stand-in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tsm_jax.weights.model_directory import write_model_directory
 
 
 def forget_client():
-    """Its addresses and folders are read when it is imported."""
+    """Unloads the client, which reads its URLs and folders when it is imported."""
     for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
 
@@ -45,7 +45,7 @@ def token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
 
 
-def test_a_model_comes_back_as_it_was_pushed(hub, token, model, tmp_path, capsys):
+def test_push_and_load_round_trip(hub, token, model, tmp_path, capsys):
     write_model_directory(model, str(tmp_path / "model"))
     push.main([str(tmp_path / "model"), "somebody/tsm", "--private"])
     assert f"is at {hub.url}/somebody/tsm" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_a_model_comes_back_as_it_was_pushed(hub, token, model, tmp_path, capsys
     assert sorted(hub.downloads) == ["config.json", "labels.txt", "model.safetensors"]
     load_model("hf://somebody/tsm")  # from the cache
     assert len(hub.downloads) == 3
-    push.main([str(tmp_path / "model"), "hf://somebody/tsm"])  # again, into the same place
+    push.main([str(tmp_path / "model"), "hf://somebody/tsm"])  # again, to the same repository
 
 
 def test_an_exported_folder_keeps_its_graphs(hub, token, tmp_path, clips):
@@ -86,14 +86,14 @@ def test_an_exported_folder_keeps_its_graphs(hub, token, tmp_path, clips):
 @pytest.mark.parametrize(
     "address, message",
     [
-        ("hf://nobody/nothing", "there is no such repository, or it is private"),
+        ("hf://nobody/nothing", "the repository does not exist or is private"),
         ("hf://other/kind@v2", "the repository has no such revision"),
-        ("hf://other/kind", "not a model of tsm_jax: its config.json is another's"),
-        ("hf://other/empty", "is not a model of tsm_jax: it has no config.json"),
+        ("hf://other/kind", "not a tsm_jax model: its config.json has no format_version"),
+        ("hf://other/empty", "is not a tsm_jax model: it has no config.json"),
         ("hf://a/b/c", "Repo id must be"),
     ],
 )
-def test_what_cannot_be_loaded_is_one_line(hub, address, message):
+def test_load_errors_are_one_line(hub, address, message):
     hub.repositories["other/kind"] = {"config.json": b'{"model_type": "bert"}'}
     hub.repositories["other/empty"] = {"README.md": b"nothing"}
     before = len(hub.downloads)
@@ -104,25 +104,27 @@ def test_what_cannot_be_loaded_is_one_line(hub, address, message):
     assert "model.safetensors" not in hub.downloads[before:]
 
 
-def test_what_cannot_be_pushed_is_one_line(hub, model, tmp_path, monkeypatch):
+def test_push_errors_are_one_line(hub, model, tmp_path, monkeypatch):
     write_model_directory(model, str(tmp_path / "model"))
     arguments = [str(tmp_path / "model"), "other/kind"]
-    with pytest.raises(UserError, match="hf://other/kind: no token of the hub: run hf auth login"):
+    with pytest.raises(
+        UserError, match="hf://other/kind: no token for the hub: run `hf auth login`"
+    ):
         push.main(arguments)
     monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
     hub.repositories["other/kind"] = {"config.json": b'{"model_type": "bert"}'}
-    with pytest.raises(UserError, match="its config.json is another's"):
+    with pytest.raises(UserError, match="its config.json has no format_version"):
         push.main(arguments)
     assert list(hub.repositories["other/kind"]) == ["config.json"]
     with pytest.raises(UserError, match="there are no weights at nowhere"):
         push.main(["nowhere", "other/kind"])
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(hub, monkeypatch):
+def test_an_unreachable_hub_is_a_one_line_error(hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     forget_client()
     try:
-        with pytest.raises(UserError, match="hf://a/b: the hub cannot be reached") as error:
+        with pytest.raises(UserError, match="hf://a/b: cannot reach the hub") as error:
             tsm_jax.load("hf://a/b")
         assert "\n" not in str(error.value)
     finally:
@@ -131,5 +133,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(hub, monkeypatch):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"hf://a/b: the hub needs huggingface_hub: pip install 't"):
+    with pytest.raises(
+        UserError, match=r"hf://a/b: the hub requires huggingface_hub: pip install 't"
+    ):
         tsm_jax.load("hf://a/b")

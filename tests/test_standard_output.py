@@ -1,4 +1,4 @@
-"""What becomes of a command when its standard output cannot take what it prints."""
+"""Commands whose standard output fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ cli.run(main, [])
 
 
 def run(code, stdout, **environment):
-    """Runs a command whose body is the code."""
+    """Runs a command with `code` as its body."""
     return subprocess.run(
         [sys.executable, "-c", PROGRAM.format(code=code.replace("\n", "\n    "))],
         stdout=stdout,
@@ -31,7 +31,7 @@ def run(code, stdout, **environment):
     )
 
 
-# Without a buffer the first print fails, whatever comes after it.
+# Without a buffer, the first print fails already.
 ENDS = [
     ("print('answer')", ""),
     ("print('answer')", "1"),
@@ -41,16 +41,16 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("code", "buffering"), ENDS)
-def test_a_full_disk_is_one_line(code, buffering):
+def test_a_full_disk_is_a_one_line_error(code, buffering):
     with open("/dev/full", "w") as full:
         result = run(code, full, PYTHONUNBUFFERED=buffering)
     assert result.returncode == 1
-    expected = "error: cannot write to the standard output: No space left on device\n"
+    expected = "error: cannot write to standard output: No space left on device\n"
     assert result.stderr == expected
 
 
 @pytest.mark.parametrize(("code", "buffering"), ENDS[:3])
-def test_a_reader_that_left_is_no_error(code, buffering):
+def test_a_closed_pipe_is_not_an_error(code, buffering):
     reader, writer = os.pipe()
     os.close(reader)
     result = run(code, writer, PYTHONUNBUFFERED=buffering)
@@ -65,7 +65,7 @@ def test_another_error_keeps_its_traceback():
     assert "Traceback" in result.stderr and "of a worker" in result.stderr
 
 
-def test_names_that_the_encoding_does_not_have_are_escaped():
+def test_names_outside_the_encoding_are_escaped():
     code = "print('\\u65e5', os.fsdecode(b'\\xff'))\nsys.exit(3)"
     result = run(code, subprocess.PIPE, PYTHONIOENCODING="ascii")
     assert (result.returncode, result.stderr) == (3, "")

@@ -1,4 +1,4 @@
-"""The command `tsm`: the verbs of the package, told quickly."""
+"""The `tsm` command lists and runs the verbs of the package quickly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 def tsm(*words, program="tsm"):
-    """Runs what setuptools installs as the script `tsm`, here, or `python -m PROGRAM`."""
+    """Runs the entry point of the `tsm` script in this process, or `python -m PROGRAM`."""
     if program == "tsm":
         return tsm_here(words)
     return subprocess.run(
@@ -40,7 +40,7 @@ def tsm_here(words):
         redirect_stderr(stderr),
     ):
         patch.setattr(sys, "argv", ["/usr/bin/tsm", *words])
-        patch.setattr(cli, "enable_compilation_cache", lambda: None)  # that of the tests stays
+        patch.setattr(cli, "enable_compilation_cache", lambda: None)  # keeps the cache of the tests
         with pytest.raises(SystemExit) as end:
             main()
     code = end.value.code or 0
@@ -48,7 +48,7 @@ def tsm_here(words):
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
-def test_help_names_every_verb_on_a_line(words):
+def test_help_lists_every_verb(words):
     result = tsm(*words)
     assert result.returncode == 0
     verbs = result.stdout.partition("verbs:\n")[2].partition("\n\n")[0]
@@ -57,7 +57,7 @@ def test_help_names_every_verb_on_a_line(words):
     assert all(len(line) > 3 for line in lines)
 
 
-def test_every_module_that_is_a_command_is_a_verb():
+def test_every_command_module_is_a_verb():
     commands = {
         path.stem
         for path in (REPOSITORY / "tsm_jax").glob("*.py")
@@ -75,7 +75,7 @@ def test_a_verb_shows_its_own_help(verb):
     assert "python -m" not in result.stdout
 
 
-def test_help_waits_for_nothing():
+def test_help_imports_nothing_slow():
     code = (
         "import sys; sys.argv = ['tsm', '--help']\n"
         "from tsm_jax.__main__ import main\n"
@@ -93,12 +93,12 @@ def test_help_waits_for_nothing():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trian", "error: there is no verb trian: did you mean `tsm train`?\n"),
-        ("frobnicate", "error: there is no verb frobnicate: the verbs are prepare, recipes,"),
-        ("--config", "error: there is no verb --config: the verbs are"),
+        ("trian", "error: unknown verb trian: did you mean `tsm train`?\n"),
+        ("frobnicate", "error: unknown verb frobnicate: the verbs are prepare, recipes,"),
+        ("--config", "error: unknown verb --config: the verbs are"),
     ],
 )
-def test_an_unknown_verb_is_one_line(word, message):
+def test_an_unknown_verb_is_a_one_line_error(word, message):
     result = tsm(word)
     assert result.returncode == 1
     assert result.stdout == ""
@@ -106,12 +106,12 @@ def test_an_unknown_verb_is_one_line(word, message):
     assert result.stderr.count("\n") == 1
 
 
-def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
+def test_errors_of_a_verb_quote_the_command_as_typed():
     for program, typed in (("tsm", "tsm train"), ("tsm_jax", "python -m tsm_jax train")):
         result = tsm("train", program=program)
         assert result.returncode == 1
         assert result.stderr == (
-            f"error: which recipe? `{typed.removesuffix('train')}recipes` lists them"
+            f"error: no recipe given: `{typed.removesuffix('train')}recipes` lists them"
             f" (see {typed} --help)\n"
         )
 
@@ -127,18 +127,18 @@ def test_a_mistake_behind_a_verb_names_the_command_that_was_typed():
         ("tsm recipe quick", {"quickstart", "quickstart_live"}),
     ],
 )
-def test_the_shell_is_told_what_could_come_next(line, expected, tmp_path, monkeypatch):
+def test_shell_completion(line, expected, tmp_path, monkeypatch):
     answer = tmp_path / "answer"
     monkeypatch.setenv("_ARGCOMPLETE", "1")
     monkeypatch.setenv("_ARGCOMPLETE_STDOUT_FILENAME", str(answer))
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setenv("COMP_POINT", str(len(line)))
-    tsm(program="tsm_jax")  # a process, because completion ends it
+    tsm(program="tsm_jax")  # a process, because completion exits
     words = {word.strip() for word in answer.read_text().split("\v")}
     assert {word.removeprefix("--model.") for word in words} == expected
 
 
-def test_help_is_filled_to_the_terminal(monkeypatch):
+def test_help_is_wrapped_to_the_terminal_width(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     for words in ([], ["prepare", "lists", "--help"]):
         result = tsm(*words)

@@ -1,7 +1,7 @@
-"""A backbone that nothing in `tsm_jax` has heard of: an inverted residual with a shift.
+"""A backbone that `tsm_jax` does not know: an inverted residual with a shift.
 
-It compiles in a quarter of the time of the smallest ResNet, so tests that are not about a network
-take it.
+It compiles in a quarter of the time of the smallest ResNet, so tests that do not depend on the
+network use it.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-# Imported when they are asked for, so that reading workers and --help need no jax.
+# Imported on first access, so that data-loading workers and --help do not import jax.
 _PLACES = {
     "Answer": "deploy.predictor",
     "Architecture": "models.architecture",
@@ -69,7 +69,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("evaluate", "train"):  # modules that can be called
+    if name in ("evaluate", "train"):  # callable modules
         return import_module(f"tsm_jax.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command `tsm`: every verb of the package in one place.
+"""The `tsm` command, which runs every verb of the package.
 
 tsm train quickstart
 """
@@ -13,26 +13,26 @@ import sys
 import textwrap
 from typing import NoReturn
 
-# A module each, and one line; the order is that of a project.
+# Each verb is a module. The order follows a typical project.
 VERBS = {
     "prepare": "download, list, check, extract and pack videos",
-    "recipes": "list what can be trained; `tsm recipe NAME` prints one",
-    "probe": "see in minutes what a linear classifier reaches, before training",
-    "train": "train a recipe, or continue its run",
-    "evaluate": "measure weights on a validation list",
-    "predict": "name the action in videos",
-    "stream": "name the action in a camera or a video, frame by frame",
-    "serve": "answer HTTP with the actions in videos that are sent",
-    "export": "write a folder that runs in jax, ONNX Runtime or OpenVINO",
-    "convert": "turn published weights into a model directory, or back",
-    "push": "put a model on the Hugging Face Hub",
-    "benchmark": "measure reading, the training step, and prediction by engine",
+    "recipes": "list the training recipes; `tsm recipe NAME` prints one",
+    "probe": "measure in minutes how far a linear classifier gets, before training",
+    "train": "train a recipe, or resume its run",
+    "evaluate": "evaluate weights on a validation list",
+    "predict": "recognise the action in videos",
+    "stream": "recognise actions in a camera stream or a video, frame by frame",
+    "serve": "serve predictions for uploaded videos over HTTP",
+    "export": "export a model for jax, ONNX Runtime or OpenVINO",
+    "convert": "convert published weights to a model directory, or back",
+    "push": "upload a model to the Hugging Face Hub",
+    "benchmark": "time data loading, the training step, and prediction per engine",
 }
 _SYNONYMS = {"recipe": "recipes"}
 
 
 def main() -> NoReturn:
-    """Runs `tsm VERB ...`; `tsm VERB --help` is that verb's own help."""
+    """Runs `tsm VERB ...`; `tsm VERB --help` prints the help of that verb."""
     if "_ARGCOMPLETE" in os.environ:
         _complete()
     verb, *arguments = sys.argv[1:] or ["--help"]
@@ -48,13 +48,13 @@ def main() -> NoReturn:
     if verb not in VERBS:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean `tsm {close[0]}`?" if close else f"the verbs are {', '.join(VERBS)}"
-        print(f"error: there is no verb {verb}: {hint}", file=sys.stderr)
+        print(f"error: unknown verb {verb}: {hint}", file=sys.stderr)
         sys.exit(1)
     _run(verb, arguments)
 
 
 def _run(verb: str, arguments: list[str]) -> NoReturn:
-    from tsm_jax import cli  # here: the help must not wait for anything
+    from tsm_jax import cli  # imported late, so that the help appears at once
 
     cli.run(importlib.import_module(f"tsm_jax.{verb}").main, arguments)
 
@@ -78,11 +78,11 @@ def _help() -> str:
             *(filled(f"  {verb:{indent - 2}}{VERBS[verb]}", " " * indent) for verb in VERBS),
             "",
             filled(
-                "`tsm VERB --help` tells more, with an example; `tsm --version` the version."
-                " `python -m tsm_jax.VERB` is the same."
+                "`tsm VERB --help` describes a verb, with an example; `tsm --version` prints the"
+                " version. `python -m tsm_jax.VERB` does the same as `tsm VERB`."
             ),
             "",
-            "completion in bash and zsh:",
+            "to enable completion in bash and zsh:",
             '  eval "$(register-python-argcomplete tsm)"',
             "",
             "example:",
@@ -92,12 +92,12 @@ def _help() -> str:
 
 
 def _complete() -> None:
-    """Tells the shell what could come next: a verb here, all else by the verb's own parser."""
+    """Prints completions for the shell: verbs here, anything else from the verb's own parser."""
     line = os.environ["COMP_LINE"]
     words = (line + "_" * line.endswith(" ")).split()  # the last one is being typed
     verb = _SYNONYMS.get(words[1], words[1]) if len(words) > 2 else ""
     if verb in VERBS:
-        os.environ["_ARGCOMPLETE"] = "2"  # the verb takes the place of the program
+        os.environ["_ARGCOMPLETE"] = "2"  # the verb takes the place of the program name
         _run(verb, words[2:-1])
     import argparse
 

@@ -1,7 +1,7 @@
-"""What an evaluation's counts amount to, in numbers and in words.
+"""Metrics from the counts of an evaluation, and their description in words.
 
-Top-1 alone flatters a network that always gives the same answer: with 341 of 496 clips of one class
-it is 0.6875. The mean recall over classes of such a network is 1 / K.
+Top-1 alone flatters a network that always gives the same answer: if 341 of 496 clips belong to one
+class, it is 0.6875. The mean recall over K classes of such a network is only 1 / K.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from tsm_jax.terminal import printable
 
 
 def class_metrics(counts: np.ndarray) -> dict[str, float]:
-    """Metrics of the counts by class of `metrics.class_sums`, int `[3, K]`, of at least one clip.
+    """Computes metrics from counts per class.
 
-    Classes without clips have no recall; the mean leaves them out.
+    Args:
+        counts: int `[3, K]` from `metrics.class_sums`, of at least one clip.
+
+    Returns:
+        Metrics by name. The mean recall leaves out classes without clips, which have no recall.
     """
     clips, right, answers = counts
     seen = clips > 0
@@ -34,7 +38,9 @@ def class_metrics(counts: np.ndarray) -> dict[str, float]:
 
 
 def wilson_interval(right: int, count: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a share: `right` of `count` independent clips, at least one.
+    """Returns the 95 % confidence interval of the share `right / count` of independent clips.
+
+    `count` must be at least 1.
 
     Reference: Wilson, Journal of the American Statistical Association 22 (1927), 209-212.
     """
@@ -46,7 +52,7 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
 
 def intervals(metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """The `wilson_interval` of each share of clips among the metrics of an evaluation."""
+    """Returns the `wilson_interval` of top-1 and top-5, where present in `metrics`."""
     count = metrics["count"]
     return {
         f"{name}_interval": wilson_interval(round(metrics[name] * count), count)
@@ -56,17 +62,17 @@ def intervals(metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 
 
 def in_words(metrics: Mapping[str, Any]) -> str:
-    """The accuracies among metrics, on one line; those of older versions have fewer."""
+    """Formats the accuracies in `metrics` on one line; older versions stored fewer of them."""
     names = ("top1", "top5", "mean_recall", "largest_class_share")
     words = {name: f"{name} {metrics[name]:.5f}" for name in names if name in metrics}
     if empty := metrics.get("classes_without_clips"):
-        words["mean_recall"] += f" ({empty} of the classes without clips)"
+        words["mean_recall"] += f" ({empty} classes without clips)"
     return "  ".join(words.values())
 
 
 def warning(metrics: Mapping[str, Any], class_names: Sequence[str]) -> str:
-    """What is wrong with a top-1 that always answering the largest class gives too; else empty."""
-    share = metrics.get("largest_class_share")  # older versions did not count it
+    """Returns a warning if top-1 is no better than always answering the largest class, else ""."""
+    share = metrics.get("largest_class_share")  # older versions did not store it
     if share is None or metrics["top1"] > share or not metrics["most_answered_share"]:
         return ""
     largest, answered = (
@@ -74,8 +80,8 @@ def warning(metrics: Mapping[str, Any], class_names: Sequence[str]) -> str:
         for key in ("largest_class", "most_answered_class")
     )
     if share == 1:
-        return f"all clips are of one class ({largest}): top-1 does not show whether it is learnt"
-    what = "the network has learnt nothing yet that always answering it would not give"
+        return f"all clips are of one class ({largest}): top-1 does not show whether it was learnt"
+    what = "the network is not yet better than always answering this class"
     if metrics["mean_recall"] > 1 / (len(class_names) - metrics["classes_without_clips"]):
         what = "it knows other classes too, but always answering this one is right as often or more"
     return (

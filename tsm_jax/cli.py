@@ -1,4 +1,4 @@
-"""What all commands share: arguments, recipes with overrides, one-line errors."""
+"""Code shared by all commands: arguments, recipes with overrides, one-line errors."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tsm_jax.files import check_regular, reason
 from tsm_jax.host import enable_compilation_cache
 from tsm_jax.terminal import MODULES, launcher, printable, typed
 
-# Set by the shell's completion, which asks the program what could come next (argcomplete).
+# Set by the shell while it asks the program for completions (argcomplete).
 COMPLETING = "_ARGCOMPLETE"
-# Installed from a wheel the recipes are in the package; in a clone they are beside it.
+# A wheel installs the recipes inside the package; in a clone they are next to it.
 _INSTALLED = Path(__file__).with_name("configs")
 RECIPES = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Fills text to the width of the terminal; indented lines, which are commands, stay."""
+    """Wraps text to the width of the terminal, except for indented lines, which are commands."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         fill = super()._fill_text
@@ -41,9 +41,9 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours: one line, exit code 1.
+    """An argument parser that raises a one-line UserError (exit code 1) on a mistake.
 
-    Words of an option may be joined by `-` or `_`. An unknown option is an error that names a
+    The words of an option may be joined by `-` or `_`. The error for an unknown option suggests a
     similar one.
     """
 
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        self._keys: list[str] = []  # of recipes, if this command takes one
+        self._keys: list[str] = []  # of recipes, if this command accepts one
         self._completes = COMPLETING in os.environ
 
     def error(self, message: str) -> NoReturn:
@@ -72,9 +72,10 @@ class Parser(argparse.ArgumentParser):
         return options
 
     def _spelled(self, words: Sequence[str]) -> list[str]:
-        """The words, options as this parser spells them.
+        """Returns `words` with options spelled with underscores.
 
-        It refuses unknown ones here: "--output is required" would not help who wrote --ouput.
+        Unknown options are refused here, before argparse complains about missing ones:
+        "--output is required" would not help a user who typed --ouput.
         """
         words = [_underscored(word) for word in words]
         known = ("--", *self._option_string_actions)
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def _refuse(self, rest: Sequence[str]) -> None:
-        """Reports the first of the words that no option or key of a recipe took."""
+        """Raises a UserError for the first unknown word, if there are any."""
         if not rest:
             return
         word = rest[0]
@@ -99,25 +100,25 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             "--ray",
             metavar="ADDRESS",
-            help="work on a Ray cluster: HOST:PORT, auto, or local to start one here",
+            help="run on a Ray cluster: HOST:PORT, auto, or local to start one on this machine",
         )
 
     def add_recipe(self, *, required: bool) -> None:
-        """Adds the recipe, by its name or as `--config FILE`, and documents its keys."""
+        """Adds the recipe, given by name or as `--config FILE`, and documents its keys."""
         self._recipe_required = required
         self._keys = [key for key, _ in config_lib.flatten(config_lib.default())]
         argument = self.add_argument(
             "recipe",
             metavar="RECIPE",
             nargs="?",
-            help="a name that the verb `recipes` lists, or a file of your own",
+            help="the name of a recipe (`recipes` lists them) or a Python file of your own",
         )
         complete_with(argument, recipe_names)
-        self.add_argument("--config", metavar="FILE", help="the same as RECIPE")
+        self.add_argument("--config", metavar="FILE", help="same as RECIPE")
         self.add_argument_group(
             "keys of the recipe",
-            "Each can be changed, for example --epochs=5 --model.shift=none; --config.epochs=5 is"
-            " the same. tsm_jax/config.py says what they are.",
+            "Override any key, for example --epochs=5 --model.shift=none; --config.epochs=5 is"
+            " equivalent. tsm_jax/config.py documents all keys.",
         )
 
     def parse_with_recipe(
@@ -126,7 +127,8 @@ class Parser(argparse.ArgumentParser):
         """Parses the arguments and loads the recipe with its overrides, if one is given.
 
         Raises:
-            UserError: an unknown argument or key, a value of another type, no such recipe.
+            UserError: an argument or key is unknown, a value has the wrong type, or the recipe
+                does not exist.
         """
         if self._completes:
             self._complete()
@@ -134,18 +136,18 @@ class Parser(argparse.ArgumentParser):
         known, rest = self.parse_known_intermixed_args(own)
         self._refuse(rest)
         if known.recipe and known.config:
-            self.error(f"two recipes, {known.recipe} and {known.config}: give one")
+            self.error(f"two recipes given, {known.recipe} and {known.config}: give only one")
         recipe = known.recipe or known.config
         if recipe is None:
             if self._recipe_required:
-                self.error(f"which recipe? `{typed('recipes')}` lists them")
+                self.error(f"no recipe given: `{typed('recipes')}` lists them")
             if overrides:
-                self.error(f"{overrides[0]} needs a recipe")
+                self.error(f"{overrides[0]} requires a recipe")
             return known, None
         return known, load_recipe(recipe, overrides)
 
     def _split(self, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-        """This parser's own arguments, and keys of the recipe, `--KEY=VALUE` each."""
+        """Splits `arguments` into this parser's own and recipe overrides (`--KEY=VALUE`)."""
         own, overrides = [], []
         words = iter(arguments)
         for word in words:
@@ -162,36 +164,36 @@ class Parser(argparse.ArgumentParser):
         return own, overrides
 
     def _complete(self) -> None:
-        """Prints what could come next, and ends the process."""
+        """Prints completions and exits."""
         import argcomplete
 
-        self._completes = False  # argcomplete parses as well
+        self._completes = False  # argcomplete calls this parser, too
         for key in self._keys:
             self.add_argument(f"--{key}", help=argparse.SUPPRESS)
         argcomplete.autocomplete(self, always_complete_options=False, print_suppressed=True)
 
 
 def complete_with(argument: argparse.Action, words: Callable[[], list[str]]) -> None:
-    """What the shell offers for an argument."""
+    """Sets the words that the shell offers as completions of an argument."""
     argument.completer = lambda **_: words()  # type: ignore[attr-defined]
 
 
 def _underscored(word: str) -> str:
-    """`--val-share=0.2` as `--val_share=0.2`."""
+    """Turns `--val-share=0.2` into `--val_share=0.2`."""
     name, equals, value = word.partition("=")
     return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def recipe_names() -> list[str]:
-    """The recipes of the package."""
+    """Returns the names of the recipes in the package, sorted."""
     return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
 
 
 def recipe_path(recipe: str) -> str:
-    """The file of a recipe, which is given by its name in the package or as a path.
+    """Returns the path of a recipe, given by its name in the package or as a path.
 
     Raises:
-        UserError: there is neither.
+        UserError: no such recipe or file exists.
     """
     known = recipe_names()
     if recipe in known:
@@ -202,17 +204,19 @@ def recipe_path(recipe: str) -> str:
     stem = os.path.splitext(os.path.basename(recipe))[0]
     close = difflib.get_close_matches(stem, known, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"there is no recipe {recipe}: {hint}`{typed('recipes')}` lists all")
+    raise UserError(f"no recipe named {recipe}: {hint}`{typed('recipes')}` lists all")
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The validated recipe of a name of the package, or of a Python file with `get_config()`.
+    """Loads and validates a recipe.
 
     Args:
-        overrides: `--config.KEY=VALUE` or `--KEY=VALUE` each.
+        recipe: the name of a recipe in the package, or the path of a Python file that defines
+            `get_config()`.
+        overrides: strings of the form `--config.KEY=VALUE` or `--KEY=VALUE`.
 
     Raises:
-        UserError: names what is wrong with the path, the key or the value.
+        UserError: the recipe does not exist, or a key or value is not valid.
     """
     path = recipe_path(recipe)
     unchanged = _apply(path, ())
@@ -224,7 +228,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
             close = closest_key(key, keys)
             hint = f"did you mean {start}{close}?" if close else "tsm_jax/config.py lists the keys"
             hint = config_lib.OLD_KEYS.get(key, hint).format(value=value)
-            raise UserError(f"{override}: there is no such key; {hint}")
+            raise UserError(f"{override}: unknown key; {hint}")
         if not equals:
             raise UserError(f"{override}: write it as {override}=VALUE")
     config = _apply(path, [f"--config.{_key(override)}" for override in overrides])
@@ -235,16 +239,16 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def recipe_of(config: ConfigDict | str | os.PathLike[str]) -> ConfigDict:
-    """A validated recipe, from what `tsm_jax.train` and `tsm_jax.evaluate` take.
+    """Returns the validated recipe for the argument of `tsm_jax.train` and `tsm_jax.evaluate`.
 
     Raises:
-        UserError: as `load_recipe`, or a value that was changed is not allowed.
+        UserError: as for `load_recipe`, or a changed value is not allowed.
     """
     if isinstance(config, str | os.PathLike):
         return load_recipe(os.fspath(config))
     config_lib.validate(config)
     if not config.workdir:
-        raise UserError("config.workdir is empty: say where the run is to be kept")
+        raise UserError("config.workdir is empty: set it to the folder for this run")
     return config
 
 
@@ -253,7 +257,7 @@ def _key(override: str) -> str:
 
 
 def closest_key(word: str, keys: Sequence[str]) -> str | None:
-    """The key that was probably meant: one whose last part is the word, else a similar one."""
+    """Returns the key that was probably meant: one whose last part is `word`, or a similar one."""
     last = [key for key in keys if key.rpartition(".")[2] == word]
     close = last or difflib.get_close_matches(word, keys, n=1)
     return close[0] if close else None
@@ -266,12 +270,14 @@ def _apply(path: str, overrides: Sequence[str]) -> ConfigDict:
     try:
         values(arguments)
         config = values["config"].value
-    except Exception as error:  # the recipe is a program of the user's, with any defect
+    except Exception as error:  # a recipe is the user's own code and may raise anything
         what = "" if isinstance(error, flags.Error) else f"{type(error).__name__}: "
         raise UserError(f"{path}: {what}{' '.join(str(error).split())}") from error
     known = dict(config_lib.flatten(config_lib.default())).keys()
     if not isinstance(config, ConfigDict) or dict(config_lib.flatten(config)).keys() != known:
-        raise UserError(f"{path}: get_config() must return tsm_jax.config.default(), changed")
+        raise UserError(
+            f"{path}: get_config() must return tsm_jax.config.default() with changed values"
+        )
     return config
 
 
@@ -283,11 +289,11 @@ def choose(
     description: str,
     example: str,
 ) -> None:
-    """Runs the one of several commands behind a verb that the first argument names."""
+    """Runs the subcommand of a verb that the first argument names."""
     parser = Parser(command, description=description, example=example)
     parser.add_argument("command", metavar="COMMAND", choices=commands, help=", ".join(commands))
     if COMPLETING in os.environ and arguments and arguments[0] in commands:
-        os.environ[COMPLETING] = "3"  # words before what its own parser completes, and one
+        os.environ[COMPLETING] = "3"  # words before those that its own parser completes, plus one
         chosen = arguments[0]
     else:
         chosen = parser.parse_args(arguments[:1]).command
@@ -295,7 +301,7 @@ def choose(
 
 
 def make_callable(module: str, function: Callable[..., object]) -> None:
-    """Lets `tsm_jax.train(config)` call a function, although `tsm_jax.train` is a module, too."""
+    """Makes a module callable, so that `tsm_jax.train(config)` works although it is a module."""
 
     class Command(ModuleType):
         __call__ = staticmethod(function)
@@ -306,12 +312,12 @@ def make_callable(module: str, function: Callable[..., object]) -> None:
 def run(
     command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None
 ) -> NoReturn:
-    """Runs a verb's `main`; a user's mistake becomes `error: ...` on one line and exit code 1."""
+    """Runs the `main` of a verb; a UserError becomes one line `error: ...` and exit code 1."""
     enable_compilation_cache()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    # Orbax and jax talk to their developers; what fails there is raised as well.
+    # Messages of Orbax and jax are meant for their developers; their failures are raised as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that its encoding does not have
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names that its encoding cannot represent
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _exit_code(command, sys.argv[1:] if arguments is None else arguments)
@@ -336,17 +342,17 @@ def _exit_code(command: Callable[[Sequence[str]], None], arguments: Sequence[str
 
 
 def _after_stdout_failed(error: OSError) -> int:
-    """The exit code after the standard output's disk is full or its reader has gone.
+    """Returns the exit code after standard output failed: disk full, or the reader has exited.
 
     Raises:
-        OSError: the error was another one.
+        OSError: `error` has another cause.
     """
     try:
-        print(flush=True)  # an empty line, which fails, too
+        print(flush=True)  # fails as well if standard output is the cause
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
     else:
         raise error
     if not isinstance(error, BrokenPipeError):
-        print(f"error: cannot write to the standard output: {reason(error)}", file=sys.stderr)
+        print(f"error: cannot write to standard output: {reason(error)}", file=sys.stderr)
     return 1

@@ -1,8 +1,8 @@
-"""Every key of a recipe with its unit and default, what is checked, and what follows from it.
+"""The keys of a recipe with their units and defaults, their validation, and the training plan.
 
 A recipe (a file in `configs/`) starts from `default()` and changes values. The result is locked:
-a key that is not listed here is an error. Quantities in epochs become steps in `make_plan`, after
-all overrides and from the real length of the data.
+a key that is not listed here is an error. `make_plan` converts epochs to steps after all overrides
+have been applied, based on the real length of the data.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tsm_jax.files import upgraded
 from tsm_jax.models import architecture
 from tsm_jax.models.architecture import BACKBONES
 
-# The folder of a workdir that holds its checkpoints; a directory that has one is a workdir.
+# The checkpoint folder of a workdir; a directory that contains one is a workdir.
 CHECKPOINTS = "checkpoints"
 # The file of a workdir that keeps what `probe` has found.
 PROBE_FILE = "probe.json"
 
 
 def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
-    """0.1.0 knew ResNets by their depth, and took either layout of clips, to the same result."""
+    """0.1.0 identified ResNets by depth and allowed two clip layouts, with identical results."""
     recipe = {"best_metric": "top1", **recipe}
     if "model.depth" in recipe:
         recipe["model.backbone"] = f"resnet{recipe.pop('model.depth')}"
@@ -38,8 +38,8 @@ def _from_version_1(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Frame rates were not noted and labels of mirrored clips not swapped; nothing was balanced,
-    frozen or mixed; colours stayed; the warm-up came before the schedule."""
+    """Version 2 stored no frame rates and did not swap the labels of mirrored clips. It had no
+    class balancing, mixup, frozen parts or colour jitter, and warmed up before the schedule."""
     new = {
         "class_balance": 0.0,
         "mixup": 0.0,
@@ -60,25 +60,26 @@ def _from_version_2(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_3(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Batch norm was evaluated with its running statistics; there was one kind of crop."""
+    """Version 3 always evaluated with running batch-norm statistics and had one kind of crop."""
     new = {"precise_batch_norm": 0, "precise_batch_norm_batches": 200, "data.crop": "multi_scale"}
     return {**new, **recipe}
 
 
 def _from_version_4(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The classifier was that of the last step."""
+    """Version 4 always kept the classifier of the last step."""
     return {"refit_classifier": 0.0, **recipe}
 
 
-# What stored recipes of older versions mean, by dotted keys. A new key, or another meaning of a
-# value, needs a new version: a function here that writes down what recipes without it meant.
+# Upgrades of stored recipes from older versions, as flat dictionaries with dotted keys. A new key,
+# or a new meaning of a value, needs a new version: add a function that sets what recipes without it
+# meant.
 UPGRADES = (_from_version_1, _from_version_2, _from_version_3, _from_version_4)
 VERSION = len(UPGRADES) + 1
 
-# What to write for keys of older versions on the command line.
+# Hints for keys of older versions on the command line.
 OLD_KEYS = {
     "model.depth": "did you mean --config.model.backbone=resnet{value}?",
-    "model.data_format": "leave it out, the layout of clips has never changed a result",
+    "model.data_format": "remove it: the clip layout has never affected results",
 }
 
 
@@ -86,11 +87,11 @@ class Key(NamedTuple):
     """A key of a recipe.
 
     Attributes:
-        choices: what it may be.
-        range: the least and the greatest number, or those of each number in a tuple. The greatest
-            ones also refuse, in one line and at once, what no memory holds.
-        changeable: whether a run may be continued with another value; any other difference makes
-            it another run.
+        choices: allowed values.
+        range: smallest and largest allowed number, for a tuple of each element. The upper bounds
+            also reject sizes that fit in no memory, at once and with a one-line error.
+        changeable: whether a run may be resumed with another value. A difference in any other key
+            makes it a different run.
     """
 
     default: Any
@@ -99,75 +100,74 @@ class Key(NamedTuple):
     changeable: bool = False
 
 
-# By dotted name. The values are those of PaddleVideo's Kinetics-400 training.
+# By dotted name. The defaults are those of PaddleVideo's Kinetics-400 training.
 KEYS = {
     # Precision of convolutions and activations: `float32`, `bfloat16`, or `auto` (bfloat16 on GPU
     # and TPU, float32 on CPU). Parameters, statistics, logits and loss are float32 throughout.
     "dtype": Key("auto", choices=("auto", "float32", "bfloat16")),
-    # Decides initial weights, order of the data, augmentation and dropout.
+    # Seed of initial weights, data order, augmentation and dropout.
     "seed": Key(1234, range=(0, 2**31 - 1)),
     # Clips per optimizer step, over all devices and hosts.
     "batch_size": Key(128, range=(1, 10**6)),
-    # Clips per evaluation step, over all devices and hosts. 0: as batch_size, or what is computed
-    # at once of it.
+    # Clips per evaluation step, over all devices and hosts. 0: batch_size / accumulation_steps.
     "eval_batch_size": Key(0, range=(0, 10**6), changeable=True),
-    # Parts that a batch is computed in, one after the other, where it does not fit in memory. With
-    # whole batch-norm groups in each part the result is the same.
+    # Number of parts in which a batch is computed sequentially, for batches that do not fit in
+    # memory. The result is the same if each part consists of whole batch-norm groups.
     "accumulation_steps": Key(1, range=(1, 10**6), changeable=True),
-    # Compute activations again in the backward pass instead of keeping them: a third more work,
-    # and a fraction of the memory.
+    # Recompute activations in the backward pass instead of storing them: a third more work, but a
+    # fraction of the memory.
     "remat": Key(False, changeable=True),
-    # The same bits in every run on a GPU too, where that costs speed (CPU and TPU: always so).
+    # Bitwise reproducible runs on a GPU, at the cost of speed (always the case on CPU and TPU).
     "deterministic": Key(False),
-    # Passes over the training list.
+    # Number of passes over the training list.
     "epochs": Key(50, range=(1, 10**6), changeable=True),
-    # Exponent a of the weights of classes in the loss: with (1 / clips of the class)^a a rare class
-    # counts as much per clip as a frequent one (0: none), up to as much in all (1).
+    # Exponent a of the class weights in the loss, (1 / clips of the class)^a. 0: no weights, every
+    # clip counts the same. 1: every class counts the same.
     "class_balance": Key(0.0, range=(0.0, 1.0)),
-    # Share of the target that label smoothing spreads over all classes. 0: none.
+    # Share of the target that label smoothing distributes over all classes. 0: no smoothing.
     "label_smoothing": Key(0.0, range=(0.0, 0.99)),
-    # Mixup of training clips with their targets: two are mixed in shares that Beta(mixup, mixup)
-    # draws, one draw a step (Zhang et al. 2018). 0: none.
+    # Parameter of mixup (Zhang et al. 2018): pairs of training clips and their targets are mixed in
+    # a ratio drawn from Beta(mixup, mixup), once per step. 0: no mixup.
     "mixup": Key(0.0, range=(0.0, 100.0)),
-    # Epochs between two computations of batch norm's statistics for evaluation: after the first of
-    # so many epochs, and after the last, means over whole batches take the place of the running
-    # statistics before the checkpoint is saved (PaddleVideo's precise BN). 0: never.
+    # Interval of precise batch norm (PaddleVideo's precise BN), in epochs: after the first epoch of
+    # each interval and after the last epoch of the run, means over whole batches replace the
+    # running statistics before the checkpoint is saved. 0: never.
     "precise_batch_norm": Key(0, range=(0, 10**6)),
-    # Training batches that they are taken over, at most those of an epoch.
+    # Number of training batches for these means, at most one epoch.
     "precise_batch_norm_batches": Key(200, range=(1, 10**6)),
-    # After the last epoch the classifier is refitted: ridge regression onto the classes, of this
-    # strength, on the trained network's features of the training clips as they are, which
-    # helps where clips are few (benchmarks/RESULTS.md, "Few real clips"). 0: it stays that of the
-    # last step, as it does where `patience` ends the run.
+    # Strength of the ridge regression that refits the classifier after the last epoch, on the
+    # trained network's features of the unaugmented training clips. It helps with few clips
+    # (benchmarks/RESULTS.md, "Few real clips"). 0: keep the classifier of the last step, which is
+    # also what happens if `patience` ends the run.
     "refit_classifier": Key(0.0, range=(0, 10**6)),
-    # Weights to start from: a .pdparams, a model directory, a workdir, an https address or a name
-    # of the zoo. Empty: random ones.
+    # Initial weights: a .pdparams, a model directory, a workdir, an https URL or a name from the
+    # zoo. Empty: random weights.
     "init_from": Key(""),
-    # Take the classifier from there as well; otherwise it starts fresh.
+    # Also load the classifier from init_from; otherwise it is initialised randomly.
     "init_head": Key(False),
-    # Tensors by name, or by the start of it, that may be missing, unexpected or of another shape
-    # there; they start fresh.
+    # Names (or prefixes of names) of tensors that may be missing, unexpected or of another shape in
+    # init_from; they are initialised randomly.
     "init_ignore": Key(()),
-    # Where the run keeps its checkpoints, logs and recipe. Empty: output/<recipe>, with the
-    # overridden config.model keys in the name, since a run of another model is another run.
+    # Folder for the checkpoints, logs and recipe of the run. Empty: output/<recipe>, plus the
+    # overridden config.model keys, because training another model is another run.
     "workdir": Key("", changeable=True),
-    # Steps between two log lines.
+    # Steps between log lines.
     "log_every": Key(20, range=(1, 2**31 - 1), changeable=True),
-    # Steps between two checkpoints within an epoch. 0: at the end of each epoch only.
+    # Steps between checkpoints within an epoch. 0: only at the end of each epoch.
     "checkpoint_every": Key(0, range=(0, 2**31 - 1), changeable=True),
-    # Steps of the whole run that may be skipped because their loss, gradient or update is not
-    # finite; one more stops the run. 0: stop at the first.
+    # Number of steps in the whole run that may be skipped because their loss, gradient or update is
+    # not finite; one more stops the run. 0: stop at the first.
     "max_bad_steps": Key(0, range=(0, 2**31 - 2), changeable=True),
-    # What the best checkpoint has most of in its validation: `top1`, or `mean_recall`, the mean
-    # over classes of the share of their clips that is recognised, for classes of unequal sizes.
+    # Validation metric that selects the best checkpoint: `top1`, or `mean_recall`, the recall
+    # averaged over classes, for classes of unequal sizes.
     "best_metric": Key("top1", choices=("top1", "mean_recall"), changeable=True),
-    # Epochs without a better one after which the run ends. 0: it never ends early.
+    # Stop the run after this many epochs without a better checkpoint. 0: never stop early.
     "patience": Key(0, range=(0, 10**6), changeable=True),
-    # Image network that gets the shifts: a name of tsm_jax/models/architecture.py.
+    # Image network into which the shifts are inserted: a name from tsm_jax/models/architecture.py.
     "model.backbone": Key("resnet50", choices=BACKBONES),
-    # Channels of its stem; 64 is the paper's.
+    # Channels of its stem; the paper uses 64.
     "model.width": Key(64, range=(8, 1024)),
-    # Classes K. 0: as many as there are class names (`data.labels`).
+    # Number of classes K. 0: the number of class names (`data.labels`).
     "model.num_classes": Key(400, range=(0, 10**6)),
     # Frames per clip T, one from each of T equal parts of the video.
     "model.num_segments": Key(8, range=(1, 1024)),
@@ -175,119 +175,120 @@ KEYS = {
     # mmaction2), `past_only` (no second fold: the network can follow a live stream), or `none` for
     # a network without shift (TSN).
     "model.shift": Key("past_first", choices=architecture.SHIFTS),
-    # Share of the channels that moves in one direction: `1/8` (the paper, MIT, mmaction2) or
+    # Share of the channels shifted in each direction: `1/8` (the paper, MIT, mmaction2) or
     # `1/num_segments` (PaddleVideo; the same at 8 segments).
     "model.shift_fraction": Key("1/8", choices=architecture.SHIFT_FRACTIONS),
-    # Shift in every n-th block of a stage: 1, or 2 as MIT does in ResNet-101 and -152.
+    # Shift in every n-th block of a stage: 1, or 2 as in MIT's ResNet-101 and -152.
     "model.shift_every": Key(1, choices=architecture.SHIFT_EVERY),
-    # Dropout rate in front of the classifier.
+    # Dropout rate before the classifier.
     "model.dropout": Key(0.5, range=(0.0, 0.99)),
-    # Clips over which batch norm takes its statistics (16: the reference's batch per GPU), so that
-    # a recipe means the same on any number of devices. 0: the whole batch.
+    # Number of clips over which batch norm computes its statistics (16: the reference's batch per
+    # GPU), so that a recipe gives the same result on any number of devices. 0: the whole batch.
     "model.batch_norm_group": Key(16, range=(0, 10**6)),
-    # Batch-norm layers that use and keep their running statistics in training, and whose scale and
-    # bias are not trained: `none`, `all`, or `all_but_first` (MIT's "partial batch norm").
+    # Frozen batch-norm layers: in training they normalise with their running statistics, which are
+    # not updated, and scale and bias are not trained. `none`, `all`, or `all_but_first` (MIT's
+    # "partial batch norm").
     "model.frozen_batch_norm": Key("none", choices=("none", "all", "all_but_first")),
-    # The running variance is the `biased` one of the batches, or the `unbiased` one as in PyTorch.
+    # Estimator of the running variance: `biased`, or `unbiased` as in PyTorch.
     "model.running_variance": Key("biased", choices=("biased", "unbiased")),
-    # What the lists name: `videos` (lines `path label`), `frames` (lines `folder num_frames
-    # label`); `packed` (instead of lists, folders that `prepare pack` wrote); or `synthetic` (no
-    # lists: random pixels to measure with).
+    # Kind of data: lists of `videos` (lines `path label`) or of `frames` (lines `folder num_frames
+    # label`); `packed` (folders written by `prepare pack`, instead of lists); or `synthetic` (no
+    # lists: random pixels, for benchmarks).
     "data.source": Key("videos", choices=("videos", "frames", "packed", "synthetic")),
-    # The lists (or packed folders) of training and validation clips, and what is put before and
-    # after each path of a list.
+    # Lists (or packed folders) of the training and validation clips, and a prefix and suffix that
+    # are added to each path in a list.
     "data.train_list": Key("data/k400/train.list"),
     "data.val_list": Key("data/k400/val.list", changeable=True),
     "data.prefix": Key(""),
     "data.suffix": Key(""),
-    # File name of frame i (from 1) in a folder of frames.
+    # File name of frame i (counted from 1) in a folder of frames.
     "data.frame_template": Key("img_{:05}.jpg"),
-    # Class names, one a line. Empty: a file labels.txt beside the training list if there is one.
+    # File of class names, one per line. Empty: labels.txt next to the training list, if it exists.
     "data.labels": Key(""),
-    # A table (CSV) with the columns `clip` (as in the list) and `group`, such as the recording that
-    # a clip was cut from: clips of a group are alike, and `probe` keeps them in one part. Empty: a
-    # file groups.csv beside the training list if there is one.
+    # CSV file with the columns `clip` (as in the list) and `group`, for example the recording from
+    # which a clip was cut. Clips of a group are similar, so `probe` never splits a group. Empty:
+    # groups.csv next to the training list, if it exists.
     "data.groups": Key("", changeable=True),
-    # Data set of our own to render at first use beside the training list: `moving_shapes`, or
-    # empty for lists that exist.
+    # Built-in data set that is rendered next to the training list on first use: `moving_shapes`.
+    # Empty: the lists already exist.
     "data.render": Key("", choices=("", "moving_shapes")),
-    # How many training and validation clips it has.
+    # Number of its training and validation clips.
     "data.rendered_clips": Key((1200, 400), range=(1, 10**6)),
-    # Frames per second that the network sees: its T frames over the length of a typical clip. It is
-    # stored with the weights, and live streams are followed at this rate. 0: measured from the
-    # training videos; of folders of frames nobody knows it.
+    # Frames per second that the network sees: T frames divided by the length of a typical clip. It
+    # is stored with the weights and sets the rate of live streams. 0: measured from the training
+    # videos; unknown for folders of frames.
     "data.frame_rate": Key(0.0, range=(0.0, 1000.0), changeable=True),
-    # Side of the square that the network sees, pixels.
+    # Side of the network's square input, in pixels.
     "data.crop_size": Key(224, range=(32, 4096)),
-    # Evaluation scales the short side of a frame to this before its centre is cropped, pixels.
+    # Length of the short side to which evaluation scales a frame before cropping, in pixels.
     "data.short_side": Key(256, range=(32, 4096)),
-    # Views that `evaluate` shows of a clip, by the name of a protocol (tsm_jax/data/protocols.py);
-    # with many of them lower eval_batch_size. Empty: the one view of validation.
+    # Protocol (tsm_jax/data/protocols.py) that defines the views of a clip in `evaluate`; lower
+    # eval_batch_size for many views. Empty: the single view of validation.
     "data.protocol": Key("", changeable=True),
-    # Frames of a training clip: one from each T-th of it (`uniform`, which as in the references
-    # never draws a rest of up to T - 1 frames at its end; `whole`, which does, and that matters
-    # where clips have few frames), or every 64/T-th of a window of 64 frames (`dense`). Validation
-    # is uniform; data.protocol has the dense ones.
+    # Frame sampling in training: one frame from each of T equal parts (`uniform`, which like the
+    # references never draws the last up to T - 1 frames; `whole`, which does, and that matters for
+    # clips with few frames), or every 64/T-th frame of a window of 64 (`dense`). Validation samples
+    # uniformly; data.protocol offers dense protocols.
     "data.sampling": Key("uniform", choices=sampling.TRAINING),
     # Mirror half of the training clips.
     "data.flip": Key(True),
-    # A training clip's random crop: `multi_scale` (TSM), or `pptsm`, which scales to 4:3 before it
-    # and cuts a random square out of it.
+    # Random crop of a training clip: `multi_scale` (TSM), or `pptsm`, which scales the clip to 4:3
+    # and then cuts out a random square.
     "data.crop": Key("multi_scale", choices=sampling.TRAINING_CROPS),
-    # Sides of a training clip's random crop, of the short side. `(1,)` keeps most of a picture, for
-    # fixed cameras and small differences.
+    # Possible sides of the random crop, as shares of the short side. `(1,)` keeps most of the
+    # picture, for fixed cameras and small differences.
     "data.crop_scales": Key((1.0, 0.875, 0.75, 0.66), range=(0.05, 1.0)),
-    # Brightness, contrast and saturation of a training clip change by up to this share, alike in
-    # all of its frames. 0: not at all.
+    # Largest relative change of a training clip's brightness, contrast and saturation, the same for
+    # all of its frames. 0: none.
     "data.color_jitter": Key(0.0, range=(0.0, 1.0)),
-    # Labels of mirrored clips: `swap` those of classes whose names differ in left and right only,
-    # or in clockwise and counterclockwise (an error if one of two is missing), or `keep` all.
+    # Labels of mirrored clips: `swap` classes whose names differ only in left and right, or in
+    # clockwise and counterclockwise (an error if one of the two is missing), or `keep` all labels.
     "data.flip_labels": Key("swap", choices=("swap", "keep"), changeable=True),
-    # Reading threads per process. 0: one per core that the process may use.
+    # Data-loading threads per process. 0: one per core that the process may use.
     "data.threads": Key(0, range=(0, 1024), changeable=True),
-    # Worker processes that read. 0: threads of the main process, which is faster unless Python
+    # Data-loading worker processes. 0: threads of the main process, which is faster unless Python
     # itself is the bottleneck.
     "data.workers": Key(0, range=(0, 128), changeable=True),
-    # An unreadable clip in training: `raise` stops the run, `skip` replaces it by another one.
+    # Unreadable clips in training: `raise` stops the run, `skip` replaces them with other clips.
     # Evaluation never replaces a clip.
     "data.on_error": Key("raise", choices=("raise", "skip"), changeable=True),
     # Peak learning rate of SGD.
     "optimizer.learning_rate": Key(0.02, range=(1e-12, 1000.0)),
-    # Batch size that it is meant for: with another one it is scaled in proportion (Goyal et al.
-    # 2017; take a few warmup_epochs with it). 0: it is taken as it is.
+    # Batch size for which learning_rate is meant; for another batch size the rate is scaled in
+    # proportion (Goyal et al. 2017; combine it with a few warmup_epochs). 0: no scaling.
     "optimizer.reference_batch_size": Key(0, range=(0, 10**6)),
-    # `step`: times decay_factor at each of boundaries. `cosine`: to zero at the last step.
-    # `whole_cosine`: the same from the run's first step on, whose beginning the warm-up replaces.
+    # `step`: multiply by decay_factor at each of boundaries. `cosine`: from the end of the warm-up
+    # to zero at the last step. `whole_cosine`: the cosine starts at the first step of the run, and
+    # the warm-up replaces its beginning.
     "optimizer.schedule": Key("step", choices=("step", "cosine", "whole_cosine")),
-    # Epochs after which the learning rate steps down.
+    # Epochs after which the learning rate is reduced.
     "optimizer.boundaries": Key((20, 40), range=(1e-6, 1e6)),
     "optimizer.decay_factor": Key(0.1, range=(1e-6, 1.0)),
-    # Epochs of linear warm-up, and where it starts, as a share of the peak.
+    # Length of the linear warm-up in epochs, and its start as a share of the peak.
     "optimizer.warmup_epochs": Key(0.0, range=(0.0, 1e6)),
     "optimizer.warmup_start": Key(0.0, range=(0.0, 1.0)),
     "optimizer.momentum": Key(0.9, range=(0.0, 0.9999)),
-    # Look ahead along the velocity (Nesterov's momentum).
+    # Use Nesterov momentum.
     "optimizer.nesterov": Key(False),
     # L2 coefficient, added to the clipped gradient (not decoupled).
     "optimizer.weight_decay": Key(1e-4, range=(0.0, 1.0)),
-    # What decays: `weights` (of convolutions and classifier; never biases or batch norm) or `fc`
-    # (the classifier's weight alone, as in PaddleVideo's UCF-101 recipes).
+    # Parameters with weight decay: `weights` (of convolutions and classifier; never biases or batch
+    # norm) or `fc` (only the classifier's weight, as in PaddleVideo's UCF-101 recipes).
     "optimizer.decay": Key("weights", choices=("weights", "fc")),
-    # Largest global norm of the raw gradient. 0: no limit.
+    # Maximum global norm of the raw gradient. 0: no limit.
     "optimizer.clip_norm": Key(20.0, range=(0.0, 1e6)),
     # Learning-rate multipliers of the classifier.
     "optimizer.fc_weight_multiplier": Key(5.0, range=(0.0, 1000.0)),
     "optimizer.fc_bias_multiplier": Key(10.0, range=(0.0, 1000.0)),
-    # Parts of the network, by the beginning of their tensors' names, that keep the values they
-    # start from, such as ("backbone.stem", "backbone.blocks.0"). No gradient is computed for them,
-    # which saves time where they come first. Running statistics are those of batch norm
-    # (`model.frozen_batch_norm`).
+    # Parts of the network that keep their initial values, as prefixes of tensor names, for example
+    # ("backbone.stem", "backbone.blocks.0"). No gradient is computed for them, which saves time if
+    # they come first. Running statistics follow `model.frozen_batch_norm` instead.
     "optimizer.frozen": Key(()),
 }
 
 
 def default() -> ConfigDict:
-    """A complete, locked recipe."""
+    """Returns a complete, locked recipe with the default values."""
     config = ConfigDict({"model": {}, "data": {}, "optimizer": {}})
     for name, key in KEYS.items():
         group, _, last = name.rpartition(".")
@@ -297,12 +298,12 @@ def default() -> ConfigDict:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe amounts to in steps.
+    """The schedule of a recipe in optimizer steps.
 
     Attributes:
-        steps_per_epoch: full batches in the training list; a rest is left out of that epoch (the
-            shuffle decides which clips).
-        boundaries: steps at which the learning rate steps down.
+        steps_per_epoch: full batches in the training list; the remaining clips are left out of the
+            epoch (the shuffle decides which).
+        boundaries: steps at which the learning rate is reduced.
     """
 
     steps_per_epoch: int
@@ -311,20 +312,20 @@ class Plan:
     warmup_steps: int
 
     def step_in_epoch(self, done: int) -> int:
-        """Of `done` steps those in the last epoch begun, 1 to `steps_per_epoch`; 0 before any."""
+        """Returns the steps done in the last begun epoch: 1 to `steps_per_epoch`, or 0 at start."""
         return (done - 1) % self.steps_per_epoch + 1 if done else 0
 
     def ends_epoch(self, done: int) -> bool:
-        """Whether `done` steps are whole epochs, at least one."""
+        """Returns whether `done` steps are a whole number of epochs, at least one."""
         return done > 0 and done % self.steps_per_epoch == 0
 
 
 def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
-    """Derives steps from epochs.
+    """Converts the epochs of a recipe to steps.
 
     Raises:
-        UserError: the training list holds less than one batch, the run has too many steps, or
-            boundaries round to the same one.
+        UserError: the training list has less than one batch, the run has too many steps, or
+            boundaries round to the same step.
     """
     steps_per_epoch = num_train_clips // config.batch_size
     if steps_per_epoch == 0:
@@ -335,8 +336,8 @@ def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
     total_steps = steps_per_epoch * config.epochs
     if total_steps >= 2**31:  # counted in int32 on the devices
         why = (
-            f"with {steps_per_epoch} steps each these are {total_steps} steps, which must be less"
-            f" than {2**31}"
+            f"with {steps_per_epoch} steps per epoch, the run has {total_steps} steps; it must have"
+            f" fewer than {2**31}"
         )
         _refuse(config, "epochs", why)
     boundaries = tuple(round(epoch * steps_per_epoch) for epoch in config.optimizer.boundaries)
@@ -344,28 +345,28 @@ def make_plan(config: ConfigDict, num_train_clips: int) -> Plan:
         earlier < later for earlier, later in itertools.pairwise((0, *boundaries))
     ):
         why = (
-            f"with {steps_per_epoch} steps in an epoch these are the steps {boundaries}, which must"
-            " be different ones after the first"
+            f"with {steps_per_epoch} steps per epoch, they fall on steps {boundaries}, which must"
+            " be greater than 0 and increasing"
         )
         _refuse(config, "optimizer.boundaries", why)
     warmup_steps = round(config.optimizer.warmup_epochs * steps_per_epoch)
     return Plan(steps_per_epoch, total_steps, boundaries, warmup_steps)
 
 
-# Below it nothing would be learned, without a word.
+# With a smaller norm the network would silently learn nothing.
 _SMALLEST_CLIP_NORM = 1e-6
 
-# A name with one number, perhaps of a fixed width: img_{:05}.jpg
+# A name with one number, optionally of a fixed width: img_{:05}.jpg
 _FRAME_TEMPLATE = re.compile(r"[^{}]*\{0?(:0?[1-9]?[0-9]?d?)?\}[^{}]*")
 
 _CONTROL_CODES = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks every value that can be judged without looking at the data.
+    """Checks all values that can be checked without the data.
 
     Raises:
-        UserError: names the key, its value and what it may be.
+        UserError: with the key, its value and what is allowed.
     """
     for name, value in flatten(config):
         _check_value(name, value)
@@ -387,7 +388,7 @@ def _check_value(name: str, value: Any) -> None:
         raise UserError(f"config.{name} is {value!r}: it must not contain control characters")
     choices = key.choices
     if name == "data.protocol" and value:
-        from tsm_jax.data.protocols import PROTOCOLS  # late: it brings in OpenCV
+        from tsm_jax.data.protocols import PROTOCOLS  # imported late because it imports OpenCV
 
         choices = PROTOCOLS
     if choices and value not in choices:
@@ -405,7 +406,7 @@ def _check_value(name: str, value: Any) -> None:
             )
 
 
-_Faults = Iterator[tuple[str, str]]  # keys, and why their values do not fit others
+_Faults = Iterator[tuple[str, str]]  # pairs of a key and why its value conflicts with others
 
 
 def _faults_of_data(config: ConfigDict) -> _Faults:
@@ -413,15 +414,15 @@ def _faults_of_data(config: ConfigDict) -> _Faults:
     if data.short_side < data.crop_size:
         yield "data.short_side", f"it must be at least config.data.crop_size ({data.crop_size})"
     if len(data.rendered_clips) != 2 or not all(type(n) is int for n in data.rendered_clips):
-        why = "it must be two whole numbers, of training and of validation clips"
+        why = "it must be two integers, the number of training and of validation clips"
         yield "data.rendered_clips", why
     if not _FRAME_TEMPLATE.fullmatch(data.frame_template):
-        why = "it must be a file name with one number in it, such as img_{:05}.jpg"
+        why = "it must be a file name with one number, such as img_{:05}.jpg"
         yield "data.frame_template", why
     if not all(isinstance(name, str) and name for name in config.init_ignore):
-        yield "init_ignore", "it must hold names of tensors"
+        yield "init_ignore", "it must contain tensor names"
     if data.sampling == "dense" and model.num_segments > 64:
-        why = "dense sampling takes at most one segment for each of its 64 frames"
+        why = "dense sampling draws from 64 frames and allows at most 64 segments"
         yield "model.num_segments", f"{why}; set config.data.sampling=uniform"
     is_shifted = model.shift != "none" and model.shift_fraction == "1/num_segments"
     if is_shifted and model.num_segments < 2:
@@ -434,14 +435,14 @@ def _faults_of_batches(config: ConfigDict) -> _Faults:
     if config.batch_size % parts:
         yield "batch_size", f"it must be a multiple of config.accumulation_steps ({parts})"
     if config.precise_batch_norm and frozen != "none":
-        why = f"not with config.model.frozen_batch_norm={frozen}: frozen layers keep their"
-        yield "precise_batch_norm", f"{why} statistics; set one of the two to 0 or none"
+        why = f"it conflicts with config.model.frozen_batch_norm={frozen}: frozen layers keep their"
+        yield "precise_batch_norm", f"{why} statistics; set the former to 0 or the latter to none"
     group, part = config.model.batch_norm_group, part_size(config)
     if group and part > group and part % group:
         why = f"it must be a multiple of config.model.batch_norm_group ({group})"
         if part < config.batch_size:
             why = f"config.batch_size / config.accumulation_steps is {part}: {why}"
-        yield "batch_size", f"{why}, or set that to 0"
+        yield "batch_size", f"{why}, or set the latter to 0"
 
 
 def _faults_of_optimizer(config: ConfigDict) -> _Faults:
@@ -452,13 +453,13 @@ def _faults_of_optimizer(config: ConfigDict) -> _Faults:
     if warmup > config.epochs:
         yield "optimizer.warmup_epochs", f"it must be at most config.epochs ({config.epochs})"
     if optimizer.schedule == "step" and boundaries and boundaries[0] < warmup:
-        why = f"the first must not lie within config.optimizer.warmup_epochs ({warmup:g})"
+        why = f"the first must not be less than config.optimizer.warmup_epochs ({warmup:g})"
         yield "optimizer.boundaries", why
     if 0 < optimizer.clip_norm < _SMALLEST_CLIP_NORM:
-        why = f"it must be 0, for no limit, or at least {_SMALLEST_CLIP_NORM:g}"
+        why = f"it must be 0 (no limit) or at least {_SMALLEST_CLIP_NORM:g}"
         yield "optimizer.clip_norm", why
     if not all(isinstance(part, str) and part for part in optimizer.frozen):
-        yield "optimizer.frozen", "it must hold names of tensors"
+        yield "optimizer.frozen", "it must contain prefixes of tensor names"
     if optimizer.frozen and not config.init_from:
         why = "without config.init_from these parts would keep random values"
         yield "optimizer.frozen", why
@@ -469,12 +470,12 @@ def _faults_of_optimizer(config: ConfigDict) -> _Faults:
 
 
 def part_size(config: ConfigDict) -> int:
-    """Training clips that are computed at once, over all devices and hosts."""
+    """Returns the number of training clips computed at once, over all devices and hosts."""
     return config.batch_size // config.accumulation_steps
 
 
 def peak_learning_rate(config: ConfigDict) -> float:
-    """Of the recipe's batch size, by the linear scaling rule if it is asked for."""
+    """Returns the peak learning rate, scaled to the batch size if the recipe asks for it."""
     optimizer = config.optimizer
     if optimizer.reference_batch_size == 0:
         return optimizer.learning_rate
@@ -482,7 +483,7 @@ def peak_learning_rate(config: ConfigDict) -> float:
 
 
 def get(config: ConfigDict, key: str) -> Any:
-    """The value under a dotted key."""
+    """Returns the value of a dotted key."""
     value: Any = config
     for part in key.split("."):
         value = value[part]
@@ -490,7 +491,7 @@ def get(config: ConfigDict, key: str) -> Any:
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values, in order."""
+    """Yields the dotted keys and values, in order."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -499,16 +500,15 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """A recipe as it is stored: nested dictionaries, with its version."""
+    """Converts a recipe to its stored form: nested dictionaries with a version."""
     return {"version": VERSION, **config.to_dict()}
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """A recipe from what `to_dict` gave, or that of an older version; strict about its keys.
+    """Restores a recipe from the result of `to_dict`, also of an older version.
 
     Raises:
-        UserError: it is of a newer version, a key is missing or unknown, or a value is of another
-            type.
+        UserError: the version is newer, a key is missing or unknown, or a value has the wrong type.
     """
     config = default()
     if not isinstance(values, dict):
@@ -518,12 +518,12 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
     if KEYS.keys() != given.keys():
         names = ", ".join(sorted(KEYS.keys() ^ given.keys()))
         raise UserError(
-            f"the saved recipe has other keys than one of its version: it differs in {names}; use"
+            f"the keys of the saved recipe do not match its version: they differ in {names}; use"
             " the tsm_jax that wrote it, or train again"
         )
     for key, value in given.items():
-        # The network's own values may come from anywhere; those of the optimizer are not used
-        # unless the run goes on, with a recipe that is the same and has been validated.
+        # Model values are untrusted. Optimizer values are only used to resume a run, and then the
+        # recipe must equal a validated one.
         if key.startswith("model."):
             _check_value(key, value)
         *parents, last = key.split(".")
@@ -532,13 +532,13 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
         except (TypeError, ValueError):
             kind = type(KEYS[key].default).__name__
             raise UserError(
-                f"the saved recipe is damaged: {key} is {value!r}, which is not of type {kind}"
+                f"the saved recipe is damaged: {key} is {value!r}; it must be of type {kind}"
             ) from None
     return config
 
 
 def default_workdir(recipe_path: str, recipe: ConfigDict, config: ConfigDict) -> str:
-    """`output/<recipe>`, and the model's overridden keys: `output/quickstart,shift=none`."""
+    """Returns `output/<recipe>` plus overridden model keys: `output/quickstart,shift=none`."""
     before = dict(flatten(recipe.model))
     changes = [f"{key}={value}" for key, value in flatten(config.model) if value != before[key]]
     stem = os.path.splitext(os.path.basename(recipe_path))[0]

@@ -1,4 +1,4 @@
-"""Converts weights of other projects to a model directory, and back.
+"""Converts weights of other projects to a model directory and back.
 
 python -m tsm_jax.convert --input TSM_k400.pdparams --output models/tsm_k400
 python -m tsm_jax.convert --input models/tsm_k400 --output TSM.pdparams
@@ -21,36 +21,35 @@ def main(arguments: Sequence[str]) -> None:
         "convert",
         description=(
             "Converts weights of PaddleVideo (.pdparams), MIT, mmaction2, torchvision and timm"
-            " (.pth, .pth.tar, .safetensors) to a model directory, and networks back to the first"
-            " three."
+            " (.pth, .pth.tar, .safetensors) to a model directory, and back for the first three."
         ),
         example="python -m tsm_jax.convert --input TSM_k400.pdparams --output models/tsm_k400",
     )
     parser.add_argument(
-        "--list", action="store_true", help="print the published weights that have a name"
+        "--list", action="store_true", help="list the published weights that can be used by name"
     )
     parser.add_argument(
         "--input",
         metavar="PATH",
-        help="a file of weights, a model directory, a workdir, a URL or a name that --list prints",
+        help="a weight file, a model directory, a workdir, a URL, or a name from --list",
     )
-    parser.add_argument("--output", metavar="PATH", help="what to write")
+    parser.add_argument("--output", metavar="PATH", help="the file or directory to write")
     parser.add_argument(
         "--to",
         choices=("model", "pdparams", "mit", "mmaction2"),
         help=(
-            "what to write it as (by the name of --output: pdparams if it ends so, else model); mit"
-            " and mmaction2 are for a .pth"
+            "output format (default: pdparams if --output ends in .pdparams, else model); mit and"
+            " mmaction2 write a .pth"
         ),
     )
     parser.add_argument(
         "--num_segments",
         metavar="T",
         type=int,
-        help="frames per clip that a file was trained with, if it does not tell (.pdparams: 8)",
+        help="frames per clip in training, if the file does not say (default for .pdparams: 8)",
     )
     parser.add_argument(
-        "--labels", metavar="FILE", help="class names of a file, one a line, if not well known"
+        "--labels", metavar="FILE", help="class names, one per line, for an unknown data set"
     )
     options = parser.parse_args(arguments)
     if options.list:
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(f"the following arguments are required: --{name}")
     if options.num_segments is not None and options.num_segments < 2:
         raise UserError(f"--num_segments is {options.num_segments}: it must be at least 2")
-    to = _written_as(options.output, options.to)
+    to = _output_format(options.output, options.to)
     from tsm_jax.assemble.weights import load_model
 
     model = load_model(options.input, num_segments=options.num_segments, labels=options.labels)
@@ -87,18 +86,15 @@ def main(arguments: Sequence[str]) -> None:
     )
 
 
-def _written_as(output: str, to: str | None) -> str:
+def _output_format(output: str, to: str | None) -> str:
     is_torch, is_paddle = output.endswith(TORCH), output.endswith(".pdparams")
     if is_torch and to is None:
-        raise UserError(
-            f"--output is {output}: say whose names it shall have, --to mit or mmaction2"
-        )
+        raise UserError(f"--output is {output}: choose its format with --to mit or --to mmaction2")
     to = to or ("pdparams" if is_paddle else "model")
     if (is_paddle, is_torch) != (to == "pdparams", to in ("mit", "mmaction2")):
         raise UserError(
-            f"--output is {output} and --to is {to}: the name of a .pdparams ends so, that of a"
-            " file for mit or mmaction2 in .pth or .pth.tar, and that of a model directory in"
-            " none of them"
+            f"--output is {output} but --to is {to}: pdparams needs a name that ends in .pdparams,"
+            " mit and mmaction2 one in .pth or .pth.tar, and model one in none of these"
         )
     return to
 

@@ -1,9 +1,8 @@
-"""Downloads a file once and keeps it: checked, continued where it broke off, locked.
+"""Downloads a file once and caches it, with resumption, verification and locking.
 
-Beside the file `name` lie `name.sha256` (of what was downloaded, as `sha256sum` writes it) and
-`name.lock`. Until it is complete, what has arrived lies in `name.part`; `name.part.json` says which
-version of the file it is from, so that a file that changed on the server is never glued together
-from two.
+Next to the file `name` are `name.sha256` (its checksum, in the format of `sha256sum`) and
+`name.lock`. An incomplete download is stored in `name.part`. `name.part.json` records which version
+of the file it belongs to, so that two versions are never joined if the file changes on the server.
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ from tsm_jax.terminal import printable
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes may then spoil each other's part, and start over
+except ImportError:  # Windows: two processes may corrupt each other's part and have to start over
     fcntl = None
 
 OnProgress = Callable[[int, int | None], object]
 
-ATTEMPTS = 5  # in a row that brought less than ENOUGH_BYTES
+ATTEMPTS = 5  # consecutive attempts with less than ENOUGH_BYTES each
 ENOUGH_BYTES = 2**20
-MAX_ATTEMPTS = 100  # in all: a server could send something new each time
-BACKOFF_SECONDS = 1.0  # before the second attempt; doubled for each further one
-TIMEOUT_SECONDS = 30.0  # without any byte
-WINDOW_SECONDS = 60.0  # within which MIN_RATE counts
-MIN_RATE = 5000  # bytes per second; an attempt that is slower has failed
+MAX_ATTEMPTS = 100  # in total: a server could send something new each time
+BACKOFF_SECONDS = 1.0  # before the second attempt; doubles with each further attempt
+TIMEOUT_SECONDS = 30.0  # without receiving a byte
+WINDOW_SECONDS = 60.0  # over which MIN_RATE is measured
+MIN_RATE = 5000  # bytes per second; a slower attempt fails
 _CHUNK = 2**18
 _TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -58,19 +57,21 @@ def download(
     sha256: str = "",
     on_progress: OnProgress = lambda done, total: None,
 ) -> Path:
-    """Gives `path` back with the content of `url` in it; later calls find it there.
+    """Downloads `url` to `path`, unless `path` already exists, and returns `path`.
 
     Args:
-        url: https; plain http only to this machine itself.
-        setting: what the user changes to store it elsewhere, for messages: "--output".
-        max_bytes: a larger file is refused, before or during the download.
-        sha256: of the content, in hexadecimal digits: as many of the first as are published.
-        on_progress: called with the bytes so far and their total, None if the server is silent.
+        url: an https URL; plain http is allowed only to this machine.
+        what: what the file is, for messages: "the weights".
+        setting: the option that changes where the file is stored, for messages: "--output".
+        max_bytes: larger files are refused, before or during the download.
+        sha256: the expected checksum in hexadecimal, or its first digits if no more are published.
+        on_progress: called with the number of bytes so far and the total, which is None if the
+            server does not send it.
 
     Raises:
-        UserError: the address is not allowed, the server refuses, keeps failing, is too slow or
-            sends a web page, the file is empty, too large or not that of the checksum, or the file
-            at `path` is not the one that was downloaded.
+        UserError: the URL is not allowed; the server refuses, keeps failing, is too slow or sends a
+            web page; the file is empty, too large or does not match the checksum; or the file at
+            `path` has changed since it was downloaded.
     """
     check_address(url, url)
     try:
@@ -85,7 +86,7 @@ def download(
                 _check_recorded_hash(path)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be stored: {files.reason(error)};"
+            f"{path}: cannot write the file: {files.reason(error)};"
             f" free some space or choose another folder with {setting}"
         ) from None
     return path
@@ -104,25 +105,25 @@ def _check_recorded_hash(path: Path) -> None:
         digest
     ]:
         raise UserError(
-            f"{path}: is not the file that was downloaded (its SHA-256 differs from the one in"
-            f" {path.name}.sha256); delete it and try again"
+            f"{path}: the file has changed since it was downloaded (its SHA-256 differs from the"
+            f" one in {path.name}.sha256); delete it and try again"
         )
 
 
 def check_address(url: str, first_url: str) -> None:
-    """https, or http to this machine if that was what the user asked for.
+    """Raises a UserError unless `url` is https, or http to this machine if `first_url` is as well.
 
-    A server must not send us to another scheme: `file:` would read from this machine.
+    A server must not redirect to another scheme: `file:` would read files of this machine.
     """
     kind = _kind(url)
     if kind == "https" or (kind == "local" and _kind(first_url) == "local"):
         return
-    how = "" if url == first_url else f"{first_url} leads to "
-    raise UserError(f"{how}{url!a}: not an https address; download the file yourself")
+    how = "" if url == first_url else f"{first_url} redirects to "
+    raise UserError(f"{how}{url!a}: not an https URL; download the file yourself")
 
 
 def _kind(url: str) -> str:
-    """`https`, `local` for http to this machine, or nothing."""
+    """Returns `https`, `local` for http to this machine, or an empty string for anything else."""
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -137,7 +138,7 @@ def _kind(url: str) -> str:
 
 
 class _CheckedRedirect(urllib.request.HTTPRedirectHandler):
-    """With this and a checked first address, the opener's other schemes are never reached."""
+    """Checks the URL of every redirect, so that the opener never uses another scheme."""
 
     def __init__(self, first_url: str):
         self._first_url = first_url
@@ -148,7 +149,7 @@ class _CheckedRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class _Version(NamedTuple):
-    """What identifies one version of a file on its server."""
+    """Identifies one version of a file on its server."""
 
     etag: str | None
     modified: str | None
@@ -156,22 +157,22 @@ class _Version(NamedTuple):
 
     @property
     def validator(self) -> str | None:
-        """For If-Range: a weak ETag does not promise the same bytes."""
+        """The value for If-Range; a weak ETag does not guarantee identical bytes."""
         is_strong = self.etag and not self.etag.startswith("W/")
         return self.etag if is_strong else self.modified
 
 
 class _CutOff(Exception):
-    """The transfer ended early; another attempt may go on."""
+    """The transfer ended early; another attempt may resume it."""
 
 
 class _StartOver(Exception):
-    """What was saved does not belong to what the server has now."""
+    """The saved part does not belong to the file that the server has now."""
 
 
 @dataclass
 class _Transfer:
-    """Brings `url`, which `check_address` has passed, to `path`'s temporary name."""
+    """Downloads `url`, which has passed `check_address`, to `path` via a temporary name."""
 
     url: str
     path: Path
@@ -186,10 +187,10 @@ class _Transfer:
         direct = [urllib.request.ProxyHandler({})] if _kind(self.url) == "local" else []
         self._opener = urllib.request.build_opener(_CheckedRedirect(self.url), *direct)
         self._lock = threading.Lock()
-        self._arrived = 0  # bytes, in all attempts
+        self._arrived = 0  # bytes received in all attempts
 
     def run(self) -> None:
-        """Attempts it until the file is complete, and gives it its name."""
+        """Repeats attempts until the file is complete, then renames it to `path`."""
         attempts = failures = 0
         reason: object = None
         while failures < ATTEMPTS and attempts < MAX_ATTEMPTS:
@@ -208,7 +209,7 @@ class _Transfer:
             failures = 1 if self._saved_bytes() - before >= ENOUGH_BYTES else failures + 1
         raise UserError(
             f"{self.url}: the download of {self.what} failed after {attempts} attempts:"
-            f" {_words(reason)}; try again (it goes on where it stopped) or download the file"
+            f" {_words(reason)}; try again (the download will resume) or download the file"
             " yourself"
         )
 
@@ -217,13 +218,13 @@ class _Transfer:
 
     def _finish(self) -> None:
         self._check_content()
-        # The hash comes first, so that the file never lacks one.
+        # The hash is written first, so that the file always has one.
         digest = files.sha256(self._part)
         if not digest.startswith(self.sha256):
             self._forget()
             raise UserError(
-                f"{self.url}: what arrived is not the published file: its SHA-256 begins with"
-                f" {digest[:8]}, not {self.sha256}; it was deleted, try again"
+                f"{self.url}: the downloaded file is not the published one: its SHA-256 begins with"
+                f" {digest[:8]} instead of {self.sha256}; it was deleted, try again"
             )
         _record_hash(self.path, digest)
         os.replace(self._part, self.path)
@@ -234,9 +235,9 @@ class _Transfer:
         self._notes.unlink(missing_ok=True)
 
     def _watched_attempt(self) -> None:
-        """One attempt, in a thread of its own, which is abandoned once it is too slow.
+        """Makes one attempt in a separate thread, and abandons it if it is too slow.
 
-        A socket's timeout starts anew with every byte, and that of a name server is not ours.
+        A socket's timeout restarts with every byte, and does not cover name resolution.
         """
         abandoned = threading.Event()
         errors: list[BaseException] = []
@@ -254,7 +255,7 @@ class _Transfer:
                 before = self._arrived
                 thread.join(WINDOW_SECONDS)
                 if thread.is_alive() and self._arrived - before < MIN_RATE * WINDOW_SECONDS:
-                    raise _CutOff(f"it is slower than {MIN_RATE:,} bytes a second")
+                    raise _CutOff(f"slower than {MIN_RATE:,} bytes per second")
         finally:
             with self._lock:
                 abandoned.set()
@@ -263,7 +264,7 @@ class _Transfer:
 
     @contextlib.contextmanager
     def _turn(self, abandoned: threading.Event) -> Iterator[None]:
-        """Guards every change of the files: an abandoned attempt must not disturb the next one."""
+        """Guards all changes of files, so that an abandoned attempt cannot disturb the next one."""
         with self._lock:
             if abandoned.is_set():
                 raise _CutOff
@@ -273,7 +274,7 @@ class _Transfer:
         version = self._saved_version()
         offset = self._saved_bytes()
         if offset and version and offset == version.length:
-            return  # complete, and stopped before it was renamed
+            return  # already complete, but interrupted before it was renamed
         headers = {"User-Agent": "tsm_jax"}
         if offset and version and version.validator:
             headers |= {"Range": f"bytes={offset}-", "If-Range": version.validator}
@@ -286,22 +287,22 @@ class _Transfer:
             return self._opener.open(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == 416:  # the saved part is longer than the file is now
+            if error.code == 416:  # the saved part is longer than the current file
                 raise _StartOver from None
-            answer = f"the server answers {error.code} {_words(error.reason)}"
+            answer = f"the server responded with {error.code} {_words(error.reason)}"
             if error.code in _TEMPORARY_STATUS:
                 raise _CutOff(answer) from None
-            raise UserError(f"{self.url}: {answer}; check the address") from None
+            raise UserError(f"{self.url}: {answer}; check the URL") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(
                     f"{self.url}: the server's certificate is not trusted"
-                    f" ({_words(reason)}); check the network's proxy"
+                    f" ({_words(reason)}); check the proxy of your network"
                 ) from None
             raise _CutOff(reason) from None
         except ValueError:
-            raise UserError(f"{self.url}: the server leads to a malformed address") from None
+            raise UserError(f"{self.url}: the server redirects to a malformed URL") from None
 
     def _saved_version(self) -> _Version | None:
         try:
@@ -318,7 +319,7 @@ class _Transfer:
             raise UserError(f"{self.url}: the server compresses the file; download it yourself")
         if response.status == 206:
             offered = _continued(response, offset, version)
-        else:  # the whole file, also from a server that does not know Range
+        else:  # the whole file, for example from a server that does not support Range
             offset = 0
             offered = _offered(response, response.headers.get("Content-Length", ""))
             with self._turn(abandoned):
@@ -327,12 +328,12 @@ class _Transfer:
         is_chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"
         if offered.length is None and not is_chunked:
             raise UserError(
-                f"{self.url}: the server does not tell the file's length, so that a broken"
+                f"{self.url}: the server does not send the length of the file, so a truncated"
                 " download would go unnoticed; download it yourself"
             )
         done = self._save(response, offset, offered.length, abandoned)
         if offered.length is not None and done != offered.length:
-            raise _CutOff(f"it broke off after {done:,} of {offered.length:,} bytes")
+            raise _CutOff(f"the connection ended after {done:,} of {offered.length:,} bytes")
 
     def _save(self, response: Any, done: int, total: int | None, abandoned: threading.Event) -> int:
         with self._turn(abandoned):
@@ -353,30 +354,30 @@ class _Transfer:
         if length > self.max_bytes:
             self._forget()
             raise UserError(
-                f"{self.url}: is larger than {self.max_bytes:,} bytes, the limit for"
-                f" {self.what}; download it yourself if it is meant"
+                f"{self.url}: the file is larger than {self.max_bytes:,} bytes, the limit for"
+                f" {self.what}; if this is intended, download it yourself"
             )
 
     def _check_content(self) -> None:
-        """Refuses what servers send with status 200 instead of a file that they lack."""
+        """Refuses pages that servers send with status 200 instead of a missing file."""
         with self._part.open("rb") as file:
             start = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
         if not start or start.startswith(_WEB_PAGE):
             self._forget()
             found = "a web page" if start else "an empty file"
             raise UserError(
-                f"{self.url}: the server sends {found} instead of {self.what}; check the address"
+                f"{self.url}: the server sent {found} instead of {self.what}; check the URL"
             )
 
 
 def _words(error: object) -> str:
-    """An error on one line; what a server writes must not reach the terminal as it is."""
+    """Returns an error on one line, without control codes that a server may have sent."""
     return printable(" ".join(str(error).split()))
 
 
 def _read(response: Any) -> bytes:
     try:
-        return response.read1(_CHUNK)  # what is there, so that a slow server is noticed
+        return response.read1(_CHUNK)  # returns what has arrived, so that a slow server is detected
     except (OSError, http.client.HTTPException) as error:
         raise _CutOff(error) from None
 
@@ -387,7 +388,7 @@ def _offered(response: Any, length: str) -> _Version:
 
 
 def _continued(response: Any, offset: int, version: _Version | None) -> _Version:
-    """The version that a partial answer belongs to, if it really continues what was saved."""
+    """Returns the version of a partial response, if it really continues the saved part."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     extent, _, total = rest.partition("/")
     offered = _offered(response, total)

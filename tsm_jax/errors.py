@@ -9,13 +9,13 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A user's mistake or a broken file.
 
-    The message is one line that names the thing (file, list line, config key) and says what
-    to do about it. Everything else that is raised is a defect of ours and keeps its traceback.
+    The message is one line that names the culprit (file, line of a list, config key) and says
+    what to do about it. Any other exception is a bug in this package and keeps its traceback.
     """
 
 
 class StopJobsError(UserError):
-    """A mistake that is not that of one file among many, such as a full disk: all work ends."""
+    """An error that is not specific to one file, such as a full disk: it stops all work."""
 
 
 class UnreadableClipError(UserError):
@@ -24,7 +24,7 @@ class UnreadableClipError(UserError):
 
 @contextmanager
 def naming(source: str) -> Iterator[None]:
-    """Puts the name of a file in front of what a UserError says is wrong with it."""
+    """Prefixes the message of a UserError with `source`, usually the name of a file."""
     try:
         yield
     except UserError as error:

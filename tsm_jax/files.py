@@ -1,6 +1,6 @@
-"""Reading files that others wrote, and writing files that are complete or not there at all.
+"""Reads untrusted files, and writes files atomically.
 
-Dataclasses that are stored as JSON have the choices and ranges of their fields as metadata:
+Dataclasses that are stored as JSON declare the allowed values of their fields as metadata:
 `field(metadata=one_of((1, 2)))`.
 """
 
@@ -23,15 +23,18 @@ from tsm_jax.terminal import printable
 
 _Stored = TypeVar("_Stored")
 
-# Far above any list, recipe or description, far below the memory of a small machine.
+# In bytes: far above any list, recipe or description, far below the memory of a small machine.
 TEXT_LIMIT = 1 << 30
 JSON_LIMIT = 64 << 20
 
 
 def check_regular(path: str | os.PathLike[str], what: str) -> None:
-    """Raises a UserError unless `path` is an ordinary file; `what` it is to the user: "the list".
+    """Raises a UserError unless `path` is a regular file.
 
-    A pipe would wait forever and a device such as /dev/zero would fill the memory.
+    Reading from a pipe could block forever, and a device such as /dev/zero would fill the memory.
+
+    Args:
+        what: what the file is, for messages: "the list".
     """
     try:
         mode = os.stat(path).st_mode
@@ -46,11 +49,11 @@ def check_regular(path: str | os.PathLike[str], what: str) -> None:
 def read_text(
     path: str | os.PathLike[str], what: str, *, limit: int = TEXT_LIMIT, errors: str = "strict"
 ) -> str:
-    """The text of a UTF-8 file, without a byte order mark.
+    """Returns the text of a UTF-8 file, without a byte order mark.
 
     Args:
-        what: what it is to the user, for messages.
-        limit: bytes; a larger file is refused before it is read.
+        what: what the file is, for messages.
+        limit: in bytes; larger files are refused before they are read.
         errors: as for `bytes.decode`; "surrogateescape" keeps file names that are not UTF-8.
 
     Raises:
@@ -60,20 +63,20 @@ def read_text(
     try:
         size = os.path.getsize(path)
         if size > limit:
-            raise UserError(f"cannot read {what} {path}: {size} bytes are more than {limit}")
+            raise UserError(f"cannot read {what} {path}: {size} bytes exceed the limit of {limit}")
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             return file.read()
     except UnicodeDecodeError:
-        raise UserError(f"cannot read {what} {path}: it is not text in UTF-8") from None
+        raise UserError(f"cannot read {what} {path}: it is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {reason(error)}") from error
 
 
 def read_json(path: str | os.PathLike[str], what: str, *, limit: int = JSON_LIMIT) -> Any:
-    """The content of a JSON file; `NaN` and `Infinity`, which are not JSON, are refused.
+    """Returns the content of a JSON file; `NaN` and `Infinity`, which are not JSON, are refused.
 
     Raises:
-        UserError: as `read_text`, or the text is not JSON.
+        UserError: as for `read_text`, or the text is not JSON.
     """
     text = read_text(path, what, limit=limit)
     try:
@@ -90,16 +93,16 @@ def _refuse_constant(name: str) -> None:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Gives the name of a file to write; on success it takes the place of `path`.
+    """Yields the name of a temporary file to write, which replaces `path` on success.
 
-    The file is flushed to disk first. After an error `path` is as it was and nothing is left
-    beside it.
+    The file is flushed to disk first. After an error `path` is unchanged and no temporary file is
+    left.
 
     Raises:
         UserError: the system refuses (no permission, no space).
     """
     path = os.fspath(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # root could replace /dev/null
+    if os.path.exists(path) and not os.path.isfile(path):  # root could overwrite /dev/null
         raise UserError(f"cannot write {path}: it is not a regular file")
     folder, name = os.path.split(os.path.abspath(path))
     partial = ""
@@ -121,20 +124,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[str]:
-    """Gives the name of a folder to fill; on success it becomes `path`.
+    """Yields the name of a temporary folder to fill, which is renamed to `path` on success.
 
-    After an error `path` is as it was and nothing is left beside it.
+    After an error `path` is unchanged and no temporary folder is left.
 
     Args:
-        replace: `path` may be a folder, which is then deleted: the caller has checked what is in
-            it.
+        replace: replace and delete an existing folder; the caller must have checked its content.
 
     Raises:
-        UserError: `path` exists already, or the system refuses.
+        UserError: `path` already exists, or the system refuses (no permission, no space).
     """
     path = os.fspath(path)
     if os.path.lexists(path) and not replace:
-        raise UserError(f"{path} exists already: delete it or choose another one")
+        raise UserError(f"{path} already exists: delete it or choose another path")
     parent = os.path.dirname(os.path.abspath(path))
     staging = earlier = ""
     try:
@@ -156,7 +158,7 @@ def new_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterat
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a UTF-8 file in place of what was there; names that are not UTF-8 keep their bytes."""
+    """Writes or replaces a UTF-8 file; surrogate escapes (undecodable file names) become bytes."""
     with (
         replacing(path) as partial,
         open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
@@ -165,28 +167,28 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:
-    """`write_text` of these lines."""
+    """Writes or replaces a UTF-8 file with one item per line."""
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def write_json(path: str | os.PathLike[str], values: Any, *, indent: int | None = 2) -> None:
-    """Writes a JSON file in place of what was there.
+    """Writes or replaces a JSON file.
 
     Raises:
         ValueError: a number is not finite.
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in a few words on one line."""
+    """Returns the reason of an error in a few words, on one line."""
     words = getattr(error, "strerror", None) or " ".join(str(error).split())
     return words or type(error).__name__
 
@@ -198,19 +200,19 @@ def _umask() -> int:
 
 
 def one_of(choices: Collection[Any]) -> dict[str, Any]:
-    """Metadata of a field that is one of a few values."""
+    """Returns metadata for a field with a fixed set of values."""
     return {"choices": choices}
 
 
 def between(low: int, high: int) -> dict[str, Any]:
-    """Metadata of a whole number, the ends included."""
+    """Returns metadata for an integer field from `low` to `high`, both included."""
     return {"range": (low, high)}
 
 
 def check_fields(values: Any) -> None:
-    """Raises a UserError unless every field of a dataclass is what its metadata says.
+    """Raises a UserError unless every field of a dataclass conforms to its metadata.
 
-    `True` is not a whole number here, nor is `8.0`.
+    `True` and `8.0` do not count as integers.
     """
     for item in fields(values):
         value = getattr(values, item.name)
@@ -221,10 +223,10 @@ def check_fields(values: Any) -> None:
 
 
 def from_json(kind: type[_Stored], values: Any) -> _Stored:
-    """A dataclass from what `json.load` gave, which must have exactly its fields.
+    """Creates a dataclass from a JSON object, which must have exactly its fields.
 
     Raises:
-        UserError: a key is missing, unknown or has a wrong value.
+        UserError: a key is missing or unknown, or has an invalid value.
     """
     part = kind.__name__.lower()
     if not isinstance(values, dict):
@@ -239,23 +241,24 @@ def from_json(kind: type[_Stored], values: Any) -> _Stored:
 def upgraded(
     values: dict[str, Any], version: Any, upgrades: Sequence[Callable[[Any], Any]], what: str
 ) -> dict[str, Any]:
-    """Stored values of whatever version as the newest one has them.
+    """Upgrades stored values to the newest version.
 
     Args:
-        version: the number that was stored with them, from 1.
-        upgrades: from version 1 to 2, from 2 to 3 and so on: functions of a dictionary that return
-            a new one. A version's own values are written there: a default may change later.
-        what: `the recipe`, for messages.
+        version: the version number that was stored with the values, from 1.
+        upgrades: functions from version 1 to 2, from 2 to 3 and so on; each takes a dictionary and
+            returns a new one. They spell out the values of their version, because defaults may
+            change later.
+        what: what is upgraded, for messages: "the saved recipe".
 
     Raises:
-        UserError: it is no version, or one that a newer tsm_jax has written.
+        UserError: `version` is not a version number, or was written by a newer tsm_jax.
     """
     newest = len(upgrades) + 1
     if type(version) is not int or version < 1:
-        raise UserError(f"{what} has the version {shown(version)}, which is not a version")
+        raise UserError(f"{what} has version {shown(version)}, which is not a version number")
     if version > newest:
         raise UserError(
-            f"{what} is of version {version}, this tsm_jax reads up to version {newest}:"
+            f"{what} has version {version}, but this tsm_jax reads only up to version {newest}:"
             " use a newer tsm_jax"
         )
     for upgrade in upgrades[version - 1 :]:
@@ -264,16 +267,16 @@ def upgraded(
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, on one line."""
+    """Returns a short one-line representation of a value for messages."""
     return printable(reprlib.repr(value))
 
 
 def _wanted(
     value: Any, *, choices: Collection[Any] = (), range: tuple[int, int] | None = None
 ) -> str:
-    """What a value should have been; empty if it is that."""
+    """Returns what a value should have been, or an empty string if it is valid."""
     if choices and not any(type(value) is type(choice) and value == choice for choice in choices):
         return f"one of {', '.join(map(str, choices))}"
     if range and not (type(value) is int and range[0] <= value <= range[1]):
-        return f"a whole number from {range[0]} to {range[1]}"
+        return f"an integer from {range[0]} to {range[1]}"
     return ""

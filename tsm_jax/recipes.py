@@ -1,4 +1,4 @@
-"""Lists the recipes of the package, or prints one.
+"""Lists the recipes in the package, or prints one.
 
 tsm recipes
 tsm recipe quickstart > my_recipe.py
@@ -19,12 +19,12 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "recipes",
         description=(
-            "Lists the recipes that `train` takes by name; with a name, prints that one, to be"
-            " changed in a file of your own and trained with --config FILE."
+            "Lists the recipes that `train` accepts by name. With a name, prints that recipe: save"
+            " it to a file, edit it, and train it with --config FILE."
         ),
         example="python -m tsm_jax.recipes quickstart > my_recipe.py",
     )
-    argument = parser.add_argument("name", metavar="NAME", nargs="?", help="print this one")
+    argument = parser.add_argument("name", metavar="NAME", nargs="?", help="print this recipe")
     cli.complete_with(argument, cli.recipe_names)
     name = parser.parse_args(arguments).name
     if name is not None:

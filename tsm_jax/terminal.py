@@ -1,4 +1,4 @@
-"""What reaches a terminal: text without control codes, commands as typed, progress bars."""
+"""Terminal output: text without control codes, commands as the user types them, progress bars."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _UNPRINTABLE = re.compile(
 
 
 def printable(text: object) -> str:
-    r"""Text that cannot steer a terminal or break a line: control codes appear as `\x1b`.
+    r"""Escapes control codes, for example as `\x1b`, so that text stays on one line.
 
-    Names of files and classes come from others, and may hold escape sequences, line breaks, marks
-    that reverse the direction of writing, or bytes that are not UTF-8.
+    Names of files and classes are untrusted: they may contain escape sequences, line breaks, marks
+    that reverse the writing direction, or bytes that are not UTF-8.
     """
     return _UNPRINTABLE.sub(_escaped, str(text))
 
@@ -37,12 +37,12 @@ MODULES = "python -m tsm_jax."
 
 
 def typed(command: str) -> str:
-    """A command the way this one was typed: `tsm train` or `python -m tsm_jax.train`."""
+    """Returns a command in the style of this process: `tsm train` or `python -m tsm_jax.train`."""
     return launcher() + command
 
 
 def launcher() -> str:
-    """What stands before a verb."""
+    """Returns the text before a verb in a command, with a trailing space or dot."""
     folder, name = os.path.split(sys.argv[0])
     if os.path.splitext(name)[0] == "tsm":
         return "tsm "
@@ -52,16 +52,17 @@ def launcher() -> str:
 
 
 class UpdateBar(Protocol):
-    """Shows what is done and the total (None: unknown), and a note in place of its own ETA."""
+    """Shows progress and the total (None: unknown), and optionally a note in place of the ETA."""
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None: ...
 
 
 @contextmanager
 def progress_bar(title: str, *, in_bytes: bool = False) -> Iterator[UpdateBar]:
-    """Gives what updates a progress bar.
+    """Yields a function that updates a progress bar.
 
-    The bar is on stderr, on a terminal only, appears with the first call and vanishes at the end.
+    The bar is written to stderr if that is a terminal, appears on the first call and disappears at
+    the end.
     """
     if not sys.stderr.isatty():
         yield lambda done, total, note="": None
@@ -80,7 +81,7 @@ def progress_bar(title: str, *, in_bytes: bool = False) -> Iterator[UpdateBar]:
     from rich.text import Text
 
     class Remaining(TimeRemainingColumn):
-        max_refresh = None  # a note is shown as soon as it is there
+        max_refresh = None  # show a note immediately
 
         def render(self, task: Task) -> Text:
             note = task.fields["note"]
@@ -93,7 +94,7 @@ def progress_bar(title: str, *, in_bytes: bool = False) -> Iterator[UpdateBar]:
         Remaining(),
         console=Console(stderr=True),
         transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # lines for a file or a pipe must stay out of stderr
+        redirect_stdout=sys.stdout.isatty(),  # lines for a file or a pipe must not go to stderr
     ) as bar:
         task = bar.add_task(printable(title), visible=False, note="")
         yield lambda done, total, note="": bar.update(
@@ -102,7 +103,7 @@ def progress_bar(title: str, *, in_bytes: bool = False) -> Iterator[UpdateBar]:
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
-    """`items` as they come, with a progress bar on stderr if that is a terminal."""
+    """Yields `items`, with a progress bar on stderr if that is a terminal."""
     with progress_bar(title) as update:
         for done, item in enumerate(items, start=1):
             yield item

@@ -130,7 +130,7 @@ def test_training_and_evaluation_are_functions_too(trained, data, one_device, mo
     config.epochs = 0
     with pytest.raises(UserError, match="config.epochs"):
         tsm_jax.train(config)
-    with pytest.raises(UserError, match="there is no recipe configs/nothing.py"):
+    with pytest.raises(UserError, match="no recipe named configs/nothing.py"):
         tsm_jax.train("configs/nothing.py")
     with pytest.raises(UserError, match="nothing to evaluate: give weights, a recipe, or both"):
         tsm_jax.evaluate()
@@ -232,7 +232,9 @@ def test_weights_that_are_not_finite_are_refused(trained, monkeypatch):
         return {**params, "head.fc.bias": params["head.fc.bias"] * np.nan}, statistics
 
     monkeypatch.setattr(Checkpoints, "restore_model", poisoned)
-    with pytest.raises(UserError, match=r"checkpoints/\d+: head.fc.bias holds values that are not"):
+    with pytest.raises(
+        UserError, match=r"checkpoints/\d+: head.fc.bias contains values that are not"
+    ):
         load_model(str(trained[0]))
 
 

@@ -1,8 +1,8 @@
-"""Writes version 1 of the stored formats, with the answers of the code that wrote it.
+"""Writes version 1 of the stored formats, together with the results of the code that wrote it.
 
-To be run with the code of commit f87f4f1 (0.1.0), in an empty folder: it writes version1.tar.xz.
+Run it with the code of commit f87f4f1 (0.1.0) in an empty folder: it writes version1.tar.xz.
 
-Kernels and momenta are coarsened to few values before they are saved, so that they compress.
+Kernels and momenta are reduced to few distinct values before saving, so that they compress well.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def clips():
 
 
 def coarse(path, value):
-    """Kernels of two values, every other array in steps of 1/256."""
+    """Rounds kernels to two values and all other arrays to multiples of 1/256."""
     if value.dtype != np.float32:
         return value
     if "kernel" in jax.tree_util.keystr(path[-1:]):
@@ -87,7 +87,7 @@ def coarse(path, value):
 
 
 def save_coarsely():
-    """Makes every checkpoint one that compresses."""
+    """Makes all checkpoints compressible."""
     save = Checkpoints.save
 
     def coarse_save(self, state, config, progress):
@@ -103,7 +103,7 @@ def anonymous(member):
 
 
 def continued():
-    """The log of one more epoch, of a copy."""
+    """Trains a copy for one more epoch and returns its log."""
     shutil.copytree("workdir", "continued")
     config = recipe()
     config.epochs, config.workdir = 2, "continued"

@@ -1,6 +1,6 @@
-"""What version 0.1.0 has stored means what it meant: read, answered and continued as it was there.
+"""Files stored by version 0.1.0 keep their meaning: they are read, run and resumed as before.
 
-`version1.tar.xz` was written by 0.1.0, by `make.py`. Numbers are to differ by rounding alone.
+`version1.tar.xz` was written by `make.py` with 0.1.0. Numbers may differ only by rounding.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def stored(tmp_path_factory):
 
 @pytest.fixture
 def answers(stored, monkeypatch):
-    """What 0.1.0 answered; the current folder is the one that it has written."""
+    """The results of 0.1.0, with the folder that it wrote as the current directory."""
     monkeypatch.chdir(stored)
     return json.loads((stored / "answers.json").read_text())
 
 
-def test_every_key_of_a_recipe_keeps_its_meaning(answers):
+def test_every_recipe_key_keeps_its_meaning(answers):
     values = json.loads(Path(RECIPE).read_text())
-    assert "version" not in values  # which came with version 2
+    assert "version" not in values  # introduced in version 2
     group = {"model", "data", "optimizer"}
     before = {key: value for key, value in values.items() if key not in group}
     before |= {f"{part}.{key}": value for part in group for key, value in values[part].items()}
@@ -62,7 +62,7 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
         **before,
         "model.backbone": "resnet18",
         "best_metric": "top1",
-        # What version 3 can do otherwise.
+        # Keys of version 3.
         "mixup": 0.0,
         "model.frozen_batch_norm": "none",
         "model.running_variance": "biased",
@@ -72,16 +72,16 @@ def test_every_key_of_a_recipe_keeps_its_meaning(answers):
         "data.sampling": "uniform",
         "data.crop_scales": (1.0, 0.875, 0.75, 0.66),
         "data.color_jitter": 0.0,
-        "data.frame_rate": 0.0,  # not known
+        "data.frame_rate": 0.0,  # unknown
         "data.flip_labels": "keep",
         "optimizer.frozen": (),
         "optimizer.nesterov": False,
         "optimizer.warmup_start": 0.0,
-        # What version 4 can do otherwise.
+        # Keys of version 4.
         "data.crop": "multi_scale",
         "precise_batch_norm": 0,
         "precise_batch_norm_batches": 200,
-        # What version 5 can do otherwise.
+        # Keys of version 5.
         "refit_classifier": 0.0,
     }
     assert dict(flatten(from_dict(values))) == expected
@@ -98,7 +98,7 @@ def test_a_description_keeps_its_meaning(answers, folder):
 
 
 @pytest.mark.parametrize("weights", ["workdir", "model", "exported"])
-def test_weights_answer_as_they_did(answers, weights):
+def test_weights_give_the_same_answers(answers, weights):
     recognizer = Recognizer(load_model(weights))
     video = np.random.default_rng(0).normal(size=(2, 4, 32, 32, 3)).astype("float32")
     assert relative_difference(recognizer.forward(video), np.array(answers["forward"])) < 1e-5
@@ -109,28 +109,28 @@ def test_weights_answer_as_they_did(answers, weights):
         np.testing.assert_allclose(scores, list(answers["predict"].values()), atol=1e-4)
 
 
-def test_a_run_is_evaluated_as_it_was(answers):
+def test_evaluation_of_a_run_is_unchanged(answers):
     metrics = evaluate_weights(None, "workdir").metrics
     for name, value in answers["evaluate"].items():
         assert metrics[name] == pytest.approx(value, rel=1e-4), name
 
 
-def test_a_run_is_continued_as_it_was(answers, tmp_path):
-    """The epoch after its last: weights, momentum, step, order of the data and schedule."""
+def test_resuming_a_run_is_unchanged(answers, tmp_path):
+    """Trains one more epoch, which depends on weights, momentum, step, data order and schedule."""
     config = from_dict(json.loads(Path(RECIPE).read_text()))
     config.epochs, config.workdir = 2, str(tmp_path / "workdir")
     shutil.copytree("workdir", config.workdir)
     train_recipe(config, make_mesh(jax.devices()[:1]))
     lines = map(json.loads, (tmp_path / "workdir" / "metrics.jsonl").read_text().splitlines())
     (line,) = [line for line in lines if line["kind"] == "train" and line["epoch"] == 2]
-    # Batch norm over the few pixels of a tiny network makes 4e-4 of the loss of other rounding;
-    # without the momentum it is off by 2e-2.
+    # Batch norm over the few pixels of a tiny network amplifies rounding to 4e-4 of the loss;
+    # without the momentum it would be off by 2e-2.
     for name in ("step", "loss", "learning_rate"):
         assert line[name] == pytest.approx(answers["continued"][name], rel=2e-3), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_exported_folder_answers_in_every_engine(answers, engine):
+def test_an_exported_folder_runs_in_every_engine(answers, engine):
     if not installed(engine):
         pytest.skip(f"{engine} is not installed")
     pixels = np.random.default_rng(1).integers(0, 256, (2, 4, 32, 32, 3), np.uint8)
@@ -142,7 +142,7 @@ def test_an_exported_folder_answers_in_every_engine(answers, engine):
 
 
 def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_path):
-    """Version 1 wrote graphs of `crop_size`, whatever the stored protocol shows."""
+    """Version 1 wrote graphs for `crop_size`, regardless of the stored protocol."""
     if not installed("onnxruntime"):
         pytest.skip("onnxruntime is not installed")
     folder = shutil.copytree("exported", tmp_path / "exported")
@@ -160,18 +160,18 @@ def test_an_export_whose_protocol_has_larger_views_than_its_graphs(answers, tmp_
     assert len(predictor.predict("clips/val3.mp4", top_k=8)) == 8
 
 
-def test_it_is_written_again_as_the_newest_version(answers, tmp_path):
+def test_rewriting_upgrades_to_the_newest_version(answers, tmp_path):
     model = load_model("model")
     write_model_directory(model, str(tmp_path / "model"))
     description = read_description(str(tmp_path / "model"))[2]
     assert description["format_version"] == FORMAT_VERSION
     assert description["architecture"] == asdict(model.architecture)
-    card = model_card(model, title="x", path="x")  # which reads the recipe in the provenance
+    card = model_card(model, title="x", path="x")  # reads the recipe in the provenance
     assert "TSM-ResNet-18" in card and "| clips per step | 4 |" in card
 
 
 def test_a_stored_form_does_not_change_within_a_version():
-    """If this fails: add a version (`UPGRADES`) instead of reading the last one's otherwise."""
+    """If this fails, add a version to `UPGRADES` instead of changing how the last one is read."""
     frozen = json.loads((HERE / f"version{VERSION}.json").read_text())
     assert frozen["recipe"]["version"] == VERSION and frozen["format_version"] == FORMAT_VERSION
     assert json.loads(json.dumps(to_dict(from_dict(frozen["recipe"])))) == frozen["recipe"]
@@ -192,13 +192,11 @@ def test_a_recipe_of_an_older_version_means_what_it_meant(version):
     assert dict(flatten(from_dict(older))) == dict(flatten(default()))
 
 
-def test_a_newer_version_is_refused_in_one_line(answers, tmp_path):
+def test_a_newer_version_is_a_one_line_error(answers, tmp_path):
     model = load_model("model")
     write_model_directory(model, str(tmp_path / "model"))
     path = tmp_path / "model" / "config.json"
     newer = {**json.loads(path.read_text()), "format_version": FORMAT_VERSION + 1}
     path.write_text(json.dumps(newer))
-    with pytest.raises(
-        UserError, match="config.json: the model is of version 4, .* a newer tsm_jax"
-    ):
+    with pytest.raises(UserError, match="config.json: the model has version 4, .* a newer tsm_jax"):
         load_model(str(tmp_path / "model"))

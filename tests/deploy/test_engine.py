@@ -178,11 +178,12 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
     config = json.loads(path.read_text())
     config["export"]["version"] = 99
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="is of version 99, this tsm_jax reads up to version 3"):
+    message = "has version 99, but this tsm_jax reads only up to version 3"
+    with pytest.raises(UserError, match=message):
         read_artifact(str(copied))
     del config["export"]["version"]
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="has the version None, which is not a version"):
+    with pytest.raises(UserError, match="has version None, which is not a version number"):
         read_artifact(str(copied))
     path.write_text("{")
     for read in (read_artifact, is_artifact):
@@ -195,7 +196,7 @@ def test_a_folder_of_another_version_or_none(copied, tmp_path):
     ("change", "message"),
     [
         (lambda c: c.update(export=[]), r"export is \[\]"),
-        (lambda c: c["export"].update(version=True), "has the version True, which is not"),
+        (lambda c: c["export"].update(version=True), "has version True, which is not"),
         (lambda c: c["export"].update(labels="abcde"), "export.labels is 'abcde'"),
         (lambda c: c["export"].update(labels=["a"] * 5), "label 2 repeats 'a' of label 1"),
         (lambda c: c["export"].update(labels=list("abcd")), "has 4 labels, but the model has 5"),
@@ -269,7 +270,7 @@ def test_a_classifier_that_is_damaged(copied):
     values = np.zeros((64, 5), np.float32)
     for damaged, message in [
         (values[:, :4], r"head.fc.kernel has shape \(64, 4\), which does not match 5 classes"),
-        (values + np.nan, "head.fc.kernel holds values that are not finite"),
+        (values + np.nan, "head.fc.kernel contains values that are not finite"),
     ]:
         path = copied / "model.safetensors"
         save_file({"head.fc.kernel": np.ascontiguousarray(damaged)}, path)

@@ -178,7 +178,7 @@ def test_the_wrong_kind_of_folder_is_refused(folder, exported, make_model, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 4}, "version 4, this tsm_jax reads up to version 3"),
+        ({"version": 4}, "version 4, but this tsm_jax reads only up to version 3"),
         ({"kind": "frames"}, "export.kind is 'frames'"),
         ({"labels": [f"class number {k}" for k in range(4)]}, "label"),
     ],

@@ -205,8 +205,8 @@ def test_a_video_behind_an_address(recognizer, address, path, videos):
     )
     assert good.error is None
     assert f"cannot decode {address}/2_broken.mp4" in broken.error
-    assert f"{address}/9.mp4: the server answers 404" in missing.error
-    assert "not an https address" in plain.error
+    assert f"{address}/9.mp4: the server responded with 404" in missing.error
+    assert "not an https URL" in plain.error
 
 
 def test_timeline_needs_a_file_with_sensible_frames(recognizer, array, film, tmp_path):

@@ -84,13 +84,13 @@ def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_pa
         return model.architecture.num_segments, model.provenance["read_as"]
 
     segments, words = read("x.pdparams", attention=16)
-    assert segments == 16 and "classes, 16 segments; the shift is not in it" in words
+    assert segments == 16 and "classes, 16 segments; the file does not store the shift" in words
     segments, words = read("PPTSMv2_k400_16f_dml.pdparams")
-    assert segments == 16 and "by the file's name: 16 segments" in words
+    assert segments == 16 and "from the file name: 16 segments" in words
     segments, words = read("PPTSMv2_k400_16f.pdparams", num_segments=4)
-    assert segments == 4 and "4 segments and the shift are not in it" in words
+    assert segments == 4 and "assuming 4 segments; the file stores neither" in words
     assert read("ppTSM_k400_uniform.pdparams")[0] == 8
-    with pytest.raises(UserError, match="has an attention over 16 segments, not 8: give"):
+    with pytest.raises(UserError, match="has an attention layer for 16 segments, not 8: give"):
         read("x_8f.pdparams", attention=16, num_segments=8)
 
 

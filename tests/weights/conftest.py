@@ -1,4 +1,4 @@
-"""Shared by the tests of weights: files by real Paddle, a full small network, a local server."""
+"""Fixtures for tests of weights: files by real Paddle, a small network, a local server."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _tensors(
     num_classes: int | None = 10,
     num_segments: int | None = None,
 ) -> dict:
-    """A PaddleVideo state dict with other values in every tensor; variances are positive."""
+    """Returns a PaddleVideo state dict with different values per tensor and positive variances."""
     generator = np.random.default_rng(0)
     return {
         tensor.paddle: generator.uniform(0.1, 1.0, tensor.shape).astype(np.float32)
@@ -55,7 +55,7 @@ def _array_pickle(
     order: bytes = b"<",
     text: Callable[[bytes], bytes] = _text,
 ) -> bytes:
-    """The pickle of `{"x": array}`, its parts as a file may spell them.
+    """Returns the pickle of `{"x": array}`; its parts can be replaced by other spellings.
 
     Args:
         shape: as LONG1 integers, any size.
@@ -103,7 +103,7 @@ print(json.dumps(results))
 
 
 def _read_in_a_child(reader: str, *paths: Path) -> dict[str, tuple[str | None, float, int]]:
-    """For each path: the error, seconds of processor time, bytes by which the peak grew."""
+    """Returns for each path: the error, CPU time in seconds, growth of the peak memory in bytes."""
     command = [sys.executable, "-c", _CHILD, reader, *map(str, paths)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert child.returncode == 0, child.stderr
@@ -116,11 +116,11 @@ def read_in_a_child() -> Callable[..., dict[str, tuple[str | None, float, int]]]
 
 
 class Server:
-    """An http server on this machine; `answer` is called for each request.
+    """An HTTP server on this machine that calls `answer` for each request.
 
     Attributes:
         requests: the headers of each request, oldest first.
-        answer: gets the request handler and writes the whole answer.
+        answer: function that writes the whole response, given the request handler.
     """
 
     def __init__(self) -> None:

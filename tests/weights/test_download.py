@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that misbehaves in every way."""
+"""Downloads from a local server that misbehaves in every way."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def serve(
     knows_range: bool = True,
     knows_if_range: bool = True,
 ):
-    """An answer that behaves well, apart from stopping after `cut` bytes of its body."""
+    """Returns a well-behaved response that may stop after `cut` bytes of its body."""
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
         start = 0
@@ -83,7 +83,7 @@ def serve(
 
 
 def in_turn(*answers):
-    """Each request gets the next answer, the last one for ever."""
+    """Uses the next answer for each request, and the last one forever."""
     left = list(answers)
 
     def answer(handler):
@@ -134,7 +134,7 @@ def test_cut_connections_are_continued(server, path):
     assert {request.get("If-Range") for request in server.requests[1:]} == {ETAG}
 
 
-def test_last_modified_serves_where_the_etag_is_weak(server, path):
+def test_last_modified_is_used_if_the_etag_is_weak(server, path):
     day = "Wed, 21 Oct 2015 07:28:00 GMT"
     server.answer = serve(cut=600_000, etag='W/"1"', modified=day)
     get(server, path)
@@ -154,7 +154,7 @@ def test_continued_by_a_later_call(server, path):
 
 
 def test_complete_but_not_yet_renamed(server, path):
-    """The process was killed between the last byte and the renaming."""
+    """The process was killed between the last byte and the rename."""
     server.answer = serve()
     get(server, path)
     path.rename(path.with_name(path.name + ".part"))
@@ -176,7 +176,7 @@ def test_a_part_of_unknown_origin_is_dropped(server, path, notes):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_starts_again(server, path):
+def test_a_server_without_ranges_restarts_the_download(server, path):
     server.answer = in_turn(serve(cut=700_000), serve(knows_range=False))
     get(server, path)
     assert path.read_bytes() == CONTENT
@@ -191,7 +191,7 @@ def test_without_a_validator_nothing_is_continued(server, path):
 
 
 @pytest.mark.parametrize("knows_if_range", [True, False])
-def test_a_file_that_changed_in_between_is_never_mixed(server, path, knows_if_range):
+def test_versions_of_a_changed_file_are_never_mixed(server, path, knows_if_range):
     changed = serve(OTHER, etag='"version 2"', knows_if_range=knows_if_range)
     server.answer = in_turn(serve(cut=700_000), changed)
     get(server, path)
@@ -216,24 +216,24 @@ def test_a_file_that_became_shorter(server, path):
         "",
     ],
 )
-def test_a_wrong_content_range_starts_again(server, path, content_range):
+def test_a_wrong_content_range_restarts_the_download(server, path, content_range):
     wrong = status(206, {"Content-Range": content_range, "ETag": ETAG}, b"wrong bytes")
     server.answer = in_turn(serve(cut=700_000), wrong, serve())
     get(server, path)
     assert path.read_bytes() == CONTENT
 
 
-def test_a_server_that_promises_more_than_it_sends(server, path):
+def test_a_truncated_response_fails(server, path):
     server.answer = status(200, {"Content-Length": "1000"}, b"short")
     with pytest.raises(
-        UserError, match=r"failed after 5 attempts: it broke off after 5 of 1,000 bytes"
+        UserError, match=r"failed after 5 attempts: the connection ended after 5 of 1,000 bytes"
     ):
         get(server, path)
     assert len(server.requests) == 5
     assert not path.exists()
 
 
-def test_attempts_that_bring_much_are_not_counted(server, path, monkeypatch):
+def test_attempts_with_progress_are_not_counted(server, path, monkeypatch):
     monkeypatch.setattr(module, "ENOUGH_BYTES", 10_000)
     server.answer = serve(cut=50_000)
     get(server, path)
@@ -242,7 +242,7 @@ def test_attempts_that_bring_much_are_not_counted(server, path, monkeypatch):
 
 
 def test_a_server_that_never_ends(server, path, monkeypatch):
-    """Each time another version, and never all of it."""
+    """Each response is part of another version and never complete."""
     monkeypatch.setattr(module, "ENOUGH_BYTES", 1000)
     monkeypatch.setattr(module, "MAX_ATTEMPTS", 7)
     counter = itertools.count()
@@ -257,16 +257,16 @@ def test_a_server_that_never_ends(server, path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [500, 503, 429])
-def test_passing_faults_are_retried(server, path, code):
+def test_temporary_errors_are_retried(server, path, code):
     server.answer = in_turn(status(code), status(code), serve())
     get(server, path)
     assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 410])
-def test_lasting_faults_are_not(server, path, code):
+def test_permanent_errors_are_not_retried(server, path, code):
     server.answer = status(code)
-    with pytest.raises(UserError, match=f"the server answers {code}"):
+    with pytest.raises(UserError, match=f"the server responded with {code}"):
         get(server, path)
     assert len(server.requests) == 1
 
@@ -276,7 +276,7 @@ def test_waiting_doubles(server, path, monkeypatch):
     monkeypatch.setattr(module, "BACKOFF_SECONDS", 1.0)
     monkeypatch.setattr(module.time, "sleep", waited.append)
     server.answer = status(503)
-    with pytest.raises(UserError, match="failed after 5 attempts: the server answers 503"):
+    with pytest.raises(UserError, match="failed after 5 attempts: the server responded with 503"):
         get(server, path)
     assert waited == [1, 2, 4, 8]
 
@@ -288,7 +288,7 @@ def test_a_dead_server(server, path):
 
 
 def test_a_certificate_that_is_not_trusted(tmp_path, monkeypatch):
-    """Trying again would not help."""
+    """A retry would not help."""
     tried = []
 
     def refuse(*args, **kwargs):
@@ -321,7 +321,7 @@ def test_no_answer_within_the_time_limit(server, path, monkeypatch):
 
 
 def drip(handler, *, start: bytes) -> None:
-    """Sends `start` and then a byte every hundredth of a second."""
+    """Sends `start`, then one byte per hundredth of a second."""
     handler.wfile.write(start)
     with contextlib.suppress(OSError):
         for _ in range(1000):
@@ -340,18 +340,18 @@ def drip(handler, *, start: bytes) -> None:
     ids=["body", "header", "chunk"],
 )
 def test_a_server_that_is_too_slow(server, path, monkeypatch, start):
-    """Every byte comes long before a socket's timeout."""
+    """Every byte arrives long before the socket's timeout."""
     monkeypatch.setattr(module, "WINDOW_SECONDS", 0.1)
     monkeypatch.setattr(module, "ATTEMPTS", 2)
     server.answer = functools.partial(drip, start=start)
-    with pytest.raises(UserError, match="after 2 attempts: it is slower than 5,000 bytes a second"):
+    with pytest.raises(UserError, match="after 2 attempts: slower than 5,000 bytes per second"):
         get(server, path)
     assert len(server.requests) == 2
     assert not path.exists()
 
 
 def in_pieces(content: bytes, start: int, size: int):
-    """An answer that sends `content` from `start` on, a piece every hundredth of a second."""
+    """Returns a response that sends `content` from `start`, one piece per hundredth of a second."""
 
     def answer(handler):
         handler.send_response(206 if start else 200)
@@ -375,7 +375,7 @@ def test_a_server_that_is_not_too_slow(server, path, monkeypatch):
 
 
 def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
-    """The first answer goes on, with other bytes, while the second one continues the file."""
+    """The first response keeps sending other bytes while the second one continues the file."""
     monkeypatch.setattr(module, "WINDOW_SECONDS", 0.15)
     continued = threading.Event()
 
@@ -405,9 +405,9 @@ def test_an_abandoned_attempt_disturbs_nothing(server, path, monkeypatch):
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (b"", "sends an empty file instead of the weights"),
-        (b"<html>not found</html>", "sends a web page instead of the weights"),
-        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><p>", "sends a web page instead of the weights"),
+        (b"", "sent an empty file instead of the weights"),
+        (b"<html>not found</html>", "sent a web page instead of the weights"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><p>", "sent a web page instead of the weights"),
     ],
 )
 def test_what_servers_send_instead_of_a_file(server, path, body, says):
@@ -417,7 +417,7 @@ def test_what_servers_send_instead_of_a_file(server, path, body, says):
     assert names_in(path.parent) == set()
 
 
-def test_messages_speak_of_what_is_downloaded(server, path):
+def test_messages_name_the_downloaded_thing(server, path):
     what = {"what": "the data set", "setting": "--output"}
     server.answer = serve()
     with pytest.raises(UserError, match="the limit for the data set"):
@@ -429,18 +429,18 @@ def test_messages_speak_of_what_is_downloaded(server, path):
         get(server, Path(__file__, "x"), **what)
 
 
-def test_what_a_server_writes_does_not_reach_the_terminal(server, path):
+def test_text_from_a_server_is_escaped(server, path):
     def answer(handler):
         handler.send_response(401, "\x1b[31mno")
         handler.end_headers()
 
     server.answer = answer
-    with pytest.raises(UserError, match=r"answers 401 \\x1b\[31mno"):
+    with pytest.raises(UserError, match=r"responded with 401 \\x1b\[31mno"):
         get(server, path)
 
 
-def test_a_date_that_changed_starts_again(server, path):
-    """A server that ignores If-Range, with no ETag."""
+def test_a_changed_date_restarts_the_download(server, path):
+    """A server without ETag that ignores If-Range."""
     day, next_day = "Wed, 21 Oct 2015 07:28:00 GMT", "Thu, 22 Oct 2015 07:28:00 GMT"
     changed = serve(OTHER, etag=None, modified=next_day, knows_if_range=False)
     server.answer = in_turn(serve(cut=700_000, etag=None, modified=day), changed)
@@ -448,12 +448,12 @@ def test_a_date_that_changed_starts_again(server, path):
     assert path.read_bytes() == OTHER
 
 
-def test_too_large_by_its_own_word(server, path):
+def test_too_large_by_content_length(server, path):
     server.answer = serve()
     seen: list[tuple[int, int | None]] = []
     with pytest.raises(UserError, match="larger than 1,000 bytes"):
         get(server, path, max_bytes=1000, on_progress=lambda *state: seen.append(state))
-    assert seen == []  # not a byte of it was read
+    assert seen == []  # no byte was read
     assert names_in(path.parent) == set()
 
 
@@ -471,7 +471,7 @@ def chunked(handler, *, complete: bool = True) -> None:
     handler.wfile.write(b"0\r\n\r\n")
 
 
-def test_too_large_without_a_word(server, path):
+def test_too_large_without_content_length(server, path):
     server.answer = chunked
     with pytest.raises(UserError, match="larger than 500,000 bytes"):
         get(server, path, max_bytes=500_000)
@@ -491,7 +491,7 @@ def test_a_length_is_needed(server, path):
         handler.wfile.write(b"who knows whether this is all")
 
     server.answer = answer
-    with pytest.raises(UserError, match="does not tell the file's length"):
+    with pytest.raises(UserError, match="does not send the length of the file"):
         get(server, path)
     assert not path.exists()
 
@@ -503,7 +503,7 @@ def test_compression_is_refused(server, path):
     assert server.requests[0]["Accept-Encoding"] == "identity"
 
 
-# Redirections and addresses.
+# Redirects and URLs.
 
 
 def test_a_redirection_on_this_machine(server, path):
@@ -532,7 +532,7 @@ def test_a_redirection_elsewhere(server, path, target):
     assert not path.exists()
 
 
-def test_a_redirection_in_a_circle(server, path):
+def test_a_redirection_loop(server, path):
     server.answer = status(302, {"Location": server.url})
     with pytest.raises(UserError, match="redirect"):
         get(server, path)
@@ -556,7 +556,7 @@ def test_a_redirection_in_a_circle(server, path):
     ],
 )
 def test_addresses_that_are_refused(tmp_path, url):
-    with pytest.raises(UserError, match="not an https address"):
+    with pytest.raises(UserError, match="not an https URL"):
         download(url, tmp_path / "x", **WEIGHTS)
 
 
@@ -566,7 +566,7 @@ def test_addresses_that_are_allowed():
 
 
 def test_no_way_from_outside_to_this_machine():
-    with pytest.raises(UserError, match=r"https://example.com/ leads to 'http://localhost/x'"):
+    with pytest.raises(UserError, match=r"https://example.com/ redirects to 'http://localhost/x'"):
         check_address("http://localhost/x", "https://example.com/")
 
 
@@ -597,11 +597,11 @@ def test_a_file_without_a_recorded_hash_gets_one(server, path):
 
 def test_a_cache_that_cannot_be_written(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot be stored.*TSM_JAX_CACHE"):
+    with pytest.raises(UserError, match=r"cannot write the file.*TSM_JAX_CACHE"):
         get(server, tmp_path / "file" / "weights.pdparams")
 
 
-def test_nothing_is_seen_under_the_name_before_it_is_complete(server, path):
+def test_the_final_name_appears_only_when_complete(server, path):
     server.answer = serve()
     seen = []
     get(server, path, on_progress=lambda done, total: seen.append(path.exists()))

@@ -41,10 +41,10 @@ def test_a_users_file(tmp_path):
         (b"a\n\nb\n", "line 2 is empty"),
         (b"a\nb\na\n", "line 3 repeats 'a' of line 1"),
         (b"\xff\xfe", "UTF-8"),
-        (b"a\n\x1b[31mred\nb\n", r"line 2 is '\\x1b\[31mred'; take out control characters"),
+        (b"a\n\x1b[31mred\nb\n", r"line 2 is '\\x1b\[31mred'; remove control characters"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path, content, message):
+def test_invalid_label_files(tmp_path, content, message):
     (tmp_path / "labels.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         read_labels(tmp_path / "labels.txt", 3)
@@ -57,12 +57,12 @@ def test_what_is_wrong_with_a_file(tmp_path, content, message):
         (["a", "b"], "x: has 2 labels, but the model has 3 classes"),
         (["a", "b", "a"], "x: label 3 repeats 'a' of label 1"),
         (["a", 7, "b"], "x: label 2 is 7; a class name must be text"),
-        (["a", "b\nc", "d"], r"x: label 2 is 'b\\nc'; take out"),  # it would become two lines
-        (["a", "b ", "c"], "x: label 2 is 'b '; take out"),
-        (["a", "\ud800", "c"], "x: label 2 is .*; take out"),
+        (["a", "b\nc", "d"], r"x: label 2 is 'b\\nc'; remove"),  # would become two lines
+        (["a", "b ", "c"], "x: label 2 is 'b '; remove"),
+        (["a", "\ud800", "c"], "x: label 2 is .*; remove"),
     ],
 )
-def test_names_that_do_not_fit(names, message):
+def test_invalid_names(names, message):
     with pytest.raises(UserError, match=message) as caught:
         check_labels(names, 3, "x: label")
     assert str(caught.value).isprintable()
@@ -75,7 +75,7 @@ def test_missing_file_and_folder(tmp_path):
         read_labels(tmp_path, 3)
 
 
-def test_no_names_by_the_number_of_something_something():
+def test_no_names_for_the_number_of_something_something_classes():
     assert labels_for(174) is None and labels_for(27) is None
 
 

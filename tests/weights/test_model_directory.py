@@ -1,4 +1,4 @@
-"""Model directories: complete or not there, and every damage is told."""
+"""Model directories are complete or absent, and all damage is reported."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_reads_back_what_was_written(model, directory):
     ]
 
 
-def test_others_may_read_it(directory):
+def test_files_are_readable_by_others(directory):
     for path in (directory, *directory.iterdir()):
         assert path.stat().st_mode & 0o044 == 0o044
 
 
 def test_never_overwrites(model, directory):
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_model_directory(model, str(directory))
 
 
@@ -79,16 +79,16 @@ def test_a_failed_write_leaves_nothing(model, tmp_path, monkeypatch):
     [
         ({"labels": ["a", "b"]}, "has 2 labels, but the model has 3 classes"),
         ({"tensors": {"x": np.zeros(3)}}, "x is float64: it must be float32"),
-        ({"tensors": {"x": np.array([1, np.inf], np.float32)}}, "x holds values that are not"),
+        ({"tensors": {"x": np.array([1, np.inf], np.float32)}}, "x contains values that are not"),
     ],
 )
-def test_what_could_not_be_read_back_is_not_written(model, tmp_path, changes, message):
+def test_unreadable_models_are_not_written(model, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         write_model_directory(replace(model, **changes), str(tmp_path / "model"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_provenance_names_no_folders(model):
+def test_provenance_contains_no_folders(model):
     provenance = {
         "trained_in": "/home/ann/runs/own",
         "recipe": {"init_from": "https://ann:secret@host/x.pdparams?token=1", "epochs": 2},
@@ -114,11 +114,11 @@ def change_config(directory, change):
         (lambda d: (d / "config.json").write_text("{"), "cannot read"),
         (
             lambda d: (d / "config.json").write_text("[]"),
-            "is not the description of a tsm_jax model",
+            "does not describe a tsm_jax model",
         ),
         (
             lambda d: change_config(d, lambda c: c.update(format_version=9)),
-            "version 9, this tsm_jax reads",
+            "version 9, but this tsm_jax reads",
         ),
         (lambda d: change_config(d, lambda c: c["architecture"].pop("shift")), "shift"),
         (lambda d: change_config(d, lambda c: c.pop("preprocessing")), "preprocessing"),
@@ -128,7 +128,7 @@ def change_config(directory, change):
         (lambda d: (d / "model.safetensors").write_bytes(b"\xff" * 100), "model.safetensors"),
     ],
 )
-def test_damage_is_told_in_one_line(directory, damage, message):
+def test_damage_is_a_one_line_error(directory, damage, message):
     damage(directory)
     with pytest.raises(UserError, match=message) as error:
         read_model_directory(str(directory))
@@ -152,7 +152,7 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
-def test_a_wrong_value_is_refused_by_its_name(directory, key, value):
+def test_the_error_for_a_wrong_value_names_its_key(directory, key, value):
     part, name = key.split(".")
     change_config(directory, lambda config: config[part].update({name: value}))
     with pytest.raises(UserError, match=rf"config.json: .*{name}") as error:
@@ -182,7 +182,7 @@ def test_a_wrong_description_is_refused(directory, change, message):
         read_model_directory(str(directory))
 
 
-def test_what_cannot_be_written_as_json_again_is_refused(directory):
+def test_provenance_that_cannot_be_written_as_json_is_refused(directory):
     path = directory / "config.json"
     for value in ("1e999", '"\\ud800"'):
         path.write_text(path.read_text().replace('"x.pdparams"', value))
@@ -191,7 +191,7 @@ def test_what_cannot_be_written_as_json_again_is_refused(directory):
         path.write_text(path.read_text().replace(value, '"x.pdparams"'))
 
 
-def test_json_that_is_nested_too_deeply_is_refused(directory):
+def test_deeply_nested_json_is_refused(directory):
     (directory / "config.json").write_text('{"format_version":' + "[" * 10**5 + "]" * 10**5 + "}")
     with pytest.raises(UserError, match="nested too deeply"):
         read_model_directory(str(directory))
@@ -223,29 +223,31 @@ NAN = np.array([1, np.nan], np.float32).tobytes()
         (safetensors({"a": tensor(dtype="BF16", shape=[4])}, b"\0" * 8), "a is BF16"),
         (safetensors({"a": tensor(dtype="I32")}, b"\0" * 8), "a is I32"),
         (safetensors({"a": tensor(dtype="F8_E4M3", shape=[8])}, b"\0" * 8), "a is F8_E4M3"),
-        (safetensors({"a": tensor()}, NAN), "a holds values that are not finite"),
-        (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m holds values"),
+        (safetensors({"a": tensor()}, NAN), "a contains values that are not finite"),
+        (safetensors({"a\x1b[31m": tensor()}, NAN), r"a\\x1b\[31m contains values"),
         (b"", "header too small"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_damaged_weights_are_told_in_one_line(directory, content, message):
+def test_damaged_weights_are_a_one_line_error(directory, content, message):
     (directory / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=rf"model.safetensors.*{message}") as error:
         read_model_directory(str(directory))
     assert str(error.value).isprintable()
 
 
-def test_weights_in_a_pipe_do_not_wait(directory):
+def test_weights_in_a_pipe_do_not_block(directory):
     (directory / "model.safetensors").unlink()
     os.mkfifo(directory / "model.safetensors")
     with pytest.raises(UserError, match="not a regular file"):
         read_model_directory(str(directory))
 
 
-def test_tensors_must_be_exactly_those_of_the_network():
+def test_tensors_must_match_the_network_exactly():
     expected = {f"t{i}": (2,) for i in range(6)}
     given = {f"t{i}": np.zeros(3 if i == 1 else 2) for i in range(1, 7)}
-    with pytest.raises(UserError, match=r"t0 is missing, t6 is unexpected, t1 is \(3,\) instead"):
+    with pytest.raises(
+        UserError, match=r"t0 is missing, t6 is unexpected, t1 has shape \(3,\) instead"
+    ):
         check_tensors(given, expected, "x")
     check_tensors({name: np.zeros(2) for name in expected}, expected, "x")

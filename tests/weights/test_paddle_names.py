@@ -1,4 +1,4 @@
-"""The mapping between PaddleVideo's names and ours."""
+"""Mapping between PaddleVideo's names and ours."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_names_shapes_and_parameters_of_resnet_50(goldens):
     ],
 )
 def test_names_shapes_and_parameters_of_deeper_ones(backbone, digest):
-    """The same listing of PaddleVideo's own networks, made as `goldens/resnet50_names.txt`."""
+    """Compares with listings of PaddleVideo's networks, made like `goldens/resnet50_names.txt`."""
     assert hashlib.sha256(listing(backbone).encode()).hexdigest() == digest
 
 
@@ -116,7 +116,7 @@ def test_prefixes_of_distillation(make_tensors, backbone, head):
     np.testing.assert_array_equal(weights["head.fc.bias"], tensors[f"{head}fc.bias"])
 
 
-def test_the_student_is_taken(make_tensors):
+def test_the_student_is_used(make_tensors):
     student = make_tensors()
     tensors = {f"Student.{name}": value for name, value in student.items()}
     tensors |= {f"Teacher.0.{name}": value + 1 for name, value in make_tensors("resnet101").items()}
@@ -138,7 +138,7 @@ def test_float16(make_tensors):
 
 
 def test_bfloat16(make_tensors):
-    """Paddle saves it as uint16: the upper half of a float32."""
+    """Paddle saves bfloat16 as uint16: the upper half of a float32."""
     tensors = make_tensors()
     bits = tensors["backbone.conv._conv.weight"].view(np.uint32) >> 16
     tensors["backbone.conv._conv.weight"] = bits.astype(np.uint16)
@@ -158,7 +158,7 @@ def test_bfloat16_of_real_paddle(goldens, make_tensors):
     np.testing.assert_allclose(found, np.linspace(-1, 2, 4), rtol=2**-8)
 
 
-# What does not fit.
+# Files that do not fit.
 
 
 def failure(tensors, **arguments) -> str:
@@ -207,7 +207,7 @@ def test_wrong_shapes_are_named(make_tensors):
 
 
 @pytest.mark.parametrize("value", [3.0, [1.0], None, np.ones(8, np.int64), np.ones(8, complex)])
-def test_values_that_are_no_tensors(make_tensors, value):
+def test_values_other_than_tensors(make_tensors, value):
     tensors = make_tensors() | {"backbone.conv._batch_norm.bias": value}
     assert "1 wrong (backbone.conv._batch_norm.bias is" in failure(tensors)
 
@@ -217,7 +217,7 @@ def test_values_that_are_not_finite(make_tensors, value):
     tensors = make_tensors()
     tensors["backbone.res2a.conv1._conv.weight"][0, 0, 0, 0] = value
     message = failure(tensors)
-    assert "1 tensors hold values that are not finite: backbone.res2a.conv1._conv" in message
+    assert "1 tensors contain values that are not finite: backbone.res2a.conv1._conv" in message
 
 
 def test_a_value_beyond_float32(make_tensors):
@@ -241,7 +241,7 @@ def test_the_same_tensor_twice(make_tensors):
 @pytest.mark.parametrize("prefix", ["", "backbone.", "Student.0."])
 def test_mobilenet_v3_is_refused_by_name(prefix):
     name = f"{prefix}blocks.0.expand_conv.conv.weight"
-    assert "PP-TSM of MobileNetV3" in failure({name: np.ones((1, 1, 1, 1), np.float32)})
+    assert "PP-TSM with MobileNetV3" in failure({name: np.ones((1, 1, 1, 1), np.float32)})
 
 
 PPTSM = ["resnet50_vd", "resnet101_vd", "mobilenet_v2_paddle", "pplcnet_v2", "pplcnet_v2_attention"]
@@ -249,12 +249,12 @@ PPTSM = ["resnet50_vd", "resnet101_vd", "mobilenet_v2_paddle", "pplcnet_v2", "pp
 
 @pytest.fixture(params=PPTSM)
 def pptsm(request, make_tensors):
-    """A backbone of PP-TSM, small, and its tensors."""
+    """A small backbone of PP-TSM and its tensors."""
     segments = {"num_segments": 4} if request.param.endswith("attention") else {}
     return request.param, make_tensors(request.param, 16, 10, **segments)
 
 
-def test_pp_tsm_there_and_back(pptsm):
+def test_pp_tsm_round_trip(pptsm):
     backbone, tensors = pptsm
     weights, architecture = from_paddle(tensors)
     assert architecture.backbone == backbone
@@ -269,7 +269,7 @@ def test_pp_tsm_there_and_back(pptsm):
     assert bool(sums) == backbone.startswith("pplcnet")
 
 
-def test_a_pp_tsm_distilled(pptsm):
+def test_a_distilled_pp_tsm(pptsm):
     backbone, tensors = pptsm
     distilled = {f"Student.{name}": value for name, value in tensors.items()}
     distilled |= {f"Teacher.{name}": value + 1 for name, value in tensors.items()}
@@ -280,7 +280,7 @@ def test_a_pp_tsm_distilled(pptsm):
 
 
 def test_the_image_network_that_a_pp_tsm_starts_from(pptsm):
-    """Its classifier must not be taken for one of videos: nothing in it was ever shifted."""
+    """Its classifier must not be used for videos: the network was never trained with shifts."""
     backbone, tensors = pptsm
     image = {
         name.removeprefix("backbone."): value
@@ -320,9 +320,9 @@ def test_odd_heads(make_tensors, shape):
 
 def test_to_paddle_checks_its_weights(make_tensors):
     weights, architecture = from_paddle(make_tensors())
-    with pytest.raises(UserError, match="PaddleVideo has no TSM of resnet18; it has resnet50"):
+    with pytest.raises(UserError, match="PaddleVideo has no TSM with resnet18; it has resnet50"):
         to_paddle(weights, replace(architecture, backbone="resnet18"))
-    with pytest.raises(UserError, match="weights of a resnet101: not a TSM ResNet: 255 missing"):
+    with pytest.raises(UserError, match="weights for resnet101: not a TSM ResNet: 255 missing"):
         to_paddle(weights, replace(architecture, backbone="resnet101"))
     weights["backbone.stem.norm.bias"] = np.ones(3, np.float32)
     with pytest.raises(UserError, match=r"backbone.stem.norm.bias is float32 \(3,\), not \(8,\)"):

@@ -1,4 +1,4 @@
-"""Reading: real Paddle files, every protocol, every spelling of an array."""
+"""Reads real Paddle files, all protocols and all spellings of an array."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARRAYS = {
     "truth": np.array([True, False]),
     "scalar": np.array(3.5, np.float32),
     "empty": np.zeros((0, 3), np.float32),
-    "long": np.arange(300_000, dtype=np.float32),  # outside of pickle's frames
+    "long": np.arange(300_000, dtype=np.float32),  # outside pickle's frames
     "complex": np.array([1 + 2j]),
 }
 
@@ -132,7 +132,7 @@ def test_one_array_under_two_names(tmp_path, protocol):
 
 @pytest.mark.parametrize("count", [2, 100])
 def test_bytes_of_python_2(tmp_path, array_pickle, count):
-    """Python 2 wrote an array's bytes, and every other text, as its `str`."""
+    """Python 2 wrote the bytes of arrays, and all text, as `str`."""
     values = np.arange(count, dtype="<f4")
     raw = pickle.BINSTRING + values.nbytes.to_bytes(4, "little") + values.tobytes()
     (tmp_path / "f").write_bytes(

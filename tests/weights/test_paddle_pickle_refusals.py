@@ -1,4 +1,4 @@
-"""Refusing: nothing in a file runs, and no file costs more than a moment."""
+"""Hostile files: no code is executed, and every file is refused within moments."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def stack_global(module: str, name: str) -> bytes:
 
 
 def as_entry(value: bytes) -> bytes:
-    """A file whose dictionary has this value."""
+    """Returns a file whose dictionary contains `value`."""
     return PROTO_4 + b"}" + text("x") + value + b"s" + STOP
 
 
 def refusal(path: Path, content: bytes | None = None) -> str:
-    """The message, which must be one line that names the file."""
+    """Returns the error message, after checking that it is one line that names the file."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -46,7 +46,7 @@ def refusal(path: Path, content: bytes | None = None) -> str:
     return message
 
 
-# Code. Each payload makes the folder `marker` when Python's own pickle reads it.
+# Code. Each payload creates the folder `marker` if Python's own pickle reads it.
 
 
 def by_global(marker: str) -> bytes:
@@ -96,7 +96,7 @@ def by_setstate(marker: str) -> bytes:
 
 
 def by_codec(marker: str) -> bytes:
-    """The name of a codec is the name of a module, which is imported."""
+    """The name of a codec is the name of a module that is imported."""
     imported = stack_global("_codecs", "encode") + text("x") + text("idna") + b"\x86R"
     return imported + b"0" + by_global(marker)
 
@@ -129,13 +129,13 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize("payload", PAYLOADS, ids=lambda payload: payload.__name__)
-def test_code_does_not_run(tmp_path, payload):
+def test_code_is_not_executed(tmp_path, payload):
     marker = tmp_path / "marker"
     content = as_entry(payload(str(marker)))
     message = refusal(tmp_path / "evil.pdparams", content)
     assert not marker.exists()
     assert "do not trust it" in message or "no weight file needs" in message
-    pickle.loads(content)  # it is a working attack, for those who run it
+    pickle.loads(content)  # the attack works with Python's own pickle
     assert marker.is_dir()
 
 
@@ -160,7 +160,7 @@ def test_code_does_not_run(tmp_path, payload):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_instructions_that_weights_do_not_need(tmp_path, value):
+def test_unneeded_instructions(tmp_path, value):
     name, instructions = value
     assert f"instruction {name}," in refusal(tmp_path / "f", as_entry(instructions))
 
@@ -178,9 +178,9 @@ TUPLE = stack_global("builtins", "tuple")
     [
         (DTYPE + text("O8") + b"\x89\x88\x87R", "Python objects"),
         (DTYPE + text("O") + b"\x89\x88\x87R", "Python objects"),
-        (DTYPE + text("U5") + b"\x89\x88\x87R", "no plain number"),
-        (DTYPE + text("V0") + b"\x89\x88\x87R", "no plain number"),
-        (DTYPE + text("f4,O") + b"\x89\x88\x87R", "no plain number"),
+        (DTYPE + text("U5") + b"\x89\x88\x87R", "not a plain number"),
+        (DTYPE + text("V0") + b"\x89\x88\x87R", "not a plain number"),
+        (DTYPE + text("f4,O") + b"\x89\x88\x87R", "not a plain number"),
         (DTYPE + b"]\x89\x88\x87R", "in a way that no weight file needs"),
         (RECONSTRUCT + DTYPE + b"K\x00\x85C\x01b\x87R", "in a way that no weight file needs"),
         (RECONSTRUCT + NDARRAY + b"K\x01\x85C\x01b\x87R", "in a way that no weight file needs"),
@@ -193,13 +193,13 @@ TUPLE = stack_global("builtins", "tuple")
         (ENCODE + text("x") + text("rot13") + b"\x86R", "in a way that no weight file needs"),
         (ENCODE + text("Ā") + text("latin1") + b"\x86R", "beyond latin-1"),
         (TUPLE + b"K\x05\x85R", "in a way that no weight file needs"),
-        (NDARRAY, "neither a tensor"),
-        (DTYPE + text("f4") + b"\x89\x88\x87R", "neither a tensor"),
+        (NDARRAY, "not a tensor, a number"),
+        (DTYPE + text("f4") + b"\x89\x88\x87R", "not a tensor, a number"),
         (b"})b", "not a NumPy array"),
         (NDARRAY + b"}b", "not a NumPy array"),
-        (text("1") + pickle.BINPERSID, "data beside it"),
-        (b"}N}s", "not a short text"),
-        (b"}" + text("k" * 300) + b"Ns", "not a short text"),
+        (text("1") + pickle.BINPERSID, "external data"),
+        (b"}N}s", "neither a short text"),
+        (b"}" + text("k" * 300) + b"Ns", "neither a short text"),
         (b"N" + text("k") + b"Ns", "not a dictionary"),
         (b"}" + MARK + (text("k") + b"N") * 2 + b"u", "'k' twice"),
         (b"}" + MARK + b"Nu", "key without a value"),
@@ -209,12 +209,12 @@ TUPLE = stack_global("builtins", "tuple")
         (pickle.LONG1 + b"\xff" + b"\x7f" * 255, "64 bits"),
         (pickle.BINSTRING + b"\xff\xff\xff\xff", "negative length"),
         (pickle.SHORT_BINUNICODE + b"\x01\xff", "damaged"),
-        (pickle.GLOBAL + b"os\nsystem" + b"x" * 300, "without an end"),
+        (pickle.GLOBAL + b"os\nsystem" + b"x" * 300, "does not end"),
         (stack_global("os", "sy\nstem\x1b" + "x" * 200), "do not trust it"),
         (b"NN" + pickle.STACK_GLOBAL, "damaged"),
-        (b"}" + MARK + b")Nu", "not a short text"),
+        (b"}" + MARK + b")Nu", "neither a short text"),
         (b"}" + MARK + b"K\x01NK\x01Nu", "'1' twice"),
-        (b"N" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff", "numbers its values"),
+        (b"N" + pickle.LONG_BINPUT + b"\xff\xff\xff\xff", "memo index larger"),
         (b"\x80\x04", "instruction PROTO"),
         (b"\xff", "byte 255, which is not a pickle instruction"),
     ],
@@ -227,37 +227,37 @@ def test_malformed_values(tmp_path, value, reason):
 @pytest.mark.parametrize(
     "parts, reason",
     [
-        ({"shape": [3]}, "disagrees with the number of its bytes"),
-        ({"shape": [1]}, "disagrees with the number of its bytes"),
+        ({"shape": [3]}, "has the wrong number of bytes"),
+        ({"shape": [1]}, "has the wrong number of bytes"),
         ({"shape": [2, 2**50]}, "larger than any file"),
         ({"shape": [2**30, 2**30]}, "larger than any file"),
         ({"shape": [0, 2**39, 2**39]}, "larger than any file"),
         ({"shape": [1] * 33}, "malformed shape"),
         ({"shape": [2**64 - 1]}, "malformed shape"),
-        ({"dtype": b"f9"}, "no plain number"),
+        ({"dtype": b"f9"}, "not a plain number"),
         ({"dtype": b"O8"}, "Python objects"),
-        ({"order": b"?"}, "dtype of a kind"),
+        ({"order": b"?"}, "kind of dtype"),
         ({"data": b"N"}, "not bytes"),
         ({"data": b"]"}, "not bytes"),
         ({"dtype": b"b1", "data": b"C\x02\x02\x01"}, "neither true nor false"),
     ],
 )
-def test_arrays_that_do_not_add_up(tmp_path, array_pickle, parts, reason):
+def test_inconsistent_arrays(tmp_path, array_pickle, parts, reason):
     assert reason in refusal(tmp_path / "f", array_pickle(**parts))
 
 
 @pytest.mark.parametrize(
     "characters, reason",
     [
-        ("a" * 900, "disagrees with the number of its bytes"),
-        ("é" * 700, "disagrees with the number of its bytes"),
+        ("a" * 900, "has the wrong number of bytes"),
+        ("é" * 700, "has the wrong number of bytes"),
         ("é" * 700 + "Ā", "not latin-1"),
         ("é" * 700 + "😀", "not latin-1"),
-        ("a" * 700, "disagrees with the number of its bytes"),
-        ("é" * 801, "disagrees with the number of its bytes"),
+        ("a" * 700, "has the wrong number of bytes"),
+        ("é" * 801, "has the wrong number of bytes"),
     ],
 )
-def test_bytes_written_as_text_do_not_add_up(tmp_path, array_pickle, characters, reason):
+def test_inconsistent_bytes_written_as_text(tmp_path, array_pickle, characters, reason):
     data = b"c_codecs\nencode\n" + text(characters) + text("latin1") + b"\x86R"
     assert reason in refusal(tmp_path / "f", array_pickle(shape=[200], data=data))
 
@@ -267,7 +267,7 @@ def test_the_template_of_those_arrays_is_valid(tmp_path, array_pickle):
     np.testing.assert_array_equal(read_paddle(tmp_path / "f")["x"], [0, 0])
 
 
-# Files that are something else, or damaged.
+# Files of other kinds, or damaged.
 
 
 def test_missing_file_and_folder(tmp_path):
@@ -307,10 +307,10 @@ def test_zip_of_pytorch(tmp_path):
         (pickle.dumps({"a": 1}, 1), "not a pickle"),
         (pickle.dumps({"a": 1}, 0), "text file"),
         (b"\x80\x06}.", "protocol 6"),
-        (b"\x80", "cut off"),
+        (b"\x80", "truncated"),
         (pickle.dumps([1, 2], 4), "single value"),
         (pickle.dumps(("name", np.ones(2)), 4), "single value"),
-        (pickle.dumps({"a": 1}, 4) + b"x", "1 bytes follow"),
+        (pickle.dumps({"a": 1}, 4) + b"x", "1 extra bytes"),
         (b"\x80\x04}}.", "middle of a container"),
         (pickle.dumps({1: 2}, 4), "by name"),
         (b"\x80\x04(}.", "middle of a container"),
@@ -323,7 +323,7 @@ def test_other_files(tmp_path, content, reason):
 
 
 @pytest.mark.parametrize("name", ["tiny_protocol2.pdparams", "tiny_protocol4.pdparams"])
-def test_cut_off_anywhere(tmp_path, goldens, name):
+def test_truncated_anywhere(tmp_path, goldens, name):
     whole = (goldens / name).read_bytes()
     for length in range(1, len(whole), 3):
         refusal(tmp_path / "f", whole[:length])
@@ -339,14 +339,14 @@ def test_file_that_shrinks_while_it_is_read(tmp_path, monkeypatch):
         return unfold(tree, size)
 
     monkeypatch.setattr(paddle_pickle, "unfold", shrink)  # between the structure and the tensors
-    assert "disagrees with the number of its bytes" in refusal(path)
+    assert "has the wrong number of bytes" in refusal(path)
 
 
-# Files that would cost too much. One process reads them all and says what it took.
+# Files that would take too much time or memory. One process reads them all and measures.
 
 
 def kept_apart(value: bytes, index: int) -> bytes:
-    """Puts a value into the memo only."""
+    """Stores a value in the memo only."""
     return value + pickle.LONG_BINPUT + struct.pack("<I", index) + pickle.POP
 
 
@@ -375,14 +375,14 @@ def arguments_met_again_and_again() -> bytes:
 
 
 def pairs_met_again_and_again() -> bytes:
-    """Python 2's items of a dictionary, given to ten thousand of them."""
+    """Passes the same items, as written by Python 2, to ten thousand dictionaries."""
     pairs = b"](" + b"".join(b"](" + text(str(i)) + b"Ne" for i in range(20_000)) + b"e"
     stored = kept_apart(pairs, 0) + kept_apart(stack_global("collections", "OrderedDict"), 1)
     return as_entry(stored + b"](" + (again(1) + again(0) + b"\x85R") * 10_000 + b"e")
 
 
 def tuples_of_tuples_as_a_key() -> bytes:
-    """Its hash would be that of 2 ** 1000 values."""
+    """Hashing the key would hash 2 ** 1000 values."""
     key = kept_apart(b")", 0)
     for level in range(1000):
         key += kept_apart(again(level) * 2 + b"\x86", level + 1)
@@ -390,7 +390,7 @@ def tuples_of_tuples_as_a_key() -> bytes:
 
 
 def numbers_as_keys() -> bytes:
-    """All collide: Python takes an integer modulo 2 ** 61 - 1 as its hash."""
+    """All keys collide: the hash of an integer is its value modulo 2 ** 61 - 1."""
     numbers = [(i * (2**61 - 1)).to_bytes(10, "little") for i in range(50_000)]
     return as_entry(b"}(" + b"".join(pickle.LONG1 + b"\x0a" + n + b"N" for n in numbers) + b"u")
 
@@ -412,21 +412,21 @@ def a_petabyte_of(instruction: bytes) -> bytes:
 
 MILLION = 1_000_000
 COSTLY = {
-    "petabyte of bytes": (a_petabyte_of(pickle.BINBYTES8), "cut off"),
-    "petabyte of text": (a_petabyte_of(pickle.BINUNICODE8), "cut off"),
-    "petabyte in a frame": (a_petabyte_of(pickle.FRAME), "cut off"),
+    "petabyte of bytes": (a_petabyte_of(pickle.BINBYTES8), "truncated"),
+    "petabyte of text": (a_petabyte_of(pickle.BINUNICODE8), "truncated"),
+    "petabyte in a frame": (a_petabyte_of(pickle.FRAME), "truncated"),
     "million lists": (
         PROTO_4 + b"]" * MILLION + b"a" * (MILLION - 1) + STOP,
         "pickle instructions",
     ),
     "million marks": (PROTO_4 + MARK * MILLION + b"t" * MILLION + STOP, "pickle instructions"),
     "million tuples": (as_entry(b")" + b"\x85" * MILLION), "pickle instructions"),
-    "tuples below the limits": (as_entry(b")" + b"\x85" * 100_000), "nests deeper"),
+    "tuples below the limits": (as_entry(b")" + b"\x85" * 100_000), "nests more than"),
     "million dicts": (PROTO_4 + (b"}" + text("x")) * MILLION + STOP, "pickle instructions"),
     "million values": (PROTO_4 + b"](" + b"N" * MILLION + b"e" + STOP, "pickle instructions"),
     "million memo entries": (PROTO_4 + b"}" + b"\x94" * MILLION + STOP, "pickle instructions"),
-    "memo entry of a high number": (PROTO_4 + b"}r\xff\xff\xff\xff.", "numbers its values"),
-    "shared lists, deep": (shared_lists(60, 2), "nests deeper"),
+    "memo entry of a high number": (PROTO_4 + b"}r\xff\xff\xff\xff.", "memo index larger"),
+    "shared lists, deep": (shared_lists(60, 2), "nests more than"),
     "shared lists, wide": (shared_lists(5, 200), "unfolds to more than"),
     "list in itself": (
         as_entry(kept_apart(b"]", 0) + again(0) + again(0) + b"a"),
@@ -436,9 +436,9 @@ COSTLY = {
     "arguments met again and again": (arguments_met_again_and_again(), "as_tuple in a way"),
     "array a thousand times": (an_array_a_thousand_times(), "much more data"),
     "pairs met again and again": (pairs_met_again_and_again(), "ordered_dict in a way"),
-    "tuples of tuples as a key": (tuples_of_tuples_as_a_key(), "not a short text"),
+    "tuples of tuples as a key": (tuples_of_tuples_as_a_key(), "neither a short text"),
     "numbers as keys": (numbers_as_keys(), "3,000 numbers"),
-    "petabyte in an array of bytes": (a_petabyte_of(pickle.BYTEARRAY8), "cut off"),
+    "petabyte in an array of bytes": (a_petabyte_of(pickle.BYTEARRAY8), "truncated"),
     "many long names": (many_long_names(), "names take more"),
 }
 

@@ -1,4 +1,4 @@
-"""Writing: what comes back, and that no half file is ever seen."""
+"""Writes files that read back the same and are never seen incomplete."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_pythons_own_pickle_reads_it(tmp_path):
         np.testing.assert_array_equal(content[key], tensor)
 
 
-def test_old_numpy_knows_every_global(tmp_path):
+def test_old_numpy_has_every_global(tmp_path):
     """NumPy before 2.0 has no `numpy._core`; Paddle 2 runs on such a NumPy."""
     write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
     text = [
@@ -62,7 +62,7 @@ def test_old_numpy_knows_every_global(tmp_path):
 
 
 def test_same_content_as_paddle_wrote(tmp_path, goldens):
-    """A real file, read and written again, unpickles to the same as the original."""
+    """A real file that is read and rewritten unpickles to the same content."""
     original = pickle.loads((goldens / "tiny_protocol4.pdparams").read_bytes())
     content = read_paddle(goldens / "tiny_protocol4.pdparams")
     write_paddle(tmp_path / "f", content, original[NAME_TABLE])
@@ -91,15 +91,15 @@ def test_an_existing_file_is_replaced(tmp_path):
     write_paddle(tmp_path / "f", {"x": np.zeros(5000, np.float32)})
     with (tmp_path / "f").open("rb") as opened_before:
         write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
-        # Whoever is reading the old file goes on reading the old file.
+        # A reader of the old file keeps reading the old file.
         assert len(opened_before.read()) > 20_000
     np.testing.assert_array_equal(read_paddle(tmp_path / "f")["x"], [1, 1])
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_keeps_the_old_file(tmp_path):
     write_paddle(tmp_path / "f", {"x": np.ones(2, np.float32)})
     before = (tmp_path / "f").read_bytes()
-    with pytest.raises(ValueError, match="second: Paddle files have no dtype object"):
+    with pytest.raises(ValueError, match="second: Paddle files do not support the dtype object"):
         write_paddle(tmp_path / "f", {"x": np.ones(2), "second": np.array([object()])})
     assert (tmp_path / "f").read_bytes() == before
     assert os.listdir(tmp_path) == ["f"]

@@ -1,4 +1,4 @@
-"""What is loaded and what starts fresh."""
+"""Selection of the tensors to load."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def tensors(**changes):
     return {name: value for name, value in {**values, **changes}.items() if value is not None}
 
 
-def test_takes_the_backbone_and_leaves_the_head():
+def test_loads_the_backbone_without_the_head():
     start = choose_start(tensors(), EXPECTED, with_head=False)
     assert sorted(start.loaded) == ["backbone.stem.conv.kernel", "backbone.stem.norm.mean"]
     assert start.fresh == ["head.fc.kernel", "head.fc.bias"]
     assert start.left == ["head.fc.kernel", "head.fc.bias"]
     assert str(start) == (
-        "loaded 2 tensors (backbone); fresh 2 (head.fc.bias, head.fc.kernel); not used 2"
-        " (head.fc.bias, head.fc.kernel)"
+        "loaded 2 tensors (backbone); 2 newly initialised (head.fc.bias, head.fc.kernel); 2"
+        " not used (head.fc.bias, head.fc.kernel)"
     )
 
 
-def test_takes_the_head_when_told():
+def test_loads_the_head_on_request():
     start = choose_start(tensors(), EXPECTED, with_head=True)
     assert start.loaded.keys() == EXPECTED.keys()
     assert start.fresh == start.left == []
 
 
-def test_a_head_of_another_size_or_none_does_not_matter_to_the_backbone():
+def test_the_backbone_loads_whatever_the_head():
     for head in (np.zeros((16, 400)), None):
         given = tensors(**{"head.fc.kernel": head, "head.fc.bias": None})
         assert len(choose_start(given, EXPECTED, with_head=False).loaded) == 2
@@ -47,15 +47,15 @@ def test_a_head_of_another_size_or_none_does_not_matter_to_the_backbone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone.stem.norm.mean": None}, "backbone.stem.norm.mean is missing there"),
+        ({"backbone.stem.norm.mean": None}, "backbone.stem.norm.mean is missing"),
         (
             {"backbone.stem.norm.mean": np.zeros(9)},
-            r"backbone.stem.norm.mean is \(9,\) there and \(8,\) here",
+            r"backbone.stem.norm.mean has shape \(9,\) instead of \(8,\)",
         ),
-        ({"backbone.extra": np.zeros(1)}, "backbone.extra is not part of this network"),
+        ({"backbone.extra": np.zeros(1)}, "backbone.extra is not part of the network"),
     ],
 )
-def test_anything_else_is_an_error_unless_named(changes, message):
+def test_other_differences_are_errors_unless_ignored(changes, message):
     with pytest.raises(UserError, match=message) as error:
         choose_start(tensors(**changes), EXPECTED, with_head=False, source="x.pdparams")
     assert "x.pdparams" in str(error.value)
@@ -66,7 +66,7 @@ def test_anything_else_is_an_error_unless_named(changes, message):
     assert (name in start.fresh) == (name in EXPECTED)
 
 
-def test_a_head_that_does_not_fit_is_an_error_when_it_is_wanted():
+def test_a_requested_head_must_fit():
     given = tensors(**{"head.fc.bias": np.zeros(400)})
-    with pytest.raises(UserError, match=r"head.fc.bias is \(400,\) there"):
+    with pytest.raises(UserError, match=r"head.fc.bias has shape \(400,\) instead of"):
         choose_start(given, EXPECTED, with_head=True)

@@ -1,4 +1,4 @@
-"""Reading PyTorch's files: what PyTorch writes, and what a file may say without it."""
+"""Reads files written by PyTorch, and handmade ones."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_dtypes_and_byte_order(tmp_path, kind, code, order):
 
 @pytest.mark.parametrize("shape", [(4,), (), (0, 4)])
 def test_bfloat16_is_exact(tmp_path, shape):
-    values = np.array([1, -2.5, 2.0**-130, np.inf], np.float32)  # each has a short fraction
+    values = np.array([1, -2.5, 2.0**-130, np.inf], np.float32)  # exact in bfloat16
     raw = (values.view(np.uint32) >> 16).astype("<u2").tobytes()
     of = storage("0", 4, "torch.BFloat16Storage")
     value = read(
@@ -138,8 +138,8 @@ def test_a_deflated_archive(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "f", content)["x"], [1, 2, 3, 4])
 
 
-def test_objects_that_nobody_reads_stay_closed(tmp_path):
-    """Their state would be set, and their methods called, by Python's own unpickler."""
+def test_unused_objects_stay_opaque(tmp_path):
+    """Python's own unpickler would set their state and call their methods."""
     namespace = global_("argparse.Namespace") + b")\x81}" + text("lr") + b"K\x01sb"
     history = global_("mmengine.logging.history_buffer.HistoryBuffer")
     method = global_("builtins.getattr") + history + text("mean") + b"\x86R"
@@ -163,7 +163,7 @@ def test_objects_that_nobody_reads_stay_closed(tmp_path):
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_what_pytorch_writes(tmp_path, is_zip):
+def test_files_of_pytorch(tmp_path, is_zip):
     torch = pytest.importorskip("torch")
     base = torch.arange(24.0)
     tensors = {
@@ -222,7 +222,7 @@ def test_what_pytorch_writes(tmp_path, is_zip):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_what_pytorch_writes_and_is_not_read(tmp_path, make, reason):
+def test_unsupported_files_of_pytorch(tmp_path, make, reason):
     torch = pytest.importorskip("torch")
     torch.save({"x": make(torch)}, tmp_path / "f.pth")
     with pytest.raises(Exception, match=reason) as caught:

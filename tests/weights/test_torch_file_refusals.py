@@ -1,4 +1,4 @@
-"""Refusing PyTorch's files: hostile pickles, hostile archives, and what is damaged or special."""
+"""Refuses hostile pickles and archives, and damaged or unsupported files of PyTorch."""
 
 from __future__ import annotations
 
@@ -76,22 +76,22 @@ def test_code_in_the_other_pickles_of_the_old_format(tmp_path):
         (tensor((-4,)), "malformed shape"),
         (tensor((1,) * 33, (1,) * 33), "malformed shape"),
         (tensor(of=text("0")), "in a way"),
-        (tensor(of=storage(count=-1)), "in a way"),
-        (tensor(of=storage(count=2**45)), "in a way"),
-        (tensor(of=storage(count=5)), "'0' is missing or of another size"),
-        (tensor(of=storage("1")), "'1' is missing or of another size"),
-        (tensor(of=storage("../../0")), "is missing or of another size"),
+        (tensor(of=storage(count=-1)), "unsupported way"),
+        (tensor(of=storage(count=2**45)), "unsupported way"),
+        (tensor(of=storage(count=5)), "'0' is missing or has the wrong size"),
+        (tensor(of=storage("1")), "'1' is missing or has the wrong size"),
+        (tensor(of=storage("../../0")), "is missing or has the wrong size"),
         (tensor(of=storage(kind="torch.UntypedStorage")), "only plain tensors"),
         (tensor(of=storage("0", 16, "torch.storage.UntypedStorage")), "in a way"),
         (tensor(of=storage(kind="torch.QInt8Storage")), "only plain tensors"),
-        (tensor(of=storage(kind="argparse.Namespace")), "in a way"),
-        (storage(), "neither a tensor"),
+        (tensor(of=storage(kind="argparse.Namespace")), "unsupported way"),
+        (storage(), "not a tensor, a number"),
         (tensor() + b"0" + storage("0", 2, "torch.DoubleStorage"), "two ways"),
         (tensor(more=b"}" + text("conj") + b"\x88s"), "conjugated"),
         (tensor(more=b"NNN"), "in a way"),
         (tensor(rebuild="torch._utils._rebuild_sparse_tensor"), "only plain tensors"),
         (text("module") + text("x") + b"\x86Q", "whole model"),
-        (b"NQ", "in a way"),
+        (b"NQ", "unsupported way"),
         (pickle.PERSID + b"0\n", "PERSID"),
         (GETATTR + global_("numpy.ndarray") + text("x") + b"\x86R", "in a way"),
         (REBUILD + b"}" + text("__defaults__") + b")sb", "sets the state"),
@@ -100,12 +100,12 @@ def test_code_in_the_other_pickles_of_the_old_format(tmp_path):
         (tensor(of=storage("0", 16, "torch.BoolStorage")), "neither true nor false"),
     ],
 )
-def test_tensors_that_do_not_add_up(tmp_path, value, reason):
+def test_inconsistent_tensors(tmp_path, value, reason):
     assert reason in refusal(tmp_path / "f", zip_of(entries(x=value)))
 
 
-def test_the_interpreter_is_as_it_was(tmp_path):
-    """Python's own unpickler would set attributes of the functions that a file names."""
+def test_the_interpreter_is_unchanged(tmp_path):
+    """Python's own unpickler would set attributes of functions named in a file."""
     value = global_("torch._utils._rebuild_tensor_v2") + b"}" + text("__name__") + text("x") + b"sb"
     refusal(tmp_path / "f", zip_of(entries(x=value)))
     (tmp_path / "f").write_bytes(zip_of(entries(x=tensor())))
@@ -121,7 +121,7 @@ def changed(content: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def with_flag(content: bytes, bit: int) -> bytes:
-    """Sets a flag of the first member, in the directory and in front of it."""
+    """Sets a flag of the first member, in the directory and in its header."""
     data = bytearray(content)
     data[6] |= bit
     data[data.index(b"PK\x01\x02") + 8] |= bit
@@ -161,15 +161,15 @@ def beyond_any_offset() -> bytes:
     [
         (changed(GOOD, FOUR, FOUR[:-1] + b"A"), "Bad CRC-32"),
         (with_flag(GOOD, 1), "encrypted"),
-        (two_of_one_name(), "two members of one name"),
+        (two_of_one_name(), "two members with the same name"),
         (beyond_any_offset(), "archive is damaged"),
-        (zip_of(entries(x=tensor()), compression=zipfile.ZIP_LZMA), "in an unusual way"),
-        (zip_of(entries(x=tensor()), compression=zipfile.ZIP_BZIP2), "in an unusual way"),
-        (zip_of(entries(x=tensor()), {"0": FOUR[:-1]}), "another size"),
+        (zip_of(entries(x=tensor()), compression=zipfile.ZIP_LZMA), "an unusual compression"),
+        (zip_of(entries(x=tensor()), compression=zipfile.ZIP_BZIP2), "an unusual compression"),
+        (zip_of(entries(x=tensor()), {"0": FOUR[:-1]}), "the wrong size"),
         (zip_of(entries(x=tensor()), **{"constants.pkl": b""}), "TorchScript"),
         (zip_of(entries(x=tensor()), byteorder=b"middle"), "unknown byte order"),
-        (zip_of(entries(x=tensor()) + b"."), "1 bytes follow"),
-        (zip_of(b""), "cut off"),
+        (zip_of(entries(x=tensor()) + b"."), "1 extra bytes"),
+        (zip_of(b""), "truncated"),
         (zip_of(pickle.dumps([1], 2)), "single value"),
         (archive_of(word__document=b"x"), "without the data.pkl"),
         (archive_of(a__b__c=b""), "without the data.pkl"),
@@ -186,7 +186,7 @@ def beyond_any_offset() -> bytes:
         (b"<!DOCTYPE html>", "web page"),
     ],
 )
-def test_files_that_are_something_else_or_damaged(tmp_path, content, reason):
+def test_other_and_damaged_files(tmp_path, content, reason):
     assert reason in refusal(tmp_path / "f", content)
 
 
@@ -197,9 +197,9 @@ OLD = old_of(entries(x=tensor()), {"0": FOUR}, {"0": 4})
     "content, reason",
     [
         (changed(OLD, pickle.dumps(1001, 2), pickle.dumps(1002, 2)), "unknown version"),
-        (OLD + b"x", "something follows"),
-        (OLD[:-1], "cut off"),
-        (old_of(entries(x=tensor()), {"0": FOUR}, {"0": 5}), "of another size"),
+        (OLD + b"x", "extra bytes at the end"),
+        (OLD[:-1], "truncated"),
+        (old_of(entries(x=tensor()), {"0": FOUR}, {"0": 5}), "has the wrong size"),
         (old_of(entries(x=tensor()), {}, {}), "list of storages"),
         (old_of(entries(x=tensor()), {"0": FOUR, "1": b""}, {"0": 4, "1": 0}), "list of storages"),
         (changed(OLD, pickle.dumps(["0"], 2), pickle.dumps([0], 2)), "list of storages"),
@@ -207,17 +207,17 @@ OLD = old_of(entries(x=tensor()), {"0": FOUR}, {"0": 4})
         (changed(OLD, pickle.dumps(["0"], 2), pickle.dumps(["0", "0"], 2)), "list of storages"),
     ],
 )
-def test_old_files_that_do_not_add_up(tmp_path, content, reason):
+def test_inconsistent_old_files(tmp_path, content, reason):
     assert reason in refusal(tmp_path / "f", content)
 
 
 @pytest.mark.parametrize("whole", [GOOD, OLD], ids=["zip", "old"])
-def test_cut_off_anywhere(tmp_path, whole):
+def test_truncated_anywhere(tmp_path, whole):
     for length in range(len(whole)):
         refusal(tmp_path / "f", whole[:length])
 
 
-# Files that would cost too much; one process reads them all.
+# Files that would take too much time or memory; one process reads them all.
 
 
 def bomb(compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -275,9 +275,9 @@ COSTLY = {
     ),
     "old, petabyte": (
         lambda: old_of(entries(x=tensor(of=storage("0", 2**43))), {"0": b""}, {"0": 2**43}),
-        "cut off",
+        "truncated",
     ),
-    "memo": (lambda: zip_of(b"\x80\x02}r\xff\xff\xff\xff."), "numbers its values"),
+    "memo": (lambda: zip_of(b"\x80\x02}r\xff\xff\xff\xff."), "memo index larger"),
 }
 
 
@@ -295,7 +295,7 @@ def test_costly_files_are_refused_at_once(tmp_path, read_in_a_child):
 @needs_proc
 @pytest.mark.parametrize("kind, width, most", [("Float", 4, 2.2), ("BFloat16", 2, 3.2)])
 def test_memory_of_reading(tmp_path, read_in_a_child, kind, width, most):
-    """One tensor is the worst case: the archive's reader holds it twice for a moment."""
+    """One tensor is the worst case: the reader of the archive briefly holds it twice."""
     path, size = tmp_path / "f", 2**25
     value = tensor((size // width,), of=storage("0", size // width, f"torch.{kind}Storage"))
     path.write_bytes(zip_of(entries(x=value), {"0": np.random.default_rng(0).bytes(size)}))

@@ -1,4 +1,4 @@
-"""Models from the files of PyTorch projects, and such files from models."""
+"""Reads and writes models in the formats of PyTorch projects."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def written(tmp_path):
         ),
     ],
 )
-def test_what_only_the_name_tells(written, name, family, classes, segments, labels, protocol):
+def test_facts_from_the_file_name(written, name, family, classes, segments, labels, protocol):
     model = read_torch_model(written(name, state_dict(family, classes)))
     assert model.architecture.num_segments == segments
     assert (model.architecture.shift, model.architecture.shift_fraction) == ("future_first", "1/8")
@@ -87,25 +87,25 @@ def test_what_only_the_name_tells(written, name, family, classes, segments, labe
     assert model.labels == (known or [f"class {i}" for i in range(classes)])
     assert model.preprocessing.protocol == protocol
     read_as = model.provenance["read_as"]
-    assert f"by the file's name: {segments} segments" in read_as
-    assert ("no class names are known" in read_as) == (labels is None)
+    assert f"from the file name: {segments} segments" in read_as
+    assert ("class names unknown" in read_as) == (labels is None)
 
 
-def test_what_is_not_told_has_to_be_given(written):
+def test_unknown_segments_must_be_given(written):
     path = written("ckpt.best.pth.tar", state_dict())
     with pytest.raises(UserError, match="how many frames a clip has: give --num_segments"):
         load_model(path)
     assert load_model(path, num_segments=16).architecture.num_segments == 16
-    assert load_source(path).shift == "future_first"  # a start needs no segments
-    told = written(MIT_NAME.format("something", 8), state_dict())
-    with pytest.raises(UserError, match="8 segments, says its name, not 16"):
-        load_model(told, num_segments=16)
+    assert load_source(path).shift == "future_first"  # initial weights need no segments
+    path = written(MIT_NAME.format("something", 8), state_dict())
+    with pytest.raises(UserError, match="8 segments according to its name, not 16"):
+        load_model(path, num_segments=16)
 
 
-def test_it_is_said_what_a_file_was_read_as(written, capsys):
+def test_prints_how_a_file_was_read(written, capsys):
     load_model(written(MIT_NAME.format("something", 8), state_dict()))
     err = capsys.readouterr().err
-    assert "MIT: ResNet-18, shift future_first in 8 blocks, 3 classes; by the file's name" in err
+    assert "MIT: ResNet-18, shift future_first in 8 blocks, 3 classes; from the file name" in err
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -122,7 +122,7 @@ def test_an_image_network_is_a_network_of_one_frame(written, tmp_path, suffix):
     assert load_source(path).labels is None
 
 
-def test_a_network_without_a_classifier_is_to_start_from(written):
+def test_a_network_without_a_classifier_can_only_start_a_training(written):
     state = state_dict(IMAGE, shift="none")
     path = written("x.pth", {n: v for n, v in state.items() if n[:3] != "fc."}, wrap=False)
     with pytest.raises(UserError, match=r"no classifier: .*init_from"):
@@ -136,8 +136,8 @@ def digest(path):
 
 @pytest.mark.parametrize("to", ["mit", "mmaction2"])
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2"])
-def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
-    """PyTorch loads it as it loads a file of its own, and so do we."""
+def test_round_trip_is_bitwise(tmp_path, backbone, to):
+    """PyTorch and tsm_jax load the file like one written by PyTorch."""
     architecture = Architecture(backbone, 3, 16, width=8, shift="future_first")
     tensors = random_tensors(backbone, 3)
     preprocessing = Preprocessing(protocol="mit_twice", crop_size=192, frame_rate=12.5)
@@ -151,7 +151,7 @@ def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
         np.testing.assert_array_equal(again.tensors[name], value, strict=True)
     write_torch_model(again, paths[1], to)
     assert digest(paths[0]) == digest(paths[1])
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         write_torch_model(again, paths[1], to)
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     state = torch.load(paths[0], weights_only=True)["state_dict"]
@@ -167,7 +167,7 @@ def test_there_and_back_bit_for_bit(tmp_path, backbone, to):
     assert all(np.array_equal(theirs.tensors[name], tensors[name]) for name in tensors)
 
 
-def test_what_mit_does_not_have_is_refused(tmp_path):
+def test_refuses_to_write_networks_that_mit_lacks(tmp_path):
     architecture = Architecture("resnet18", 2, 8, width=8, shift="past_first")
     model = Model(architecture, Preprocessing(), ["a", "b"], {})
     with pytest.raises(UserError, match="MIT shifts future_first"):

@@ -1,4 +1,4 @@
-"""The names of MIT, mmaction2, torchvision and timm, and ours."""
+"""Mapping between the names of MIT, mmaction2, torchvision and timm, and ours."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tsm_jax.weights.torch_names import (
 
 
 def weights(backbone: str) -> dict[str, np.ndarray]:
-    """Other values in every tensor; positive, as variances are."""
+    """Returns different values in every tensor, all positive because of the variances."""
     generator = np.random.default_rng(0)
     return {
         name: generator.uniform(0.1, 1.0, shape).astype(np.float32)
@@ -39,7 +39,7 @@ def state_dict(backbone="resnet18", family=MIT, shift="future_first") -> dict[st
     return to_torch(weights(backbone), architecture(backbone, shift), family)
 
 
-# How many blocks shift: MIT's own counts.
+# Numbers of blocks with a shift, counted in MIT's networks.
 SHIFTED = {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 18, "resnet152": 26}
 
 
@@ -51,7 +51,7 @@ SHIFTED = {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 18, "resn
         for name in (*SHIFTED, "mobilenet_v2")
     ],
 )
-def test_there_and_back(backbone, family):
+def test_round_trip(backbone, family):
     shift = "none" if family == IMAGE else "future_first"
     theirs = state_dict(backbone, family, shift)
     ours, network = from_torch(theirs)
@@ -65,7 +65,7 @@ def test_there_and_back(backbone, family):
         assert ours[name].flags.c_contiguous
 
 
-def test_values_arrive_where_they_belong():
+def test_values_keep_their_places():
     theirs, ours = state_dict("resnet50"), weights("resnet50")
     for name, key in {
         "stem.conv.kernel": "conv1.weight",
@@ -145,7 +145,7 @@ def first(state, ending):
         (lambda s: {**s, first(s, "running_var"): -np.ones(8)}, "1 running variances are negative"),
         (
             lambda s: renamed(s, (r"(layer2\.0\.conv1)\.net", r"\1")),
-            "in other blocks.*missing base_model.layer2.0.conv1",
+            "its blocks with a shift are not.*missing base_model.layer2.0.conv1",
         ),
         (
             lambda s: renamed(s, (r"(layer2\.0\.conv2)", r"\1.net")),
@@ -164,14 +164,14 @@ def first(state, ending):
             lambda s: {**s, "module.base_model.layer2.0.nl.theta.weight": np.ones(1)},
             "non-local blocks",
         ),
-        (lambda s: renamed(s, (r"layer2\.", "layer2.net.")), "pooling in time"),
+        (lambda s: renamed(s, (r"layer2\.", "layer2.net.")), "temporal pooling"),
         (lambda s: renamed(s, (r"(layer\d\.\d)\.", r"\1.net.")), "shift of whole blocks"),
         (lambda s: {"base_model.conv1_7x7_s2.weight": np.ones(1)}, "a BNInception"),
         (lambda s: {"backbone.stage0.branch_norm.weight": np.ones(1)}, "a MobileOne"),
-        (lambda s: {"conv1.0.weight": np.ones(1)}, "a variant of timm's"),
-        (lambda s: weights("resnet18"), "our own names: give the folder"),
-        (lambda s: {"a\nb": np.ones(1)}, r"none of MIT's, .*: a\\nb$|none of MIT's"),
-        (lambda s: {"epoch": 3}, "no tensors"),
+        (lambda s: {"conv1.0.weight": np.ones(1)}, "a timm variant"),
+        (lambda s: weights("resnet18"), "own tensor names: give the folder"),
+        (lambda s: {"a\nb": np.ones(1)}, "tensor names are not those of a ResNet"),
+        (lambda s: {"epoch": 3}, "no named tensors"),
     ],
 )
 def test_refusals(change, message):
@@ -193,9 +193,9 @@ def test_refusals(change, message):
             MIT,
             "by 1/8",
         ),
-        (architecture("resnet34"), MIT, "the weights are not the tensors of"),
+        (architecture("resnet34"), MIT, "the weights do not fit TSM-ResNet-34"),
     ],
 )
-def test_what_they_do_not_have_is_not_written(of, family, message):
+def test_refuses_to_write_networks_that_a_project_lacks(of, family, message):
     with pytest.raises(UserError, match=message):
         to_torch(weights("resnet18"), of, family)

@@ -33,7 +33,7 @@ def test_the_published_addresses():
     assert ZOO["paddle/tsm_k400"].address == tsm + "TSM_k400.pdparams"
     assert ZOO["paddle/tsm_ucf101_amp_nhwc"].address == tsm + "TSM_ucf101_amp_nhwc.pdparams"
     families = Counter(name.partition("/")[0] for name in ZOO)
-    # MIT's 14, mmaction2's 36 of version 0 and 12 of version 1, as their model zoos list them.
+    # 14 of MIT, and 36 of mmaction2 0.x and 12 of 1.x, as listed in their model zoos.
     assert (families["mit"], families["mmaction2"], families["torchvision"]) == (14, 48, 10)
     assert sum("/v1.0/" in entry.address for entry in ZOO.values()) == 12
     assert len({entry.address for entry in ZOO.values()}) == len(ZOO)
@@ -58,30 +58,30 @@ def test_an_entry_is_usable(name):
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(("mit", "mmaction2"))])
-def test_a_file_name_tells_the_segments_and_the_data_set(name):
-    """What the reader takes from the name of a published file is what the table says of it."""
+def test_facts_in_published_file_names(name):
+    """Facts inferred from the name of a published file agree with the table."""
     entry = ZOO[name]
-    told = told_by_name(entry.address.rpartition("/")[2])
-    assert told.data == entry.data
-    if told.num_segments != entry.segments:
+    facts = told_by_name(entry.address.rpartition("/")[2])
+    assert facts.data == entry.data
+    if facts.num_segments != entry.segments:
         assert "TSN" in entry.note or "streams" in entry.note
 
 
-def test_commands_are_told_the_way_this_one_was_typed(monkeypatch):
+def test_commands_are_quoted_as_typed(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/tsm", "convert"])
     assert ZOO["paddle/tsm_k400"].command.startswith("tsm evaluate --config tsm_k400_videos ")
     assert ZOO["torchvision/resnet50"].command.startswith("tsm train ")
-    assert names_like("paddle/tsm_k401").endswith("tsm convert --list")
+    assert names_like("paddle/tsm_k401").endswith("`tsm convert --list` prints all")
 
 
-def test_pptsm_is_shown_other_views_than_tsm():
-    """Its recipes sample without `select_left` and scale to 4:3, as `tools/predict.py` does."""
+def test_pptsm_uses_other_views_than_tsm():
+    """Its recipes sample without `select_left` and scale to 4:3, like `tools/predict.py`."""
     protocols = {p for e in ZOO.values() if "/pptsm" in e.name for _, p in e.top1}
     assert protocols == {"paddle_predict", "paddle_dense"}
     assert ZOO["paddle/tsm_k400"].top1 == ((71.06, "test"),)
 
 
-def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path, monkeypatch):
+def test_a_file_with_another_checksum_is_deleted(server, tmp_path, monkeypatch):
     server.answer = answer  # its SHA-256 begins with 2cf24dba
     name = "torchvision/resnet50"
     for digits, is_right in (("0676ba61", False), ("2cf24dba", True)):
@@ -90,7 +90,7 @@ def test_what_was_not_published_under_this_checksum_is_not_kept(server, tmp_path
         if is_right:
             assert fetch(name).read_bytes() == b"hello"
         else:
-            with pytest.raises(UserError, match="begins with 2cf24dba, not 0676ba61"):
+            with pytest.raises(UserError, match="begins with 2cf24dba instead of 0676ba61"):
                 fetch(name)
             assert not list(tmp_path.rglob("*.pth*[!k]"))
 
@@ -160,7 +160,7 @@ def test_unknown_name():
 @pytest.mark.parametrize(
     "end", ["..", "%2e%2e%2fx", ".hidden", "", "a%00b", "a/../../b", "x" * 300]
 )
-def test_no_address_leaves_the_cache(server, tmp_path, end):
+def test_no_url_escapes_the_cache(server, tmp_path, end):
     server.answer = answer
     path = fetch(server.url.rpartition("/")[0] + "/" + end)
     assert path.resolve().parent.parent == tmp_path
@@ -168,11 +168,11 @@ def test_no_address_leaves_the_cache(server, tmp_path, end):
 
 
 def test_a_malformed_address():
-    with pytest.raises(UserError, match=r"https://\[::1/x.*not an https address"):
+    with pytest.raises(UserError, match=r"https://\[::1/x.*not an https URL"):
         fetch("https://[::1/x")
 
 
-def test_bar_on_a_terminal_only(server, monkeypatch, capsys):
+def test_progress_bar_only_on_a_terminal(server, monkeypatch, capsys):
     server.answer = answer
     fetch(server.url)
     assert capsys.readouterr().err == ""

@@ -43,14 +43,14 @@ def tensor(
     more: bytes = b"",
     rebuild: str = "torch._utils._rebuild_tensor_v2",
 ) -> bytes:
-    """A call of `rebuild`; `more` are the arguments after requires_grad and the hooks."""
+    """Returns a call of `rebuild`; `more` has the arguments after requires_grad and the hooks."""
     where = (storage() if of is None else of) + integer(offset) + integers(size) + integers(stride)
     hooks = b"\x89" + global_("collections.OrderedDict") + b")R"
     return global_(rebuild) + pickle.MARK + where + hooks + more + pickle.TUPLE + pickle.REDUCE
 
 
 def entries(**values: bytes) -> bytes:
-    """The pickle of a dictionary."""
+    """Returns the pickle of a dictionary."""
     items = b"".join(text(key) + value for key, value in values.items())
     return b"\x80\x02}" + pickle.MARK + items + b"u."
 

@@ -1,12 +1,12 @@
-"""An unpickler that cannot run anything, and the opening of the files that it reads.
+"""An unpickler that cannot execute code, and the opening of the files that it reads.
 
 A pickle is a program. Python's usual unpickler can be limited to a few names (`find_class`), but a
-hostile file could still make it take gigabytes (a high index of its memo) or hang (tuples of
-tuples as a dictionary key), and it copies tensors before the last instruction is checked. So this
-is the standard library's other one, `pickle._Unpickler`, which is written in Python: it has a
-table of instructions, and here the table is closed. Nothing named in a file is imported or
-called, every limit is checked before memory is taken, and the bytes of tensors are stepped over,
-so refusing a file of any size takes a fraction of a second.
+hostile file could still make it allocate gigabytes (a high memo index) or hang (tuples of tuples as
+a dictionary key), and it copies tensors before the last instruction has been checked. This module
+therefore extends the standard library's Python implementation, `pickle._Unpickler`, and replaces
+its table of instructions by an allow list. Nothing named in a file is imported or called, limits
+are checked before memory is allocated, and the bytes of tensors are skipped, so refusing a file of
+any size takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -33,19 +33,20 @@ from tsm_jax.weights.pickle_values import (
     quoted,
 )
 
-# How a PyTorch file of before 1.6 begins: the pickle of its magic number.
+# The beginning of PyTorch files before 1.6: the pickle of their magic number.
 TORCH_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
-MAX_READS = 300_000  # an instruction takes one to three; ResNet-152 with its optimizer has 43,000
+MAX_READS = 300_000  # one to three per instruction; ResNet-152 with its optimizer needs 43,000
 MAX_INLINE_BYTES = 256  # longer text and bytes become a `Blob`
 MAX_INLINE_TOTAL = 4 * 2**20
-# Numbers that collide as keys can be chosen, and cost the square of their number. Text cannot.
-MAX_NUMBER_KEYS = 3_000  # an optimizer has one for each tensor
+# A file can choose n numbers whose hashes collide, which takes O(n^2) time as dictionary keys.
+# Hashes of text cannot be chosen: Python randomises them.
+MAX_NUMBER_KEYS = 3_000  # an optimizer has one per tensor
 PROTOCOLS = range(2, 6)
 
 _NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-# As inherited. Whatever is not here or below is refused: objects (INST, OBJ, NEWOBJ_EX, EXT*),
-# out-of-band buffers, sets, and the text instructions of protocols 0 and 1.
+# Inherited instructions. Everything not listed here or below is refused: objects (INST, OBJ,
+# NEWOBJ_EX, EXT*), out-of-band buffers, sets, and the text instructions of protocols 0 and 1.
 # fmt: off
 _INHERITED = [
     "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1",
@@ -55,7 +56,7 @@ _INHERITED = [
 ]
 # fmt: on
 _TEXT, _LATIN1, _BYTES = (True, True), (True, False), (False, False)  # is_text, utf8
-_RUNS = {  # instructions with a length
+_RUNS = {  # instructions followed by a length and as many bytes
     "SHORT_BINUNICODE": ("<B", _TEXT),
     "BINUNICODE": ("<I", _TEXT),
     "BINUNICODE8": ("<Q", _TEXT),
@@ -66,21 +67,21 @@ _RUNS = {  # instructions with a length
     "BINBYTES8": ("<Q", _BYTES),
     "BYTEARRAY8": ("<Q", _BYTES),
 }
-_OF_DAMAGE = (IndexError, AttributeError, pickle.UnpicklingError, UnicodeDecodeError)
+_DAMAGE_ERRORS = (IndexError, AttributeError, pickle.UnpicklingError, UnicodeDecodeError)
 
 
 @contextmanager
 def open_weights(
     path: str | os.PathLike[str], kind: str, other_kinds: Mapping[bytes, str] | None = None
 ) -> Iterator[tuple[BinaryIO, int]]:
-    """Gives the file and its size; within, `Refused` and errors of reading become UserErrors.
+    """Yields the open file and its size; `Refused` and read errors become UserErrors.
 
     Args:
-        kind: what it should be, for messages.
-        other_kinds: why files that begin so are refused.
+        kind: the expected kind of file, for messages.
+        other_kinds: beginnings of files of other kinds, and why these are refused.
 
     Raises:
-        UserError: it is missing, not a regular file, unreadable, refused, or too large.
+        UserError: the file is missing, not a regular file, unreadable, refused, or too large.
     """
     check_regular(path, f"the {kind}")
     name = printable(path)
@@ -92,9 +93,9 @@ def open_weights(
     except Refused as refusal:
         raise UserError(f"{name}: not a usable {kind}: {refusal}") from None
     except OSError as error:
-        raise UserError(f"{name}: cannot be read: {reason(error)}") from None
+        raise UserError(f"{name}: cannot read the file: {reason(error)}") from None
     except MemoryError:
-        raise UserError(f"{name}: its tensors do not fit into this machine's memory") from None
+        raise UserError(f"{name}: its tensors do not fit in memory") from None
 
 
 def _refuse_other_kinds(head: bytes, other_kinds: Mapping[bytes, str]) -> None:
@@ -113,7 +114,7 @@ def _refuse_other_kinds(head: bytes, other_kinds: Mapping[bytes, str]) -> None:
 
 
 class _Meter:
-    """The file as the unpickler sees it: a bounded number of reads, none beyond the end."""
+    """Wraps a file for the unpickler, to limit the number of reads and refuse any past the end."""
 
     def __init__(self, file: BinaryIO, end: int):
         self.file = file
@@ -122,7 +123,7 @@ class _Meter:
 
     def check(self, length: int) -> None:
         if length > self.end - self.file.tell():
-            raise Refused("it is cut off in the middle; download it again")
+            raise Refused("it is truncated; download it again")
 
     def read(self, length: int) -> bytes:
         self._reads_left -= 1
@@ -131,13 +132,13 @@ class _Meter:
         self.check(length)
         data = self.file.read(length)
         if len(data) != length:
-            raise Refused("it became shorter while it was read")
+            raise Refused("it became shorter while being read")
         return data
 
     def readline(self) -> bytes:
         line = self.file.readline(256)
         if not line.endswith(b"\n"):
-            raise Refused("it names a global without an end")
+            raise Refused("the name of a global does not end")
         return line
 
 
@@ -147,17 +148,18 @@ class _Instructions(dict):
             raise Refused(
                 f"it uses the pickle instruction {_NAMES[code]}, which no weight file needs"
             )
-        raise Refused(f"it has the byte {code}, which is not a pickle instruction")
+        raise Refused(f"it contains the byte {code}, which is not a pickle instruction")
 
 
 class ClosedUnpickler(pickle._Unpickler):
     """Interprets one pickle of protocol 2 to 5.
 
     Args:
-        file: positioned at the pickle's first byte, seekable; afterwards after its last byte.
+        file: a seekable file, positioned at the first byte of the pickle; `load` leaves it after
+            the last byte.
         end: position of the end of the file.
-        globals_: what stands for each (module, name) that the file may ask for: a `Function`, which
-            is called with what the file says, or any other value, which is not.
+        globals_: stand-ins for each (module, name) that the file may use: a `Function`, which may
+            be called with arguments from the file, or any other value, which may not.
     """
 
     dispatch = _Instructions()
@@ -175,40 +177,41 @@ class ClosedUnpickler(pickle._Unpickler):
         self._number_keys_left = MAX_NUMBER_KEYS
 
     def load(self) -> Any:
-        """The value that the pickle describes, made of the stand-ins of `pickle_values`.
+        """Returns the value of the pickle, built from the stand-ins of `pickle_values`.
 
         Raises:
-            Refused: for everything that a weight file does not need, and for damage.
+            Refused: the pickle is damaged or uses something that no weight file needs.
         """
         if self._meter.read(1) != pickle.PROTO:
             raise Refused("it is not a pickle of protocol 2 to 5")
         version = self._meter.read(1)[0]
         if version not in PROTOCOLS:
-            raise Refused(f"it is a pickle of protocol {version}; 2 to 5 are read")
+            raise Refused(f"it is a pickle of protocol {version}; only 2 to 5 are supported")
         try:
             value = super().load()
-        except _OF_DAMAGE:
+        except _DAMAGE_ERRORS:
             raise Refused("it is damaged; download it again") from None
         if self.stack or self.metastack:
             raise Refused("it ends in the middle of a container")
         return value
 
     def load_whole(self) -> Any:
-        """As `load`, for a file that has nothing after the pickle."""
+        """Like `load`, but refuses files with data after the pickle."""
         value = self.load()
         if left := self._meter.end - self._meter.file.tell():
-            raise Refused(f"{left:,} bytes follow its end")
+            raise Refused(f"it has {left:,} extra bytes at the end")
         return value
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._globals:
             is_torch = module.partition(".")[0] == "torch"
-            why = "only plain tensors are read" if is_torch else "do not trust it"
-            raise Refused(f"it asks for {quoted(f'{module}.{name}')}, which no weights need: {why}")
+            why = "only plain tensors are supported" if is_torch else "do not trust it"
+            asked = quoted(f"{module}.{name}")
+            raise Refused(f"it asks for {asked}, which no weight file needs: {why}")
         return self._globals[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise Refused("it refers to data beside it, which no weight file needs")
+        raise Refused("it refers to external data, which no weight file needs")
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
@@ -223,7 +226,7 @@ class ClosedUnpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, (Array, DType)):
             target.set_state(state)
-        # An attribute of a dictionary (PyTorch's `_metadata`) is dropped.
+        # Attributes of a dictionary (PyTorch's `_metadata`) are dropped.
         elif not isinstance(target, Opaque) and not (type(target) is type(state) is dict):
             raise Refused("it sets the state of something that is not a NumPy array")
 
@@ -249,25 +252,25 @@ class ClosedUnpickler(pickle._Unpickler):
             if self._number_keys_left < 0:
                 raise Refused(f"it has more than {MAX_NUMBER_KEYS:,} numbers as dictionary keys")
         elif type(key) is not str:
-            raise Refused("it has a dictionary key that is not a short text or a number")
+            raise Refused("it has a dictionary key that is neither a short text nor a number")
         if key in target:
-            raise Refused(f"it has the name {quoted(key)} twice")
+            raise Refused(f"it contains the name {quoted(key)} twice")
         target[key] = value
 
     def load_long_binput(self) -> None:
         (index,) = struct.unpack("<I", self._meter.read(4))
-        if index > MAX_READS:  # these are keys, too
-            raise Refused("it numbers its values beyond the number of its instructions")
+        if index > MAX_READS:  # memo indices are dictionary keys, too
+            raise Refused("it has a memo index larger than its number of instructions")
         self.memo[index] = self.stack[-1]
 
     def load_frame(self) -> None:
-        """Only checks the length: a frame is a hint for reading ahead."""
+        """Checks only the length, because a frame is just a hint for reading ahead."""
         self._meter.check(struct.unpack("<Q", self._meter.read(8))[0])
 
     def load_run(self, layout: str, is_text: bool, utf8: bool) -> None:
         (length,) = struct.unpack(layout, self._meter.read(struct.calcsize(layout)))
         if length < 0:
-            raise Refused("it has a text of negative length")
+            raise Refused("it contains text of negative length")
         self._meter.check(length)
         if length > MAX_INLINE_BYTES:
             file, offset = self._meter.file, self._meter.file.tell()

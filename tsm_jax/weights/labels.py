@@ -1,4 +1,4 @@
-"""Class names in label order: those that come with the package, or a user's own file."""
+"""Class names in label order, from the package or from a user's file."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from importlib import resources
 from tsm_jax.errors import UserError
 from tsm_jax.files import read_text, shown
 
-# Something-Something's names may not be passed on. Its two versions have 174 classes each, in other
-# orders: a number of classes is only taken for a data set where nothing else has it.
+# The licence of Something-Something does not allow redistributing its names. Its two versions have
+# 174 classes each, in different orders: only numbers that identify a data set are listed here.
 _BY_NUMBER = {400: "kinetics400", 101: "ucf101"}
-# MIT numbers Jester's classes in alphabetical order, mmaction2 in that of the data set's own file.
+# MIT numbers Jester's classes alphabetically, mmaction2 in the order of the data set's own file.
 _PACKAGED = ("kinetics400", "ucf101", "jester", "jester_mmaction2")
 
 
 def labels_for(num_classes: int) -> list[str] | None:
-    """The names that come with the package for a head of this size, or None.
+    """Returns the packaged names for a classifier of this size, or None.
 
-    400 is taken for Kinetics-400 and 101 for UCF-101. PaddleVideo, MIT and mmaction2 number the
-    classes alike (UCF-101: `classInd.txt` minus one).
+    400 means Kinetics-400 and 101 means UCF-101. PaddleVideo, MIT and mmaction2 number these
+    classes identically (UCF-101: `classInd.txt` minus one).
     """
     name = _BY_NUMBER.get(num_classes)
     return dataset_labels(name) if name else None
 
 
 def dataset_labels(name: str) -> list[str] | None:
-    """The names of a data set, or None if they do not come with the package."""
+    """Returns the names of a data set, or None if they are not part of the package."""
     if name not in _PACKAGED:
         return None
     folder = resources.files("tsm_jax.weights") / "labels"
@@ -37,27 +37,31 @@ def dataset_labels(name: str) -> list[str] | None:
 
 
 def numbered(num_classes: int) -> list[str]:
-    """`class 0`, `class 1` and so on: stand-ins where no names are known."""
+    """Returns the placeholder names `class 0`, `class 1` and so on."""
     return [f"class {index}" for index in range(num_classes)]
 
 
 def read_labels(path: str | os.PathLike[str], num_classes: int | None = None) -> list[str]:
-    """Reads one class name a line, line 1 being label 0; any number but 0 if none is given.
+    """Reads class names, one per line; line 1 is label 0.
+
+    Args:
+        num_classes: expected number of names; None allows any number except 0.
 
     Raises:
         UserError: the file cannot be read, or `check_labels` refuses its lines.
     """
     names = [line.strip() for line in read_text(path, "the labels").splitlines()]
     if num_classes is None and not names:
-        raise UserError(f"{path}: has no labels; give one class name a line")
+        raise UserError(f"{path}: has no labels; give one class name per line")
     check_labels(names, len(names) if num_classes is None else num_classes, f"{path}: line")
     return names
 
 
 def check_labels(names: Sequence[str], num_classes: int, place: str) -> None:
-    """Raises a UserError unless every class has one name of its own that fits on a line.
+    """Raises a UserError unless every class has a unique name that fits on one line.
 
-    `place` is a file and what its entries are called, for messages: `labels.txt: line`.
+    Args:
+        place: the file and the word for its entries, for messages: "labels.txt: line".
     """
     source, entry = place.rsplit(" ", 1)
     first: dict[str, int] = {}
@@ -66,29 +70,30 @@ def check_labels(names: Sequence[str], num_classes: int, place: str) -> None:
         if not isinstance(name, str):
             raise UserError(f"{where} is {shown(name)}; a class name must be text")
         if not name.strip():
-            raise UserError(f"{where} is empty; give one class name a line")
+            raise UserError(f"{where} is empty; give one class name per line")
         if name != name.strip() or any(map(_is_control, name)):
             raise UserError(
-                f"{where} is {shown(name)}; take out control characters and spaces around it"
+                f"{where} is {shown(name)}; remove control characters and surrounding spaces"
             )
         if name in first:
             raise UserError(
                 f"{where} repeats {shown(name)} of {entry} {first[name]};"
-                " every class needs a name of its own"
+                " every class needs a unique name"
             )
         first[name] = number
     if len(names) != num_classes:
         raise UserError(
             f"{source} has {len(names)} labels, but the model has {num_classes}"
-            " classes; give one name a line, in label order"
+            " classes; give one name per line, in label order"
         )
 
 
 def check_same_order(names: Sequence[str], source: str, others: Sequence[str], other: str) -> None:
-    """Raises a UserError if a name that both lists have has another number in each.
+    """Raises a UserError if a name in both lists has different numbers.
 
-    Only letters and digits count. Names that only one list has may be other spellings or another
-    language, and `class 5` is no name. `source` and `other` say where the lists are from.
+    Names are compared by letters and digits only. Names in only one list are ignored, because they
+    may be another spelling or language, and so are placeholders such as `class 5`. `source` and
+    `other` name the origins of the lists in messages.
     """
     numbers = {_key(name): number for number, name in enumerate(names)}
     for number, name in enumerate(others):
@@ -97,17 +102,17 @@ def check_same_order(names: Sequence[str], source: str, others: Sequence[str], o
             same = sorted(numbers) == sorted(map(_key, others))
             order = "the same classes in another order" if same else "some of the same classes"
             raise UserError(
-                f"{source} and {other} have {order}: {shown(name)} is number {theirs} of the one"
-                f" and {number} of the other, so every answer would get a wrong name; use weights"
-                " and lists that number the classes alike"
+                f"{source} and {other} have {order}: {shown(name)} is number {theirs} in the former"
+                f" and {number} in the latter, so answers would get wrong names; use weights and"
+                " lists that number the classes identically"
             )
 
 
 def _key(name: str) -> str:
-    """`playing_guitar` and `Playing guitar` are one class."""
+    """Normalises a name: `playing_guitar` and `Playing guitar` are the same class."""
     return re.sub(r"[\W_]", "", name.casefold())
 
 
 def _is_control(character: str) -> bool:
-    """Also line breaks and surrogates, which no file of lines can hold; a tab is harmless."""
+    """Includes line breaks and surrogates, which a text file of lines cannot hold, but not tabs."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") and character != "\t"

@@ -1,8 +1,8 @@
 """The model directory: a trained network as plain files, without pickle.
 
-config.json          architecture, preprocessing, where the weights came from
-model.safetensors    the tensors by name
-labels.txt           class names in order, one a line
+config.json          architecture, preprocessing and provenance of the weights
+model.safetensors    tensors by name
+labels.txt           class names in label order, one per line
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LABELS_FILE = "labels.txt"
 
 
 def _from_version_1(description: dict[str, Any]) -> dict[str, Any]:
-    """0.1.0 knew ResNets by their depth."""
+    """0.1.0 identified ResNets by depth."""
     architecture = description.get("architecture")
     if not isinstance(architecture, dict) or "depth" not in architecture:
         return description
@@ -52,27 +52,27 @@ def _from_version_1(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_2(description: dict[str, Any]) -> dict[str, Any]:
-    """Nobody noted how fast the frames of a clip follow each other."""
+    """Version 2 did not store the frame rate."""
     preprocessing = description.get("preprocessing")
     if not isinstance(preprocessing, dict):
         return description
     return {**description, "preprocessing": {"frame_rate": 0.0, **preprocessing}}
 
 
-# What config.json of older versions means, architecture and preprocessing, see `files.upgraded`.
+# Upgrades of config.json from older versions; see `files.upgraded`.
 UPGRADES = (_from_version_1, _from_version_2)
 FORMAT_VERSION = len(UPGRADES) + 1
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network with its weights, ready to be rebuilt anywhere.
+    """A network with its weights and everything needed to rebuild it.
 
     Attributes:
         labels: K class names, in the order of the logits.
-        tensors: float32 by name, parameters and running statistics.
-        provenance: where the weights came from; free JSON. Of absolute paths in it only the name
-            is kept, because a model is given to others.
+        tensors: float32 parameters and running statistics by name.
+        provenance: origin of the weights as free-form JSON. Absolute paths are reduced to their
+            last component, because models are shared.
     """
 
     architecture: Architecture
@@ -86,10 +86,10 @@ class Model:
 
 
 def without_folders(value: Any) -> Any:
-    """JSON in which no text says where on a machine, or for whom, something is.
+    """Returns a JSON value without private locations.
 
-    Of absolute paths and those below a home directory the last name is left, of an address what
-    may be read by anybody (no password, no query). Relative paths stay.
+    Absolute paths and paths below a home directory are reduced to their last component; URLs lose
+    their user, password, query and fragment. Relative paths are unchanged.
     """
     match value:
         case dict():
@@ -107,20 +107,20 @@ def write_model_directory(model: Model, directory: str) -> None:
     """Writes a model directory; it appears complete or not at all.
 
     Raises:
-        UserError: the directory exists already or cannot be written, or the model's labels or
-            tensors are not what a reader would take.
+        UserError: the directory already exists or cannot be written, or a reader would refuse the
+            model's labels or tensors.
     """
     with new_folder(directory) as folder:
         fill_model_directory(model, folder)
 
 
 def fill_model_directory(model: Model, folder: str) -> None:
-    """Writes the files of a model directory into a folder that is there."""
+    """Writes the files of a model directory into an existing folder."""
     check_labels(model.labels, model.architecture.num_classes, f"{LABELS_FILE}: line")
     weights = os.path.join(folder, WEIGHTS_FILE)
     check_values(model.tensors, weights)
     content = save({name: np.ascontiguousarray(value) for name, value in model.tensors.items()})
-    with open(weights, "wb") as file:  # safetensors makes files that only their owner can read
+    with open(weights, "wb") as file:  # safetensors creates files that only their owner can read
         file.write(content)
     write_lines(os.path.join(folder, LABELS_FILE), model.labels)
     description = {
@@ -133,7 +133,7 @@ def fill_model_directory(model: Model, folder: str) -> None:
 
 
 def is_model_directory(path: str) -> bool:
-    """Whether a path looks like a model directory."""
+    """Returns whether a path looks like a model directory."""
     return os.path.isfile(os.path.join(path, CONFIG_FILE))
 
 
@@ -141,7 +141,7 @@ def read_model_directory(directory: str) -> Model:
     """Reads a model directory.
 
     Raises:
-        UserError: a file is missing or broken, or of another version of the format.
+        UserError: a file is missing or broken, or has an unsupported format version.
     """
     architecture, preprocessing, description = read_description(directory)
     return Model(
@@ -154,15 +154,18 @@ def read_model_directory(directory: str) -> Model:
 
 
 def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[str, Any]]:
-    """Reads config.json; the whole of it comes last.
+    """Reads config.json.
+
+    Returns:
+        The architecture, the preprocessing and the whole content.
 
     Raises:
-        UserError: it is missing or broken, or of another version of the format.
+        UserError: the file is missing or broken, or has an unsupported format version.
     """
     path = os.path.join(directory, CONFIG_FILE)
     description = read_json(path, "the model's description")
     if not isinstance(description, dict) or "format_version" not in description:
-        raise UserError(f"{path} is not the description of a tsm_jax model")
+        raise UserError(f"{path} does not describe a tsm_jax model: it has no format_version")
     with naming(path):
         version = description["format_version"]
         description = upgraded(description, version, UPGRADES, "the model")
@@ -173,7 +176,7 @@ def read_description(directory: str) -> tuple[Architecture, Preprocessing, dict[
 
 
 def _check_provenance(provenance: Any) -> None:
-    """It is free, but has to be JSON that can be written again and what the model card reads."""
+    """Checks that provenance is valid JSON, and the parts of it that the model card reads."""
     if not isinstance(provenance, dict):
         raise UserError(f"provenance is {shown(provenance)}: it must be an object")
     for part in ("recipe", "metrics"):
@@ -194,11 +197,11 @@ def _check_provenance(provenance: Any) -> None:
 def check_tensors(
     tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], source: str
 ) -> None:
-    """Raises a UserError unless exactly the expected tensors are there, of those shapes."""
+    """Raises a UserError unless `tensors` has exactly the expected names and shapes."""
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{printable(name)} is unexpected" for name in tensors if name not in expected]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)} instead of {shape}"
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
@@ -208,7 +211,10 @@ def check_tensors(
 
 
 def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Reads the float32 tensors of some names, or all, of a safetensors file.
+    """Reads float32 tensors from a safetensors file.
+
+    Args:
+        names: tensors to read; empty for all.
 
     Raises:
         UserError: the file is damaged, or a tensor is missing, not float32 or not finite.
@@ -218,7 +224,7 @@ def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
         for name in names:
             if name not in present:
                 raise UserError(f"cannot read {path}: it has no tensor {name}")
-        # The dtype before the values: NumPy has no name for some of them.
+        # Checked before reading the values, because NumPy lacks some dtypes.
         for name in sorted(names or present):
             dtype = file.get_slice(name).get_dtype()
             if dtype != "F32":
@@ -230,12 +236,12 @@ def read_tensors(path: str, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
 
 @contextmanager
 def open_tensors(path: str) -> Iterator[Any]:
-    """Opens a safetensors file; within, its errors become UserErrors."""
+    """Opens a safetensors file and converts errors in the `with` block to UserErrors."""
     check_regular(path, "the weights")
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
-    except (OSError, SafetensorError, ValueError) as error:  # ValueError: a size NumPy cannot have
+    except (OSError, SafetensorError, ValueError) as error:  # ValueError: NumPy's size limit
         raise UserError(f"cannot read {path}: {printable(reason(error))}") from error
 
 
@@ -246,6 +252,6 @@ def check_values(tensors: Mapping[str, np.ndarray], source: str) -> None:
             raise UserError(f"{source}: {printable(name)} is {value.dtype}: it must be float32")
         if not np.isfinite(value).all():
             raise UserError(
-                f"{source}: {printable(name)} holds values that are not finite: the weights are"
+                f"{source}: {printable(name)} contains values that are not finite: the weights are"
                 " damaged, or their training diverged"
             )

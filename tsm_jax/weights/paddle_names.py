@@ -1,6 +1,7 @@
-"""From the tensors of a PaddleVideo file to our weights, and back.
+"""Converts the tensors of PaddleVideo files to our weights and back.
 
-Convolution kernels are OIHW there and HWIO here; the fully connected layer is (in, out) in both.
+Convolution kernels are OIHW in PaddleVideo and HWIO here; fully connected layers are (in, out) in
+both.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from tsm_jax.weights.tensor_checks import (
 )
 
 _IMAGENET_HEAD = ("out.weight", "out.bias", "fc.weight", "fc.bias")
-# Names of parts inside of a backbone, for files that leave `backbone.` out.
+# Names of parts of a backbone, for files that omit `backbone.`.
 _PART = re.compile(
     r"(conv\d*(_\d)?|res\d\w+|bb_\d+_\d+|stem|stages|last_conv|global_attention|out|fc)\."
 )
@@ -41,16 +42,16 @@ _PART = re.compile(
 
 @dataclass(frozen=True)
 class PaddleArchitecture:
-    """The network that a file's tensors belong to, and what the file was like.
+    """The network that a file's tensors belong to, and facts about the file.
 
     Attributes:
         backbone, width: as in `config.model`; the width is 64 in every published file.
-        num_classes: None for a file without a head, as the ImageNet ones.
-        num_segments: T, where the tensors tell it: those of an attention over time.
-        dtypes: number of tensors of each dtype in the file; `bfloat16` for Paddle's uint16.
-        ignored: entries that were left aside: the 1000-way classifier of an ImageNet file
-            (`out.weight`, `out.bias`), the teacher of a distillation, what PP-LCNetV2's branches
-            make up for.
+        num_classes: None for a file without a head, such as those for ImageNet.
+        num_segments: T if the tensors determine it, as those of an attention over time do.
+        dtypes: number of tensors of each dtype in the file; Paddle's uint16 counts as `bfloat16`.
+        ignored: names of skipped entries: the 1000-way classifier of an ImageNet file
+            (`out.weight`, `out.bias`), the teacher of a distillation, and sums of PP-LCNetV2's
+            branches.
     """
 
     backbone: str
@@ -64,23 +65,24 @@ class PaddleArchitecture:
 def from_paddle(
     tensors: Mapping[str, Any], source: str = "these tensors"
 ) -> tuple[dict[str, np.ndarray], PaddleArchitecture]:
-    """Our weights from the tensors of a `.pdparams`.
+    """Converts the tensors of a `.pdparams` to our weights.
 
     Keys may lack `backbone.` (ImageNet files) or begin with `Student.`, `Student.0.`, or `0.`
-    (distillation: the student is taken, the teacher ignored; without a student, the teacher).
+    (distillation: the student is used and the teacher ignored; without a student, the teacher is
+    used).
 
     Args:
-        tensors: by PaddleVideo name. float16, float64 and Paddle's bfloat16 (uint16) are turned
-            into float32.
-        source: what error messages begin with.
+        tensors: by PaddleVideo name; float16, float64 and Paddle's bfloat16 (uint16) are converted
+            to float32.
+        source: prefix of error messages.
 
     Returns:
-        Weights by our names, float32 and contiguous, and the architecture that the shapes tell.
-        The direction and the fraction of the shift cannot be told from them.
+        Weights by our names, float32 and contiguous, and the architecture inferred from the shapes,
+        which do not determine the direction and the fraction of the shift.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape or not finite, or the file
-            is of another model.
+        UserError: a tensor is missing, unexpected, not finite or has the wrong shape, or the file
+            contains another model.
     """
     with naming(source):
         found, ignored = _normalised(tensors)
@@ -107,49 +109,49 @@ def to_paddle(
     """The inverse of `from_paddle`.
 
     Returns:
-        Float32 tensors by PaddleVideo name, in its order, and Paddle's parameter name of each but
-        those that are sums of branches.
+        Float32 tensors by PaddleVideo name, in its order, and Paddle's own parameter name of each,
+        except for sums of branches.
 
     Raises:
-        UserError: the weights are not of this architecture, or PaddleVideo has no such network.
+        UserError: the weights do not fit the architecture, or PaddleVideo has no such network.
     """
     backbone = architecture.backbone
     if backbone not in NETWORKS:
         names = ", ".join(dict.fromkeys((*BLOCKS, *NETWORKS)))
-        raise UserError(f"PaddleVideo has no TSM of {backbone}; it has {names}")
+        raise UserError(f"PaddleVideo has no TSM with {backbone}; it has {names}")
     expected = paddle_tensors(
         backbone, architecture.width, architecture.num_classes, architecture.num_segments
     )
     shapes = {tensor.ours: tensor.our_shape for tensor in expected}
-    check_fit(shapes, weights, f"weights of a {backbone}: not {_network(backbone)}")
+    check_fit(shapes, weights, f"weights for {backbone}: not {_network(backbone)}")
     found = {tensor.paddle: _to_theirs(weights[tensor.ours], tensor) for tensor in expected}
     parameter_names = {tensor.paddle: tensor.parameter for tensor in expected}
     return found | sums_of_branches(found), parameter_names
 
 
 def _network(backbone: str) -> str:
-    return "a TSM ResNet" if backbone in BLOCKS else f"a PP-TSM of {backbone}"
+    return "a TSM ResNet" if backbone in BLOCKS else f"a PP-TSM with {backbone}"
 
 
 def _refuse_other_models(tensors: Mapping[str, Any]) -> None:
     if not tensors:
-        raise UserError("holds no tensors; is it the .pdparams of a whole model?")
+        raise UserError("contains no tensors; is it the .pdparams of a whole model?")
     for name in tensors:
         if re.search(r"(^|\.)blocks\.\d+\.(expand|bottleneck|linear)_conv\.", name):
             raise UserError(
-                f"is a PP-TSM of MobileNetV3 ({name!a}), a network that does not exist here; take"
-                " the MobileNetV2 or the PP-LCNetV2 (PP-TSMv2)"
+                f"is a PP-TSM with MobileNetV3 ({name!a}), which is not supported; use the one with"
+                " MobileNetV2 or PP-LCNetV2 (PP-TSMv2)"
             )
         if "_velocity_" in name or name == "LR_Scheduler":
-            raise UserError(f"is an optimizer's state ({name!a}); give the .pdparams beside it")
+            raise UserError(f"is an optimizer state ({name!a}); give the .pdparams next to it")
 
 
 def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tensors under their full PaddleVideo names, and the names of those left aside."""
+    """Returns the tensors by their full PaddleVideo names, and the names of ignored ones."""
     role = _chosen_role(tensors)
     own = [name.removeprefix(role) for name in tensors if name.startswith(role)]
-    # An ImageNet file, whose parts have neither a name nor a number in front of them. (PP-TSM's
-    # MobileNetV2 and PP-LCNetV2 have their classifier for videos in the same place.)
+    # In ImageNet files, parts have no prefix (neither a name nor a number). The video classifier of
+    # PP-TSM's MobileNetV2 and PP-LCNetV2 is in the same place as theirs.
     bare = not any(name.startswith(("backbone.", "head.", "0.", "1.")) for name in own)
     classifies = any("conv2._first_block." in name or "last_conv." in name for name in own)
     found: dict[str, Any] = {}
@@ -161,19 +163,19 @@ def _normalised(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
             ignored.append(name)
             continue
         if full in found:
-            raise UserError(f"holds {full!a} twice, once as {name!a}; remove one")
+            raise UserError(f"contains {full!a} twice, once as {name!a}; remove one")
         found[full] = value
     return found, ignored
 
 
 def _chosen_role(names: Iterable[str]) -> str:
-    """The prefix of the network to take from a distillation's file; none in any other."""
+    """Returns the prefix of the network to use from a distillation file, else an empty string."""
     roots = {name.partition(".")[0] for name in names}
     return "Student." if "Student" in roots else "Teacher." if "Teacher" in roots else ""
 
 
 def _full_name(name: str) -> str:
-    """With `backbone.` or `head.` in front, whether the file numbers its parts or names them."""
+    """Returns a name with the prefix `backbone.` or `head.`, which files may number or omit."""
     if name.startswith(("backbone.", "head.")):
         return name
     if name.startswith("1."):

@@ -1,7 +1,7 @@
-"""PaddleVideo's networks: the names of their tensors there and here, and the shapes.
+"""PaddleVideo's networks: tensor names in PaddleVideo and here, and shapes.
 
-From paddlevideo/modeling: backbones/resnet_tsm.py and heads/tsm_head.py of TSM,
-backbones/resnet_tweaks_tsm.py, pptsm_mv2.py and pptsm_v2.py of PP-TSM.
+Reference: paddlevideo/modeling: backbones/resnet_tsm.py and heads/tsm_head.py for TSM,
+backbones/resnet_tweaks_tsm.py, pptsm_mv2.py and pptsm_v2.py for PP-TSM.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tsm_jax.weights.tensor_checks import network_shapes, shape_of, to_oihw
 # Blocks per stage of PaddleVideo's TSMs.
 BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
 
-# The matrix of PP-TSMv2's attention over time, `[T, T]`.
+# The matrix of PP-TSMv2's temporal attention, `[T, T]`.
 _ATTENTION = "backbone.attention.fc.kernel"
 _PADDLE_ATTENTION = "backbone.global_attention.fc.weight"
 
@@ -28,18 +28,18 @@ _EPSILON = 1e-5
 _SUM = re.compile(r"backbone\.stages\.\d+\.\d+\.dw_conv\.(weight|bias)")
 
 Shapes = Mapping[str, tuple[int, ...]]
-Sizes = tuple[int, int | None, int | None]  # width, number of classes and of segments
+Sizes = tuple[int, int | None, int | None]  # width, number of classes, number of segments
 
 
 class PaddleTensor(NamedTuple):
     """One tensor of a network.
 
     Attributes:
-        paddle: its structured name in PaddleVideo, as `backbone.res2a.conv0._conv.weight`.
-        ours: its name here, as `backbone.stages.0.0.conv1.conv.kernel`.
-        shape: in a Paddle file; kernels are OIHW.
-        our_shape: kernels are HWIO, and matrices where a 1x1 kernel is used as one.
-        parameter: Paddle's own name of the parameter, as `res2a_branch2a_weights`.
+        paddle: structured name in PaddleVideo, such as `backbone.res2a.conv0._conv.weight`.
+        ours: our name, such as `backbone.stages.0.0.conv1.conv.kernel`.
+        shape: shape in a Paddle file; kernels are OIHW.
+        our_shape: our shape; kernels are HWIO, except that some 1x1 kernels are matrices.
+        parameter: Paddle's own name of the parameter, such as `res2a_branch2a_weights`.
     """
 
     paddle: str
@@ -54,15 +54,16 @@ class PaddleNetwork:
     """One of PaddleVideo's networks.
 
     Attributes:
-        marks: beginnings of the names of tensors that no network after it in `NETWORKS` has.
-        stem: the layer whose number of features tells the width.
-        width: `config.model.width` for each of these features.
-        layers: names there and here of all layers, in PaddleVideo's order, from the names of our
-            tensors; some of them no network has.
-        conv, norm: how Paddle calls the two parts of a layer.
-        fc: how it calls the classifier.
-        parameter: Paddle's own name of a parameter, from that of its layer, our name of the part
-            and the number of the layer; None: the structured name.
+        marks: prefixes of tensor names that distinguish it from the networks after it in
+            `NETWORKS`.
+        stem: the layer whose number of features determines the width.
+        width: factor from this number of features to `config.model.width`.
+        layers: function from our tensor names to pairs of a layer's name in PaddleVideo and here,
+            in PaddleVideo's order; it may yield layers that do not exist.
+        conv, norm: PaddleVideo's names for the two parts of a layer.
+        fc: PaddleVideo's name for the classifier.
+        parameter: function that returns Paddle's own name of a parameter, given the name of its
+            layer, our name of the part and the number of the layer; None: the structured name.
     """
 
     marks: tuple[str, ...]
@@ -75,7 +76,7 @@ class PaddleNetwork:
     parameter: Callable[[str, str, int], str] | None = None
 
     def sizes(self, theirs: Mapping[str, Any]) -> Sizes:
-        """From the tensors of a file, which may lack some or be of other shapes."""
+        """Infers the sizes from the tensors of a file, which may lack some or have other shapes."""
         stem = shape_of(theirs.get(f"{self.stem}.{self.conv}.weight"))
         fc = shape_of(theirs.get(f"{self.fc}.weight")) or shape_of(theirs.get(f"{self.fc}.bias"))
         attention = shape_of(theirs.get(_PADDLE_ATTENTION))
@@ -83,7 +84,7 @@ class PaddleNetwork:
         return width or 64, (fc[-1] if fc else 0) or None, attention[-1] if attention else None
 
     def tensors(self, shapes: Shapes) -> Iterator[PaddleTensor]:
-        """Every tensor that counts, in the order of PaddleVideo's state dict."""
+        """Yields every tensor that is needed, in the order of PaddleVideo's state dict."""
         named = self.parameter or (lambda layer, part, number: "")
         layers = [(paddle, ours) for paddle, ours in self.layers(shapes) if _is_there(ours, shapes)]
         for number, (paddle, ours) in enumerate(layers):
@@ -120,7 +121,7 @@ def _tensor(paddle: str, ours: str, shapes: Shapes, parameter: str = "") -> Padd
 def paddle_tensors(
     backbone: str, width: int, num_classes: int | None, num_segments: int | None = None
 ) -> list[PaddleTensor]:
-    """Every tensor of a network, in the order of PaddleVideo's state dict."""
+    """Returns every tensor of a network, in the order of PaddleVideo's state dict."""
     if backbone in BLOCKS:
         shapes = _resnet_shapes(BLOCKS[backbone], width, num_classes)
     else:
@@ -129,7 +130,7 @@ def paddle_tensors(
 
 
 def _resnet_shapes(blocks: tuple[int, ...], width: int, num_classes: int | None) -> Shapes:
-    """`network_shapes` of a ResNet; without jax, whose import takes longer than reading a file."""
+    """Like `network_shapes`, for a ResNet, but without the slow import of jax."""
     kernels = {"backbone.stem": (7, 7, 3, width)}
     features = width
     for stage, count in enumerate(blocks):
@@ -152,7 +153,7 @@ def _resnet_shapes(blocks: tuple[int, ...], width: int, num_classes: int | None)
 
 
 def _resnet_tsm(ours: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Blocks are `2a`, `2b`, ...; those of the long third stage `4a`, `4b1`, `4b2`, ..."""
+    """Names blocks `2a`, `2b`, ..., but those of a long third stage `4a`, `4b1`, `4b2`, ..."""
     yield "backbone.conv", "backbone.stem"
     blocks = _blocks(ours)
     is_long = (2, 6) in blocks
@@ -208,7 +209,7 @@ def _pplcnet_v2(ours: Collection[str]) -> Iterator[tuple[str, str]]:
 
 
 def _blocks(ours: Collection[str]) -> list[tuple[int, int]]:
-    """Stage and index of every block."""
+    """Returns the stage and index of every block, sorted."""
     paths = (name.split(".") for name in ours if name.startswith("backbone.stages."))
     return sorted({(int(stage), int(index)) for _, _, stage, index, *_ in paths})
 
@@ -217,7 +218,7 @@ _BRANCHES = {"conv0": "branch2a", "conv1": "branch2b", "conv2": "branch2c", "sho
 
 
 def _resnet_parameter(layer: str, part: str, number: int) -> str:
-    """As PaddleVideo's ResNetTSM gives them; moving averages get a running number."""
+    """Returns a parameter name of PaddleVideo's ResNetTSM; moving averages are numbered."""
     if part in ("mean", "var"):
         return f"batch_norm2d_{number}.w_{0 if part == 'mean' else 1}"
     _, block, *conv = layer.split(".")
@@ -229,12 +230,12 @@ def _resnet_parameter(layer: str, part: str, number: int) -> str:
 
 
 def is_sum_of_branches(name: str) -> bool:
-    """Whether PP-LCNetV2's training does not need a tensor, because it is made of others."""
+    """Returns whether a tensor of PP-LCNetV2 is the sum of its training branches, so redundant."""
     return _SUM.fullmatch(name) is not None
 
 
 def sums_of_branches(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What `is_sum_of_branches` says, from the branches: the one convolution they amount to."""
+    """Fuses the branches of PP-LCNetV2 into the convolutions that `is_sum_of_branches` matches."""
     sums: dict[str, np.ndarray] = {}
     for name in tensors:
         block, found, branch = name.partition(".dw_conv_list.")
@@ -276,7 +277,7 @@ _TSM = PaddleNetwork(
     parameter=_resnet_parameter,
 )
 
-# By backbone. The first whose mark a file has is taken, the last one for want of any.
+# By backbone. The first network with a mark in the file is used; the last one matches any file.
 NETWORKS = {
     "resnet101_vd": replace(_VD, marks=("backbone.bb_2_6.",)),
     "resnet50_vd": _VD,

@@ -1,7 +1,7 @@
-"""What a weight file's pickle may build: inert stand-ins, checked by our own rules.
+"""The values that the pickle of a weight file may build: inert stand-ins with strict checks.
 
-The bytes of tensors stay in the file (`Blob`) until the whole pickle has been checked; `unfold`
-then makes NumPy arrays of them, within a bound on memory and time.
+The bytes of tensors stay in the file (`Blob`) until the whole pickle has been checked. `unfold`
+then converts them to NumPy arrays, within limits on memory and time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import IO, Any
 import numpy as np
 
 MAX_DIMENSIONS = 32
-MAX_DEPTH = 16  # containers within containers; `paddle.save` of an optimizer state takes three
+MAX_DEPTH = 16  # nested containers; `paddle.save` of an optimizer state nests three
 MAX_VALUES = 150_000
-# A tensor counts twice: its bytes once, and its values under each name that it has.
+# A tensor counts twice: its bytes once, plus its values under each of its names.
 MAX_GROWTH = 3
 _SLACK = 2**20
 
@@ -29,18 +29,18 @@ NUMBER_CODES = frozenset(
 
 
 class Refused(Exception):
-    """Why a file is not read; whoever opened it puts its name in front."""
+    """Why a file is refused; the code that opened the file adds its name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """A class or an object of it that no reader of weights needs: its name, and nothing else."""
+    """A stand-in for a class, or an instance of one, that reading weights does not need."""
 
     name: str
 
 
 class Function:
-    """One of our functions that a file may call: its result, or NotImplemented to refuse."""
+    """A function of ours that a file may call; it returns NotImplemented to refuse arguments."""
 
     __slots__ = ("_call", "_least", "_most", "_name")
 
@@ -50,7 +50,7 @@ class Function:
         self._least = defaults.count(inspect.Parameter.empty)
 
     def apply(self, arguments: tuple[Any, ...]) -> Any:
-        # The number is checked first: passing a long tuple again and again would cost its length.
+        # Checked first: the time to pass a long tuple repeatedly is proportional to its length.
         is_usual = self._least <= len(arguments) <= self._most
         result = self._call(*arguments) if is_usual else NotImplemented
         if result is NotImplemented:
@@ -60,9 +60,9 @@ class Function:
 
 @dataclass(eq=False, slots=True)
 class Blob:
-    """A long run of bytes that is still in a file.
+    """A long run of bytes that has not been read from its file yet.
 
-    `utf8` marks text, and protocol 2's spelling of bytes: characters 0 to 255 encoded as UTF-8.
+    `utf8` marks text, and bytes as written by protocol 2: characters 0 to 255 encoded as UTF-8.
     """
 
     open: Callable[[], IO[bytes]]
@@ -72,7 +72,7 @@ class Blob:
     utf8: bool = False
 
     def numbers(self, nbytes: int) -> np.ndarray:
-        """Its bytes, which must be `nbytes`, in memory of their own."""
+        """Reads the bytes into new memory; there must be exactly `nbytes`."""
         if self.utf8:
             out = np.frombuffer(bytearray(self.content()), np.uint8)  # pyright: ignore
             read = len(out)
@@ -80,7 +80,7 @@ class Blob:
             out = np.empty(nbytes, np.uint8)
             read = self._at_start().readinto(out)  # pyright: ignore
         if read != nbytes:
-            raise Refused("an array disagrees with the number of its bytes")
+            raise Refused("an array has the wrong number of bytes")
         return out
 
     def content(self) -> str | bytes:
@@ -89,13 +89,13 @@ class Blob:
             raise Refused("it became shorter while it was read")
         if not self.is_text and not self.utf8:
             return data
-        # One character beyond latin-1 makes the whole text take twice or four times the memory.
+        # One character beyond latin-1 doubles or quadruples the memory of the whole text.
         if not self.is_text and np.frombuffer(data, np.uint8).max() > 0xC3:
-            raise Refused("it holds bytes written as text that is not latin-1")
+            raise Refused("it contains bytes written as text that is not latin-1")
         try:
             text = data.decode("utf-8" if self.utf8 else "latin-1")
         except UnicodeDecodeError:
-            raise Refused("it holds a text that cannot be decoded") from None
+            raise Refused("it contains text that cannot be decoded") from None
         del data
         return text if self.is_text else text.encode("latin-1")
 
@@ -107,7 +107,7 @@ class Blob:
 
 @dataclass(eq=False, slots=True)
 class DType:
-    """A dtype; its byte order arrives in a BUILD after it was made."""
+    """A dtype; its byte order arrives in a BUILD after its creation."""
 
     code: str
     found: np.dtype | None = None
@@ -117,17 +117,17 @@ class DType:
             case (int(), ("<" | ">" | "|" | "=") as order, None, None, None, *rest) if (
                 len(rest) <= 4 and self.found is None
             ):
-                # `=` is the writer's own order: that of every machine Paddle runs on.
+                # `=` is the writer's byte order: little-endian on every machine that runs Paddle.
                 self.found = np.dtype(self.code).newbyteorder("<" if order == "=" else order)
             case _:
-                raise Refused("it has a dtype of a kind that no weight file needs")
+                raise Refused("it has a kind of dtype that no weight file needs")
 
 
 @dataclass(eq=False, slots=True)
 class Array:
-    """A tensor's dtype and shape, and where its values are.
+    """The dtype, shape and location of a tensor's values.
 
-    `offset` and `strides` count elements. bfloat16, which NumPy lacks, has the dtype uint16.
+    `offset` and `strides` count elements. bfloat16, which NumPy lacks, is stored as uint16.
     """
 
     source: Blob | None = None  # None until a BUILD fills it
@@ -139,7 +139,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
-        """Size of the result."""
+        """Size of the resulting array in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize * (2 if self.is_bfloat16 else 1)
 
     def set_state(self, state: Any) -> None:
@@ -150,7 +150,7 @@ class Array:
                 raise Refused("it fills an array in a way that no weight file needs")
 
     def fill(self, shape: Any, dtype: Any, order: str, data: Any) -> None:
-        """Takes what a file says of a NumPy array, if the bytes agree with it exactly."""
+        """Sets the array from a file's description, if the number of bytes matches it exactly."""
         if not isinstance(dtype, DType):
             raise Refused("it has an array without a dtype")
         if dtype.found is None:
@@ -162,12 +162,12 @@ class Array:
         self.strides = strides if order == "F" else strides[::-1]
         self.source = _array_data(data)
         held, needed = self.source.length, self.nbytes
-        # As text, each byte takes one or two; the exact number is known once it is decoded.
+        # As UTF-8 text, each byte takes one or two; the exact number is known after decoding.
         if not (needed <= held <= 2 * needed if self.source.utf8 else needed == held):
-            raise Refused(f"an array's shape {shape} disagrees with the number of its bytes")
+            raise Refused(f"an array of shape {shape} has the wrong number of bytes")
 
     def of(self, numbers: np.ndarray) -> np.ndarray:
-        """The array itself, in this machine's byte order, from all bytes of its source."""
+        """Returns the array in native byte order, given all bytes of its source."""
         size = self.dtype.itemsize
         strides = tuple(stride * size for stride in self.strides)
         if 0 in self.shape:  # the strides and the offset may be anything
@@ -175,7 +175,7 @@ class Array:
         else:
             values = np.ndarray(self.shape, self.dtype, numbers, self.offset * size, strides)
         if values.dtype.kind == "b" and values.view(np.uint8).max(initial=0) > 1:
-            raise Refused("it holds a truth value that is neither true nor false")
+            raise Refused("it contains a boolean that is neither true nor false")
         if self.is_bfloat16:  # the upper half of a float32
             bits = values.astype(np.uint32)
             bits <<= 16
@@ -188,14 +188,14 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     is_tuple = isinstance(shape, tuple) and len(shape) <= MAX_DIMENSIONS
     if not is_tuple or any(type(length) is not int or length < 0 for length in shape):
         raise Refused("it has an array with a malformed shape")
-    # Of an empty array too: NumPy multiplies its other dimensions.
+    # Also checked for empty arrays, because NumPy multiplies their other dimensions.
     if math.prod(max(length, 1) for length in shape) >= 2**44:
         raise Refused(f"it declares an array of shape {shape}, larger than any file")
     return shape
 
 
 def _array_data(data: Any) -> Blob:
-    if isinstance(data, str):  # Python 2's `str`: bytes that were read as latin-1
+    if isinstance(data, str):  # Python 2's `str`: bytes decoded as latin-1
         data = _latin1(data)
     if isinstance(data, bytes):
         return Blob(lambda: io.BytesIO(data), 0, len(data))
@@ -208,15 +208,15 @@ def _latin1(text: str) -> bytes:
     try:
         return text.encode("latin-1")
     except UnicodeEncodeError:
-        raise Refused("it holds bytes written as text beyond latin-1") from None
+        raise Refused("it contains bytes written as text beyond latin-1") from None
 
 
-# The functions that the pickle of a NumPy array calls. Each takes whatever the file says.
+# The functions that the pickle of a NumPy array calls, with unchecked arguments from the file.
 
 
 @Function
 def ndarray() -> Any:
-    return NotImplemented  # it is only passed to `_reconstruct`
+    return NotImplemented  # only ever passed to `_reconstruct`
 
 
 @Function
@@ -251,9 +251,9 @@ def dtype(code: Any, align: Any, copy: Any) -> Any:
     if type(code) is not str:
         return NotImplemented
     if code.startswith("O"):
-        raise Refused("it holds an array of Python objects")
+        raise Refused("it contains an array of Python objects")
     if code not in NUMBER_CODES:
-        raise Refused(f"it holds an array of dtype {quoted(code)}, which is no plain number")
+        raise Refused(f"it contains an array of dtype {quoted(code)}, which is not a plain number")
     return DType(code)
 
 
@@ -269,7 +269,7 @@ def scalar(dtype: Any, data: Any) -> Any:
 
 @Function
 def encode(text: Any, encoding: Any) -> Any:
-    """Protocol 2 has no bytes: full ones come as encoded text, empty ones as `bytes()`."""
+    """Decodes the bytes of protocol 2, which are written as text; empty ones are `bytes()`."""
     if encoding not in ("latin1", "latin-1"):
         return NotImplemented
     if isinstance(text, Blob) and text.is_text:
@@ -284,12 +284,12 @@ def empty_bytes() -> Any:
 
 @Function
 def ordered_dict(pairs: Any = None) -> Any:
-    """Python 2 gives it the items as a list of pairs."""
+    """Builds a dictionary; Python 2 passes the items as a list of pairs."""
     if pairs is None:
         return {}
     if type(pairs) is not list:
         return NotImplemented
-    items, pairs[:] = pairs[:], [None]  # used up: passing them again would cost their number
+    items, pairs[:] = pairs[:], [None]  # consumed, so that passing them again is cheap
     found: dict[str, Any] = {}
     for item in items:
         match item:
@@ -302,7 +302,7 @@ def ordered_dict(pairs: Any = None) -> Any:
 
 @Function
 def as_tuple(values: Any) -> Any:
-    """Carries a Paddle tensor as (name, array), and PyTorch's sizes."""
+    """Returns a tuple: a Paddle tensor as (name, array), or a PyTorch size."""
     return values if type(values) is tuple else NotImplemented
 
 
@@ -326,7 +326,7 @@ GLOBALS = {
 
 
 def quoted(text: object) -> str:
-    """A name from a file on one line, cut to a bearable length."""
+    """Returns a name from a file on one line, cut to 80 characters."""
     name = str(text)
     return ascii(name if len(name) <= 80 else name[:77] + "...")
 
@@ -335,13 +335,13 @@ _LEAVES = (str, int, float, bool, type(None), np.generic, bytes, Opaque)
 
 
 def unfold(tree: Any, file_size: int) -> Any:
-    """The tree with arrays, aligned and in this machine's byte order, in place of stand-ins.
+    """Replaces the stand-ins in a tree by arrays, aligned and in native byte order.
 
-    Takes at most `MAX_GROWTH` times the size of the file, and refuses what names a value often
-    enough to become more.
+    The result takes at most `MAX_GROWTH` times the size of the file plus 1 MiB.
 
     Raises:
-        Refused: also for what is too deep, contains itself, or is not a value of weight files.
+        Refused: the tree would take more because it repeats values, is too deep, contains itself,
+            or has a value that does not belong in a weight file.
     """
     return _Unfolding(MAX_GROWTH * file_size + _SLACK).unfold(tree, 0)
 
@@ -350,7 +350,7 @@ class _Unfolding:
     def __init__(self, max_bytes: int):
         self._bytes_left = max_bytes
         self._values_left = MAX_VALUES
-        # What is met twice is read once.
+        # Values that occur twice are read once.
         self._numbers: dict[Blob, np.ndarray] = {}
         self._arrays: dict[Array, np.ndarray] = {}
 
@@ -360,25 +360,25 @@ class _Unfolding:
             raise Refused(f"it unfolds to more than {MAX_VALUES:,} values")
         if isinstance(node, _LEAVES):
             if type(node) is int and node.bit_length() > 64:
-                raise Refused("it holds an integer of more than 64 bits")
+                raise Refused("it contains an integer of more than 64 bits")
             return node
         if isinstance(node, Array):
             return self._array(node)
         if isinstance(node, Blob):
-            self._spend(5 * node.length)  # one character beyond 16 bits makes each take 4 bytes
+            self._spend(5 * node.length)  # one character beyond 16 bits makes all take 4 bytes
             return node.content()
         if depth == MAX_DEPTH:
-            raise Refused(f"it nests deeper than {MAX_DEPTH} containers, or contains itself")
+            raise Refused(f"it nests more than {MAX_DEPTH} containers, or contains itself")
         if type(node) is dict:
             return {key: self.unfold(value, depth + 1) for key, value in node.items()}
         if type(node) in (list, tuple):
             return type(node)(self.unfold(value, depth + 1) for value in node)
-        raise Refused("it holds something that is neither a tensor, a number, text nor a container")
+        raise Refused("it contains something that is not a tensor, a number, text or a container")
 
     def _spend(self, nbytes: int) -> None:
         self._bytes_left -= nbytes
         if self._bytes_left < 0:
-            raise Refused("it unfolds to much more data than the file holds")
+            raise Refused("it unfolds to much more data than the file contains")
 
     def _array(self, array: Array) -> np.ndarray:
         if array.source is None:

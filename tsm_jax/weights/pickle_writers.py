@@ -1,9 +1,9 @@
-"""Writes `.pdparams` and `.pth`, one pickle instruction after the other.
+"""Writes `.pdparams` and `.pth` files, one pickle instruction after another.
 
-Python's own pickler would name NumPy's functions as the installed NumPy does
-(`numpy._core.multiarray` from 2.0 on), which the NumPy that most Paddle installations have
-cannot find; `numpy.core.multiarray` is understood by all of them. And it needs PyTorch for
-PyTorch's. Both formats are told in `paddle_pickle` and `torch_file`.
+Python's own pickler would refer to NumPy's functions by the names of the installed NumPy
+(`numpy._core.multiarray` since 2.0), which the older NumPy of most Paddle installations does not
+have; `numpy.core.multiarray` works everywhere. For PyTorch's objects it would need PyTorch. The
+formats are described in `paddle_pickle` and `torch_file`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ def write_paddle(
     The file appears under its name only when it is complete; an existing one is replaced.
 
     Args:
-        tensors: by structured name. Numbers of any width; bfloat16 as the uint16 of Paddle.
+        tensors: by structured name, with numbers of any width; bfloat16 is given as Paddle's
+            uint16.
         parameter_names: the `NAME_TABLE`, which `paddle.load` needs to return tensors instead of
-            arrays. Names that it lacks stand for themselves.
+            arrays. Missing names default to the structured name.
 
     Raises:
         UserError: the file cannot be written.
-        ValueError: a tensor of a dtype that Paddle does not have.
+        ValueError: a tensor has a dtype that Paddle lacks.
     """
     names = {key: (parameter_names or {}).get(key, key) for key in tensors}
     with replacing(path) as partial, open(partial, "wb") as file:
@@ -65,7 +66,7 @@ def _array(key: str, tensor: np.ndarray) -> Iterator[bytes | memoryview]:
     """`_reconstruct(ndarray, (0,), b"b")`, then BUILD with (1, shape, dtype, False, bytes)."""
     code = tensor.dtype.str[1:]
     if code not in _PADDLE_DTYPES:
-        raise ValueError(f"{key}: Paddle files have no dtype {tensor.dtype}")
+        raise ValueError(f"{key}: Paddle files do not support the dtype {tensor.dtype}")
     values = np.asarray(tensor, tensor.dtype.newbyteorder("<"), order="C")
     yield _stack_global("numpy.core.multiarray", "_reconstruct") + _stack_global("numpy", "ndarray")
     yield _integer(0) + pickle.TUPLE1 + _bytes_header(1) + b"b" + pickle.TUPLE3 + pickle.REDUCE
@@ -85,13 +86,14 @@ def _dtype(code: str) -> bytes:
 
 
 def write_torch(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes nested dictionaries and lists of arrays, text and numbers as `torch.save` does.
+    """Writes nested dictionaries and lists of arrays, text and numbers like `torch.save`.
 
     The file appears under its name only when it is complete; an existing one is replaced.
 
     Raises:
         UserError: the file cannot be written.
-        TypeError, KeyError: a value or a dtype other than float32 and int64.
+        TypeError: a value has an unsupported type.
+        KeyError: a dtype is neither float32 nor int64.
     """
     tensors: list[np.ndarray] = []
     data = pickle.PROTO + b"\x02" + _torch_value(content, tensors) + pickle.STOP
@@ -119,7 +121,7 @@ def _torch_value(value: Any, tensors: list[np.ndarray]) -> bytes:
         case np.ndarray():
             tensors.append(np.asarray(value, value.dtype.newbyteorder("<"), order="C"))
             return _torch_tensor(value, len(tensors) - 1)
-    raise TypeError(f"cannot write a {type(value).__name__}")
+    raise TypeError(f"cannot write a value of type {type(value).__name__}")
 
 
 def _torch_tensor(value: np.ndarray, key: int) -> bytes:
@@ -158,5 +160,5 @@ def _stack_global(module: str, name: str) -> bytes:
 
 
 def _global(module: str, name: str) -> bytes:
-    """As protocol 2 has it."""
+    """Encodes a global for protocol 2."""
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()

@@ -1,4 +1,4 @@
-"""Starting a training from weights of another one."""
+"""Selects the initial weights of a training run that starts from another network's weights."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from tsm_jax.models.architecture import HEAD
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from: tensors by name, and names of others."""
+    """The initial weights of a training run.
+
+    Attributes:
+        loaded: loaded tensors by name.
+        fresh: names of tensors that keep their random initialisation.
+        left: names of tensors in the file that are not used.
+    """
 
     loaded: dict[str, np.ndarray]
-    fresh: list[str]  # keep their random start
-    left: list[str]  # in the file, but not used
+    fresh: list[str]
+    left: list[str]
 
     def __str__(self) -> str:
         return (
-            f"loaded {len(self.loaded)} tensors ({_summary(self.loaded)}); fresh"
-            f" {len(self.fresh)} ({_summary(self.fresh)}); not used {len(self.left)}"
+            f"loaded {len(self.loaded)} tensors ({_summary(self.loaded)}); {len(self.fresh)} newly"
+            f" initialised ({_summary(self.fresh)}); {len(self.left)} not used"
             f" ({_summary(self.left)})"
         )
 
@@ -35,15 +41,16 @@ def choose_start(
     ignore: Sequence[str] = (),
     source: str = "the weights",
 ) -> Start:
-    """Decides tensor by tensor what is loaded.
+    """Selects the tensors to load.
 
     Args:
-        expected: name to shape of what the network needs.
-        with_head: take the classifier too.
-        ignore: names, or beginnings of names, that may differ and then start fresh.
+        expected: shapes of the network's tensors by name.
+        with_head: also load the classifier.
+        ignore: names, or prefixes of names, of tensors that may differ and are then initialised
+            randomly.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape and is not ignored.
+        UserError: a tensor that is not ignored is missing, unexpected or has another shape.
     """
     skipped = (*ignore, *(() if with_head else (HEAD,)))
     problems, loaded, fresh = [], {}, []
@@ -54,49 +61,54 @@ def choose_start(
         elif name.startswith(skipped):
             fresh.append(name)
         elif name in tensors:
-            problems.append(f"{name} is {tensors[name].shape} there and {tuple(shape)} here")
+            problems.append(f"{name} has shape {tensors[name].shape} instead of {tuple(shape)}")
         else:
-            problems.append(f"{name} is missing there")
+            problems.append(f"{name} is missing")
     left = [name for name in tensors if name not in loaded]
     problems += [
-        f"{name} is not part of this network"
+        f"{name} is not part of the network"
         for name in left
         if name not in expected and not name.startswith(skipped)
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise UserError(
-            f"{source} does not fit: {'; '.join(problems[:3])}{more}. Name what may differ in"
-            " config.init_ignore, for example --config.init_ignore=\"('head.',)\""
+            f"{source} does not fit the network: {'; '.join(problems[:3])}{more}. List tensors that"
+            " may differ in config.init_ignore, for example --config.init_ignore=\"('head.',)\""
         )
     return Start(loaded, fresh, left)
 
 
 _FIRST_FOLD = {
-    "past_first": "fold 1 still comes from the frame before",
-    "future_first": "fold 1 came from the frame after and comes from the one before now",
-    "none": "nothing was shifted there; fold 1 comes from the frame before now",
-    None: "which way it was shifted there is not stored; fold 1 comes from the frame before now",
+    "past_first": "fold 1 still comes from the previous frame",
+    "future_first": "fold 1 came from the next frame and now comes from the previous one",
+    "none": "the weights had no shift; fold 1 now comes from the previous frame",
+    None: "the weights do not store their shift; fold 1 now comes from the previous frame",
 }
 
 
 def shift_change(there: str | None, here: str) -> str:
-    """What it means for a network that the weights it starts from were trained with another shift,
-    in one line; empty if they were not. The direction `there` is None if it is not known.
+    """Explains in one line what changes if the initial weights were trained with another shift.
+
+    Args:
+        there: shift of the initial weights; None if unknown.
+        here: shift of the network.
+
+    Returns:
+        The explanation, or an empty string if nothing changes.
     """
     if there == here or (there is None and here != "past_only"):
         return ""
     if here != "past_only":
-        return f"the shift changes from {there} to {here}: train until the layers have followed"
+        return f"the shift changes from {there} to {here}: train until the layers have adapted"
     return (
         f"the shift becomes past_only: {_FIRST_FOLD.get(there, _FIRST_FOLD[None])}; fold 2 stays"
-        " in its frame, nothing comes from the future any more: train until the layers have"
-        " followed"
+        " in its frame, and nothing comes from future frames: train until the layers have adapted"
     )
 
 
 def _summary(names: Sequence[str] | Mapping[str, np.ndarray]) -> str:
-    """The parts of the network that `names` belong to."""
+    """Lists the parts of the network that contain `names`."""
     parts = sorted({".".join(name.split(".")[:3]) for name in names})
     shown = [part for part in parts if part.startswith(HEAD)]
     backbone = [part for part in parts if not part.startswith(HEAD)]

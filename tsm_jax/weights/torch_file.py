@@ -1,8 +1,8 @@
-"""Reads PyTorch's `.pth` (`.pt`, `.pth.tar`) and `.safetensors` without PyTorch or trusting them.
+"""Reads untrusted `.pth` (`.pt`, `.pth.tar`) and `.safetensors` files without PyTorch.
 
-`torch.save` writes a zip archive: `NAME/data.pkl`, a pickle in which tensors refer to storages by
-their keys, and `NAME/data/KEY`, the bytes of each storage. Before 1.6 it wrote five pickles (a
-magic number, the version, the system, the object, the storages' keys) and then the storages.
+`torch.save` writes a zip archive with `NAME/data.pkl`, a pickle in which tensors refer to storages
+by key, and `NAME/data/KEY`, the bytes of each storage. Before 1.6 it wrote five pickles (a magic
+number, the version, the system, the object, the storage keys) followed by the storages.
 
 See torch/serialization.py and torch/_utils.py.
 """
@@ -41,21 +41,21 @@ from tsm_jax.weights.pickle_values import (
 
 _SAFETENSORS_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
-MAX_PICKLE = 32 * 2**20  # of a zip archive; it holds names and numbers
-MAX_DIRECTORY = 2 * 2**20  # of a zip archive: 20,000 storages
+MAX_PICKLE = 32 * 2**20  # bytes of data.pkl, which contains only names and numbers
+MAX_DIRECTORY = 2 * 2**20  # bytes of a zip archive's directory: 20,000 storages
 
 
 def read_torch(path: str | os.PathLike[str]) -> dict[Any, Any]:
-    """What `torch.save` was given: as a rule a state dict, or a dictionary that has one.
+    """Reads the dictionary given to `torch.save`, usually a state dict or one that contains it.
 
-    Tensors and parameters become NumPy arrays of their dtype; bfloat16 becomes float32, exactly.
-    Those that share a storage share memory.
-    Containers are dict, list and tuple. Objects of classes that are known to be harmless
-    (`argparse.Namespace`, mmengine's `HistoryBuffer`) become an `Opaque`.
+    Tensors and parameters become NumPy arrays of the same dtype, except that bfloat16 becomes
+    float32 (exactly). Tensors that share a storage share memory. Containers are dict, list and
+    tuple. Objects of known harmless classes (`argparse.Namespace`, mmengine's `HistoryBuffer`)
+    become an `Opaque`.
 
     Raises:
-        UserError: the file is missing, damaged or something else, holds a tensor that is sparse or
-            quantised, or asks for anything else than tensors, numbers, text and containers.
+        UserError: the file is missing, damaged or of another kind, contains a sparse or quantised
+            tensor, or contains anything other than tensors, numbers, text and containers.
     """
     with open_weights(path, "PyTorch weight file") as (file, size):
         head = file.read(512)
@@ -65,28 +65,30 @@ def read_torch(path: str | os.PathLike[str]) -> dict[Any, Any]:
         elif head.startswith(TORCH_MAGIC):
             tree = _read_old(file, size)
         elif head[257:262] == b"ustar":
-            raise Refused("it is of PyTorch 0.1's tar format; save it again with a newer PyTorch")
+            raise Refused("it has PyTorch 0.1's tar format; save it again with a newer PyTorch")
         else:
-            raise Refused("it is neither a zip archive nor a pickle that torch.save wrote")
+            raise Refused("it is neither a zip archive nor a pickle written by torch.save")
         if type(tree) is not dict:
-            raise Refused("it holds a single value, not a dictionary of tensors")
+            raise Refused("it contains a single value, not a dictionary of tensors")
         return unfold(tree, size)
 
 
 def read_safetensors(path: str) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; bfloat16 becomes float32, exactly.
+    """Reads all tensors of a safetensors file; bfloat16 becomes float32 (exactly).
 
     Raises:
-        UserError: the file is damaged, or a tensor has a dtype that NumPy has not.
+        UserError: the file is damaged, or a tensor has a dtype that NumPy lacks.
     """
-    import ml_dtypes  # noqa: F401  # which gives NumPy the name; wherever jax is
+    import ml_dtypes  # noqa: F401  # registers bfloat16 with NumPy; installed with jax
 
     tensors = {}
     with open_tensors(path) as file:
         for name in sorted(set(file.keys())):
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _SAFETENSORS_DTYPES:
-                raise UserError(f"cannot read {path}: {printable(name)} is {dtype}")
+                raise UserError(
+                    f"cannot read {path}: {printable(name)} has the unsupported dtype {dtype}"
+                )
             value = file.get_tensor(name)
             tensors[name] = value.astype(np.float32) if dtype == "BF16" else value
     return tensors
@@ -99,10 +101,10 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
     with _zip_errors():
         limited: Any = _LimitedReads(file)
         archive = zipfile.ZipFile(limited)
-        limited.limit = size  # the directory is read; storages may be larger
+        limited.limit = size  # the directory has been read; storages may be larger
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
-        raise Refused("its zip archive has two members of one name")
+        raise Refused("its zip archive has two members with the same name")
     pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
     if len(pickles) != 1:
         raise Refused("it is a zip archive without the data.pkl of torch.save")
@@ -116,7 +118,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
     def storage(key: str, length: int) -> Blob:
         member = members.get(f"{prefix}data/{key}")
         if member is None or member.file_size != length:
-            raise Refused(f"its storage {quoted(key)} is missing or of another size")
+            raise Refused(f"its storage {quoted(key)} is missing or has the wrong size")
         return _member(archive, member)
 
     order = content(prefix + "byteorder") if prefix + "byteorder" in members else b"little"
@@ -128,7 +130,7 @@ def _read_zip(file: BinaryIO, size: int) -> Any:
 
 
 class _LimitedReads:
-    """A file of which `zipfile` cannot read a directory of any size."""
+    """A file that limits the size of the directory that `zipfile` reads."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -145,7 +147,7 @@ class _LimitedReads:
 
 
 class _Member(Blob):
-    """A member of a zip archive, whose checksum is compared."""
+    """A member of a zip archive; reading it verifies its checksum."""
 
     def numbers(self, nbytes: int) -> np.ndarray:
         with _zip_errors():
@@ -160,7 +162,7 @@ class _Member(Blob):
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Member:
     is_plain = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if not is_plain or member.flag_bits & 1:
-        raise Refused("its zip archive is encrypted, or compressed in an unusual way")
+        raise Refused("its zip archive is encrypted or uses an unusual compression")
     return _Member(lambda: archive.open(member), 0, member.file_size)
 
 
@@ -168,11 +170,11 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> _Member:
 def _zip_errors() -> Iterator[None]:
     try:
         yield
-    except _OF_ZIP as error:
+    except _ZIP_ERRORS as error:
         raise Refused(f"its zip archive is damaged: {quoted(error)}") from None
 
 
-_OF_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError)
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, struct.error, ValueError)
 
 
 # The old format.
@@ -182,28 +184,28 @@ def _read_old(file: BinaryIO, size: int) -> Any:
     file.seek(len(TORCH_MAGIC))
 
     def storage(key: str, length: int) -> Blob:
-        return Blob(lambda: file, 0, length)  # where it is, is known below
+        return Blob(lambda: file, 0, length)  # its offset is set below
 
     if TorchUnpickler(file, size, storage).load() != 1001:
-        raise Refused("it is of an unknown version of PyTorch's old format")
-    TorchUnpickler(file, size, storage).load()  # the system; storages are little-endian on each
+        raise Refused("it has an unknown version of PyTorch's old format")
+    TorchUnpickler(file, size, storage).load()  # the system; storages are always little-endian
     unpickler = TorchUnpickler(file, size, storage)
     tree = unpickler.load()
     keys, storages = TorchUnpickler(file, size, storage).load(), unpickler.storages
     is_list = type(keys) is list and all(type(key) is str for key in keys)
     if not is_list or sorted(keys) != sorted(storages):
-        raise Refused("its list of storages is not that of its tensors")
+        raise Refused("its list of storages does not match its tensors")
     for key in keys:
         if file.read(8) != struct.pack("<q", storages[key].count):
-            raise Refused(f"its storage {quoted(key)} is missing or of another size")
+            raise Refused(f"its storage {quoted(key)} is missing or has the wrong size")
         storages[key].data.offset = file.tell()
         file.seek(min(file.tell() + storages[key].data.length, size + 1))
     if file.tell() != size:
-        raise Refused("it is cut off in the middle, or something follows its end")
+        raise Refused("it is truncated, or has extra bytes at the end")
     return tree
 
 
-# What its pickle may build: tensors that refer to storages.
+# Objects that its pickle may build: tensors that refer to storages.
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +224,11 @@ class _Storage:
 
 
 class TorchUnpickler(ClosedUnpickler):
-    """Interprets a pickle by `torch.save`.
+    """Interprets a pickle written by `torch.save`.
 
-    `find` gives the bytes of a storage by its key and its length in bytes; `is_big_endian` is the
-    byte order of the storages.
+    Args:
+        find: returns the bytes of a storage, given its key and its length in bytes.
+        is_big_endian: byte order of the storages.
     """
 
     def __init__(
@@ -255,7 +258,7 @@ class TorchUnpickler(ClosedUnpickler):
                 return storage
             case ("module", *_):
                 raise Refused("it holds a whole model; save its state_dict() instead")
-        raise Refused("it refers to a storage in a way that is not read")
+        raise Refused("it refers to a storage in an unsupported way")
 
 
 @Function
@@ -269,7 +272,7 @@ def _rebuild_tensor(
     kind: Any = None,
     metadata: Any = None,
 ) -> Any:
-    """Versions 1 to 3 of PyTorch's function: only the third has a dtype before the metadata."""
+    """Covers versions 1 to 3 of PyTorch's function; only the third has a dtype before metadata."""
     if not isinstance(storage, _Storage) or type(stride) is not tuple:
         return NotImplemented
     if not isinstance(kind, _DType):
@@ -282,7 +285,7 @@ def _rebuild_tensor(
     if len(stride) != len(shape) or any(type(n) is not int or n < 0 for n in (offset, *stride)):
         raise Refused("it has a tensor with malformed strides")
     dtype = np.dtype(kind.code).newbyteorder(">" if storage.is_big_endian else "<")
-    # NumPy refuses the stride that PyTorch may give an axis of length 1.
+    # PyTorch may give an axis of length 1 a stride that NumPy rejects.
     strides = tuple(step if n > 1 else 0 for step, n in zip(stride, shape, strict=True))
     last = offset + sum(step * (n - 1) for step, n in zip(strides, shape, strict=True))
     if 0 not in shape and (last + 1) * dtype.itemsize > storage.data.length:
@@ -327,8 +330,8 @@ _CODES = {
     "ComplexDouble": ("complex128", "c16"),
 }
 _UNSIGNED = {"uint16": "u2", "uint32": "u4", "uint64": "u8"}
-# Harmless classes that checkpoints have beside their tensors. What is not here, such as sparse and
-# quantised tensors, is refused by its name.
+# Harmless classes that checkpoints contain next to their tensors. Anything else, such as sparse and
+# quantised tensors, is refused with its name.
 _OPAQUE = (
     "argparse.Namespace pathlib.PosixPath pathlib.WindowsPath datetime.datetime torch.device"
     " torch.Tensor torch.nn.parameter.Parameter addict.addict.Dict easydict.EasyDict"

@@ -1,9 +1,9 @@
-"""From the tensors of a PyTorch project to our weights, and back.
+"""Converts the tensors of PyTorch projects to our weights and back.
 
 The names are those of MIT's temporal-shift-module (ops/models.py, archs/mobilenet_v2.py,
 online_demo/mobilenet_v2_tsm.py), mmaction2 (models/backbones) and torchvision, whose names timm's
-ResNets share. Convolution kernels are OIHW there and HWIO here; the fully connected layer is
-(out, in) there and (in, out) here. MIT and mmaction2 wrap the module behind a shift: its tensors
+ResNets share. Convolution kernels are OIHW there and HWIO here; fully connected layers are
+(out, in) there and (in, out) here. MIT and mmaction2 wrap the module after a shift: its tensors
 have `.net.` in their names, which shows where the network shifts.
 """
 
@@ -34,21 +34,22 @@ from tsm_jax.weights.tensor_checks import (
 MIT, MIT_ONLINE, MMACTION2, IMAGE = "MIT", "MIT's online demo", "mmaction2", "torchvision or timm"
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOBILENET = "mobilenet_v2"
-# Of batch norm's steps: no network reads it, and a file may lack it.
+# The step counter of batch norm, which no network reads and a file may lack.
 COUNTER = "num_batches_tracked"
 
 _NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_STAGES = (1, 2, 3, 4, 3, 3, 1)  # inverted residual blocks of MobileNetV2 with the same width
+_STAGES = (1, 2, 3, 4, 3, 3, 1)  # numbers of consecutive MobileNetV2 blocks of equal width
 
 
 class _Names(NamedTuple):
-    """What another project calls the parts of a network.
+    """Another project's names for the parts of a network.
 
     Attributes:
-        prefix: of all but the classifier.
-        classifier: the fully connected layer.
-        parts: from the path of one of our `ConvNorm`s to their convolution and their batch norm.
-        wraps_norm: the module that a shift wraps holds the batch norm, too.
+        prefix: prefix of all names except the classifier's.
+        classifier: name of the fully connected layer.
+        parts: function from the path of one of our `ConvNorm`s to the names of its convolution and
+            its batch norm.
+        wraps_norm: whether the module wrapped by a shift includes the batch norm.
     """
 
     prefix: str
@@ -102,7 +103,7 @@ def _mobilenet_mmaction2(path: list[str]) -> tuple[str, str]:
 
 
 def _feature(path: list[str]) -> tuple[int, int]:
-    """The entry of torchvision's `features`, and which of its convolutions."""
+    """Returns the index in torchvision's `features`, and the index of the convolution in it."""
     match path:
         case ["stem"]:
             return 0, 0
@@ -121,7 +122,7 @@ def _place_in_stage(block: int) -> tuple[int, int]:
     return stage, block
 
 
-_NAMES: dict[tuple[str, bool], _Names] = {  # by family, and whether it is a MobileNetV2
+_NAMES: dict[tuple[str, bool], _Names] = {  # by family and whether the backbone is MobileNetV2
     (MIT, False): _Names("base_model.", "new_fc", _resnet),
     (MIT, True): _Names("base_model.", "new_fc", _mobilenet_mit),
     (MIT_ONLINE, True): _Names("", "classifier", _mobilenet_mit),
@@ -132,7 +133,7 @@ _NAMES: dict[tuple[str, bool], _Names] = {  # by family, and whether it is a Mob
 }
 _SHIFTS = {MIT: "future_first", MMACTION2: "future_first", MIT_ONLINE: "past_only", IMAGE: "none"}
 
-# The first that is found decides.
+# Checked in order; the first match decides.
 _FAMILIES = {
     MIT: r"^(base_model|new_fc)\.",
     MMACTION2: r"^cls_head\.|^backbone\.(conv1|layer\d\.\d+\.conv\d?(\.\d)?)\.(net\.)?(conv|bn)\.",
@@ -140,14 +141,14 @@ _FAMILIES = {
     IMAGE: r"^(conv1|features\.0\.0)\.weight$",
 }
 
-# Parts of networks that are not here, by how their tensors are called.
+# Unsupported parts of networks, by patterns of their tensor names.
 _UNSUPPORTED = {
     r"\.nl\.|\.non_local_block\.": "non-local blocks",
-    r"^(base_model|backbone)\.layer\d\.net\.": "pooling in time (--temporal_pool)",
+    r"^(base_model|backbone)\.layer\d\.net\.": "temporal pooling (--temporal_pool)",
     r"\.layer\d\.\d+\.net\.": "a shift of whole blocks (--shift_place block)",
     r"inception_|conv1_7x7_s2": "a BNInception",
     r"\bstage\d\.|branch_": "a MobileOne",
-    r"^stages\.|^stem\.|^conv1\.\d|\.se\.": "a variant of timm's",
+    r"^stages\.|^stem\.|^conv1\.\d|\.se\.": "a timm variant",
 }
 
 
@@ -157,9 +158,9 @@ class TorchNetwork:
 
     Attributes:
         family: `MIT`, `MIT_ONLINE`, `MMACTION2` or `IMAGE`.
-        num_classes: None without a classifier.
+        num_classes: None for a network without a classifier.
         shift, shift_every: as in `Architecture`.
-        shifted: how many blocks shift.
+        shifted: number of blocks with a shift.
     """
 
     family: str
@@ -174,18 +175,18 @@ class TorchNetwork:
 def from_torch(
     tensors: Mapping[str, Any], source: str = "these tensors"
 ) -> tuple[dict[str, np.ndarray], TorchNetwork]:
-    """Our weights from the tensors of a state dict.
+    """Converts the tensors of a state dict to our weights.
 
     Args:
-        tensors: by their names; float16 and float64 are turned into float32.
-        source: what error messages begin with.
+        tensors: by their names; float16 and float64 are converted to float32.
+        source: prefix of error messages.
 
     Returns:
-        Weights by our names, float32 and contiguous, and the network that they tell.
+        Weights by our names, float32 and contiguous, and the network that they belong to.
 
     Raises:
-        UserError: a tensor is missing, unexpected, of another shape or not finite, or the network
-            is one that does not exist here.
+        UserError: a tensor is missing, unexpected, not finite or has the wrong shape, or the
+            network is not supported.
     """
     with naming(source):
         return _from_torch(tensors)
@@ -194,10 +195,10 @@ def from_torch(
 def to_torch(
     weights: Mapping[str, np.ndarray], architecture: Architecture, family: str
 ) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`, with batch norm's counters at zero.
+    """The inverse of `from_torch`; batch-norm step counters are zero.
 
     Raises:
-        UserError: that project has no such network, or the weights are not of the architecture.
+        UserError: the project has no such network, or the weights do not fit the architecture.
     """
     backbone = architecture.backbone
     is_known = backbone in (*RESNETS, MOBILENET)
@@ -212,10 +213,10 @@ def to_torch(
             shift_every=2 if backbone in ("resnet101", "resnet152") else 1,
         )
     expected = network_shapes(backbone, architecture.width, architecture.num_classes)
-    check_fit(expected, weights, f"the weights are not the tensors of a {architecture}")
+    check_fit(expected, weights, f"the weights do not fit {architecture}")
     every = 0 if architecture.shift in ("none", "past_only") else architecture.shift_every
     wrapped = list(_wrapped(family, backbone, expected, every))
-    prefix = "module." if family == MIT else ""  # what its DataParallel leaves behind
+    prefix = "module." if family == MIT else ""  # added by MIT's use of DataParallel
     found: dict[str, np.ndarray] = {}
     for ours in expected:
         theirs = _their_name(family, backbone, ours)
@@ -234,10 +235,10 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     if not tensors:
-        raise UserError("it holds no tensors by name")
+        raise UserError("it contains no named tensors")
     for pattern, part in _UNSUPPORTED.items():
         if found := [name for name in tensors if re.search(pattern, name)]:
-            raise UserError(f"it is of {part}, which is not supported ({listed(found[:1])})")
+            raise UserError(f"it contains {part}, which is not supported ({listed(found[:1])})")
     family, backbone = _recognised(tensors)
     names = _NAMES[family, backbone == MOBILENET]
     found, wrapped = {}, set()
@@ -250,12 +251,12 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
             wrapped.add(f"{before}.")
         name = f"{before}.{after}" if net else name
         if name in found:
-            raise UserError(f"it holds {listed([name])} in two spellings")
+            raise UserError(f"it contains {listed([name])} twice, in two spellings")
         found[name] = value.astype(np.int32) if value.dtype == np.uint16 else value
     stem = shape_of(found.get(_their_name(family, backbone, "backbone.stem.conv.kernel")))
     fc = shape_of(found.get(f"{names.classifier}.weight"))
     if stem[1:2] == (10,):
-        raise UserError("it is of optical flow (10 input channels), which is not supported")
+        raise UserError("it is for optical flow (10 input channels), which is not supported")
     width = _width(family, backbone, found)
     num_classes = fc[0] if fc else None
     ours = network_shapes(backbone, width, num_classes)
@@ -264,7 +265,7 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
         theirs[name]: shape[::-1] if len(shape) == 2 else to_oihw(shape)
         for name, shape in ours.items()
     }
-    check_fit(shapes, found, f"not the {backbone} of {family}")
+    check_fit(shapes, found, f"not {backbone} of {family}")
     network = TorchNetwork(
         family, backbone, width, num_classes, *_shift(family, backbone, ours, wrapped), len(wrapped)
     )
@@ -274,16 +275,16 @@ def _from_torch(tensors: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], Torc
 
 
 def _recognised(names: Iterable[str]) -> tuple[str, str]:
-    """Family and backbone; of a file that lacks tensors the likely ones."""
+    """Returns family and backbone, or the most likely ones if the file lacks tensors."""
     lines = "\n".join(sorted(names))
     for family, pattern in _FAMILIES.items():
         if re.search(pattern, lines, re.MULTILINE):
             return family, _backbone(lines)
     if re.search(r"^backbone\.(stem|stages|blocks)\.", lines, re.MULTILINE):
-        raise UserError("it has our own names: give the folder in which it lies")
+        raise UserError("it has tsm_jax's own tensor names: give the folder that contains it")
     raise UserError(
-        "its names are none of MIT's, mmaction2's, torchvision's or timm's ResNets and"
-        f" MobileNetV2: {listed(lines.splitlines())}"
+        "its tensor names are not those of a ResNet or MobileNetV2 of MIT, mmaction2, torchvision"
+        f" or timm: {listed(lines.splitlines())}"
     )
 
 
@@ -301,14 +302,17 @@ def _backbone(names: str) -> str:
 
 
 def _width(family: str, backbone: str, found: Mapping[str, Any]) -> int:
-    """From the stem; MobileNetV2 rounds its channels there, so from the last block's 5 x width."""
+    """Infers the width from the stem; for MobileNetV2, which rounds there, from the last block.
+
+    The last block of MobileNetV2 has 5 x width channels.
+    """
     last = "blocks.16.project" if backbone == MOBILENET else "stem"
     shape = shape_of(found.get(_their_name(family, backbone, f"backbone.{last}.conv.kernel")))
     return (shape[0] // (5 if backbone == MOBILENET else 1) if shape else 0) or 64
 
 
 def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -> tuple[str, int]:
-    """`shift` and `shift_every`, from the modules that are wrapped."""
+    """Infers `shift` and `shift_every` from the wrapped modules."""
     if not wrapped:
         return ("past_only" if family == MIT_ONLINE else "none"), 1
     patterns = {every: set(_wrapped(family, backbone, ours, every)) for every in SHIFT_EVERY}
@@ -317,14 +321,14 @@ def _shift(family: str, backbone: str, ours: Iterable[str], wrapped: set[str]) -
             return "future_first", every
     nearest = min(patterns.values(), key=lambda expected: len(wrapped ^ expected))
     raise UserError(
-        f"it shifts in other blocks than any {backbone} of {family}:"
+        f"its blocks with a shift are not those of {backbone} of {family}:"
         f" missing {listed(sorted(nearest - wrapped)) or 'none'};"
         f" unexpected {listed(sorted(wrapped - nearest)) or 'none'}"
     )
 
 
 def _wrapped(family: str, backbone: str, ours: Iterable[str], every: int) -> Iterator[str]:
-    """Their modules behind a shift, as beginnings of names, if every n-th block shifts."""
+    """Yields name prefixes of the modules after a shift, if every n-th block shifts."""
     names = _NAMES[family, backbone == MOBILENET]
     for name in ours if every else ():
         match name.split("."):
@@ -341,7 +345,7 @@ def _wrapped(family: str, backbone: str, ours: Iterable[str], every: int) -> Ite
 
 
 def _their_name(family: str, backbone: str, ours: str) -> str:
-    """Without the `net` of a wrapped module."""
+    """Returns the project's name of our tensor, without the `net` of a wrapped module."""
     names = _NAMES[family, backbone == MOBILENET]
     if ours.startswith(HEAD):
         return f"{names.classifier}.{'weight' if ours.endswith('kernel') else 'bias'}"
@@ -352,5 +356,5 @@ def _their_name(family: str, backbone: str, ours: str) -> str:
 
 
 def _transposed(value: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    """Kernels by these axes; matrices are the other way round in both directions."""
+    """Transposes kernels by `axes`, and swaps the axes of matrices."""
     return value.transpose(axes) if value.ndim == 4 else value.T if value.ndim == 2 else value

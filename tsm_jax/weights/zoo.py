@@ -1,4 +1,4 @@
-"""The published weights by name, and how any remote file of weights becomes a local one."""
+"""Published weights by name, and the download of remote weight files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tsm_jax.download import check_address, download
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import progress_bar, typed
 
-# The recipe whose data a published accuracy was measured on.
+# The recipe for the data on which a published accuracy was measured.
 _RECIPES = {
     "kinetics400": "tsm_k400_videos",
     "ucf101": "tsm_ucf101_videos",
@@ -29,15 +29,16 @@ _RECIPES = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published file of weights.
+    """A published weight file.
 
     Attributes:
-        data: the data set it was trained for.
-        segments: T that it is tested with; 0 for image networks.
-        top1: published accuracies in percent, each with its protocol: one of
-            `tsm_jax.data.protocols`, or `its own` where none here is the same.
-        megabytes: of the file, where its publisher tells; else 0.
-        note: why it cannot be used (`not supported: ...`), or what else to know.
+        data: the data set it was trained on.
+        segments: number of segments T in its evaluation; 0 for image networks.
+        top1: published accuracies in percent, each with its protocol: a name from
+            `tsm_jax.data.protocols`, or `its own` if none of them matches.
+        megabytes: size of the file if published, else 0.
+        note: why it cannot be used (`not supported: ...`), or other remarks.
+        address: its URL.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Published:
 
     @property
     def sha256(self) -> str:
-        """The digits of the checksum that are published: the first eight, in the file's name."""
+        """The first eight digits of the checksum, from the file name, or an empty string."""
         if not self.name.startswith(("mmaction2/", "torchvision/")):
             return ""
         return re.search(r"[-_]([0-9a-f]{8})\.pth$", self.address)[1]  # pyright: ignore
@@ -61,7 +62,10 @@ class Published:
 
     @property
     def command(self) -> str:
-        """What should give the first accuracy; how to start from an image network."""
+        """The command that should reproduce the first accuracy, or starts from an image network.
+
+        Empty if there is none.
+        """
         if not self.is_supported:
             return ""
         if self.data == "imagenet":
@@ -76,7 +80,7 @@ class Published:
 
 
 def _read() -> dict[str, Published]:
-    """zoo.tsv: PaddleVideo's, MIT's and mmaction2's model zoos, and torchvision's networks."""
+    """Reads zoo.tsv: the model zoos of PaddleVideo, MIT and mmaction2, and torchvision networks."""
     lines = (resources.files("tsm_jax.weights") / "zoo.tsv").read_text("utf-8").splitlines()
     found = {}
     for line in lines[1:]:
@@ -93,7 +97,7 @@ ZOO = _read()
 
 
 def table() -> str:
-    """The published weights for people: a block of lines each."""
+    """Formats the published weights for the terminal, as a block of lines each."""
     blocks = []
     for entry in ZOO.values():
         facts = [entry.data, f"{entry.segments} segments" if entry.segments else ""]
@@ -109,38 +113,38 @@ MAX_BYTES = 2 * 2**30
 
 
 def is_remote(text: str) -> bool:
-    """Whether `text` is a name of the zoo or an address, rather than a path."""
+    """Returns whether `text` is a name in the zoo or a URL, rather than a path."""
     return text in ZOO or re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) is not None
 
 
 def names_like(text: str) -> str:
-    """For a message: names of the zoo that `text` may have meant."""
+    """Returns a hint for messages with names from the zoo that are similar to `text`."""
     alike = difflib.get_close_matches(text, ZOO, cutoff=0.5) or ["paddle/tsm_k400"]
-    return f"there are {', '.join(alike)} and others: {typed('convert')} --list"
+    return f"available names include {', '.join(alike)}; `{typed('convert')} --list` prints all"
 
 
 def fetch(name_or_url: str) -> Path:
-    """The local copy of a published file, downloaded when it is first asked for.
+    """Returns the local path of a published file, which is downloaded on first use.
 
-    It is kept in `$TSM_JAX_CACHE`, by default `~/.cache/tsm_jax/weights`.
+    Files are cached in `$TSM_JAX_CACHE`, by default `~/.cache/tsm_jax/weights`.
 
     Args:
-        name_or_url: a name of `ZOO` or an https address.
+        name_or_url: a name in `ZOO` or an https URL.
 
     Raises:
-        UserError: an unknown name, an address that is not https, a download that failed for
-            good, or a copy that is no longer what was downloaded.
+        UserError: the name is unknown or its weights are not supported, the URL is not https, the
+            download failed, or the local copy has changed since it was downloaded.
     """
     if not is_remote(name_or_url):
         raise UserError(
-            f"{name_or_url}: no published weights of this name; {names_like(name_or_url)}"
+            f"{name_or_url}: no published weights have this name; {names_like(name_or_url)}"
         )
     known = ZOO.get(name_or_url)
     if known and not known.is_supported:
         raise UserError(f"{known.name}: {known.note}")
     url = known.address if known else name_or_url
     check_address(url, url)
-    # A folder per address, since different addresses end in the same file name.
+    # One folder per URL, because different URLs may end in the same file name.
     cache = Path(os.environ.get("TSM_JAX_CACHE") or "~/.cache/tsm_jax/weights").expanduser()
     name = unquote(urlsplit(url).path).rpartition("/")[2]
     name = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100] or "weights"
