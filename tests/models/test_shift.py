@@ -88,7 +88,10 @@ def test_a_stream_has_no_future_and_no_other_state():
     frames = jnp.ones((1, 2, 2, 16))
     with pytest.raises(ValueError, match="past_first needs them"), streaming(None):
         temporal_shift(frames, 8, direction="past_first")
-    with pytest.raises(ValueError, match="2 tensors, the network 1"), streaming([frames] * 2):
+    with (
+        pytest.raises(ValueError, match="2 tensors, but the network needs 1"),
+        streaming([frames] * 2),
+    ):
         temporal_shift(frames, 8, direction="past_only")
     assert temporal_shift(frames, 1).shape == frames.shape  # outside, it is a clip again
 
