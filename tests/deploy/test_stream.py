@@ -166,7 +166,9 @@ def test_one_kind_is_refused_as_the_other(folder, exported, make_model, tmp_path
         tsm_jax.load_stream(str(exported))
     assert load_model(str(folder)).architecture.shift == "past_only"
     write_model_directory(make_model(), str(tmp_path / "both"))
-    with pytest.raises(UserError, match="both is shifted past_first: only a network trained with"):
+    with pytest.raises(
+        UserError, match="both has the shift past_first: only a network trained with"
+    ):
         tsm_jax.load_stream(str(tmp_path / "both"))
     with pytest.raises(UserError, match="past_first"):
         export_stream(make_model(), str(tmp_path / "x"), frame_rate=5)

@@ -79,9 +79,9 @@ def test_it_answers_to_a_camera_and_asks_nobody_else(page, tmp_path):
     assert result["answers"] and result["answers"][0][1].startswith("class number ")
     assert result["foreign"] == []
     assert [error for error in result["errors"] if "No available adapters" not in error] == []
-    assert "one thread. More threads need a server that sends" in result["engine"]
+    assert "one thread. Using more threads requires a server that sends" in result["engine"]
     isolated = visit(page, "--camera", str(camera), "--seconds", "1", "--isolated")
-    assert "More threads" not in isolated["engine"] and isolated["message"] == ""
+    assert "more threads" not in isolated["engine"] and isolated["message"] == ""
 
 
 @pytest.mark.slow
@@ -90,8 +90,8 @@ def test_it_answers_to_a_camera_and_asks_nobody_else(page, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "There is no camera"),
-        ({"version": 3}, "exported as version 3, this page reads up to version 2"),
+        ({}, "No camera found"),
+        ({"version": 3}, "export version 3, but this page supports versions up to 2"),
         ({"kind": "clips"}, "exported for whole clips, not for streams"),
     ],
 )
@@ -110,7 +110,9 @@ def test_without_npm_it_says_what_is_missing(make_model, monkeypatch, tmp_path):
     monkeypatch.setattr(browser, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="needs onnxruntime-web 1.30.0, which npm fetches"):
+    with pytest.raises(
+        UserError, match="needs onnxruntime-web 1.30.0, which is downloaded with npm"
+    ):
         browser.add_page(str(tmp_path))
     with pytest.raises(UserError, match="add onnx to --formats"):
         export_stream(
