@@ -1,8 +1,9 @@
-"""Counts what a reader has to open: modules of this package that a command loads, and lines.
+"""Counts the modules of this package that a command loads, and their lines.
 
 python benchmarks/loaded_modules.py -m tsm_jax.train --config configs/quickstart.py
 
-The command runs to its end, so that modules imported late are counted as well.
+This is what a reader of the command has to open. The command runs to its end, so modules that are
+imported late are counted as well.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-# A line of -X importtime on stderr: "import time: <self> | <cumulative> | <indented name>".
+# A line of `-X importtime` on stderr: "import time: <self> | <cumulative> | <indented name>".
 _LINE = re.compile(r"^import time: +\d+ \| +\d+ \| +(tsm_jax[\w.]*)$")
 
 
 def loaded_modules(command: list[str]) -> list[str]:
-    """Names of the modules of `tsm_jax` that a Python command imports, in order of loading."""
+    """Returns the modules of `tsm_jax` that a Python command imports, in order of loading."""
     finished = subprocess.run(
         [sys.executable, "-X", "importtime", *command],
         stderr=subprocess.PIPE,
@@ -32,12 +33,12 @@ def loaded_modules(command: list[str]) -> list[str]:
     matches = map(_LINE.match, finished.stderr.splitlines())
     names = list(dict.fromkeys(match[1] for match in matches if match))
     if command[:1] == ["-m"]:
-        names.append(command[1])  # runs as __main__, which is not listed
+        names.append(command[1])  # it runs as __main__ and is not listed
     return names
 
 
 def lines_of(module: str) -> tuple[str, int]:
-    """Path of a module's file and its number of lines."""
+    """Returns the path of a module's file and its number of lines."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
     with open(spec.origin, encoding="utf-8") as file:

@@ -86,7 +86,7 @@ def test_a_stream_is_the_clip_frame_by_frame():
 
 def test_a_stream_has_no_future_and_no_other_state():
     frames = jnp.ones((1, 2, 2, 16))
-    with pytest.raises(ValueError, match="past_first needs them"), streaming(None):
+    with pytest.raises(ValueError, match="past_first needs future frames"), streaming(None):
         temporal_shift(frames, 8, direction="past_first")
     with (
         pytest.raises(ValueError, match="2 tensors, but the network needs 1"),

@@ -126,7 +126,7 @@ def test_batch_norm_groups_are_groups_of_clips(tensors, video):
 
 def test_a_batch_that_does_not_divide_into_groups_is_refused(tensors, video):
     three = jnp.concatenate([jnp.asarray(video), jnp.asarray(video[:1])])
-    with pytest.raises(ValueError, match="3 clips does not divide"):
+    with pytest.raises(ValueError, match="3 clips cannot be divided into batch-norm groups of 2"):
         network(batch_norm_group=2).apply(*tensors, three, train=True)
 
 
