@@ -290,7 +290,7 @@ def predict(options: argparse.Namespace, folder: str, videos: list[str]) -> tupl
     )
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     found = {path: line.get("predictions") for path, line in zip(videos, lines, strict=True)}
-    rate = re.search(r"videos, ([\d.]+) a second", result.stderr)
+    rate = re.search(r"videos, ([\d.]+) (?:a|per) second", result.stderr)
     return found, float(rate[1]) if rate else float("nan")
 
 

@@ -172,7 +172,7 @@ def test_one_kind_is_refused_as_the_other(folder, exported, make_model, tmp_path
         tsm_jax.load_stream(str(tmp_path / "both"))
     with pytest.raises(UserError, match="past_first"):
         export_stream(make_model(), str(tmp_path / "x"), frame_rate=5)
-    with pytest.raises(UserError, match="does not contain the frame rate of its training: give --fps"):
+    with pytest.raises(UserError, match="does not contain the frame rate of its .*: give --fps"):
         export_stream(make_model(shift="past_only"), str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
