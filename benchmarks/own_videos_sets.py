@@ -115,8 +115,7 @@ def write(output: Path, names: list, train: list, val: list) -> None:
 
 
 def fixed_camera(output: Path, seed: int) -> None:
-    """Renders a machine in a hall seen by a fixed camera; a small part of the image decides the
-    class."""
+    """Renders a machine in a hall seen by a fixed camera; a small image region tells the class."""
     rng = np.random.default_rng(seed)
     blocks = rng.uniform(60, 200, (12, 16, 3)).astype(np.float32)
     hall = cv2.resize(blocks, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)

@@ -1,4 +1,4 @@
-"""Exports a trained or converted network so that it runs without this package.
+"""Exports a trained or converted network for deployment.
 
 python -m tsm_jax.export --weights output/quickstart --output inference/quickstart
 """

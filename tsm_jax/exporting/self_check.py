@@ -61,7 +61,7 @@ def check_stream_export(
     Args:
         video: real frames, uint8 `[N, S, S, 3]`.
 
-    Returns and raises: see `check_export`.
+    The result and the errors are those of `check_export`.
     """
     # With folds of `1/num_segments`, the clip has the same folds as the stream only if N = T.
     architecture = replace(model.architecture, num_segments=len(video))

@@ -92,7 +92,7 @@ def export_model(
     if "int8" in precisions and "onnx" not in formats:
         raise UserError("int8 needs an ONNX graph: add onnx to --formats")
     if "int8" in precisions and not videos:
-        raise UserError("int8 needs calibration: give --videos like those that it will see in use")
+        raise UserError("int8 needs videos for calibration: give --videos similar to those in use")
     with new_folder(output) as folder:
         clips = _clips(model, videos)
         held_out = np.arange(len(clips)) % 4 == 3  # int8 is evaluated on these, if there are any

@@ -72,8 +72,6 @@ def by_platform(
     Differentiating `platform_dependent` directly would keep the residuals of all implementations.
 
     Args:
-        x: `[M, H, W, C]`.
-        kernel: `[k, k, C, D]`.
         default: implementation for platforms without one of their own.
         gradients: by platform, a function of x, kernel and cotangent that replaces automatic
             differentiation.

@@ -36,7 +36,7 @@ def average_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
-    """Returns the maximum of 3x3 windows at stride 2, padded by 1: H rows become ceil(H / 2).
+    """Takes maxima of 3x3 windows at stride 2, padded by 1 with -inf: H rows become ceil(H / 2).
 
     The gradient of a window goes to its largest pixel and, among equal ones, to the first in row
     order, as in PyTorch and Paddle.

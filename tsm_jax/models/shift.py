@@ -132,7 +132,7 @@ def unshifted(x: jax.Array) -> jax.Array:
 def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
     """Makes `temporal_shift` process one frame of each of N streams instead of clips.
 
-    Run the network once inside this context per frame.
+    Enter the context once per frame and run the network once inside it.
 
     Args:
         state: the state yielded for the previous frame: for each shift, in the order in which the
@@ -143,7 +143,7 @@ def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
         The state for the next frame, complete when the context exits.
 
     Raises:
-        ValueError: `state` has a different number of tensors than the network has shifts.
+        ValueError: `state` has more tensors than the network has shifts.
     """
     after: list[jax.Array] = []
     # A context variable, because other threads may trace clips at the same time.
