@@ -1,4 +1,4 @@
-// The page: a camera or a video, the network, and what it says.
+// The page: runs the network on a camera or a video and shows the predictions.
 
 import { Chart } from "./chart.js";
 import { Network, Problem, readDescription } from "./model.js";
@@ -7,7 +7,7 @@ import { Pixels } from "./pixels.js";
 import { Smoother } from "./smoother.js";
 
 const TOP = 5; // classes with their scores
-const KNOWN = 24; // classes named before there is anything to see
+const KNOWN = 24; // classes to list before the first prediction
 const at = (id) => document.getElementById(id);
 const video = at("video");
 const chart = new Chart(at("chart"));
@@ -22,7 +22,7 @@ let seen = new Meter();
 let busy = false;
 let dropped = 0;
 let milliseconds = 0;
-let run = 0; // counts starts and stops: what belongs to an earlier one is ignored
+let run = 0; // counts starts and stops; results of earlier runs are ignored
 let cameraIsWanted = false;
 
 function say(text, isError = false) {
@@ -65,7 +65,7 @@ function showFigures() {
   at("dropped").textContent = dropped;
 }
 
-/** Forgets what was seen: what comes does not follow it. */
+/** Resets all state before input that does not continue the previous one. */
 function forget() {
   network.reset();
   smoother.reset();

@@ -1,8 +1,8 @@
-// The exported folder that this page lies in: its description, its graph, and what runs it.
+// The exported folder that contains this page: reads its description and runs its graph.
 
-const VERSION = 2; // of exported folders, the newest that this page reads
+const VERSION = 2; // newest version of exported folders that this page supports
 
-/** What the reader can do something about, in one line. */
+/** An error that the user can fix, described in one line. */
 export class Problem extends Error {}
 
 export async function readDescription() {
@@ -39,7 +39,7 @@ export async function readDescription() {
   };
 }
 
-/** The file's bytes; tells how much of it has come, 0 to 1. */
+/** Returns the bytes of the graph; reports the share that has been loaded, 0 to 1. */
 async function fetchGraph(onProgress) {
   const response = await fetch("model.onnx");
   if (!response.ok) throw new Problem(`Cannot read model.onnx next to this page: the server returned ${response.status}.`);
@@ -90,7 +90,7 @@ export class Network {
     } catch (error) {
       throw new Problem(`Cannot load ONNX Runtime from the folder ort/ next to this page (${error.message}).`);
     }
-    // Threads share memory, which browsers allow only where a page asks to be isolated.
+    // Threads share memory, which browsers allow only for cross-origin isolated pages.
     const threads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
     ort.env.wasm.numThreads = threads;
     try {
@@ -111,7 +111,7 @@ export class Network {
     });
   }
 
-  /** Logits of the next frame, RGB of `[S, S, 3]`. */
+  /** Returns the logits of the next frame, RGB `[S, S, 3]`. */
   async push(pixels) {
     const { state, cropSize } = this.description;
     const feeds = { frame: new this.ort.Tensor("uint8", pixels, [1, cropSize, cropSize, 3]) };

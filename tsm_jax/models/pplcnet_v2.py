@@ -77,7 +77,7 @@ class DepthwiseBranches(nnx.Module):
 
 
 def _grown(kernel: jax.Array, size: int) -> np.ndarray:
-    """With zeros around it. In NumPy: the sum is to be a constant of the exported graph."""
+    """Pads a kernel with zeros, in NumPy, so that the sum is a constant of the exported graph."""
     rim = (size - len(kernel)) // 2
     return np.pad(np.asarray(kernel), ((rim, rim), (rim, rim), (0, 0), (0, 0)))
 
