@@ -1,13 +1,14 @@
-"""What saving in the background costs a training run.
+"""Measures how much saving checkpoints in the background slows down training.
 
     python benchmarks/checkpoint_cost.py --config configs/tsm_k400_videos.py --config.batch_size=8 \
         --config.data.crop_size=112 --steps 20 --rounds 6
 
-Trains the recipe's network on one batch of random clips that lies on the device. Blocks of steps
-alternate: one block begins with a save, as the training loop makes it, the other has none. A save
-that is not done at the end of its block is told (`unfinished`: then take more steps). Prints a line
-of JSON for each round and one with the medians: seconds that a save adds, and their share of a
-block, which is that of a run with `--config.checkpoint_every` of `--steps`.
+Trains the recipe's network on a batch of random clips that stays on the device. Blocks of steps
+alternate: one starts with a save, made as in the training loop, the other has none. If a save is
+not finished at the end of its block, `unfinished` is greater than zero: increase `--steps`. Prints
+a line of JSON for each round and one with the medians: the seconds that a save adds and their share
+of the time of a block, which is their share of a run with `--config.checkpoint_every` equal to
+`--steps`.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=20, help="in a block (default 20)")
-    parser.add_argument("--rounds", type=int, default=6, help="two blocks each (default 6)")
+    parser.add_argument("--steps", type=int, default=20, help="steps per block (default: 20)")
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="rounds of two blocks each (default: 6)"
+    )
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
     step, state, batch = prepare(config)
@@ -48,7 +51,7 @@ def main() -> None:
         checkpoints = Checkpoints(workdir)
         for number in range(options.rounds):
             seconds = {}
-            # The order changes, so that a drift of the machine does not count for one side.
+            # Swap the order in every round, so a drift in speed does not favour one side.
             for saves in (True, False) if number % 2 else (False, True):
                 started = time.perf_counter()
                 if saves:
@@ -69,17 +72,17 @@ def main() -> None:
                     "unfinished": unfinished,
                 }
             )
-            tell({"round": number + 1, **rounds[-1]})
+            print_json({"round": number + 1, **rounds[-1]})
         checkpoints.close()
 
     medians = {name: statistics.median(entry[name] for entry in rounds) for name in rounds[0]}
     size = sum(array.nbytes for array in jax.tree.leaves(state))
     share = medians["added"] / medians["seconds_without"]
-    tell({"median_of": options.rounds, **medians, "share": share, "megabytes": size / 1e6})
+    print_json({"median_of": options.rounds, **medians, "share": share, "megabytes": size / 1e6})
 
 
 def prepare(config: ConfigDict) -> tuple[TrainStep, TrainState, Batch]:
-    """The recipe's step and state, and a batch on the device."""
+    """Returns the training step and the initial state of a recipe, and a batch on the device."""
     mesh = make_mesh()
     built = build_steps(config, make_plan(config, 1000 * config.batch_size), mesh)
     state = init_state(built.network, built.optimizer, config.seed, mesh)
@@ -87,7 +90,7 @@ def prepare(config: ConfigDict) -> tuple[TrainStep, TrainState, Batch]:
 
 
 def run(step: TrainStep, state: TrainState, batch: Batch, steps: int) -> tuple[TrainState, float]:
-    """Some steps, as the loop does them: each one's metrics are read while the next one runs."""
+    """Runs steps like the training loop, which reads the metrics of a step during the next one."""
     pending = None
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -97,7 +100,7 @@ def run(step: TrainStep, state: TrainState, batch: Batch, steps: int) -> tuple[T
     return state, float(jax.device_get(pending)["loss"])
 
 
-def tell(values: dict[str, float]) -> None:
+def print_json(values: dict[str, float]) -> None:
     print(json.dumps({name: round(value, 4) for name, value in values.items()}), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What XLA makes of a recipe's training step for a GPU or TPU that is not there.
+"""Compiles a recipe's training step for a GPU or TPU without having one.
 
     pip install "jax[tpu]"
     python benchmarks/compile_ahead.py --platform tpu --topology v5e:2x2 \
@@ -9,14 +9,19 @@
     python benchmarks/compile_ahead.py --platform cuda --program predict \
         --config configs/tsm_k400_frames.py
 
-Compiles on the CPU, runs nothing: a ResNet-50 in a minute for a GPU, for a TPU in more than eight
-(two cores). Prints lines of JSON: planned memory of a device; what its kernels read and write
-(operands and results, each counted whole: a kernel that reads a part of an operand counts too
-much, and caches are not known), for a TPU also the cycles that its compiler estimates; what devices
-send one another; the same for the most expensive operations of the model.
+XLA compiles on the CPU and nothing is run. With two cores, a ResNet-50 takes one minute for a GPU
+and more than eight for a TPU. Prints lines of JSON:
 
-A GPU's kernels are not chosen by timing here, as they are where it runs: a training step's products
-are cuBLAS's, and convolutions are cuDNN's without an algorithm.
+- the planned memory of a device;
+- the bytes that its kernels read and write, and for a TPU the cycles that its compiler estimates;
+- the bytes that devices send one another;
+- bytes and cycles of the most expensive operations of the model.
+
+Operands and results are counted in full, so a kernel that reads only a part of an operand counts
+too much, and caches are ignored.
+
+On a real GPU, kernels are selected by timing, which is impossible here. In a training step, matrix
+products are those of cuBLAS, and convolutions those of cuDNN without a chosen algorithm.
 """
 
 from __future__ import annotations
@@ -32,15 +37,15 @@ from typing import Any, NamedTuple
 
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    # No GPU: do not ask its driver for versions; no timing.
+    # There is no GPU: do not query the versions of its driver, and do not time kernels.
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
     "XLA_FLAGS": "--xla_gpu_autotune_level=0",
-    # No TPU: do not ask the cloud which one this is.
+    # There is no TPU: do not query the metadata server for its type.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
 
-# The parts of NVIDIA's data sheet and of cudaDeviceProp that XLA asks for.
+# The values of NVIDIA's data sheet and of cudaDeviceProp that XLA needs.
 _H200 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 minor: 0 }
@@ -77,11 +82,11 @@ class Kernel(NamedTuple):
     """An instruction of the compiled program.
 
     Attributes:
-        kind: its name in HLO.
-        operation: of the model, as traced.
-        result: types and shapes.
-        bytes: read and written.
-        cycles: as the compiler estimates; 0 where it does not.
+        kind: name of the HLO instruction, or target of a custom call.
+        operation: name of the traced operation of the model.
+        result: types and shapes of the results.
+        bytes: bytes read and written.
+        cycles: estimate of the compiler; 0 if there is none.
     """
 
     kind: str
@@ -97,21 +102,23 @@ def main() -> None:
     )
     parser.add_argument("--config", required=True)
     parser.add_argument("--platform", choices=("cuda", "tpu"), required=True)
-    parser.add_argument("--topology", help="v5e:2x2, or for a GPU 1x1xN (1x1x1)")
+    parser.add_argument(
+        "--topology", help="TPU slice (default: v5e:2x2) or 1x1xN for N GPUs (1x1x1)"
+    )
     parser.add_argument(
         "--program",
         choices=("train", "predict"),
         default="train",
-        help="the training step, or the logits of a clip (train)",
+        help="the training step or the logits of a clip (default: train)",
     )
-    parser.add_argument("--hlo", metavar="FILE", help="write the compiled program")
+    parser.add_argument("--hlo", metavar="FILE", help="write the compiled program to this file")
     options, overrides = parser.parse_known_args()
     os.environ.update(_ENVIRONMENT)  # before jax is imported
 
     compiled, clips, seconds = compile_step(options, overrides)
-    tell("compiled", seconds=round(seconds, 1))
+    print_json("compiled", seconds=round(seconds, 1))
     memory = compiled.memory_analysis()
-    tell(
+    print_json(
         "memory of a device",
         arguments_mb=round(memory.argument_size_in_bytes / 1e6),
         activations_mb=round(memory.temp_size_in_bytes / 1e6),
@@ -125,7 +132,7 @@ def main() -> None:
 
 
 def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any, float, float]:
-    """The compiled step, clips on a device, and how long it took."""
+    """Returns the compiled step, the clips per device and the seconds that compiling took."""
     import jax
     from jax.experimental import topologies
 
@@ -144,7 +151,7 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
         topology = topologies.get_topology_desc(options.topology or "v5e:2x2", platform="tpu")
     config = cli.load_recipe(options.config, overrides)
     if config.dtype == "auto":
-        config.dtype = "bfloat16"  # what it is there
+        config.dtype = "bfloat16"  # the value of `auto` on GPU and TPU
     mesh = make_mesh(topology.devices)
     check_batch(config.batch_size, config.model.batch_norm_group, mesh)
     steps = build_steps(config, make_plan(config, config.batch_size * 1000), mesh)
@@ -166,7 +173,7 @@ def compile_step(options: argparse.Namespace, overrides: list[str]) -> tuple[Any
 
 
 def kernels(text: str) -> Iterator[Kernel]:
-    """What the main program of an HLO text runs (not what its loops do inside)."""
+    """Yields the kernels of the main program of an HLO text, without the bodies of its loops."""
     main_program = text[text.index("\nENTRY") :]
     main_program = main_program[: main_program.index("\n}")]
     shapes = {}
@@ -192,7 +199,7 @@ def kernels(text: str) -> Iterator[Kernel]:
 
 
 def _size(shape: str) -> int:
-    """Bytes; s8 arrays are scratch space of products."""
+    """Returns the bytes of a shape. Arrays of s8, the scratch space of products, count as 0."""
     total = 0
     for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", shape):
         size = _BYTES.get(dtype, 0)
@@ -205,7 +212,7 @@ def _size(shape: str) -> int:
 def report(found: list[Kernel], clips: float) -> None:
     total = sum(kernel.bytes for kernel in found)
     cycles = sum(kernel.cycles for kernel in found)
-    tell(
+    print_json(
         "step of a device",
         kernels=len(found),
         gigabytes=round(total / 1e9, 1),
@@ -219,7 +226,7 @@ def report(found: list[Kernel], clips: float) -> None:
     for kind in sorted({kernel.kind for kernel in sent}):
         results = [_size(kernel.result) for kernel in sent if kernel.kind == kind]
         megabytes = round(sum(results) / 1e6, 2)
-        tell("sent", kind=kind, operations=len(results), megabytes=megabytes)
+        print_json("sent", kind=kind, operations=len(results), megabytes=megabytes)
     for kernel in found:
         if kernel in sent:
             continue
@@ -228,7 +235,7 @@ def report(found: list[Kernel], clips: float) -> None:
         sizes[name] += kernel.bytes
         times[name] += kernel.cycles
     for name, _ in (times if cycles else sizes).most_common(15):
-        tell(
+        print_json(
             "operation",
             name=name,
             kernels=counts[name],
@@ -237,7 +244,7 @@ def report(found: list[Kernel], clips: float) -> None:
         )
 
 
-def tell(measure: str, **values: Any) -> None:
+def print_json(measure: str, **values: Any) -> None:
     print(json.dumps({"measure": measure, **values}), flush=True)
 
 

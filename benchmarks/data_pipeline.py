@@ -1,12 +1,12 @@
-"""The input pipeline against its floor, the decoder alone, and against torch's DataLoader.
+"""Compares the input pipeline with the decoder alone (its floor) and with torch's DataLoader.
 
     python benchmarks/data_pipeline.py --work_dir /tmp/data_pipeline
 
-Makes clips of 10 s, 340x256, 30 frames a second as H.264 mp4, folders of JPEG frames and packed
-shards (the real videos of --videos if given, scaled to that size; else moving noise), and prints a
-line of JSON for every measurement. Needs nothing else; with torch installed it also measures a
-torch DataLoader with Pillow's transforms, the usual way. Every measurement is repeated in turn and
-the best is taken: other load on the machine only ever adds.
+Creates clips of 10 s at 340x256 pixels and 30 frames per second as H.264 mp4, folders of JPEG
+frames and packed shards. They show the videos of --videos, scaled to that size, or moving noise.
+Prints a line of JSON for every measurement. If torch is installed, it also measures a torch
+DataLoader with Pillow's transforms, the usual approach. Every measurement is repeated and the best
+result is reported, because other load on the machine can only slow it down.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T, SIZE = 8, 224
 
 
 def make_data(work_dir: Path, videos: Path | None, count: int) -> None:
-    """`videos/`, `frames/`, `packed/` and their lists, unless they are there."""
+    """Creates `videos/`, `frames/`, `packed/` and their lists, unless they exist."""
     if (work_dir / "packed" / "dataset_info.json").exists():
         return
     (work_dir / "videos" / "class").mkdir(parents=True, exist_ok=True)
@@ -60,13 +60,13 @@ def make_data(work_dir: Path, videos: Path | None, count: int) -> None:
 
 
 def real_frames(path: Path) -> np.ndarray:
-    """uint8[300, 256, 340, 3]: a real video, forth and back until it is long enough."""
+    """Returns a real video, played forwards and backwards in turn: uint8 `[300, 256, 340, 3]`."""
     frames = [cv2.resize(frame, (WIDTH, HEIGHT)) for frame in every_frame(path)]
     return np.stack([(frames + frames[::-1])[i % (2 * len(frames))] for i in range(FRAMES)])
 
 
 def noise_frames(seed: int) -> np.ndarray:
-    """uint8[300, 256, 340, 3]: a smooth picture that moves."""
+    """Returns a video of a smooth moving image: uint8 `[300, 256, 340, 3]`."""
     small = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     picture = cv2.resize(small, (WIDTH * 2, HEIGHT * 2), interpolation=cv2.INTER_CUBIC)
     return np.stack([picture[i // 2 :, i:][:HEIGHT, :WIDTH] for i in range(FRAMES)])
@@ -96,7 +96,7 @@ def choose(index: int) -> Callable[[int], np.ndarray]:
 
 
 def picture_floor(source: Source) -> Callable[[int], Any]:
-    """Eight JPEG files that are in memory already, decoded; nothing else."""
+    """Returns a function that only decodes eight JPEG files that are already in memory."""
     assert isinstance(source, FrameSource)
     data = [
         [Path(entry.path, TEMPLATE.format(i + 1)).read_bytes() for i in choose(k)(FRAMES)]
@@ -106,7 +106,7 @@ def picture_floor(source: Source) -> Callable[[int], Any]:
 
 
 def video_floor(source: Source) -> Callable[[int], Any]:
-    """decord alone, on the same frames."""
+    """Returns a function that only decodes the same frames with decord."""
     import decord  # pyright: ignore[reportMissingImports]
 
     def read(i: int) -> Any:
@@ -117,7 +117,7 @@ def video_floor(source: Source) -> Callable[[int], Any]:
 
 
 def pillow_clip(source: FrameSource, index: int) -> np.ndarray:
-    """The usual way: Pillow decodes, crops, resizes and flips; float32 [T, 3, S, S]."""
+    """Decodes, crops, resizes and flips with Pillow, the usual approach: float32 `[T, 3, S, S]`."""
     entry = source.entries[index % len(source)]
     rng = np.random.default_rng(index)
     crop = draw_multi_scale_crop(HEIGHT, WIDTH, SIZE, rng)
@@ -136,7 +136,7 @@ def pillow_clip(source: FrameSource, index: int) -> np.ndarray:
 
 
 def torch_loader(source: FrameSource, workers: int, clips: int) -> dict[str, float] | None:
-    """A torch DataLoader over `pillow_clip`; None without torch."""
+    """Measures a torch DataLoader over `pillow_clip`; returns None without torch."""
     try:
         import torch.utils.data as torch_data  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -161,7 +161,7 @@ def best_of(repeats: int, measure: Callable[[], dict[str, float]]) -> dict[str, 
     return min((measure() for _ in range(repeats)), key=lambda result: result["ms_per_clip"])
 
 
-def tell(measure: str, **values: Any) -> None:
+def print_json(measure: str, **values: Any) -> None:
     print(json.dumps({"measure": measure, **values}), flush=True)
 
 
@@ -171,8 +171,10 @@ def main() -> None:
     )
     parser.add_argument("--work_dir", type=Path, required=True)
     parser.add_argument("--videos", type=Path, help="folder of real .avi files")
-    parser.add_argument("--count", type=int, default=32, help="clips to make (default 32)")
-    parser.add_argument("--clips", type=int, default=128, help="per measurement (default 128)")
+    parser.add_argument("--count", type=int, default=32, help="clips to create (default: 32)")
+    parser.add_argument(
+        "--clips", type=int, default=128, help="clips per measurement (default: 128)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     make_data(options.work_dir, options.videos, options.count)
@@ -180,19 +182,19 @@ def main() -> None:
     floors = {"videos": video_floor(sources["videos"])}
     floors["frames"] = floors["packed"] = picture_floor(sources["frames"])
     for name, source in sources.items():
-        # A floor at a time, so that both see the same state of the machine.
+        # Measure each floor next to its pipeline, so both run under the same conditions.
         clips = options.clips // 4 if name == "videos" else options.clips
         train = TrainClips(source, T, SIZE, flip=True, seed=0)
         floor = best_of(options.repeats, lambda: one_core(floors[name], clips))  # noqa: B023
         alone = best_of(options.repeats, lambda: one_core(clip_reader(train), clips))  # noqa: B023
         ratio = alone["cpu_ms_per_clip"] / floor["cpu_ms_per_clip"]
-        tell("decoder alone", source=name, **floor)
-        tell("training clip", source=name, times_floor=round(ratio, 2), **alone)
+        print_json("decoder alone", source=name, **floor)
+        print_json("training clip", source=name, times_floor=round(ratio, 2), **alone)
         for threads, workers in ((1, 0), (2, 0), (3, 0), (1, 2)):
             reading = Reading(threads=threads, workers=workers)
             whole = best_of(options.repeats, lambda: pipeline(train, reading, clips))  # noqa: B023
             share = alone["ms_per_clip"] / 2 / whole["ms_per_clip"]
-            tell(
+            print_json(
                 "pipeline",
                 source=name,
                 threads=threads,
@@ -204,11 +206,11 @@ def main() -> None:
         options.repeats,
         lambda: one_core(lambda i: pillow_clip(sources["frames"], i), options.clips),  # type: ignore[arg-type]
     )
-    tell("Pillow clip", source="frames", **pillow)
+    print_json("Pillow clip", source="frames", **pillow)
     for workers in (0, 2):
         peer = torch_loader(sources["frames"], workers, options.clips)  # type: ignore[arg-type]
         if peer:
-            tell("torch DataLoader", source="frames", workers=workers, **peer)
+            print_json("torch DataLoader", source="frames", workers=workers, **peer)
 
 
 if __name__ == "__main__":

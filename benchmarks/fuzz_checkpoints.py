@@ -1,16 +1,17 @@
-"""Damages valid files of weights at random and checks that reading stays harmless.
+"""Damages valid weight files at random and checks that reading them remains harmless.
 
     python benchmarks/fuzz_checkpoints.py --format paddle --cases 100000 --seed 0
     python benchmarks/fuzz_checkpoints.py --format torch --cases 100000 --seed 0
     python benchmarks/fuzz_checkpoints.py --format safetensors --cases 100000 --seed 0
     python benchmarks/fuzz_checkpoints.py --format names --cases 100000 --seed 0
 
-`names` leaves the file whole and changes the names, shapes and dtypes of a network's tensors.
+`names` does not damage files but changes the names, shapes and dtypes of a network's tensors.
 
-Every case must end in a dictionary of plain values or in a `UserError` of one line: no other
-exception, no event that Python's audit hooks report (import, exec, a process, a socket, another
-file), at most a few seconds, and no growth of memory beyond a bound. The first case that does not
-is kept in a file and named. Prints one line of JSON. Needs Linux, and PyTorch for its files.
+Every case must result in a dictionary of plain values or a one-line `UserError`, within a few
+seconds and a bounded growth of memory. No other exception and no event reported by Python's audit
+hooks (import, exec, process, socket, another file) is allowed. The first case that violates this is
+kept in a file whose name is printed. Prints one line of JSON. Requires Linux, and PyTorch for its
+formats.
 """
 
 from __future__ import annotations
@@ -47,13 +48,13 @@ from tsm_jax.weights.torch_file import read_safetensors, read_torch
 from tsm_jax.weights.torch_names import IMAGE, MIT, MMACTION2, from_torch, to_torch
 
 GOLDENS = Path(__file__).parent.parent / "tests" / "weights" / "goldens"
-SECONDS_PER_CASE = 5  # of processor time; a wait, which takes none, may last ten times as long
+SECONDS_PER_CASE = 5  # CPU time; the limit of wall-clock time is ten times as long
 MAX_GROWTH = 200e6
 HARMLESS_EVENTS = ("builtins.id",)
 
 PLAIN = (str, int, float, bool, type(None), bytes, np.generic, Opaque)
 OPCODES = [opcode.code.encode("latin-1") for opcode in pickletools.opcodes]
-# Pieces of attacks and of limits, put between the instructions of a valid file.
+# Fragments of attacks and of extreme values, inserted between the instructions of a valid file.
 SNIPPETS = [
     b"cos\nsystem\n",
     b"cbuiltins\neval\n",
@@ -82,15 +83,15 @@ INTEGERS = [0, 1, 2, 0x7F, 0x80, 0xFF, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40
 
 
 class Hang(BaseException):
-    """Not an `Exception`, so that no handler in between swallows it."""
+    """A case took too long. Not an `Exception`, so that no handler catches it."""
 
 
 class Violation(BaseException):
-    """Something ran that must not."""
+    """Something happened that reading a file must not cause."""
 
 
 class Watch:
-    """Within `with watch:` every audited event but the opening of `path` is an error."""
+    """Inside `with watch:`, every audited event except opening `path` is an error."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -112,17 +113,17 @@ class Watch:
             raise Violation(f"{event} {arguments!r:.200}")
 
     def check_itself(self) -> None:
-        """An attack that Python's own pickle falls for must be seen."""
+        """Checks that an attack on Python's own pickle is detected."""
         try:
             with self:
                 pickle.loads(b"cposix\nlistdir\nX\x01\x00\x00\x00/\x85R.")
         except Violation:
             return
-        raise AssertionError("the audit hook sees nothing")
+        raise AssertionError("the audit hook did not detect an attack")
 
 
 def paddle_files() -> list[bytes]:
-    """Small valid files: real ones by Paddle, and one of every protocol and kind of array."""
+    """Returns small valid files: some written by Paddle, and one per pickle protocol."""
     arrays = {
         "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
         "transposed": np.arange(24.0).reshape(2, 3, 4).transpose(1, 0, 2),
@@ -136,7 +137,7 @@ def paddle_files() -> list[bytes]:
 
 
 def torch_files() -> list[bytes]:
-    """Small checkpoints in both formats, and the zip archive compressed."""
+    """Returns small checkpoints in both formats of PyTorch, and a compressed zip archive."""
     import torch  # pyright: ignore[reportMissingImports]
 
     base = torch.arange(24.0)
@@ -201,7 +202,7 @@ def delete(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
 
 
 def splice(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
-    """Puts instructions of another file, or of this one, between or over those of this one."""
+    """Inserts instructions of this or another file, or overwrites some with them."""
     donor = rng.choice(others)
     cuts = boundaries(donor)
     start, end = sorted((rng.choice(cuts), rng.choice(cuts)))
@@ -216,7 +217,7 @@ def insert_instruction(data: bytearray, rng: random.Random, others: list[bytes])
 
 
 def edit_number(data: bytearray, rng: random.Random, others: list[bytes]) -> None:
-    """Replaces a length, an index or an integer by one at the edge of its type."""
+    """Replaces a length, an index or an integer with an extreme or random value."""
     place = rng.choice(boundaries(bytes(data))) + 1
     width = rng.choice((1, 2, 4, 8))
     value = rng.choice((*INTEGERS, rng.getrandbits(64))) % 2 ** (8 * width)
@@ -236,7 +237,7 @@ _BOUNDARIES: dict[bytes, list[int]] = {}
 
 
 def boundaries(data: bytes) -> list[int]:
-    """Where instructions begin; any place of a file that is no longer a pickle."""
+    """Returns where instructions start; all positions if the data is not a valid pickle."""
     if data not in _BOUNDARIES:
         try:
             return [position for _, _, position in pickletools.genops(data) if position is not None]
@@ -246,7 +247,10 @@ def boundaries(data: bytes) -> list[int]:
 
 
 def mutated(rng: random.Random, files: list[bytes]) -> bytes:
-    """A damaged file; of a zip archive the whole, or the pickle in it, with a right checksum."""
+    """Returns a damaged file.
+
+    In a zip archive, either the whole file is damaged or only its pickle, with a correct checksum.
+    """
     whole = rng.choice(files)
     if not whole.startswith(b"PK") or rng.random() < 0.3:
         return damaged(whole, rng, files)
@@ -258,7 +262,7 @@ def mutated(rng: random.Random, files: list[bytes]) -> bytes:
 
 
 def damaged(whole: bytes, rng: random.Random, files: list[bytes]) -> bytes:
-    if whole.startswith(TORCH_MAGIC):  # mostly behind what is the same in all
+    if whole.startswith(TORCH_MAGIC):  # mostly damage what follows the common header
         start = rng.choice((0, 150, 150, 150))
         return whole[:start] + changed(whole[start:], rng, files)
     return changed(whole, rng, files)
@@ -313,7 +317,7 @@ FORMATS = {
 
 
 def run_case(path: Path, read: Callable[[Path], None]) -> str:
-    """What became of the file: `read`, or the kind of refusal."""
+    """Returns `read`, or the kind of refusal."""
     try:
         read(path)
     except UserError as error:
@@ -323,18 +327,21 @@ def run_case(path: Path, read: Callable[[Path], None]) -> str:
 
 
 def one_line(error: UserError) -> str:
-    assert str(error).isprintable(), "the message is not one plain line"
+    assert str(error).isprintable(), "the message is not a single printable line"
     return str(error)
 
 
 def peak_memory() -> int:
-    """Bytes; of this process alone, unlike getrusage's maximum, which is inherited."""
+    """Returns the peak memory in bytes; unlike getrusage's maximum, it is not inherited."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if "VmHWM" in line)
 
 
 def limit_time(seconds: float) -> None:
-    """From now on; 0 for no limit. On a busy machine the wall clock alone would see hangs."""
+    """Limits the time from now on; 0 removes the limit.
+
+    Wall-clock time alone would report hangs on a busy machine, so CPU time is limited as well.
+    """
     signal.setitimer(signal.ITIMER_PROF, seconds)
     signal.setitimer(signal.ITIMER_REAL, 10 * seconds)
 
@@ -348,7 +355,7 @@ def fuzz(name: str, cases: int, seed: int, folder: Path) -> dict[str, Any]:
     files = make()
     _BOUNDARIES.update({data: boundaries(data) for data in files})
     path, rng = folder / "case", random.Random(seed)
-    for data in files:  # before anything is watched: this imports what is imported late
+    for data in files:  # before watching starts, so that late imports are done
         path.write_bytes(data)
         assert run_case(path, read) == "read"
     watch = Watch(path)
@@ -365,7 +372,7 @@ def fuzz(name: str, cases: int, seed: int, folder: Path) -> dict[str, Any]:
         except BaseException:
             kept = Path(tempfile.gettempdir()) / f"fuzz_{name}_seed{seed}_case{case}"
             kept.write_bytes(data)
-            print(f"case {case} of seed {seed} failed; it is kept as {kept}", file=sys.stderr)
+            print(f"case {case} of seed {seed} failed; see {kept}", file=sys.stderr)
             raise
         outcomes[outcome] += 1
         slowest = max(slowest, time.perf_counter() - began)
@@ -386,7 +393,7 @@ def fuzz(name: str, cases: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def networks() -> list[dict[str, Any]]:
-    """State dicts of small networks by the names of every family."""
+    """Returns state dicts of small networks under the names of every family."""
     found: list[dict[str, Any]] = []
     for backbone, family, shift in (
         ("resnet18", MIT, "future_first"),

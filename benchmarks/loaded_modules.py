@@ -1,8 +1,9 @@
-"""Counts what a reader has to open: modules of this package that a command loads, and lines.
+"""Counts the modules of this package that a command loads, and their lines.
 
 python benchmarks/loaded_modules.py -m tsm_jax.train --config configs/quickstart.py
 
-The command runs to its end, so that modules imported late are counted as well.
+This is what a reader of the command has to open. The command runs to its end, so modules that are
+imported late are counted as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
-# Not -X importtime: it leaves out what importlib.import_module imports.
+# Not -X importtime, which leaves out what importlib.import_module imports.
 _MARK = "loaded: "
 _RUN = f"""
 import atexit, runpy, sys
@@ -25,7 +26,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 
 
 def loaded_modules(module: str, arguments: list[str]) -> list[str]:
-    """Names of the modules of `tsm_jax` that `python -m module` imports, in order of loading."""
+    """Returns the modules of `tsm_jax` that `python -m module` imports, in order of loading."""
     finished = subprocess.run(
         [sys.executable, "-c", _RUN, module, *arguments],
         stderr=subprocess.PIPE,
@@ -37,11 +38,11 @@ def loaded_modules(module: str, arguments: list[str]) -> list[str]:
     if finished.returncode:
         raise SystemExit("\n".join(line for line in lines if not line.startswith(_MARK)))
     names = [line.removeprefix(_MARK) for line in lines if line.startswith(_MARK)]
-    return [*names, module]  # which runs as __main__
+    return [*names, module]  # it runs as __main__ and is not listed
 
 
 def lines_of(module: str) -> tuple[str, int]:
-    """Path of a module's file and its number of lines."""
+    """Returns the path of a module's file and its number of lines."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None, module
     with open(spec.origin, encoding="utf-8") as file:

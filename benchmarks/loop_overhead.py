@@ -1,10 +1,10 @@
-"""What the training loop adds to the input pipeline: the loop on a step that costs nothing.
+"""Measures what the training loop adds to the time of the input pipeline.
 
     python benchmarks/loop_overhead.py --config configs/tsm_k400_packed.py
 
-Reads the recipe's training clips, once through the pipeline alone and once through the real loop
-with the transfer to the devices, its log and a step that returns at once. Prints a line of JSON for
-each, in turn, `--repeats` times.
+Reads the recipe's training clips, first with the pipeline alone and then with the real loop: with
+the transfer to the devices, the log, and a step that returns at once. Prints a line of JSON for
+each, `--repeats` times in turn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tsm_jax.training.state import TrainState
 
 
 class NoCheckpoints:
-    """The loop asks whether the first one was validated, and waits for the last one."""
+    """Replaces the checkpoints: the loop only calls these two methods."""
 
     def validated(self, step: int) -> bool:
         return True
@@ -48,7 +48,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True)
-    parser.add_argument("--steps", type=int, default=20, help="after the first (default 20)")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="steps after the first one (default: 20)"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     options, overrides = parser.parse_known_args()
     config = cli.load_recipe(options.config, overrides)
@@ -73,17 +75,17 @@ def main() -> None:
     @jax.jit
     def nothing(video: jax.Array) -> dict[str, jax.Array]:
         zeros = {name: jnp.zeros(()) for name in ("loss", "top1", "top5", "bad", "bad_steps")}
-        norm = video[(0,) * video.ndim].astype(jnp.float32)  # reads the batch, a byte of it
+        norm = video[(0,) * video.ndim].astype(jnp.float32)  # reads one byte of the batch
         return {**zeros, "count": jnp.ones(()), "learning_rate": jnp.ones(()), "grad_norm": norm}
 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Any]:
         return state, nothing(batch["video"])
 
-    # Compiled before anything is timed.
+    # Compile before anything is timed.
     step(fresh_state(), put_batch(next(batches()), mesh))
     for _ in range(options.repeats):
         report("pipeline", *seconds_after_first(batches()))
-        # An epoch that never ends: nothing is validated or saved.
+        # The epoch is longer than the run, so nothing is validated or saved.
         plan = Plan(options.steps + 2, options.steps + 1, (), 0)
         timed = Timed(batches())
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -124,7 +126,7 @@ def fresh_state() -> TrainState:
 
 
 def seconds_after_first(batches: Iterator[Batch]) -> tuple[float, float]:
-    """Reading all but the first batch: wall-clock and CPU time."""
+    """Returns wall-clock and CPU seconds of reading all batches but the first."""
     next(batches)
     started, cpu = time.perf_counter(), time.process_time()
     for _ in batches:
@@ -133,7 +135,12 @@ def seconds_after_first(batches: Iterator[Batch]) -> tuple[float, float]:
 
 
 class Timed(Iterator[Batch]):
-    """Batches; `first` is when the first one was there, `first_cpu` the CPU time used by then."""
+    """Iterates over batches and records when the first one was ready.
+
+    Attributes:
+        first: wall-clock time at that moment, in seconds.
+        first_cpu: CPU time used up to that moment, in seconds.
+    """
 
     def __init__(self, batches: Iterator[Batch]):
         self._batches = batches

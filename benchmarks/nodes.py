@@ -1,13 +1,18 @@
-"""One training on several nodes, each a network namespace of this machine (Linux, root, iproute2).
+"""Trains on several nodes, each of which is a network namespace of this machine.
 
     python benchmarks/nodes.py --work_dir /tmp/nodes
 
-Every node has a host name, an address of its own and a cable to a bridge; they share the files.
-Prints a line of JSON for each of: the same training on one node and on four; a process that is
-killed, the first one or another, or whose cable is cut, with how long the others then lived and
-what they printed; the training continued on three nodes. `difference` is the largest relative one
-of a loss or a gradient's norm, of all steps, from those of one node. Exits with 1 if one of them is
-above 1e-3, if others outlived the lost one by 30 s, or if one printed more than a line of error.
+Requires Linux, root and iproute2. Every node has its own host name, address and cable to a bridge;
+all share the file system. Prints a line of JSON for each of these:
+
+- the same training on one node and on four;
+- a training in which a node is lost: its process is killed or its cable is cut, for the first node
+  and for another one. The line says how long the other processes ran on and what they printed;
+- the continuation of that training on three nodes.
+
+`difference` is the largest relative difference of a loss or gradient norm from the run on one node,
+over all steps. The exit code is 1 if a difference is above 1e-3, if other processes ran on for 30 s
+or longer, or if one printed more than a one-line error.
 """
 
 from __future__ import annotations
@@ -42,7 +47,7 @@ def node(index: int) -> str:
 
 @contextmanager
 def network() -> Iterator[None]:
-    """Namespaces with an address each, on a bridge, and with a file of hosts that has them all."""
+    """Creates the namespaces on a bridge, each with an address and a hosts file that lists all."""
     hosts = "127.0.0.1 localhost\n" + "".join(
         f"{NETWORK}.{index + 1} {node(index)}\n" for index in range(NODES)
     )
@@ -52,7 +57,7 @@ def network() -> Iterator[None]:
         ip("link", "set", BRIDGE, "up")
         for index in range(NODES):
             name, cable = node(index), f"tsmcable{index}"
-            folder = Path("/etc/netns") / name  # what `ip netns exec` shows as /etc
+            folder = Path("/etc/netns") / name  # `ip netns exec` mounts its files into /etc
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             stack.callback(subprocess.run, ["ip", "netns", "del", name])
             folder.mkdir(parents=True)
@@ -67,7 +72,7 @@ def network() -> Iterator[None]:
 
 
 class Run:
-    """A training; every node's output is kept."""
+    """A training run whose nodes write their output to files."""
 
     def __init__(self, work_dir: Path, name: str, nodes: int):
         self.workdir = work_dir / name
@@ -108,14 +113,14 @@ class Run:
             "model.num_segments": 4,
             "data.crop_size": 32,
             "data.short_side": 32,
-            "batch_size": 12,  # for one, three and four nodes
+            "batch_size": 12,  # divisible by one, three and four nodes
             "epochs": EPOCHS,
             "log_every": 1,
             "optimizer.schedule": "step",
-            "optimizer.learning_rate": 0.001,  # a high one makes any rounding grow
+            "optimizer.learning_rate": 0.001,  # a high one amplifies rounding errors
             "optimizer.warmup_epochs": 0.0,
         }
-        # Each `exec`s the next one, so that the process is the one that trains.
+        # Each command `exec`s the next one, so the child process is the one that trains.
         enter = ["ip", "netns", "exec", node(index), "unshare", "--uts", "sh", "-c"]
         enter += [f'hostname {node(index)} && exec "$@"', "sh"]
         arguments = [f"--{key}={value}" for key, value in values.items()]
@@ -127,7 +132,7 @@ class Run:
                 raise SystemExit(f"{output}: {output.read_text()}")
 
     def curve(self) -> dict[int, tuple[float, float]]:
-        """Loss and gradient's norm by step."""
+        """Returns loss and gradient norm by step."""
         path = self.workdir / "metrics.jsonl"
         if not path.exists():
             return {}
@@ -136,15 +141,15 @@ class Run:
         return {x["step"]: (x["loss"], x["grad_norm"]) for x in lines if x["kind"] == "train"}
 
     def lose(self, index: int, how: str) -> tuple[float, int, list[str]]:
-        """Loses a node once some steps are done.
+        """Removes a node after some steps.
 
         Returns:
-            Seconds until the last of the others ended, the last step that was logged, and the
-            lines that each of them printed on errors.
+            The seconds until the last other process ended, the last logged step, and what each of
+            the other processes printed about errors.
         """
         while max(self.curve(), default=0) < LOST_AT:
             if any(process.poll() is not None for process in self.processes):
-                raise SystemExit(f"ended early: {self.outputs[0].read_text()}")
+                raise SystemExit(f"a process ended too early: {self.outputs[0].read_text()}")
             time.sleep(0.02)
         if how == "killed":
             self.processes[index].kill()
@@ -178,12 +183,12 @@ def difference(
 
 
 def ends_in_one_line(text: str) -> bool:
-    """Whether an error is the last line, the only one of its kind, and no stack trace is there."""
+    """Returns whether the last line is the only error and there is no stack trace."""
     trace = any(words in text for words in ("Traceback", "stack trace", "@     0x"))
     return text.splitlines()[-1:] == [x for x in text.splitlines() if "error: " in x] and not trace
 
 
-def tell(measure: str, **values: object) -> None:
+def print_json(measure: str, **values: object) -> None:
     print(json.dumps({"measure": measure, **values}), flush=True)
 
 
@@ -191,9 +196,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work_dir", type=Path, required=True, help="is emptied")
+    parser.add_argument("--work_dir", type=Path, required=True, help="folder; it is emptied")
     work_dir = parser.parse_args(arguments).work_dir.resolve()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the network is taken down
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # to clean up the network
     shutil.rmtree(work_dir, ignore_errors=True)
     moving_shapes.render(work_dir / "shapes", train_videos=24, val_videos=12, seed=0)
     good = True
@@ -203,17 +208,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         together = Run(work_dir, "together", NODES)
         together.wait()
         apart = difference(together.curve(), alone.curve())
-        tell("four nodes against one", steps=LAST_STEP, difference=apart)
+        print_json("four nodes against one", steps=LAST_STEP, difference=apart)
         good &= apart < TOLERANCE
         for how, index in (("killed", 0), ("killed", 2), ("cut off", 0), ("cut off", 2)):
             name = f"{how} {index}".replace(" ", "_")
             seconds, step, errors = Run(work_dir, name, NODES).lose(index, how)
-            tell(f"node {index} {how}", others_ended_after_s=round(seconds, 1), printed=errors)
+            print_json(
+                f"node {index} {how}", others_ended_after_s=round(seconds, 1), printed=errors
+            )
             good &= seconds < LIMIT_SECONDS and all(map(ends_in_one_line, errors))
             rest = Run(work_dir, name, NODES - 1)
             rest.wait()
             apart = difference(rest.curve(), alone.curve())
-            tell("continued on three", logged_before=step, steps=LAST_STEP, difference=apart)
+            print_json("continued on three", logged_before=step, steps=LAST_STEP, difference=apart)
             good &= apart < TOLERANCE
     return 0 if good else 1
 

@@ -1,11 +1,12 @@
-"""What few real clips give: the probe, the shipped recipe, and the recipe without the shift.
+"""Measures accuracy with few real clips: linear probe, shipped recipe, recipe without the shift.
 
     python benchmarks/own_videos.py --data UCF_FRAMES --weights mobilenet_v2.safetensors
 
-One fold of a cross-validation by groups (`--folds 5 --fold 0`: every fifth group validates) of the
-data that own_videos_sets.py describes. `--seeds 1 2 3` repeats the trainings, `--kinds recipe`
-picks some, and what follows is passed to each of them (`--config.epochs=1`). It prints one table;
-the runs are kept in `--output`, and a run that is there is not trained again.
+Runs one fold of a cross-validation by groups (`--folds 5 --fold 0`: every fifth group is used for
+validation) on the data that own_videos_sets.py describes. `--seeds 1 2 3` repeats the trainings,
+`--kinds recipe` selects some of them, and all other arguments are passed to them
+(`--config.epochs=1`). Prints one table. The runs are kept in `--output`; an existing run is not
+trained again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KINDS = ("probe", "recipe", "no_shift")
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--weights", required=True, help="of ImageNet, for config.init_from")
+    parser.add_argument("--weights", required=True, help="ImageNet weights for config.init_from")
     parser.add_argument("--recipe", default="configs/own_videos_mobilenet.py")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark_own_videos"))
     parser.add_argument("--folds", type=int, default=5)
@@ -73,7 +74,10 @@ def run(*command: str) -> None:
 
 
 def accuracies(workdir: Path, kind: str) -> tuple[float | None, ...]:
-    """Of the best validation and of the last one: the best is chosen on the same clips."""
+    """Returns top1 and mean_recall of the best and of the last validation.
+
+    The last one is needed because the best one is selected on the clips that it is measured on.
+    """
     if kind == "probe":
         found = json.loads((workdir / "probe.json").read_text())["validation"]
         return found["top1"], found["mean_recall"], None, None

@@ -1,12 +1,13 @@
-"""Small data sets as few-clip users have them: long-tailed, or a camera that never moves.
+"""Creates small data sets like those of users with few clips: long-tailed, or with a fixed camera.
 
     python benchmarks/own_videos_sets.py long_tail --data UCF_FRAMES --output data/long_tail
     python benchmarks/own_videos_sets.py fixed_camera --output data/fixed_camera
     python benchmarks/own_videos_sets.py backwards --data UCF_FRAMES --output data/backwards
 
-Each writes train.list, val.list and labels.txt for `--config.data.source=frames`. UCF_FRAMES is a
-folder with `frames/`, `train.list` (`folder frames label`), `labels.txt` and `groups.csv`
-(`clip,group`); nothing of it is copied, and validation clips are of groups of their own.
+Each command writes train.list, val.list and labels.txt for `--config.data.source=frames`.
+UCF_FRAMES is a folder with `frames/`, `train.list` (`folder frames label`), `labels.txt` and
+`groups.csv` (`clip,group`). Its frames are not copied. Training and validation clips come from
+different groups.
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-# Clips of each class in the long-tailed set: from 40 to 4 in equal ratios.
+# Clips per class in the long-tailed set: a geometric sequence from 40 to 4.
 MOST, LEAST = 40, 4
-# Training clips of the fixed camera's classes.
+# Training clips per class of the fixed camera.
 CLIPS = (185, 60, 45, 39)
 WIDTH, HEIGHT, FRAMES = 160, 120, 16
-# What is done at the station: the part goes to one of two trays, or the arm turns back, or waits.
+# The actions: the part is moved to one of two trays, or the arm turns back, or it waits.
 CAMERA_CLASSES = ("tray_left", "tray_right", "turned_back", "waits")
-# Of UCF-101, the two whose first and last frames differ most: a linear classifier on the trend of
-# frozen features tells their direction in 73 % of the clips.
+# The two classes of UCF-101 whose first and last frames differ most: a linear classifier on the
+# trend of frozen features recognises the direction of 73 % of the clips.
 DIRECTED = ("HandstandWalking", "JumpingJack")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("kind", choices=("fold", "long_tail", "fixed_camera", "backwards"))
-    parser.add_argument("--data", type=Path, help="frames, lists and groups")
+    parser.add_argument("--data", type=Path, help="folder with frames, list, labels and groups")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--fold", type=int, default=0, help="every n-th group validates")
+    parser.add_argument("--fold", type=int, default=0, help="which of the --folds validates")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def split(data: Path, fold: int, folds: int) -> tuple[list, list]:
-    """Lines `(folder, frames, label)` of the training and validation clips of a fold."""
+    """Returns the rows `(folder, frames, label)` of the training and validation clips of a fold."""
     with open(data / "groups.csv") as file:
         group_of = {row["clip"]: int(row["group"]) for row in csv.DictReader(file)}
     held_out = set(sorted(set(group_of.values()))[fold::folds])
@@ -68,7 +69,7 @@ def split(data: Path, fold: int, folds: int) -> tuple[list, list]:
 
 
 def long_tail(train: list, classes: int, seed: int) -> list:
-    """A random part of each class, of random rank: MOST clips of one down to LEAST of another."""
+    """Keeps random clips: MOST of one random class, down to LEAST of another."""
     rng = np.random.default_rng(seed)
     wanted = np.rint(np.geomspace(MOST, LEAST, classes)).astype(int)[rng.permutation(classes)]
     kept = []
@@ -79,7 +80,7 @@ def long_tail(train: list, classes: int, seed: int) -> list:
 
 
 def backwards(data: Path, output: Path, names: list, train: list, val: list) -> tuple:
-    """Clips of two classes as they are, and the same clips in reverse: label 0 and 1."""
+    """Returns the clips of two classes forwards (label 0) and backwards (label 1)."""
     chosen = [names.index(name) for name in DIRECTED]
 
     def both(rows: list) -> list:
@@ -107,15 +108,18 @@ def write(output: Path, names: list, train: list, val: list) -> None:
         lines = [f"{folder} {frames} {label}\n" for folder, frames, label in rows]
         (output / f"{split_name}.list").write_text("".join(lines))
     counts = np.bincount([row[2] for row in train], minlength=len(names))
-    print(f"{output}: {len(train)} training clips ({counts.tolist()} a class), {len(val)} others")
+    print(
+        f"{output}: {len(train)} training clips ({counts.tolist()} per class),"
+        f" {len(val)} validation clips"
+    )
 
 
 def fixed_camera(output: Path, seed: int) -> None:
-    """A machine in a hall seen by a fixed camera; a small part of its picture tells the class."""
+    """Renders a machine in a hall seen by a fixed camera; a small image region tells the class."""
     rng = np.random.default_rng(seed)
     blocks = rng.uniform(60, 200, (12, 16, 3)).astype(np.float32)
     hall = cv2.resize(blocks, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    for _ in range(40):  # edges, as a hall has
+    for _ in range(40):  # edges, as in a real hall
         x, y, w, h = rng.integers(0, (WIDTH, HEIGHT, 40, 30))
         color = rng.uniform(40, 220, 3).tolist()
         cv2.rectangle(hall, (int(x), int(y)), (int(x + w), int(y + h)), color, -1)
@@ -133,13 +137,13 @@ def fixed_camera(output: Path, seed: int) -> None:
 
 
 def _work(hall: np.ndarray, label: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One cycle: an arm with a part of 7 px at its end; light and camera noise vary."""
+    """Renders one cycle of an arm that holds a part of 7 px, with varying light and noise."""
     pivot = np.array([WIDTH * 0.62, HEIGHT * 0.3])
     start, reach = rng.uniform(1.4, 1.75), rng.uniform(33, 37)
     travel = {0: 0.75, 1: -0.75, 2: 0.75, 3: 0.0}[label] * rng.uniform(0.8, 1.1)
     begin, end = rng.uniform(0.1, 0.3), rng.uniform(0.6, 0.8)
     light = rng.uniform(0.85, 1.15)
-    color = (rng.uniform(0, 255, 3)).tolist()  # of the part: tells nothing
+    color = (rng.uniform(0, 255, 3)).tolist()  # of the part; unrelated to the class
     frames = []
     for time in np.linspace(0, 1, FRAMES):
         share = np.clip((time - begin) / (end - begin), 0, 1)

@@ -1,10 +1,10 @@
-"""Time and memory of reading a `.pdparams` of TSM-ResNet-50's size, and of converting it.
+"""Measures time and memory of reading and converting a `.pdparams` of the size of TSM-ResNet-50.
 
     python benchmarks/pdparams_speed.py
 
-Writes a file of 97 MB, reads it in processes of their own (the file is in the page cache) and
-prints one line of JSON with the best times. The memory of reading is the growth of the process's
-peak over its size after the imports; that of the convert command is all of it. Needs Linux.
+Writes a file of 97 MB, reads it in separate processes (from the page cache) and prints one line of
+JSON with the best times. The memory of reading is the growth of the peak after the imports; that of
+the convert command is the peak of the whole process. Requires Linux.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def resnet_50() -> dict[str, np.ndarray]:
 
 
 def measure(path: Path, repeats: int) -> dict[str, float]:
-    """Best times in seconds and largest growths of memory in MB."""
+    """Measures reading: the best times in seconds and the largest growth of memory in MB."""
     command = [sys.executable, "-c", CHILD, str(path)]
     runs = [
         json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -67,7 +67,7 @@ def measure(path: Path, repeats: int) -> dict[str, float]:
 
 
 def measure_command(path: Path, repeats: int) -> dict[str, float]:
-    """`python -m tsm_jax.convert` as a user starts it: best seconds, largest peak in MB."""
+    """Measures `python -m tsm_jax.convert`: the best time in seconds and the largest peak in MB."""
     times, peaks = [], []
     for repeat in range(repeats):
         output = path.with_name(f"converted{repeat}")

@@ -1,12 +1,12 @@
-"""Prediction against PyTorch eager: the same network, clip, threads and minute.
+"""Compares the speed of prediction with PyTorch eager on the same network and clip.
 
     python -m tsm_jax.export --weights X --output inference/TSM
     python benchmarks/predict_engines.py --model inference/TSM [--channels_last]
 
-Needs torch beside the engines. PyTorch gets the exported weights, an input that is normalised
-already, inference mode and every core; its logits are compared before anything is timed. Rounds
-alternate between all of them; a line of JSON each has the median, the fastest round, and the median
-over the rounds of the ratio to PyTorch, which other work on the machine disturbs least.
+Requires torch in addition to the engines. PyTorch runs with the exported weights, an input that is
+already normalised, inference mode and all cores. Its logits are compared before anything is timed.
+Rounds alternate between all engines. For each engine, a line of JSON has the median, the fastest
+round and the median ratio to PyTorch over the rounds, which is least affected by other load.
 """
 
 from __future__ import annotations
@@ -33,19 +33,22 @@ from tsm_jax.weights.model_directory import read_model_directory
 def torch_run(
     folder: str, video: np.ndarray, channels_last: bool
 ) -> tuple[Callable[[], object], np.ndarray]:
-    """PyTorch eager on a clip, and its logits."""
+    """Returns a function that runs PyTorch eager on a clip, and its logits."""
     architecture = read_model_directory(folder).architecture
     expected = {"shift": "past_first", "shift_every": 1}
     eighth = architecture.shift_fraction == "1/8" or architecture.num_segments == 8
     if not eighth or any(getattr(architecture, key) != value for key, value in expected.items()):
-        raise SystemExit("the PyTorch network here shifts past_first by 1/8 in every block")
+        raise SystemExit(
+            f"cannot compare {folder}: the PyTorch network only supports the shift past_first by"
+            " 1/8 in every block"
+        )
     tensors = load_file(os.path.join(folder, "model.safetensors"))
     network = TorchTSM(
         tensors, backbone=architecture.backbone, segments=architecture.num_segments
     ).eval()
     normalised = (video.astype(np.float32) / 255 - MEAN) / STD
     tensor = torch.tensor(normalised.transpose(0, 1, 4, 2, 3).copy())
-    if channels_last:  # of the images; torch.flatten keeps how they lie in memory
+    if channels_last:  # layout of the images; torch.flatten keeps it
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore
         images = tensor.flatten(0, 1).to(memory_format=torch.channels_last)
         tensor = images.unflatten(0, tensor.shape[:2])
@@ -61,8 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="exported, ResNet-50 or MobileNetV2")
-    parser.add_argument("--channels_last", action="store_true", help="how PyTorch's images lie")
+    parser.add_argument("--model", required=True, help="exported ResNet-50 or MobileNetV2")
+    parser.add_argument(
+        "--channels_last", action="store_true", help="use channels_last images in PyTorch"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     artifact = read_artifact(arguments.model)
@@ -74,7 +79,7 @@ def main() -> None:
         if installed(name) and file in artifact.hashes:
             try:
                 engine = open_engine(artifact, name, precision)
-            except UserError as error:  # no bfloat16 in this processor
+            except UserError as error:  # this processor does not support bfloat16
                 print(json.dumps({"run": f"{name} {precision}", "error": str(error)}), flush=True)
                 continue
             key = f"{name} {precision}"

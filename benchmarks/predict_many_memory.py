@@ -1,8 +1,8 @@
-"""Memory of `predict_many` over many clips that exist only while they are asked for.
+"""Measures the memory of `predict_many` over many clips that are generated on demand.
 
     python benchmarks/predict_many_memory.py --model output/quickstart --clips 10000
 
-Prints the resident memory after every tenth of the clips, and how much it grew after the first.
+Prints the resident memory after every tenth of the clips, and its growth since the first tenth.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import tsm_jax
 
 
 def resident_megabytes() -> float:
-    """Of this process, as Linux counts it."""
+    """Returns the resident memory of this process in MiB (Linux only)."""
     with open("/proc/self/status", encoding="ascii") as file:
         (line,) = [line for line in file if line.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
 
 
 def clips(number: int, frames: int, size: int) -> Iterator[np.ndarray]:
-    """Different ones, each in memory of its own."""
+    """Yields different clips, each in newly allocated memory."""
     rng = np.random.default_rng(0)
     for _ in range(number):
         yield rng.integers(0, 256, (frames, size, size, 3), np.uint8)
@@ -50,7 +50,8 @@ def main() -> None:
             seen.append(resident_megabytes())
             print(f"{number} clips: {seen[-1]:.0f} MB", flush=True)
     seconds = time.perf_counter() - begin
-    print(f"{options.clips / seconds:.0f} clips a second; grew by {max(seen) - seen[0]:.0f} MB")
+    growth = max(seen) - seen[0]
+    print(f"{options.clips / seconds:.0f} clips per second; memory grew by {growth:.0f} MB")
 
 
 if __name__ == "__main__":

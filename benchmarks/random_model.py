@@ -1,4 +1,4 @@
-"""Writes a recipe's network with random weights as a model directory, to measure how fast it runs.
+"""Writes a model directory with a recipe's network and random weights, for measuring its speed.
 
 python benchmarks/random_model.py --config configs/tsm_k400_videos.py --output /tmp/R50
 python -m tsm_jax export --weights /tmp/R50 --output /tmp/R50_int8 --precisions float32 int8 \\
@@ -14,17 +14,17 @@ from dataclasses import replace
 from tsm_jax.assemble.network import architecture_of, build_training_network, preprocessing_of
 from tsm_jax.weights.model_directory import Model, write_model_directory
 
-_CLASSES = 400  # of a recipe that takes them from its labels
+_CLASSES = 400  # for recipes that take the number of classes from their labels
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--config", required=True, help="the file of a recipe")
-    parser.add_argument("--output", required=True, help="a new folder")
-    parser.add_argument("--shift", help="instead of the recipe's")
-    parser.add_argument("--fps", type=float, default=0, help="that the network is to see")
+    parser.add_argument("--config", required=True, help="recipe file")
+    parser.add_argument("--output", required=True, help="folder to create")
+    parser.add_argument("--shift", help="shift to use instead of the recipe's")
+    parser.add_argument("--fps", type=float, default=0, help="frame rate to store with the model")
     options = parser.parse_args()
     config = runpy.run_path(options.config)["get_config"]()
     config.model.num_classes = config.model.num_classes or _CLASSES

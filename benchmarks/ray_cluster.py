@@ -1,17 +1,17 @@
-"""`prepare pack` and `predict` on a Ray cluster of three nodes on this machine, and without.
+"""Compares `prepare pack` and `predict` with and without a Ray cluster of three local nodes.
 
     python benchmarks/ray_cluster.py same --videos data/ucf10/videos --model output/TSM
     python benchmarks/ray_cluster.py cost --videos data/ucf10/videos --model output/TSM --clips 400
     python benchmarks/ray_cluster.py memory
 
-`same` makes `--clips` links to the smallest videos, runs both commands once without Ray,
-once on three nodes, and once more while a node is killed with SIGKILL at `--kills` random moments
-(another one is added each time), and compares every byte. `cost` runs them in turns without and
-with Ray, `--pairs` times. `memory` gives 2,000 and 200,000 entries to a decoder that does nothing.
-The cluster stands before the clock starts.
+`same` creates `--clips` links to the smallest videos and runs both commands three times: without
+Ray, on three nodes, and on three nodes while a node is killed with SIGKILL and replaced at
+`--kills` random moments. It prints a hash of all output bytes for each run. `cost` runs the
+commands alternately without and with Ray, `--pairs` times. `memory` passes 2,000 and 200,000
+entries to a decoder that does nothing. The cluster is started before the time is measured.
 
-Seconds are on the wall and, where the group of processes can be counted (cgroup v1, as root),
-those of the processors, all of Ray's processes included.
+Times are wall-clock seconds and, where a group of processes can be measured (cgroup v1, as root),
+CPU seconds including all processes of Ray.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ ROOT = Path(__file__).parents[1]
 PACKING = ("--frames_per_clip", "8", "--short_side", "112", "--clips_per_shard", "100")
 
 
-def patiently(start):
-    """Ray gives a node 30 s to start, which a loaded machine may not be able to."""
+def with_retries(start):
+    """Retries, because Ray gives a node 30 s to start, which is too short on a busy machine."""
     for _ in range(5):
         try:
             return start()
-        except Exception as error:  # it raises nothing more special
-            print(f"  again: {error}", flush=True)
+        except Exception as error:  # Ray raises nothing more specific
+            print(f"  retrying: {error}", flush=True)
     return start()
 
 
 class Nodes:
-    """Three nodes with a core each."""
+    """A cluster of three nodes with one core each."""
 
     def __init__(self):
         from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
         self._size: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 200 << 20}
         head = {**self._size, "include_dashboard": False}
-        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self.cluster = with_retries(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.others = [self._add() for _ in range(2)]
 
     def _add(self):
-        return patiently(lambda: self.cluster.add_node(**self._size))
+        return with_retries(lambda: self.cluster.add_node(**self._size))
 
     @property
     def address(self) -> str:
@@ -88,7 +88,7 @@ def processor_seconds(group: str) -> float | None:
 
 
 def enter(group: str) -> None:
-    """Counts this process and those that it starts from now on."""
+    """Adds this process, and all that it starts from now on, to a group."""
     try:
         (GROUPS / group).mkdir(exist_ok=True)
         (GROUPS / group / "cgroup.procs").write_text(str(os.getpid()))
@@ -97,7 +97,7 @@ def enter(group: str) -> None:
 
 
 class Bench:
-    """The same commands, here and there."""
+    """Runs the commands without Ray or on a cluster."""
 
     def __init__(self, options: argparse.Namespace, work: Path):
         self.work, self.model = work, options.model
@@ -128,7 +128,7 @@ class Bench:
         return [*words, "--output", str(output), *(("--ray", ray) if ray else ())]
 
     def run(self, name: str, output: str, ray: str | None = None, beside=lambda process: None):
-        """Wall and processor seconds of a command; `beside` is called while it runs."""
+        """Returns wall-clock and CPU seconds of a command; calls `beside` while it runs."""
         group = "tsm-cluster" if ray else "tsm-one"
         enter(group)
         before, begin = processor_seconds(group), time.perf_counter()
@@ -142,7 +142,7 @@ class Bench:
         beside(process)
         _, errors = process.communicate()
         wall, after = time.perf_counter() - begin, processor_seconds(group)
-        if process.returncode:  # of predict, how many videos could not be read
+        if process.returncode:  # for predict, some videos could not be read
             print(f"  exit code {process.returncode}: {errors.strip().splitlines()[-1]}")
         return wall, None if after is None or before is None else after - before
 
@@ -156,7 +156,7 @@ class Bench:
 
 def shown(seconds: tuple[float, float | None]) -> str:
     wall, processor = seconds
-    return f"{wall:.1f} s" + (f" ({processor:.1f} s of processors)" if processor else "")
+    return f"{wall:.1f} s" + (f" ({processor:.1f} s of CPU)" if processor else "")
 
 
 def same(bench: Bench, options: argparse.Namespace) -> None:
@@ -166,7 +166,7 @@ def same(bench: Bench, options: argparse.Namespace) -> None:
         three = (options.seconds, None)
         if "here" in options.runs:
             one = bench.run(name, f"{name}-one")
-            print(f"  here: {shown(one)}", bench.digest(f"{name}-one"), flush=True)
+            print(f"  without Ray: {shown(one)}", bench.digest(f"{name}-one"), flush=True)
         enter("tsm-cluster")
         with nodes() as cluster:
             if "ray" in options.runs:
@@ -183,7 +183,7 @@ def same(bench: Bench, options: argparse.Namespace) -> None:
                     if process.poll() is None:
                         cluster.kill_one(rng)
                         done += 1
-                print(f"  {done} nodes killed, at {[round(m) for m in moments]} s", flush=True)
+                print(f"  killed {done} nodes, at {[round(m) for m in moments]} s", flush=True)
 
             killed = bench.run(name, f"{name}-killed", cluster.address, kill)
         print(f"  with kills: {shown(killed)}", bench.digest(f"{name}-killed"), flush=True)
@@ -198,14 +198,14 @@ def cost(bench: Bench, options: argparse.Namespace) -> None:
                 three = bench.run(name, f"{name}-ray-{pair}", cluster.address)
                 ratios = [b / a for a, b in zip(one, three, strict=True) if a and b]
                 print(
-                    f"{name}: here {shown(one)}, three nodes {shown(three)}; ratios"
+                    f"{name}: without Ray {shown(one)}, three nodes {shown(three)}; ratios"
                     f" {', '.join(f'{r:.2f}' for r in ratios)}; load {os.getloadavg()[0]:.1f}",
                     flush=True,
                 )
 
 
 def memory(options: argparse.Namespace) -> None:
-    """The label of an entry stands for what a decoder would have made of it."""
+    """Measures the memory of a run; the label of an entry replaces the result of a decoder."""
     from predict_many_memory import resident_megabytes
 
     from tsm_jax.data.lists import ClipEntry
@@ -225,8 +225,8 @@ def memory(options: argparse.Namespace) -> None:
                     most = max(most, resident_megabytes())
             seconds = time.perf_counter() - begin
             print(
-                f"{count} entries: {before:.0f} MB with the list, at most {most:.0f} MB while they"
-                f" were worked on; {count / seconds:.0f} entries a second",
+                f"{count} entries: {before:.0f} MB with the list, at most {most:.0f} MB during"
+                f" processing; {count / seconds:.0f} entries per second",
                 flush=True,
             )
         ray.shutdown()
@@ -235,15 +235,20 @@ def memory(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=["same", "cost", "memory"])
-    parser.add_argument("--videos", help="a folder of videos")
-    parser.add_argument("--sources", type=int, default=20, help="so many of the smallest")
-    parser.add_argument("--runs", nargs="+", default=["here", "ray", "killed"], help="of same")
-    parser.add_argument("--model", help="an exported folder")
+    parser.add_argument("--videos", help="folder of videos")
+    parser.add_argument("--sources", type=int, default=20, help="number of smallest videos to use")
+    parser.add_argument(
+        "--runs", nargs="+", default=["here", "ray", "killed"], help="same: which runs to make"
+    )
+    parser.add_argument("--model", help="exported folder")
     parser.add_argument("--commands", nargs="+", default=["pack", "predict"])
     parser.add_argument("--clips", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of kills, without a run before"
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="same: assumed duration of a run if `killed` is run without `ray`",
     )
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--entries", type=int, default=200_000)

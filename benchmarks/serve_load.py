@@ -1,4 +1,4 @@
-"""How `tsm serve` holds up: throughput, strange files, hostile clients, processes that die.
+"""Tests `tsm serve` under load, with damaged files, hostile clients and killed processes.
 
 python benchmarks/serve_load.py throughput --model inference/TSM --videos DIR --seconds 300
 python benchmarks/serve_load.py files --model inference/TSM --videos DIR --mutations 2000
@@ -6,8 +6,8 @@ python benchmarks/serve_load.py hostile --model inference/TSM --videos DIR --sec
 python benchmarks/serve_load.py kill --model inference/TSM --videos DIR --requests 1000
 python benchmarks/serve_load.py streams --model inference/live --videos DIR --clients 1 4
 
-Each starts its own service on 127.0.0.1, sends everything from this machine and exits with 1 if
-something was not as it should be. Clients and service share the processors.
+Each command starts its own service on 127.0.0.1 and sends all requests from this machine, so
+clients and service share the CPU. The exit code is 1 if anything went wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VIDEOS = (".avi", ".mp4", ".webm", ".mkv", ".mov")
 
 
 class Service:
-    """A `tsm serve` of its own, with its temporary files where they can be counted."""
+    """A `tsm serve` process whose temporary files are in a separate folder."""
 
     def __init__(self, options: argparse.Namespace, *arguments: str):
         self.folder = tempfile.mkdtemp(prefix="serve-load-")
@@ -62,14 +62,18 @@ class Service:
             if self.process.poll() is not None:
                 sys.exit(self.errors)
             time.sleep(0.1)
-        sys.exit("the service did not start")
+        sys.exit("the service did not start within 120 s")
 
     @property
     def errors(self) -> str:
         return self._errors.read_text()
 
     def processes(self, name: str = "") -> list[int]:
-        """Its children, by what they do (`decode`, `engine`): the name is in their first item."""
+        """Returns the ids of its child processes: all, the decoders or the engine.
+
+        Args:
+            name: `decode`, `engine` or empty.
+        """
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -77,12 +81,12 @@ class Service:
                 if int(fields[1]) == self.process.pid and fields[0] != "Z":
                     found.append(int(path.parent.name))
         spawned = [pid for pid in found if b"spawn_main" in _command(pid)]
-        if name:  # decoders are confined by seccomp, the engine is not
+        if name:  # only decoders are confined by seccomp
             spawned = [pid for pid in spawned if _is_confined(pid) == (name == "decode")]
         return spawned
 
     def memory(self) -> str:
-        """MB of it and its processes, shared pages counted once for each."""
+        """Describes the memory of the service and its processes; shared pages count for each."""
         pids = [[self.process.pid], self.processes("engine"), self.processes("decode")]
         parts = [sum(map(_resident, kind)) / 2**20 for kind in pids]
         names = ("server", "engine", f"{len(pids[2])} decoders")
@@ -91,7 +95,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def watched(self, seconds: float) -> AsyncIterator[None]:
-        """Prints its memory at the start, every so many seconds and at the end."""
+        """Prints the memory of the service at the start, at this interval and at the end."""
         start = time.perf_counter()
 
         def show() -> None:
@@ -109,7 +113,7 @@ class Service:
         show()
 
     def files(self) -> list[str]:
-        """Uploads that are on disk."""
+        """Returns the uploads that are on disk."""
         return [str(path) for path in Path(self.folder).glob("tsm_jax-serve-*/tmp*")]
 
     def stop(self) -> int:
@@ -137,13 +141,13 @@ def _resident(pid: int) -> int:
 
 
 class Answer(NamedTuple):
-    status: int  # 0: the connection ended without an answer
+    status: int  # 0 if the connection ended without an answer
     values: dict[str, Any]
     seconds: float
 
 
 class Client:
-    """A connection that is kept, and opened again when it was closed."""
+    """A client with a persistent connection that is reopened if it was closed."""
 
     def __init__(self, port: int):
         self._port = port
@@ -156,7 +160,7 @@ class Client:
             status, values = await self._exchange(target, body, token)
         except (OSError, asyncio.IncompleteReadError, ValueError):
             self.close()
-            if kept:  # closed by the other side between two requests: as any client, once more
+            if kept:  # closed by the service between two requests: retry, as any client does
                 return await self.send(target, body, token)
             return Answer(0, {}, time.perf_counter() - start)
         return Answer(status, values, time.perf_counter() - start)
@@ -172,7 +176,7 @@ class Client:
         length += f"Authorization: Bearer {token}\r\n" if token else ""
         writer.write(f"{method} {target} HTTP/1.1\r\nHost: {_HOST}\r\n{length}\r\n".encode())
         writer.write(body or b"")
-        with contextlib.suppress(ConnectionError):  # an answer may be there all the same
+        with contextlib.suppress(ConnectionError):  # there may be an answer nevertheless
             await writer.drain()
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
         match = re.search(r"content-length: (\d+)", head)
@@ -210,7 +214,14 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class Load:
-    """Good requests from several clients, each answer compared with that of `predict`."""
+    """Sends valid requests from several clients and compares the answers with `predict`.
+
+    Attributes:
+        statuses: number of answers by HTTP status.
+        seconds: response times of successful requests.
+        wrong: number of answers that differ from those of `predict`.
+        twice: number of repeated request ids.
+    """
 
     def __init__(self, port: int, videos: dict[str, bytes], expected: dict[str, Any] | None):
         self._port, self._videos, self._expected = port, list(videos.items()), expected
@@ -257,7 +268,7 @@ class Load:
 
 
 def _same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
-    """Scores may differ in their last digits where batches are of other sizes."""
+    """Compares predictions; other batch sizes may change the last digits of scores."""
     scores = {each["index"]: each["score"] for each in expected}
     return all(
         abs(each["score"] - scores.get(each["index"], each["score"])) < 1e-3 for each in found
@@ -265,7 +276,7 @@ def _same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> bool:
 
 
 def predict(options: argparse.Namespace, folder: str, videos: list[str]) -> tuple[dict, float]:
-    """What `tsm predict` answers for these, and how many a second it says."""
+    """Returns the predictions of `tsm predict` by video, and the videos per second it reports."""
     listed, output = Path(folder, "list.txt"), Path(folder, "answers.jsonl")
     listed.write_text("".join(f"{Path(path).resolve()}\n" for path in videos))
     result = subprocess.run(
@@ -279,19 +290,19 @@ def predict(options: argparse.Namespace, folder: str, videos: list[str]) -> tupl
     )
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     found = {path: line.get("predictions") for path, line in zip(videos, lines, strict=True)}
-    rate = re.search(r"videos, ([\d.]+) a second", result.stderr)
+    rate = re.search(r"videos, ([\d.]+) (?:a|per) second", result.stderr)
     return found, float(rate[1]) if rate else float("nan")
 
 
 def throughput(options: argparse.Namespace) -> bool:
-    """Clients that wait for their answers, against `predict` on the same files."""
+    """Compares the throughput of the service with `predict` on the same files."""
     videos, good = read_videos(options.videos, options.most), True
     repeated, rates = list(videos) * options.repeat, []
 
     def compare() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             answers, rate = predict(options, folder, repeated)
-        print(f"predict: {rate:.1f} videos a second", flush=True)
+        print(f"predict: {rate:.1f} videos per second", flush=True)
         rates.append(rate)
         return answers
 
@@ -313,15 +324,15 @@ def throughput(options: argparse.Namespace) -> bool:
         good = _check_after(service) and good
     finally:
         service.stop()
-    compare()  # a machine is not always as fast
+    compare()  # again, because the speed of a machine varies
     mean = sum(rates) / len(rates)
     shown = (f"{rate / mean:.2f} with {clients}" for clients, rate in found.items())
-    print(f"of predict's rate, clients: {', '.join(shown)}")
+    print(f"throughput relative to predict, by number of clients: {', '.join(shown)}")
     return good
 
 
 def streams(options: argparse.Namespace) -> bool:
-    """Clients that send frames at the network's rate; seconds from a frame to its answer."""
+    """Sends frames at the network's rate and measures the time from a frame to its answer."""
     import av
     from websockets.asyncio.client import connect
 
@@ -364,7 +375,7 @@ def streams(options: argparse.Namespace) -> bool:
         dropped = sum(answers[-1]["dropped"] for answers, _ in found if answers)
         p50, p99 = (1000 * percentile(late, share) for share in (0.5, 0.99))
         print(
-            f"| {clients} streams of {rate:g} frames a second | {len(late) / options.seconds:.1f}/s"
+            f"| {clients} streams at {rate:g} frames/s | {len(late) / options.seconds:.1f}/s"
             f" | {p50:.0f} ms | {p99:.0f} ms | dropped {dropped} |",
             flush=True,
         )
@@ -378,7 +389,7 @@ def streams(options: argparse.Namespace) -> bool:
 
 
 def _check_after(service: Service) -> bool:
-    """Nothing is left behind, and it stops as it should."""
+    """Stops the service; returns whether it ended cleanly and left nothing behind."""
     time.sleep(0.5)
     files, errors, code = service.files(), service.errors, service.stop()
     left = service.processes()
@@ -390,7 +401,7 @@ def _check_after(service: Service) -> bool:
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """A copy with bytes changed, removed, repeated or cut off."""
+    """Returns a copy with bytes changed, removed, repeated or cut off."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 4, 32, 256))):
         place = (
@@ -410,7 +421,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
 
 
 def files(options: argparse.Namespace) -> bool:
-    """Every file of a folder, and mutations of real videos; a good one after each fifty."""
+    """Sends all files of a folder and damaged videos, and regularly a valid one in between."""
     videos = read_videos(options.videos, options.most)
     odd = [path for path in Path(options.odd).rglob("*") if path.is_file()] if options.odd else []
     service, rng = Service(options, "--decode_seconds", "20"), random.Random(0)
@@ -445,15 +456,15 @@ def files(options: argparse.Namespace) -> bool:
                     fine = (await connection.send("/v1/predict", real)).status == 200
                     good += fine
                     if not fine:
-                        print(f"{name} failed after {what}", flush=True)
-                        statuses["0 good one failed"] += 1
+                        print(f"{name}, a valid video, failed after {what}", flush=True)
+                        statuses["0 valid request failed"] += 1
             connection.close()
 
         await asyncio.gather(*(client() for _ in range(4)))
 
     try:
         asyncio.run(run())
-        print(f"{dict(statuses)}; {good} good ones between them answered")
+        print(f"{dict(statuses)}; {good} valid requests in between succeeded")
         return _check_after(service) and not any(
             key[0] == "0" or key[:3] == "500" for key in statuses
         )
@@ -462,7 +473,7 @@ def files(options: argparse.Namespace) -> bool:
 
 
 async def _crawl(port: int) -> None:
-    """A body with a byte a second."""
+    """Sends a body at one byte per second."""
     with contextlib.suppress(OSError):
         reader, writer = await asyncio.open_connection(_HOST, port)
         writer.write(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
@@ -474,7 +485,7 @@ async def _crawl(port: int) -> None:
 
 
 async def _flood(port: int) -> None:
-    """10 GB in chunks, as fast as they are taken."""
+    """Sends 10 GB in chunks, as fast as they are accepted."""
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_connection(_HOST, port)
         writer.write(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -490,7 +501,7 @@ async def _be_silent(port: int) -> None:
 
 
 def bomb() -> bytes:
-    """A small film of huge black pictures."""
+    """Returns a small video file with huge black frames."""
     import av
     import numpy as np
 
@@ -507,7 +518,7 @@ def bomb() -> bytes:
 
 
 def hostile(options: argparse.Namespace) -> bool:
-    """Good requests while others misbehave, each kind alone, against a quiet time."""
+    """Compares valid requests during each kind of attack with those of a quiet period."""
     videos, good = read_videos(options.videos, options.most), True
     expensive = bomb()
     service = Service(options, "--max_upload_mb", "64")
@@ -524,10 +535,10 @@ def hostile(options: argparse.Namespace) -> bool:
 
     kinds = {
         "quiet": (0, lambda: asyncio.sleep(1)),
-        "50 with a byte a second": (50, lambda: _crawl(service.port)),
-        "2 with 10 GB": (2, lambda: _flood(service.port)),
-        f"1 with bombs ({len(expensive) >> 10} KB)": (1, send_bomb),
-        "500 that are silent": (500, lambda: _be_silent(service.port)),
+        "50 clients with a byte per second": (50, lambda: _crawl(service.port)),
+        "2 clients with 10 GB": (2, lambda: _flood(service.port)),
+        f"1 client with bombs ({len(expensive) >> 10} KB)": (1, send_bomb),
+        "500 silent clients": (500, lambda: _be_silent(service.port)),
     }
 
     async def run(number: int, make: Callable[[], Any], load: Load) -> float:
@@ -547,7 +558,7 @@ def hostile(options: argparse.Namespace) -> bool:
             print(load.row(name, asyncio.run(run(number, make, load))), end=" ")
             p99 = percentile(load.seconds, 0.99)
             quiet = quiet or p99
-            print(f"p99 {p99 / quiet:.1f} of the quiet one |", flush=True)
+            print(f"p99 is {p99 / quiet:.1f} times the quiet one |", flush=True)
             good = good and load.clean and p99 < 3 * quiet
         return _check_after(service) and good
     finally:
@@ -555,7 +566,7 @@ def hostile(options: argparse.Namespace) -> bool:
 
 
 def kill(options: argparse.Namespace) -> bool:
-    """SIGKILL for a decoder and the engine during requests; SIGTERM during others."""
+    """Kills decoders and the engine with SIGKILL during requests; later sends SIGTERM."""
     videos, rng = read_videos(options.videos, options.most), random.Random(0)
     service = Service(options)
 
@@ -590,13 +601,13 @@ def kill(options: argparse.Namespace) -> bool:
         start = time.perf_counter()
         asyncio.run(after.run(1, float("inf"), 20))
         print(after.row("afterwards", time.perf_counter() - start))
-        # Whoever was accepted gets an answer; a connection that opens too late gets none, status 0.
+        # Accepted requests must be answered; a connection that opens too late gets status 0.
         last = Load(service.port, videos, None)
         asyncio.run(terminate())
         code = service.process.wait(60)
         accepted = Path(service.folder, "access.txt").read_text().splitlines()
         lost = sum(json.loads(line)["status"] == 499 for line in accepted)
-        print(f"SIGTERM: {dict(last.statuses)}, exit code {code}, accepted and lost: {lost}")
+        print(f"SIGTERM: {dict(last.statuses)}, exit code {code}, accepted but lost: {lost}")
         clean = set(load.statuses) <= {200, 503} and after.clean and set(last.statuses) <= {200, 0}
         return clean and code == 0 and not lost and not load.twice
     finally:
@@ -615,19 +626,21 @@ def main() -> None:
         "streams": streams,
     }
     parser.add_argument("what", choices=commands)
-    parser.add_argument("--model", required=True, help="an exported folder")
-    parser.add_argument("--videos", required=True, help="a folder of good videos")
-    parser.add_argument("--most", type=int, help="of them")
-    parser.add_argument("--odd", help="files: a folder of odd ones")
+    parser.add_argument("--model", required=True, help="exported folder")
+    parser.add_argument("--videos", required=True, help="folder of valid videos")
+    parser.add_argument("--most", type=int, help="largest number of videos to use")
+    parser.add_argument("--odd", help="files: folder of unusual files to send")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--every", type=float, default=60, help="seconds from memory to memory")
-    parser.add_argument("--repeat", type=int, default=1, help="how often predict gets each video")
+    parser.add_argument("--every", type=float, default=60, help="seconds between memory reports")
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="throughput: how often predict gets each video"
+    )
     parser.add_argument("--mutations", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--pause", type=float, default=2, help="seconds between kills")
+    parser.add_argument("--pause", type=float, default=2, help="kill: seconds between kills")
     options = parser.parse_args()
     sys.exit(0 if commands[options.what](options) else 1)
 

@@ -1,10 +1,10 @@
-"""What a frame of a stream costs beside a clip of the same network in the same engine, and memory.
+"""Compares the time of a stream's frame with that of a clip of the same network; measures memory.
 
 python benchmarks/stream_speed.py --backbone mobilenet_v2
 python benchmarks/stream_speed.py --backbone mobilenet_v2 --memory_frames 100000 --size 64
 
-Random weights: time and memory do not depend on them. Frames and clips take turns, so that what
-else the machine does meets both.
+Weights are random, because time and memory do not depend on them. Frames and clips alternate, so
+other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def seconds(call, *arguments) -> float:
 
 
 def compare(folder: str, engine: str, size: int, rounds: int) -> None:
-    """Prints the median times of a frame and of a clip."""
+    """Prints the median times of a frame and a clip in an engine."""
     rng = np.random.default_rng(0)
     clip = rng.integers(0, 256, (1, SEGMENTS, size, size, 3), np.uint8)
     clips = open_engine(read_artifact(f"{folder}/clips"), engine)
@@ -63,7 +63,7 @@ def compare(folder: str, engine: str, size: int, rounds: int) -> None:
 
 
 def memory(folder: str, engine: str, count: int) -> None:
-    """Prints how the memory of the process grows over many frames."""
+    """Prints how the peak memory of the process grows over many frames."""
     stream = Stream.load(f"{folder}/stream", engine=engine)
     smoother = stream.smoother()
     frames = np.random.default_rng(0).integers(0, 256, (16, 120, 160, 3), np.uint8)
@@ -89,7 +89,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--engines", nargs="+", default=list(filter(installed, ENGINES)))
-    parser.add_argument("--memory_frames", type=int, default=0, help="instead of times")
+    parser.add_argument(
+        "--memory_frames", type=int, default=0, help="measure memory over this many frames"
+    )
     options = parser.parse_args()
     model = random_model(options.backbone, options.size)
     with tempfile.TemporaryDirectory() as folder:

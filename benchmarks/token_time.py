@@ -1,10 +1,11 @@
-"""Whether the time of a refusal tells how much of a wrong token is right.
+"""Tests whether the response time for a wrong token reveals how much of it is correct.
 
 python benchmarks/token_time.py --model inference/TSM --requests 20000
 
-Wrong tokens that share 0, 1, 32 and 63 of 64 digits with the right one take turns in random order:
-at the comparison alone, ten times as often, and at a service on this machine. Exits with 1 if the
-times of one differ from those with no digit right (Mann-Whitney, p below 0.001).
+Sends wrong tokens whose first 0, 1, 32 or 63 of 64 digits are correct, in random order, to a
+service on this machine. The comparison alone is measured as well, ten times as often. The exit code
+is 1 if the times for any of them differ from the times with no correct digit (Mann-Whitney,
+p < 0.001).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _rng = random.Random(0)
 
 
 def wrong_token(secret: str, right: int) -> str:
-    """Another one of its length, the first digits of which are the same."""
+    """Returns a token of the same length with exactly `right` correct leading digits."""
     first = _rng.choice(_DIGITS.replace(secret[right], ""))
     rest = (_rng.choice(_DIGITS) for _ in range(len(secret) - right - 1))
     return secret[:right] + first + "".join(rest)
@@ -38,10 +39,10 @@ def wrong_token(secret: str, right: int) -> str:
 async def alternate(
     attempt: Callable[[str], Awaitable[float]], secret: str, rounds: int
 ) -> dict[int, list[float]]:
-    """Microseconds of each attempt, by the digits that were right."""
+    """Returns the microseconds of each attempt, by the number of correct leading digits."""
     times: dict[int, list[float]] = {right: [] for right in _RIGHT}
     order = [right for _ in range(rounds) for right in _rng.sample(_RIGHT, len(_RIGHT))]
-    # Made before: what one takes to make would show in the caches, and so in its time.
+    # Create them in advance: creating a token affects the caches, and thereby its time.
     tokens = [wrong_token(secret, right) for right in order]
     for right, token in zip(order, tokens, strict=True):
         times[right].append(1e6 * await attempt(token))
@@ -55,8 +56,8 @@ def report(name: str, times: dict[int, list[float]]) -> bool:
         alike = alike and p >= 0.001
         shown = ", ".join(f"{percentile(values, share):.2f}" for share in (0.1, 0.5, 0.9))
         print(
-            f"{name}, {right} digits right, {len(values)} times: p10, p50, p90 {shown} us;"
-            f" as with 0: p = {p:.2f}",
+            f"{name}, {right} correct digits, {len(values)} times: p10, p50, p90 {shown} us;"
+            f" same as with 0: p = {p:.2f}",
             flush=True,
         )
     return alike
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", required=True, help="an exported folder")
+    parser.add_argument("--model", required=True, help="exported folder")
     parser.add_argument("--requests", type=int, default=20000)
     options = parser.parse_args()
     options.engine, options.precision = "auto", "float32"

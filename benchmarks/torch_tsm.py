@@ -1,7 +1,8 @@
-"""The peer: TSM on a bottleneck ResNet or MobileNetV2 in PyTorch, with our network's tensors.
+"""TSM on a bottleneck ResNet or MobileNetV2 in PyTorch, with the tensors of a tsm_jax network.
 
-Written as a PyTorch user would: NCHW tensors, `nn` layers, the shift as slices. Our names and
-kernels (HWIO) are turned into PyTorch's, so that both sides can be compared before they are timed.
+It is written as a PyTorch user would write it: NCHW tensors, `nn` layers, the shift as slices.
+Names and kernels (HWIO) are converted to PyTorch's, so both sides can be compared before they are
+timed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ STAGES = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3,
 
 
 def shift_past_first(x: torch.Tensor, segments: int) -> torch.Tensor:
-    """`past_first` by 1/8, as MIT's code writes it (with the other direction)."""
+    """Shifts `past_first` by 1/8; written like MIT's code, which uses the other direction."""
     images, channels, height, width = x.shape
     x = x.view(-1, segments, channels, height, width)
     fold = channels // 8
@@ -88,13 +89,13 @@ class InvertedResidual(nn.Module):
 
 
 class TorchTSM(nn.Module):
-    """Normalised clips `[N, T, 3, H, W]` to logits `[N, K]`.
+    """Maps normalised clips `[N, T, 3, H, W]` to logits `[N, K]`.
 
     Args:
-        tensors: parameters and running statistics under our names.
+        tensors: parameters and running statistics under the names of tsm_jax.
         backbone: resnet50, resnet101, resnet152 or mobilenet_v2.
         segments: T.
-        shift: False for a network without shift (a ResNet).
+        shift: False for a network without the shift (ResNets only).
     """
 
     def __init__(

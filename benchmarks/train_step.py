@@ -1,13 +1,14 @@
-"""A training step against PyTorch: the same network, weights, pixels, loss and update.
+"""Compares a training step with PyTorch: the same network, weights, pixels, loss and update.
 
-    python benchmarks/train_step.py --size 112 --clips 8                  # on CPU
+    python benchmarks/train_step.py --size 112 --clips 8                  # on a CPU
     python benchmarks/train_step.py --dtype bfloat16 --clips 64 --compile  # on a GPU
 
-Needs torch. Both sides get uint8 clips that lie on the device and do everything else in the step:
-normalise, forward, cross-entropy, backward, clip by norm, decay, momentum. PyTorch runs in
-channels_last, in bfloat16 under autocast, and with `--compile` through torch.compile. First the
-losses of a few steps are compared, then rounds of steps alternate. A line of JSON for each side,
-with the ratio of the fastest rounds and the median ratio over the rounds.
+Requires torch. Both sides start from uint8 clips on the device and do everything else in the step:
+normalisation, forward pass, cross-entropy, backward pass, clipping by norm, weight decay and
+momentum. PyTorch uses channels_last, autocast with `--dtype bfloat16`, and torch.compile with
+`--compile`. Both sides first run a few steps whose losses are printed; then rounds of steps
+alternate. Prints a line of JSON for each side with the ratio of the fastest rounds and the median
+ratio over the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs room beside us
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory for PyTorch
 
 import jax
 import numpy as np
@@ -40,7 +41,8 @@ CLASSES, LEARNING_RATE, MOMENTUM, DECAY, CLIP_NORM = 400, 0.01, 0.9, 1e-4, 20.0
 def jax_step(
     options: argparse.Namespace, batch: dict[str, np.ndarray]
 ) -> tuple[Callable[[], float], dict[str, np.ndarray]]:
-    """One step of ours on `batch`, which gives its loss; and the weights it starts from."""
+    """Returns a function that runs a round of tsm_jax on `batch` and returns the last loss, and
+    the initial weights."""
     mesh = make_mesh(jax.devices()[:1])
     network = Network(
         lambda: TSM(
@@ -86,12 +88,12 @@ def jax_step(
 def torch_step(
     options: argparse.Namespace, batch: dict[str, np.ndarray], weights: dict[str, np.ndarray]
 ) -> Callable[[], float]:
-    """The same of PyTorch's."""
+    """Returns a function that runs a round of PyTorch from the same weights."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = TorchTSM(
         weights, backbone=options.backbone, segments=options.segments, shift=not options.no_shift
     )
-    channels_last: Any = {"memory_format": torch.channels_last}  # which its stubs do not know
+    channels_last: Any = {"memory_format": torch.channels_last}  # missing in PyTorch's type stubs
     network = network.to(device, **channels_last).train()
     decayed = [p for p in network.parameters() if p.ndim > 1]
     others = [p for p in network.parameters() if p.ndim == 1]
@@ -101,7 +103,7 @@ def torch_step(
         momentum=MOMENTUM,
         fused=device == "cuda",
     )
-    torch.backends.cudnn.benchmark = True  # the fastest algorithm for these shapes, as XLA takes
+    torch.backends.cudnn.benchmark = True  # select the fastest algorithms, as XLA does
     video = torch.tensor(batch["video"][:, 0], device=device)
     labels = torch.tensor(batch["label"], device=device, dtype=torch.int64)
     mean, std = (torch.tensor(values, device=device) for values in (MEAN, STD))
@@ -134,11 +136,11 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50", choices=STAGES)
     parser.add_argument("--segments", type=int, default=8)
     parser.add_argument("--size", type=int, default=224, help="pixels")
-    parser.add_argument("--clips", type=int, default=8, help="in a batch")
+    parser.add_argument("--clips", type=int, default=8, help="clips per batch")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--no_shift", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for the peer")
-    parser.add_argument("--steps", type=int, default=1, help="in a round")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile for PyTorch")
+    parser.add_argument("--steps", type=int, default=1, help="steps per round")
     parser.add_argument("--rounds", type=int, default=10)
     options = parser.parse_args()
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Runs one training in several processes of this machine.
+"""Runs one training in several processes on this machine.
 
     python launch/local.py --processes 2 -- --config configs/quickstart.py
 
-Each process gets one GPU, or with `--devices M` plays M devices on the CPU. What follows `--` goes
-to `tsm_jax.train` in each of them. Lines are prefixed with the process; when one dies the rest is
-ended; signals are passed on; the exit code is that of the process that failed first.
+Each process uses one GPU or, with `--devices M`, simulates M devices on the CPU. Arguments after
+`--` are passed to `tsm_jax.train` in each process. Output lines are prefixed with the index of the
+process, and signals are forwarded. If a process fails, the others are terminated after `--grace`
+seconds; the exit code is that of the first process that failed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def main() -> int:
         signal.signal(number, pass_on)
     for index in range(options.processes):
         environment = {**os.environ, **variables(options, index, address)}
-        # In a session of its own, so that Ctrl-C reaches it once: through `pass_on`.
+        # In a separate session, so that Ctrl-C reaches it only once, through `pass_on`.
         child = subprocess.Popen(
             command,
             env=environment,
@@ -62,19 +63,24 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, required=True, metavar="N")
     parser.add_argument(
-        "--devices", type=int, metavar="M", help="CPU devices a process; without it, one GPU each"
+        "--devices",
+        type=int,
+        metavar="M",
+        help="CPU devices per process (default: use one GPU per process)",
     )
     parser.add_argument(
-        "--module", default="tsm_jax.train", help="what to run instead of %(default)s"
+        "--module", default="tsm_jax.train", help="module to run (default: %(default)s)"
     )
     parser.add_argument(
         "--grace",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="for the others to end by themselves when one died (default: %(default)s)",
+        help="time for the other processes to exit after one has failed (default: %(default)s)",
     )
-    parser.add_argument("arguments", nargs="*", metavar="-- ARGUMENT", help="of the module")
+    parser.add_argument(
+        "arguments", nargs="*", metavar="-- ARGUMENT", help="arguments of the module"
+    )
     options = parser.parse_args(arguments)
     if options.processes < 1 or (options.devices is not None and options.devices < 1):
         parser.error("--processes and --devices must be at least 1")
@@ -82,10 +88,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def variables(options: argparse.Namespace, index: int, address: str) -> dict[str, str]:
-    """What tells a process its place (see tsm_jax/training/processes.py)."""
+    """Returns the environment variables that assign a process its index and devices.
+
+    See tsm_jax/training/processes.py.
+    """
     place = {
         "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_COORDINATOR_BIND_ADDRESS": address,  # nobody outside this machine has to reach it
+        "JAX_COORDINATOR_BIND_ADDRESS": address,  # must not be reachable from other machines
         "JAX_NUM_PROCESSES": str(options.processes),
         "JAX_PROCESS_ID": str(index),
     }
@@ -101,7 +110,7 @@ def free_port() -> int:
 
 
 def wait(children: list[subprocess.Popen[str]], grace: float) -> int:
-    """Shows the children's lines until all have ended; the exit code of the run."""
+    """Prints the output of the processes until all have ended; returns the exit code."""
     ended: queue.Queue[int] = queue.Queue()
     threads = [
         threading.Thread(target=show, args=(index, child, ended), daemon=True)
@@ -115,7 +124,7 @@ def wait(children: list[subprocess.Popen[str]], grace: float) -> int:
             index = ended.get(timeout=0.2)
         except queue.Empty:
             if time.monotonic() > deadline:
-                say("ending the others")
+                say("terminating the other processes")
                 for child in children:
                     child.kill()
                 deadline = float("inf")
@@ -142,7 +151,7 @@ def say(text: str) -> None:
 def show(index: int, child: subprocess.Popen[str], ended: queue.Queue[int]) -> None:
     assert child.stdout is not None
     for line in child.stdout:
-        if line.startswith("[Gloo] Rank"):  # only says that the connection works
+        if line.startswith("[Gloo] Rank"):  # only reports that the connection works
             continue
         sys.stdout.write(f"[{index}] {line}")
         sys.stdout.flush()

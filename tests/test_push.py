@@ -48,7 +48,7 @@ def token(monkeypatch):
 def test_push_and_load_round_trip(hub, token, model, tmp_path, capsys):
     write_model_directory(model, str(tmp_path / "model"))
     push.main([str(tmp_path / "model"), "somebody/tsm", "--private"])
-    assert f"is at {hub.url}/somebody/tsm" in capsys.readouterr().out
+    assert f"to {hub.url}/somebody/tsm" in capsys.readouterr().out
     (created,) = hub.created
     assert created.get("private") or created["visibility"] == "private"
     files = hub.repositories["somebody/tsm"]

@@ -1,4 +1,4 @@
-"""Puts a model on the Hugging Face Hub.
+"""Uploads a model to the Hugging Face Hub.
 
 python -m tsm_jax.push output/quickstart owner/name
 """
@@ -14,26 +14,30 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "push",
         description=(
-            "Uploads a model with its card to the Hugging Face Hub, from where hf://owner/name"
-            " stands for it wherever weights are asked for. Needs pip install 'tsm-jax[hub]' and a"
-            " token: hf auth login, or HF_TOKEN."
+            "Uploads a model with its card to the Hugging Face Hub. Afterwards, every option that"
+            " takes weights accepts hf://owner/name. Requires pip install 'tsm-jax[hub]' and a"
+            " token: run hf auth login or set HF_TOKEN."
         ),
         example="python -m tsm_jax.push output/quickstart owner/name",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="an exported folder, a workdir, a model directory or a file of weights",
+        help="exported folder, workdir, model directory or weight file",
     )
-    parser.add_argument("repository", metavar="OWNER/NAME", help="created if it is not there")
     parser.add_argument(
-        "--private", action="store_true", help="only for you, if it is created by this"
+        "repository", metavar="OWNER/NAME", help="repository; created if it does not exist"
+    )
+    parser.add_argument(
+        "--private",
+        action="store_true",
+        help="make the repository private if this command creates it",
     )
     options = parser.parse_args(arguments)
     from tsm_jax.assemble.push import push_weights
 
     page = push_weights(options.model, options.repository, private=options.private)
-    print(f"{options.model} is at {page}")
+    print(f"uploaded {options.model} to {page}")
 
 
 if __name__ == "__main__":

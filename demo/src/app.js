@@ -1,4 +1,4 @@
-// The page: a camera or a video, the network, and what it says.
+// The page: runs the network on a camera or a video and shows the predictions.
 
 import { Chart } from "./chart.js";
 import { Network, Problem, readDescription } from "./model.js";
@@ -7,7 +7,7 @@ import { Pixels } from "./pixels.js";
 import { Smoother } from "./smoother.js";
 
 const TOP = 5; // classes with their scores
-const KNOWN = 24; // classes named before there is anything to see
+const KNOWN = 24; // classes to list before the first prediction
 const at = (id) => document.getElementById(id);
 const video = at("video");
 const chart = new Chart(at("chart"));
@@ -22,7 +22,7 @@ let seen = new Meter();
 let busy = false;
 let dropped = 0;
 let milliseconds = 0;
-let run = 0; // counts starts and stops: what belongs to an earlier one is ignored
+let run = 0; // counts starts and stops; results of earlier runs are ignored
 let cameraIsWanted = false;
 
 function say(text, isError = false) {
@@ -65,7 +65,7 @@ function showFigures() {
   at("dropped").textContent = dropped;
 }
 
-/** Forgets what was seen: what comes does not follow it. */
+/** Resets all state before input that does not continue the previous one. */
 function forget() {
   network.reset();
   smoother.reset();
@@ -100,7 +100,7 @@ async function see(thisRun) {
     seen.add(now);
     smoother.patience = at("smooth").checked ? 2 : 1;
     const shown = smoother.update(logits);
-    if (!shown.scores.every(Number.isFinite)) throw new Error("its scores are not numbers");
+    if (!shown.scores.every(Number.isFinite)) throw new Error("its scores are not finite");
     chart.add(now, shown.scores);
     showAnswer(shown);
   } catch (error) {
@@ -164,15 +164,15 @@ async function start(open) {
 }
 
 const CAMERA_PROBLEMS = {
-  NotAllowedError: "This page may not use the camera: allow it in the browser.",
-  NotFoundError: "There is no camera: connect one, or drop a video on the page.",
-  NotReadableError: "Another program uses the camera.",
+  NotAllowedError: "This page is not allowed to use the camera: allow it in the browser.",
+  NotFoundError: "No camera found: connect one, or drop a video on the page.",
+  NotReadableError: "Another program is using the camera: close it and try again.",
 };
 
 async function startCamera() {
   cameraIsWanted = true;
   if (!navigator.mediaDevices) {
-    say("A browser gives its camera only to pages from https or localhost.", true);
+    say("Browsers allow the camera only on pages from https or localhost.", true);
     return;
   }
   try {
@@ -181,12 +181,12 @@ async function startCamera() {
       video.srcObject = await navigator.mediaDevices.getUserMedia(wanted);
       video.srcObject.getVideoTracks()[0].addEventListener("ended", () => {
         stop();
-        say("The camera is gone: waiting for it.");
+        say("The camera was disconnected; waiting for it.");
       });
     });
   } catch (error) {
     stop();
-    say(CAMERA_PROBLEMS[error.name] ?? `No camera: ${error.message}`, true);
+    say(CAMERA_PROBLEMS[error.name] ?? `Cannot open the camera: ${error.message}`, true);
   }
 }
 
@@ -198,7 +198,7 @@ async function startFile(file) {
     });
   } catch {
     stop();
-    say(`This browser cannot play ${file.name}: try an .mp4 with H.264.`, true);
+    say(`This browser cannot play ${file.name}: try an H.264 .mp4 file.`, true);
   }
 }
 
@@ -243,19 +243,19 @@ function connect() {
 async function main() {
   const description = await readDescription();
   const { labels, backbone, frames, rate, cropSize } = description;
-  at("about").textContent = `${backbone}, ${labels.length} classes, ${cropSize} px; trained with ${frames} frames, ${rate.toPrecision(2)} a second`;
-  at("known").textContent = `It knows ${labels.slice(0, KNOWN).join(", ")}${labels.length > KNOWN ? `, and ${labels.length - KNOWN} more` : ""}.`;
+  at("about").textContent = `${backbone}, ${labels.length} classes, ${cropSize} px; trained with ${frames} frames at ${rate.toPrecision(2)} per second`;
+  at("known").textContent = `Classes: ${labels.slice(0, KNOWN).join(", ")}${labels.length > KNOWN ? `, and ${labels.length - KNOWN} more` : ""}.`;
   network = await Network.open(description, (share) => {
     at("engine").textContent = `Loading the network: ${percent(share)}`;
   });
   pixels = new Pixels(description);
   smoother = new Smoother(frames);
   picker = new Picker(rate);
-  at("engine").textContent = `Runs on ${network.engine}.`;
+  at("engine").textContent = `Running on ${network.engine}.`;
   if (network.engine.endsWith("one thread")) {
     at("engine").textContent += globalThis.crossOriginIsolated
       ? ""
-      : " More threads need a server that sends Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.";
+      : " Using more threads requires a server that sends Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.";
   }
   await network.push(new Uint8Array(cropSize * cropSize * 3)); // the first frame takes longest
   network.reset();
@@ -265,6 +265,6 @@ async function main() {
 
 main().catch((error) => {
   at("about").textContent = "";
-  say(error instanceof Problem ? error.message : `This page has a defect: ${error.message}`, true);
+  say(error instanceof Problem ? error.message : `Internal error of this page: ${error.message}`, true);
   if (!(error instanceof Problem)) console.error(error);
 });

@@ -1,7 +1,8 @@
-// The moving chart: the scores of the classes that lead, or led, within the last seconds.
+// The moving chart: scores of the classes that were leading at some time in the last seconds.
 
 const SECONDS = 12;
-// Told apart by most kinds of colour vision: Okabe and Ito's, as light as a dark ground needs.
+// Distinguishable with most kinds of colour vision: Okabe and Ito's colours, light enough for a dark
+// background.
 const COLORS = ["#56b4e9", "#e69f00", "#2fc595", "#f0e442", "#e58cbf", "#ff8f6b", "#8ea2ff"];
 
 export class Chart {
@@ -20,7 +21,7 @@ export class Chart {
     while (this.points[0].time < time - SECONDS - 1) this.points.shift();
   }
 
-  /** The same class keeps its colour while the page is open, as long as there are enough. */
+  /** Returns the colour of a class, which stays the same while the page is open. */
   color(label) {
     if (!this.colors.has(label)) this.colors.set(label, COLORS[this.colors.size % COLORS.length]);
     return this.colors.get(label);

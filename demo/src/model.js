@@ -1,30 +1,30 @@
-// The exported folder that this page lies in: its description, its graph, and what runs it.
+// The exported folder that contains this page: reads its description and runs its graph.
 
-const VERSION = 2; // of exported folders, the newest that this page reads
+const VERSION = 2; // newest version of exported folders that this page supports
 
-/** What the reader can do something about, in one line. */
+/** An error that the user can fix, described in one line. */
 export class Problem extends Error {}
 
 export async function readDescription() {
   let config;
   try {
     const response = await fetch("config.json");
-    if (!response.ok) throw new Error(`the server says ${response.status}`);
+    if (!response.ok) throw new Error(`the server returned ${response.status}`);
     config = await response.json();
   } catch (error) {
-    throw new Problem(`Cannot read config.json beside this page (${error.message}): serve the whole exported folder.`);
+    throw new Problem(`Cannot read config.json next to this page (${error.message}): serve the whole exported folder.`);
   }
   const exported = config.export;
   if (typeof exported !== "object" || exported === null) {
-    throw new Problem("This folder is no export: write one with tsm export --streaming --browser.");
+    throw new Problem("This is not an exported folder: create one with tsm export --streaming --browser.");
   }
   if (!Number.isInteger(exported.version) || exported.version > VERSION) {
     throw new Problem(
-      `This folder was exported as version ${exported.version}, this page reads up to version ${VERSION}: export it again.`,
+      `This folder has export version ${exported.version}, but this page supports versions up to ${VERSION}: export it again.`,
     );
   }
   if (exported.kind !== "stream") {
-    throw new Problem("This folder was exported for whole clips, not for streams: tsm export --streaming --browser.");
+    throw new Problem("This folder was exported for whole clips, not for streams: use tsm export --streaming --browser.");
   }
   return {
     labels: exported.labels,
@@ -39,10 +39,10 @@ export async function readDescription() {
   };
 }
 
-/** The file's bytes; tells how much of it has come, 0 to 1. */
+/** Returns the bytes of the graph; reports the share that has been loaded, 0 to 1. */
 async function fetchGraph(onProgress) {
   const response = await fetch("model.onnx");
-  if (!response.ok) throw new Problem(`Cannot read model.onnx beside this page: the server says ${response.status}.`);
+  if (!response.ok) throw new Problem(`Cannot read model.onnx next to this page: the server returned ${response.status}.`);
   const total = Number(response.headers.get("Content-Length"));
   const parts = [];
   let size = 0;
@@ -81,16 +81,16 @@ export class Network {
         const session = await ort.InferenceSession.create(graph, { executionProviders: ["webgpu"] });
         return new Network(ort, session, description, "WebGPU");
       } catch (error) {
-        console.info(`WebGPU cannot run this network (${error.message}); WebAssembly does.`);
+        console.info(`WebGPU cannot run this network (${error.message}); using WebAssembly instead.`);
       }
     }
     let ort;
     try {
       ort = await import("./ort/ort.wasm.bundle.min.mjs");
     } catch (error) {
-      throw new Problem(`Cannot load ONNX Runtime from the folder ort/ beside this page (${error.message}).`);
+      throw new Problem(`Cannot load ONNX Runtime from the folder ort/ next to this page (${error.message}).`);
     }
-    // Threads share memory, which browsers allow only where a page asks to be isolated.
+    // Threads share memory, which browsers allow only for cross-origin isolated pages.
     const threads = globalThis.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1;
     ort.env.wasm.numThreads = threads;
     try {
@@ -111,7 +111,7 @@ export class Network {
     });
   }
 
-  /** Logits of the next frame, RGB of `[S, S, 3]`. */
+  /** Returns the logits of the next frame, RGB `[S, S, 3]`. */
   async push(pixels) {
     const { state, cropSize } = this.description;
     const feeds = { frame: new this.ort.Tensor("uint8", pixels, [1, cropSize, cropSize, 3]) };

@@ -1,5 +1,5 @@
-// Picks frames in time: `rate` a second in the long run, as the network saw them in training.
-// The same rule as tsm_jax/deploy/live_input.py.
+// Picks frames by time: on average `rate` per second, the rate that the network was trained with.
+// Uses the same rule as tsm_jax/deploy/live_input.py.
 
 const EARLY = 0.25; // of the time between two frames
 
@@ -9,7 +9,7 @@ export class Picker {
     this.next = null;
   }
 
-  /** Whether the network is to see the frame at this time, in seconds. */
+  /** Returns whether to pass the frame at this time, in seconds, to the network. */
   pick(time) {
     if (this.next === null || this.next - time > 2 * this.period) this.next = time;
     if (time < this.next - EARLY * this.period) return false;
@@ -19,7 +19,7 @@ export class Picker {
   }
 }
 
-/** How many events there were in each of the last seconds. */
+/** Measures the number of events per second over the last seconds. */
 export class Meter {
   constructor(seconds = 3) {
     this.seconds = seconds;

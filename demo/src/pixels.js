@@ -1,8 +1,8 @@
-// From a frame to the network's pixels: the short side scaled, the centre cut out. Scaling is
-// Pillow's bilinear filter, which averages where it shrinks, so that a page answers what
-// `tsm stream` answers.
+// Turns a frame into the network's input: scales the short side and crops the centre. Scaling uses
+// Pillow's bilinear filter, which averages when it shrinks an image, so the page predicts the same
+// as `tsm stream`.
 
-/** Of an axis: for each wanted place the first of the pixels that it is made of, and their weights. */
+/** Returns, for each output position of an axis, the first input pixel and the pixels' weights. */
 function taps(size, scaledSize, first, count) {
   const scale = size / scaledSize;
   const support = Math.max(scale, 1);
@@ -24,7 +24,7 @@ function roundHalfToEven(x) {
   return x - below === 0.5 ? below + (below % 2) : Math.round(x);
 }
 
-/** Width and height after scaling. */
+/** Returns width and height after scaling. */
 function scaled(width, height, shortSide, fixedRatio) {
   if (Math.min(width, height) === shortSide) return [width, height];
   const long = fixedRatio
@@ -33,7 +33,7 @@ function scaled(width, height, shortSide, fixedRatio) {
   return width <= height ? [shortSide, long] : [long, shortSide];
 }
 
-/** Prepares frames of one size after another; what depends on the size alone is kept. */
+/** Prepares frames; keeps what depends only on their size until the size changes. */
 export class Pixels {
   constructor({ cropSize, shortSide, fixedRatio }) {
     Object.assign(this, { cropSize, shortSide, fixedRatio });
@@ -50,7 +50,7 @@ export class Pixels {
     Object.assign(this, { width, height });
   }
 
-  /** RGB of `[S, S, 3]`, from RGBA of `[height, width, 4]`. */
+  /** Converts RGBA `[height, width, 4]` to RGB `[S, S, 3]`. */
   prepare({ data, width, height }) {
     if (width !== this.width || height !== this.height) this.#fit(width, height);
     const { between, cropSize } = this;

@@ -1,4 +1,5 @@
-// From logits to what is shown. The same rule as `Smoother` in tsm_jax/deploy/stream.py.
+// Turns logits into displayed predictions, with the same rule as `Smoother` in
+// tsm_jax/deploy/stream.py.
 
 export function softmax(logits) {
   const largest = Math.max(...logits);
@@ -7,8 +8,8 @@ export function softmax(logits) {
   return powers.map((power) => power / sum);
 }
 
-/** The mean of the logits of the last `frames` says which class leads; the answer changes when
- *  another class has led for `patience` frames running. */
+/** The mean logits of the last `frames` frames determine the leading class; the answer changes when
+ *  another class has led for `patience` frames in a row. */
 export class Smoother {
   constructor(frames, patience = 2) {
     this.frames = frames;

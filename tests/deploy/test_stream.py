@@ -166,11 +166,13 @@ def test_the_wrong_kind_of_folder_is_refused(folder, exported, make_model, tmp_p
         tsm_jax.load_stream(str(exported))
     assert load_model(str(folder)).architecture.shift == "past_only"
     write_model_directory(make_model(), str(tmp_path / "both"))
-    with pytest.raises(UserError, match="both is shifted past_first: only a network trained with"):
+    with pytest.raises(
+        UserError, match="both has the shift past_first: only a network trained with"
+    ):
         tsm_jax.load_stream(str(tmp_path / "both"))
     with pytest.raises(UserError, match="past_first"):
         export_stream(make_model(), str(tmp_path / "x"), frame_rate=5)
-    with pytest.raises(UserError, match="how many frames a second.*--fps"):
+    with pytest.raises(UserError, match="does not contain the frame rate of its .*: give --fps"):
         export_stream(make_model(shift="past_only"), str(tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, with a camera that shows a moving shape."""
+"""Tests of the page in headless Chromium, with a fake camera that shows a moving shape."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ needs_modules = pytest.mark.skipif(
     NODE is None or not (MODULES / "puppeteer-core").is_dir(),
     reason="npm has not installed demo/: npm ci --prefix demo",
 )
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 def write_y4m(path: Path, frames: np.ndarray, rate: int = 24) -> Path:
-    """A film as the fake camera of Chromium takes it; frames uint8 `[N, H, W, 3]`."""
+    """Writes frames, uint8 `[N, H, W, 3]`, in the format of Chromium's fake camera."""
     frames = np.stack([cv2.resize(frame, (480, 360)) for frame in frames])
     with open(path, "wb") as file:
         file.write(f"YUV4MPEG2 W480 H360 F{rate}:1 Ip A1:1 C420jpeg\n".encode())
@@ -73,15 +73,15 @@ def test_the_page_in_the_package_is_built_from_its_source(tmp_path):
 @pytest.mark.slow
 @needs_modules
 @needs_chromium
-def test_it_answers_to_a_camera_and_asks_nobody_else(page, tmp_path):
+def test_it_classifies_a_camera_and_contacts_no_other_host(page, tmp_path):
     camera = write_y4m(tmp_path / "a.y4m", draw_clip(1, np.random.default_rng(0)))
     result = visit(page, "--camera", str(camera), "--seconds", "4")
     assert result["answers"] and result["answers"][0][1].startswith("class number ")
     assert result["foreign"] == []
     assert [error for error in result["errors"] if "No available adapters" not in error] == []
-    assert "one thread. More threads need a server that sends" in result["engine"]
+    assert "one thread. Using more threads requires a server that sends" in result["engine"]
     isolated = visit(page, "--camera", str(camera), "--seconds", "1", "--isolated")
-    assert "More threads" not in isolated["engine"] and isolated["message"] == ""
+    assert "more threads" not in isolated["engine"] and isolated["message"] == ""
 
 
 @pytest.mark.slow
@@ -90,12 +90,12 @@ def test_it_answers_to_a_camera_and_asks_nobody_else(page, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({}, "There is no camera"),
-        ({"version": 3}, "exported as version 3, this page reads up to version 2"),
+        ({}, "No camera found"),
+        ({"version": 3}, "export version 3, but this page supports versions up to 2"),
         ({"kind": "clips"}, "exported for whole clips, not for streams"),
     ],
 )
-def test_what_is_wrong_stands_on_the_page_in_one_line(page, tmp_path, change, message):
+def test_the_page_reports_errors_in_one_line(page, tmp_path, change, message):
     folder = tmp_path / "page"
     shutil.copytree(page, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -106,11 +106,13 @@ def test_what_is_wrong_stands_on_the_page_in_one_line(page, tmp_path, change, me
     assert result["foreign"] == []
 
 
-def test_without_npm_it_says_what_is_missing(make_model, monkeypatch, tmp_path):
+def test_without_npm_the_error_names_what_is_missing(make_model, monkeypatch, tmp_path):
     monkeypatch.setattr(browser, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
-    with pytest.raises(UserError, match="needs onnxruntime-web 1.30.0, which npm fetches"):
+    with pytest.raises(
+        UserError, match="needs onnxruntime-web 1.30.0, which is downloaded with npm"
+    ):
         browser.add_page(str(tmp_path))
     with pytest.raises(UserError, match="add onnx to --formats"):
         export_stream(

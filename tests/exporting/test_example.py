@@ -1,4 +1,4 @@
-"""example.py of an exported folder answers what the package answers, without the package."""
+"""Tests that example.py of an exported folder predicts the same as the package, without it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 import tsm_jax
 from tsm_jax.data import moving_shapes
 
-# What `pip install` of its README brings; Pillow and PyAV are PIL and av.
+# Modules of the packages that the README says to install; Pillow is PIL, PyAV is av.
 ALONE = ("av", "numpy", "PIL")
 ENGINES = {"onnx": ("onnxruntime",), "stablehlo": ("jax", "jaxlib", "flatbuffers", "ml_dtypes")}
 
 
 @pytest.fixture
 def folder(exported, tmp_path):
-    """Makes a copy of the exported folder with one graph and another preprocessing."""
+    """Returns a function that copies the exported folder with one graph and other preprocessing."""
 
     def make(graph, protocol="test", short_side=36):
         copy = shutil.copytree(exported, tmp_path / "TSM")
@@ -38,7 +38,7 @@ def folder(exported, tmp_path):
 
 @pytest.fixture(scope="module")
 def shapes(film, tmp_path_factory):
-    """Videos: wide, upright, of the short side already, shorter than T."""
+    """Videos: wide, upright, one that needs no resizing, one with fewer than T frames."""
     directory = tmp_path_factory.mktemp("shapes")
     sizes = ((46, 70, 21), (90, 50, 9), (36, 48, 13), (64, 64, 2))
     paths = []
@@ -51,7 +51,9 @@ def shapes(film, tmp_path_factory):
 
 @pytest.mark.parametrize("short_side", [36, 41])
 @pytest.mark.parametrize("protocol", ["test", "paddle_predict"])
-def test_it_prints_what_predict_answers(folder, shapes, capsys, monkeypatch, protocol, short_side):
+def test_it_prints_the_predictions_of_the_package(
+    folder, shapes, capsys, monkeypatch, protocol, short_side
+):
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     copy = folder("onnx", protocol, short_side)
     predictor = tsm_jax.load(str(copy), engine="onnxruntime")
@@ -71,7 +73,7 @@ def test_it_prints_what_predict_answers(folder, shapes, capsys, monkeypatch, pro
 
 
 @pytest.mark.parametrize("graph", ["onnx", "stablehlo"])
-def test_it_needs_only_what_the_readme_names(folder, shapes, formats, run_with_only, graph):
+def test_it_needs_only_the_packages_of_the_readme(folder, shapes, formats, run_with_only, graph):
     if graph not in formats:
         pytest.skip(f"{graph} cannot be exported here")
     copy = folder(graph)
@@ -88,7 +90,7 @@ runpy.run_path({str(copy / "example.py")!r}, run_name="__main__")
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "text", "sound"])
-def test_a_damaged_video_is_one_line(folder, shapes, tmp_path, monkeypatch, damage):
+def test_a_damaged_video_gives_a_one_line_error(folder, shapes, tmp_path, monkeypatch, damage):
     path = tmp_path / "damaged.mp4"
     match damage:
         case "cut":

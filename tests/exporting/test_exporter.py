@@ -1,4 +1,4 @@
-"""The exported folder: complete, described, checked; or not there at all."""
+"""Tests that an exported folder is complete, described and checked, or not created at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def description(folder):
     return json.loads((folder / "config.json").read_text())["export"]
 
 
-def test_the_folder_is_described(exported, model, formats):
+def test_config_json_describes_the_folder(exported, model, formats):
     exported_as = description(exported)
     graphs = {"model.stablehlo", "model_bfloat16.stablehlo"}
     graphs |= {"model.onnx"} if "onnx" in formats else set()
@@ -53,7 +53,7 @@ def test_every_graph_was_checked_on_random_and_real_input(exported, formats):
     assert all(check["relative_difference"] < limits[check["precision"]] for check in checks)
 
 
-def test_it_is_a_model_directory_too(exported, model, clips):
+def test_the_folder_is_also_a_model_directory(exported, model, clips):
     again = read_model_directory(str(exported))
     assert (again.architecture, again.labels) == (model.architecture, model.labels)
     video = np.asarray(normalize(clips))
@@ -61,7 +61,7 @@ def test_it_is_a_model_directory_too(exported, model, clips):
     np.testing.assert_array_equal(Recognizer(again).forward(video), expected)
 
 
-def test_the_readme_tells_how_to_run_it(exported, formats):
+def test_the_readme_explains_how_to_run_it(exported, formats):
     text = (exported / "README.md").read_text()
     assert "python -m tsm_jax.predict --model TSM" in text
     engine = "onnxruntime" if "onnx" in formats else "jax flatbuffers"
@@ -70,7 +70,7 @@ def test_the_readme_tells_how_to_run_it(exported, formats):
 
 @pytest.mark.usefixtures("exported")
 def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, videos, tmp_path):
-    """Those of a protocol of full size are larger than the crops of training, 36 px for 32."""
+    """Views of a full-size protocol are larger than training crops: 36 px instead of 32."""
     model = make_model("mmaction2_three_crop", backbone="toy")
     write_model_directory(model, str(tmp_path / "model"))
     exported = tmp_path / "TSM"
@@ -91,7 +91,9 @@ def test_the_graphs_take_the_views_of_the_stored_protocol(make_model, formats, v
 
 @pytest.mark.parametrize("wrong", ["shift the other way", "a stem of another scale"])
 @pytest.mark.usefixtures("exported")  # which skips where nothing can be exported
-def test_a_graph_that_answers_otherwise_is_not_exported(make_model, tmp_path, monkeypatch, wrong):
+def test_a_graph_that_differs_from_the_model_is_not_exported(
+    make_model, tmp_path, monkeypatch, wrong
+):
     model = make_model(backbone="toy")
     if wrong == "a stem of another scale":
         stem = "backbone.stem.conv.kernel"
@@ -101,21 +103,24 @@ def test_a_graph_that_answers_otherwise_is_not_exported(make_model, tmp_path, mo
         other = replace(model, architecture=reverse)
     program = make_program(other)
     monkeypatch.setattr(exporter, "make_program", lambda model: program)
-    with pytest.raises(UserError, match=r"model.stablehlo is wrong: in jax its logits on"):
+    with pytest.raises(
+        UserError,
+        match=r"model.stablehlo is wrong: in jax, the relative difference between its logits",
+    ):
         export_model(model, str(tmp_path / "out" / "TSM"), formats=("stablehlo",))
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_refuses_before_it_works(model, exported, tmp_path, monkeypatch):
+def test_invalid_requests_are_refused_early(model, exported, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="already exists"):
         export_model(model, str(exported), formats=("stablehlo",))
     out = str(tmp_path / "TSM")
-    with pytest.raises(UserError, match="int8 is an ONNX graph"):
+    with pytest.raises(UserError, match="int8 needs an ONNX graph"):
         export_model(model, out, formats=("stablehlo",), precisions=("float32", "int8"))
     monkeypatch.setattr(
         exporter, "missing", lambda *names: [n for n in names if n == "onnxruntime"]
     )
-    with pytest.raises(UserError, match="pip install onnxruntime, or leave onnx out of --formats"):
+    with pytest.raises(UserError, match="pip install onnxruntime, or remove onnx from --formats"):
         export_model(model, out)
     assert list(tmp_path.iterdir()) == []
 
@@ -126,7 +131,7 @@ def test_the_command(make_model, tmp_path, videos, capsys):
     weights = ["--weights", str(tmp_path / "model"), "--output", str(tmp_path / "TSM")]
     export.main([*weights, "--formats", "stablehlo", "--videos", str(videos / "0.mp4")])
     out = capsys.readouterr().out
-    assert "model.stablehlo in jax (float32) on real input: logits differ by" in out
+    assert "model.stablehlo in jax (float32), real input: largest relative difference" in out
     assert (tmp_path / "TSM" / "model.stablehlo").exists()
     assert not (tmp_path / "TSM" / "model.onnx").exists()
     with pytest.raises(UserError, match="2_broken"):
@@ -152,7 +157,7 @@ def test_int8_agrees_with_float32(model, tmp_path, videos):
 
 
 @pytest.mark.parametrize("engines, wrong", [(["onnxruntime"], 3.0), (["openvino"], np.nan)])
-def test_int8_that_is_another_network_is_refused(engines, wrong, monkeypatch):
+def test_an_inaccurate_int8_graph_is_refused(engines, wrong, monkeypatch):
     expected = np.random.default_rng(0).normal(size=(4, 20))
 
     class Engine:

@@ -1,4 +1,4 @@
-"""The traced program and both graphs of it answer what the model answers."""
+"""Tests that the traced program and both of its graphs compute the same as the model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
 def variant(request, make_model):
-    """A model, three clips and the model's logits of them."""
+    """A model, three clips and the logits of the model."""
     model = make_model(**request.param)
     shape = (3, model.architecture.num_segments, 32, 32, 3)
     clips = np.random.default_rng(2).integers(0, 256, shape, np.uint8)
@@ -51,7 +51,7 @@ def build_onnx():
 
 
 def classified(model, features):
-    """Logits of features whose last axis is that of the channels."""
+    """Returns the logits of features whose last axis is the channels."""
     kernel, bias = model.tensors["head.fc.kernel"], model.tensors["head.fc.bias"]
     return (features.mean((2, 3)) @ kernel + bias).mean(1)
 
@@ -68,7 +68,7 @@ def run_stablehlo(content, video):
     return [np.asarray(result) for result in jax.jit(exported.call)(video)]
 
 
-def test_the_program_answers_as_the_model(variant):
+def test_the_program_equals_the_model(variant):
     model, clips, expected = variant
     logits, features = jax.jit(make_program(model).__call__)(clips)
     assert relative_difference(np.asarray(logits), expected) < 1e-5
@@ -76,7 +76,7 @@ def test_the_program_answers_as_the_model(variant):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count, build_onnx):
+def test_the_onnx_graph_equals_the_model_for_any_batch(variant, count, build_onnx):
     model, clips, expected = variant
     logits, features = run_onnx(build_onnx(make_program(model)), clips[:count])
     assert relative_difference(logits, expected[:count]) < 1e-5
@@ -85,14 +85,14 @@ def test_the_onnx_graph_answers_as_the_model_for_any_batch(variant, count, build
 
 
 def test_the_onnx_graph_is_plain(make_model, build_onnx):
-    """Nothing in it that a runtime may lack or read in its own way, and nothing without effect."""
+    """It has no operators that runtimes may lack or interpret differently, and none in vain."""
     graph = build_onnx(make_program(make_model())).graph
     kinds = [node.op_type for node in graph.node]
     blocks, shifts = 8, 8
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "Transpose": 1,  # of the pixels
         "Cast": 1,
-        "Sub": 1,  # their mean; the deviation is in the first kernel
+        "Sub": 1,  # mean of the pixels; their deviation is folded into the first kernel
         "Conv": 1 + 2 * blocks + 3,  # stem, blocks, shortcuts
         "Relu": 1 + 2 * blocks,
         "MaxPool": 1,
@@ -111,7 +111,7 @@ def test_the_onnx_graph_is_plain(make_model, build_onnx):
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param == "N"
 
 
-def test_the_stablehlo_does_not_tell_where_it_was_written(model):
+def test_the_stablehlo_contains_no_local_paths(model):
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     before = jax.config.jax_traceback_in_locations_limit
     content = export_stablehlo(make_program(model))

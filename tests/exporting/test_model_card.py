@@ -1,4 +1,4 @@
-"""The model card says what the recipe and the metrics say, and no name can break it."""
+"""Tests that the model card agrees with recipe and metrics and that no name can break it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NASTY = [
 
 
 def shown(markdown):
-    """The text that a reader sees, and the kinds of elements it is in."""
+    """Returns the visible text and the kinds of Markdown elements."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
     inline = [child for token in tokens for child in token.children or []]
     text = "".join(child.content for child in inline if child.type in ("text", "code_inline"))
@@ -47,7 +47,7 @@ def shown(markdown):
 
 
 @pytest.mark.parametrize("name", NASTY)
-def test_a_name_is_shown_as_it_is_and_means_nothing(name):
+def test_a_name_is_shown_literally(name):
     text, kinds = shown(escape(name))
     assert text == " ".join(name.replace("\u202e", " ").split())
     assert kinds <= {"paragraph_open", "inline", "paragraph_close", "text", "text_special"}
@@ -76,12 +76,12 @@ def row(card, name):
     return line
 
 
-def test_it_says_what_the_recipe_and_the_metrics_say(model):
+def test_the_card_agrees_with_recipe_and_metrics(model):
     card = model_card(model, title="own_videos", path="output/own videos")
     assert "| 0.4500 | 0.9000 | 1.5000 | 60 validation clips of data/own/val.list" in card
-    assert "One clip more or less is worth 0.0167." in card
+    assert "A single clip accounts for 0.0167." in card
     assert "width 32, 3.0 million parameters" in card
-    assert "`past_first`, 1/8 of the channels each way, every block" in card
+    assert "`past_first`, 1/8 of the channels in each direction, every block" in card
     assert row(card, "training clips").endswith("| 160 of data/own/train.list |")
     assert row(card, "started from").endswith("| random weights |")
     assert row(card, "seed").endswith("| 7 |")
@@ -90,7 +90,7 @@ def test_it_says_what_the_recipe_and_the_metrics_say(model):
     assert "--model 'output/own videos' --input" in card
 
 
-def test_it_says_where_top1_is_that_of_a_constant_answer(model):
+def test_the_card_warns_if_top1_is_that_of_a_constant_prediction(model):
     metrics = {
         **{"top1": 0.6875, "loss": 1.0, "count": 496, "mean_recall": 0.25},
         **{"classes_without_clips": 2, "largest_class": 3, "largest_class_share": 0.6875},
@@ -101,16 +101,16 @@ def test_it_says_where_top1_is_that_of_a_constant_answer(model):
     card = model_card(replace(model, labels=named, provenance=provenance), title="x", path="x")
     head = "| top-1 | mean recall | share of the largest class | loss | on |"
     assert f"{head}\n|---|---|---|---|---|\n| 0.6875 | 0.2500 | 0.6875 | 1.0000 | 496" in card
-    assert "best of the validations during training by mean recall" in card
-    assert "averaged over classes, 2 without clips left out." in card
+    assert "the best validation during training, by mean recall" in card
+    assert "averaged over the classes (2 without clips are left out)." in card
     assert "share of the largest class, 0.6875 (3: '*normal*')" in shown(card)[0]
     above = {**metrics, "top1": 0.7}
-    assert "Beware" not in model_card(
+    assert "Warning" not in model_card(
         replace(model, labels=named, provenance={"metrics": above}), title="x", path="x"
     )
 
 
-def test_no_name_breaks_its_tables(model):
+def test_names_cannot_break_tables(model):
     card = model_card(model, title="<b>own</b> | x", path="x")
     _, kinds = shown(card)
     assert not kinds & {"html_inline", "html_block", "link_open", "image", "s_open"}
@@ -120,27 +120,27 @@ def test_no_name_breaks_its_tables(model):
             assert len(cells) == 1, block
 
 
-def test_what_is_not_known_is_not_said(model):
+def test_unknown_facts_are_omitted(model):
     bare = model_card(replace(model, provenance={}), title="x", path="x")
     assert "Not measured by the program that wrote this" in bare
-    assert "Not known." in bare
+    assert "Unknown." in bare
     assert "top-1" not in bare
     paddle = replace(model, provenance={"source": "TSM.pdparams", "source_sha256": "ab12"})
-    assert "| its SHA-256 | `ab12` |" in model_card(paddle, title="x", path="x")
+    assert "| SHA-256 of that file | `ab12` |" in model_card(paddle, title="x", path="x")
 
 
-def test_it_names_no_folders_and_stands_any_provenance(model):
+def test_the_card_reveals_no_folders_and_accepts_any_provenance(model):
     provenance = {**model.provenance, "recipe": {"data": 5}, "source_sha256": "`</td>"}
     card = model_card(replace(model, provenance=provenance), title="x", path="/home/ann/runs/own")
-    assert "By a recipe that this version" in card and "--model own --input" in card
+    assert "With a recipe that this version" in card and "--model own --input" in card
     assert "/home" not in card
 
 
-def test_limits_follow_the_network(model):
+def test_limitations_depend_on_the_network(model):
     def card(**changes):
         return model_card(replace(model, **changes), title="x", path="x")
 
-    backwards, sides = "same played backwards", "cannot tell left from right"
+    backwards, sides = "same action played backwards", "cannot distinguish left from right"
     assert backwards not in card()
     assert backwards in card(architecture=replace(model.architecture, shift="none"))
     assert sides in card()  # one of the names above has "left" or "right", and clips are mirrored

@@ -1,4 +1,4 @@
-"""Each primitive, and what is joined or laid out otherwise, against jax."""
+"""Compares each primitive, merged constant and changed layout with jax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tsm_jax.exporting.onnx_graph import build_onnx  # noqa: E402
 
 @dataclass(eq=False)
 class Computation:
-    """What a function makes of two frames of 6x8 pixels as `[N*T, H, W, C]`, flattened."""
+    """A program that applies a function to frames of 6x8 pixels, `[N*T, H, W, C]` with T = 2."""
 
     function: Any
 
@@ -55,7 +55,7 @@ def conv(x, features, size=3, stride=1, padding=1, groups=1):
 
 
 def unequal_average(x):
-    """The last windows hang over the edge and count only what is inside."""
+    """Averages windows; the last ones extend past the edge and count only pixels inside."""
     padding = ((0, 0), (0, 1), (0, 1), (0, 0))
     add = (0.0, lax.add, (1, 3, 3, 1), (1, 2, 2, 1), padding)
     counts = lax.reduce_window(np.ones((1, *x.shape[1:3], 1), np.float32), *add)
@@ -69,7 +69,7 @@ def squeeze_and_excite(x):
 
 
 def two_readers(x):
-    """What one reader joins with a constant, the other must still find as it was."""
+    """If a constant is merged for one reader, the other must still get the original tensor."""
     y = conv(x, 4)
     low = jnp.maximum(y, -0.5)
     return (y + weights(4)) * (y * 3) + jnp.minimum(low, 0.5) * low + y
@@ -90,7 +90,7 @@ def in_time(x):
 
 
 def every_second(first, step=2):
-    """A 1x1 convolution of some rows; it has a stride only where row 0 is among them."""
+    """A 1x1 convolution of some rows, which becomes a stride only if row 0 is one of them."""
 
     def function(x):
         y = conv(x, 4)
@@ -123,8 +123,8 @@ COMPUTATIONS = {
     "sum": lambda x: conv(x, 4).sum((1, 2)),
     "mean of channels": lambda x: conv(x, 4).mean(-1),
     "mean of rows": lambda x: conv(x, 4).mean(1),
-    "sum of what is broadcast": lambda x: (conv(x, 1) + jnp.zeros((1, 1, 1, 4))).sum(-1),
-    "a part of what is broadcast": lambda x: broadcast_part(x) + x,
+    "sum of a broadcast tensor": lambda x: (conv(x, 1) + jnp.zeros((1, 1, 1, 4))).sum(-1),
+    "part of a broadcast tensor": lambda x: broadcast_part(x) + x,
     "squeeze and excite": squeeze_and_excite,
     "two readers": two_readers,
     "in time": in_time,
@@ -141,7 +141,7 @@ COMPUTATIONS = {
 
 
 @pytest.mark.parametrize("function", COMPUTATIONS.values(), ids=COMPUTATIONS)
-def test_computes_what_jax_computes(function):
+def test_computes_the_same_as_jax(function):
     computation = Computation(function)
     video = np.random.default_rng(0).integers(0, 256, (3, 2, 6, 8, 3), np.uint8)
     session = onnxruntime.InferenceSession(build_onnx(computation).SerializeToString())
@@ -168,17 +168,17 @@ REFUSED = {
     "reduce_window_max": lambda x: nnx.max_pool(x, (3, 3), (2, 2)).max() + lax.reduce_window(
         x, -jnp.inf, lax.max, (1, 1, 1, 3), (1, 1, 1, 1), "VALID"),
     "convert_element_type": lambda x: x.astype(jnp.bfloat16),
-    "gather": lambda x: x[:, ::2],  # with a number of clips that is open
+    "gather": lambda x: x[:, ::2],  # with a symbolic number of clips
     "reduce_sum": lambda x: (x > 0).astype(jnp.int32).sum((1, 2)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refuses_by_name_what_it_cannot_write(name):
+def test_unsupported_primitives_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"cannot be written as ONNX: .*'{name}'"):
         build_onnx(Computation(REFUSED[name]))
 
 
-def test_refuses_a_constant_for_every_clip():
+def test_a_constant_per_clip_is_refused():
     with pytest.raises(UserError, match="it repeats a tensor for every clip"):
         build_onnx(Computation(lambda x: jnp.concatenate([x, jnp.zeros(x.shape)], 1)))

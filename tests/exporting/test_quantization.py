@@ -1,4 +1,4 @@
-"""The int8 graph: sums that fit on every processor, and means that rounding does not move."""
+"""Tests that int8 sums do not overflow on any processor and that rounding preserves the means."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CLIPS = np.random.default_rng(0).integers(0, 256, (6, 4, 32, 32, 3), np.uint8)
 
 
 def export(model, folder):
-    """The path of a float32 graph and of its int8 graph."""
+    """Writes a float32 graph and its int8 graph and returns both paths."""
     write_program(make_program(model), str(folder), ["onnx"])
     paths = [str(folder / name) for name in ("model.onnx", "int8.onnx")]
     quantization.quantize(*paths, CLIPS)
@@ -31,7 +31,9 @@ def logits(path):
     return np.concatenate([session.run(["logits"], {"video": clip[None]})[0] for clip in CLIPS])
 
 
-@pytest.mark.parametrize("backbone", ["toy", "pplcnet_v2"])  # that has a convolution without bias
+@pytest.mark.parametrize(
+    "backbone", ["toy", "pplcnet_v2"]
+)  # the latter has a convolution without bias
 def test_two_products_fit_into_16_bits(make_model, tmp_path, backbone):
     _, path = export(make_model(backbone=backbone, width=32), tmp_path)
     tensors = map(numpy_helper.to_array, onnx.load(path).graph.initializer)
@@ -42,7 +44,7 @@ def test_two_products_fit_into_16_bits(make_model, tmp_path, backbone):
         assert np.abs(kernel.astype(int)).max() == (127 if depthwise else 64)
 
 
-def test_rounding_does_not_move_the_means(make_model, monkeypatch, tmp_path):
+def test_rounding_preserves_the_means(make_model, monkeypatch, tmp_path):
     path, int8_path = export(make_model(backbone="toy", width=32), tmp_path)
     means = quantization._input_means(onnx.load(path), CLIPS)
     zeros = {name: np.zeros_like(mean) for name, mean in means.items()}

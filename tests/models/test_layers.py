@@ -1,4 +1,4 @@
-"""Layers against plain NumPy."""
+"""Compares layers with plain NumPy."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_depthwise_conv_keeps_channels_apart(kernel_size):
 
 
 @pytest.mark.parametrize("conv", [{"kernel_size": 1}, {"kernel_size": 3, "feature_groups": 4}])
-def test_a_folded_layer_answers_as_before(conv):
+def test_folding_preserves_the_output(conv):
     layer = ConvNorm(4, 4, **conv)
     layer.conv.kernel[...] = images(layer.conv.kernel[...].shape)
     rng = np.random.default_rng(1)
@@ -81,7 +81,7 @@ def test_batch_norm_trains_on_the_statistics_of_each_group():
     np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * groups.var(1).mean(0), rtol=1e-4)
 
 
-def test_batch_norm_uses_running_statistics_otherwise():
+def test_batch_norm_uses_running_statistics_in_evaluation():
     norm = BatchNorm(3)
     norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 9.0])
     norm.scale[...], norm.bias[...] = jnp.array([1.0, 2.0, 1.0]), jnp.array([0.0, 1.0, 0.0])
@@ -108,7 +108,7 @@ ACTIVATIONS = {
 
 
 def assert_same(ours, by_definition, *arguments):
-    """Results and gradients."""
+    """Compares results and gradients."""
 
     @partial(jax.jit, static_argnums=0)
     def result_and_gradients(function, cotangent, *arguments):
@@ -139,7 +139,7 @@ def ordinary_conv(stride, groups=1):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def as_on(request, monkeypatch):
-    """Takes what is written for that device, here."""
+    """Makes this machine use the implementation for the device of the parameter."""
 
     def choose(*arguments, default, **ways):
         return ways.get(request.param, default)(*arguments)
@@ -229,14 +229,14 @@ def test_convolution_of_images_smaller_than_its_kernel(size, stride, shape):
     assert_same(ours, ordinary_conv(stride), x, kernel)
 
 
-def test_a_kernel_that_fits_into_its_images_is_no_product():
+def test_a_kernel_smaller_than_its_images_is_no_matrix_product():
     assert not is_small((1, 3, 3, 1), 3, 1)
     assert not is_small((1, 5, 5, 1), 3, 2)
 
 
 @pytest.mark.parametrize(("platform", "barriers"), [("cpu", 0), ("cuda", 1)])
 def test_a_gpu_reads_strided_pixels_before_their_product(platform, barriers):
-    """In one kernel with it they abort XLA."""
+    """Fusing both into one kernel aborts XLA."""
     conv, x = Conv(16, 8, 1, stride=2), jax.ShapeDtypeStruct((1, 56, 56, 16), jnp.float32)
     text = jax.jit(conv).trace(x).lower(lowering_platforms=(platform,)).as_text()
     assert text.count("stablehlo.slice") == 1
@@ -253,7 +253,7 @@ def test_batch_norm_keeps_the_digits_of_a_nearly_constant_channel():
     np.testing.assert_allclose(y, expected, atol=5e-3)  # a unit in the last place of x is 2e-3
 
 
-def test_frozen_batch_norm_uses_and_keeps_what_it_has():
+def test_frozen_batch_norm_uses_and_keeps_its_statistics():
     norm = BatchNorm(3)
     norm.mean[...], norm.var[...] = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, 1.0, 9.0])
     x = jnp.asarray(images())
@@ -272,7 +272,7 @@ def test_frozen_batch_norm_uses_and_keeps_what_it_has():
     assert np.all(for_scale == 0) and np.all(for_x != 0)
 
 
-def test_unbiased_running_variance_is_that_of_pytorch():
+def test_unbiased_running_variance_equals_pytorchs():
     norm = BatchNorm(3)
     norm.unbiased = True
     x = images((4, 2, 2, 3))

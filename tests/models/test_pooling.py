@@ -1,4 +1,4 @@
-"""Max pooling and its gradient against XLA's own."""
+"""Compares max pooling and its gradient with XLA's own."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_max_pool_has_the_gradient_of_xla(values, size):
 
 
 @pytest.mark.parametrize("place", [(0, 0), (3, 3), (6, 7)])
-def test_max_pool_shows_a_nan_when_training(place):
+def test_max_pool_propagates_nan_in_training(place):
     x = images()
     x[0, *place, 1] = np.nan
     trained, _ = result_and_gradient(max_pool_3x3_stride_2, x, np.zeros((2, 4, 4, 3), np.float32))
@@ -61,7 +61,7 @@ def test_max_pool_shows_a_nan_when_training(place):
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (5, 4), (5, 7)])
-def test_average_pooling_divides_by_the_pixels_that_exist(shape):
+def test_average_pooling_ignores_missing_pixels(shape):
     x = np.random.default_rng(0).normal(size=(2, *shape, 3)).astype(np.float32)
     rows, columns = (range(0, size, 2) for size in shape)
     expected = [[x[:, r : r + 2, c : c + 2].mean((1, 2)) for c in columns] for r in rows]

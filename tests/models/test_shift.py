@@ -1,4 +1,4 @@
-"""The temporal shift against its definition."""
+"""Compares the temporal shift with its definition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEGMENTS = (2, 3, 5, 8, 10, 16)
 
 
 def shift_by_definition(clips, first_end, second_end, direction):
-    """`[N, T, H, W, C]` frame by frame, in NumPy."""
+    """Shifts clips `[N, T, H, W, C]` frame by frame in NumPy."""
     shifted = clips.copy()
     num_segments = clips.shape[1]
     first_source, second_source = (+1, -1) if direction == "future_first" else (-1, +1)
@@ -70,7 +70,7 @@ def test_gradient_of_a_frame_reaches_its_neighbours_and_no_further(direction, ne
         assert reached == [t + step for step in neighbours if 0 <= t + step < 5]
 
 
-def test_a_stream_is_the_clip_frame_by_frame():
+def test_a_stream_equals_a_clip_frame_by_frame():
     clips = jnp.asarray(random_clips(5)).swapaxes(0, 1)  # [T, N, H, W, C]: two streams at once
     expected = temporal_shift(
         clips.swapaxes(0, 1).reshape(-1, *clips.shape[2:]), 5, direction="past_only"
@@ -84,24 +84,30 @@ def test_a_stream_is_the_clip_frame_by_frame():
         assert state[0].shape == (2, 3, 2, 3)  # an eighth of 24 channels
 
 
-def test_a_stream_has_no_future_and_no_other_state():
+def test_a_stream_refuses_future_frames_and_a_wrong_state():
     frames = jnp.ones((1, 2, 2, 16))
-    with pytest.raises(ValueError, match="past_first needs them"), streaming(None):
+    with pytest.raises(ValueError, match="past_first needs future frames"), streaming(None):
         temporal_shift(frames, 8, direction="past_first")
-    with pytest.raises(ValueError, match="2 tensors, the network 1"), streaming([frames] * 2):
+    with (
+        pytest.raises(ValueError, match="2 tensors, but the network needs 1"),
+        streaming([frames] * 2),
+    ):
         temporal_shift(frames, 8, direction="past_only")
-    assert temporal_shift(frames, 1).shape == frames.shape  # outside, it is a clip again
+    with pytest.raises(ValueError, match="0 tensors, but the network needs more"), streaming([]):
+        temporal_shift(frames, 8, direction="past_only")
+    # Outside the context, the input is a clip again.
+    assert temporal_shift(frames, 1).shape == frames.shape
 
 
 def test_the_ends_are_zero_and_clips_do_not_mix():
     clips = jnp.ones((3, 4, 1, 1, 16))
     shifted = temporal_shift(clips.reshape(12, 1, 1, 16), 4).reshape(3, 4, 16)
-    assert not shifted[:, 0, :2].any()  # nothing before the first frame
-    assert not shifted[:, -1, 2:4].any()  # nothing behind the last one
+    assert not shifted[:, 0, :2].any()  # there is no frame before the first one
+    assert not shifted[:, -1, 2:4].any()  # there is no frame after the last one
     assert shifted.sum() == 3 * 4 * 16 - 3 * 4
 
 
-# (T, C): where PaddleVideo's folds end; from its kernel's float32 arithmetic.
+# (T, C) to the ends of PaddleVideo's folds, from the float32 arithmetic of its kernel.
 PADDLE_FOLDS = {
     (3, 64): (21, 42),
     (3, 256): (85, 170),

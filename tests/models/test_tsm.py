@@ -1,4 +1,4 @@
-"""The whole network: sizes, layouts, precision, and what the shift lets it see."""
+"""Tests of the whole network: sizes, layouts, precision, and the effect of the shift."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def logits(tensors, video, **arguments):
     return np.asarray(jitted(**arguments)(*tensors, jnp.asarray(video))[0])
 
 
-# Weights of the published image networks without their 1000-way classifier.
+# Numbers of weights of the published image networks without their 1000-way classifier.
 BACKBONE_PARAMETERS = {
     "resnet18": 11_176_512,
     "resnet34": 21_284_672,
@@ -75,14 +75,14 @@ def test_has_the_parameters_of_the_image_network(backbone, parameters):
     ("backbone", "every", "shifted"),
     [("resnet50", 1, 16), ("resnet101", 1, 33), ("resnet101", 2, 18), ("resnet152", 2, 26)],
 )
-def test_shifts_in_front_of_the_blocks_that_the_references_shift(backbone, every, shifted):
+def test_shifts_the_same_blocks_as_the_references(backbone, every, shifted):
     model = nnx.eval_shape(lambda: TSM(backbone, num_classes=2, width=8, shift_every=every))
     blocks = [block for stage in model.backbone.stages for block in stage]
     assert all(isinstance(block, (BasicBlock, Bottleneck)) for block in blocks)
     assert sum(isinstance(block.shift, partial) for block in blocks) == shifted
 
 
-def test_bfloat16_is_close_to_float32_and_answers_in_float32(tensors, video):
+def test_bfloat16_is_close_to_float32_and_returns_float32(tensors, video):
     exact = logits(tensors, video)
     coarse = logits(tensors, video, dtype=jnp.dtype(jnp.bfloat16))
     assert coarse.dtype == np.float32
@@ -111,26 +111,26 @@ def test_playing_backwards_equals_the_other_direction(tensors, video):
     assert abs(difference).max() > 1e-3
 
 
-def test_the_batch_does_not_matter_to_a_clip(tensors, video):
+def test_a_clip_does_not_depend_on_its_batch(tensors, video):
     np.testing.assert_allclose(
         logits(tensors, video)[:1], logits(tensors, video[:1]), rtol=1e-4, atol=1e-5
     )
 
 
 def test_batch_norm_groups_are_groups_of_clips(tensors, video):
-    """Training on two groups of one clip sees each clip as if it were alone."""
+    """With two groups of one clip each, training treats each clip as if it were alone."""
     train = jax.jit(partial(network(batch_norm_group=1).apply, train=True))
     together, alone = (train(*tensors, clips)[0] for clips in (video, video[[1, 1]]))
     np.testing.assert_allclose(together[1], alone[1], rtol=1e-3, atol=1e-3)
 
 
-def test_a_batch_that_does_not_divide_into_groups_is_refused(tensors, video):
+def test_a_batch_that_cannot_be_divided_into_groups_is_refused(tensors, video):
     three = jnp.concatenate([jnp.asarray(video), jnp.asarray(video[:1])])
-    with pytest.raises(ValueError, match="3 clips does not divide"):
+    with pytest.raises(ValueError, match="3 clips cannot be divided into batch-norm groups of 2"):
         network(batch_norm_group=2).apply(*tensors, three, train=True)
 
 
-def test_dropout_acts_per_key_and_only_with_one(tensors, video):
+def test_dropout_depends_on_the_key_and_needs_one(tensors, video):
     apply = jax.jit(network(dropout=0.5).apply)
     first, again, other = (
         apply(*tensors, video, dropout_keys=jax.random.split(jax.random.key(seed), len(video)))[0]
@@ -158,7 +158,7 @@ def test_remat_keeps_a_fraction_for_the_backward_pass(video):
 
 
 def products(jaxpr):
-    """The convolutions and matrix products of a program and of all that it calls."""
+    """Yields the convolutions and matrix products of a program and of all programs it calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
             yield equation
@@ -168,7 +168,7 @@ def products(jaxpr):
 
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v2", "pplcnet_v2_attention"])
 def test_products_of_float32_are_exact_on_every_device(backbone):
-    """On GPU and TPU jax would take TF32 or passes of bfloat16, in the gradients, too."""
+    """By default, jax uses TF32 or bfloat16 passes on GPU and TPU, also in the gradients."""
     tested = network(backbone, num_segments=4)
     params, batch_stats = tested.init(0)
     video = jnp.zeros((1, 4, 64, 64, 3))

@@ -1,4 +1,4 @@
-"""The reference's answers."""
+"""Outputs of the reference implementation, and compilation with all optimizations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_as_for_a_user():
+def compiled_with_optimizations():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -1,6 +1,6 @@
-"""The weights and inputs that the goldens were made with, from NumPy generators alone.
+"""The weights and inputs that the goldens were made with, drawn with NumPy alone.
 
-Every tensor is drawn from a generator seeded by its name in the original network.
+Each tensor is drawn from a generator that is seeded with its name in the original network.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ GOLDENS = Path(__file__).parent / "goldens"
 def state_dict(
     num_classes: int, seed: int, backbone: str = "resnet50", num_segments: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Every tensor of a network of PaddleVideo's, by its name there."""
+    """Returns all tensors of a PaddleVideo network under PaddleVideo's names."""
     return {
         tensor.paddle: draw(tensor.paddle, tensor.shape, seed)
         for tensor in paddle_tensors(backbone, 64, num_classes, num_segments)
     }
 
 
-# Batch norm scales that end a residual branch: small, so that activations stay finite.
+# Batch norm scales at the end of a residual branch. They are small, so activations stay finite.
 _LAST_NORM_RESNET = ("conv2._batch_norm.weight", "bn3.weight", "conv3.bn.weight")
 _LAST_NORM_MOBILENET = (
     *("_linear_conv._batch_norm.weight", "conv.7.weight"),
@@ -34,7 +34,7 @@ _LAST_NORM_MOBILENET = (
 
 
 def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Kernels are OIHW; the counter of a batch norm is int64."""
+    """Draws a tensor. Kernels are OIHW; the batch counter of a batch norm is int64."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + seed)
     if name.endswith("num_batches_tracked"):
         return np.array(rng.integers(1, 100_000), np.int64)
@@ -54,13 +54,13 @@ def draw(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def forward_input(seed: int, clips: int, segments: int, size: int) -> np.ndarray:
-    """Normalised video, float32 `[N, T, 3, S, S]`."""
+    """Returns a normalised video of noise, float32 `[N, T, 3, S, S]`."""
     rng = np.random.default_rng(100 + seed)
     return rng.normal(size=(clips, segments, 3, size, size)).astype(np.float32)
 
 
 def mosaic(seed: int, clips: int, segments: int, size: int) -> np.ndarray:
-    """Normalised video, float32 `[N, T, 3, S, S]`: 4x4 squares in each frame, and noise."""
+    """Returns a normalised video of 4x4 squares per frame and noise, float32 `[N, T, 3, S, S]`."""
     rng = np.random.default_rng(500 + seed)
     squares = rng.normal(size=(clips, segments, 3, 4, 4))
     noise = rng.normal(size=(clips, segments, 3, size, size))
@@ -69,7 +69,8 @@ def mosaic(seed: int, clips: int, segments: int, size: int) -> np.ndarray:
 
 
 def train_batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised video, float32 `[4, 8, 3, 64, 64]`, and labels `[4]` of a training step."""
+    """Returns the batch of a training step: normalised video, float32 `[4, 8, 3, 64, 64]`, and
+    labels `[4]`."""
     rng = np.random.default_rng(step)
     video = rng.normal(size=(4, 8, 3, 64, 64)).astype(np.float32)
     return video, rng.integers(0, 10, (4, 1)).astype(np.int64)[:, 0]

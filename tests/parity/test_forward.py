@@ -1,4 +1,4 @@
-"""Logits of PaddleVideo's network from PaddleVideo's weights."""
+"""Compares logits with those of PaddleVideo's network with the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ TOLERANCE = 1e-4  # of the largest logit
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory, forward_goldens):
-    """By a golden's name: the path of a .pdparams, what was read from it, the video and logits."""
+    """Returns a function from the name of a golden to its .pdparams file, the model that was read
+    from it, the video and the logits."""
 
     @cache
     def read(golden):
@@ -44,7 +45,7 @@ def test_logits_from_the_file(load, golden):
     assert relative_difference(recognizer.forward(video), expected) < TOLERANCE
 
 
-def test_convert_and_back_keep_network_and_tensors(load, tmp_path, capsys):
+def test_converting_there_and_back_preserves_the_model(load, tmp_path, capsys):
     path, recognizer, *_ = load("seg16_c10")
     directory = str(tmp_path / "model")
     convert.main(["--input", path, "--output", directory, "--num_segments", "16"])
@@ -69,22 +70,22 @@ WRONG = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG)
-def test_another_architecture_does_not_pass_for_this_one(load, wrong):
-    """These differences load without an error, so the golden must tell them."""
+def test_the_golden_detects_another_architecture(load, wrong):
+    """These differences load without an error, so only the golden can detect them."""
     _, recognizer, video, expected = load("seg16_c10")
     architecture = replace(recognizer.model.architecture, **WRONG[wrong])
     other = Recognizer(replace(recognizer.model, architecture=architecture))
     assert relative_difference(other.forward(video), expected) > 30 * TOLERANCE
 
 
-def test_the_other_direction_does_not_pass_for_this_one(load):
-    """To frames played backwards a network is what that of the other direction is to the clip
-    (tests/models/test_tsm.py), so that none has to be compiled."""
+def test_the_golden_detects_the_other_direction(load):
+    """Playing the frames backwards is equivalent to the other direction of the shift
+    (tests/models/test_tsm.py) and avoids compiling another network."""
     _, recognizer, video, expected = load("seg16_c10")
     assert relative_difference(recognizer.forward(video[:, ::-1]), expected) > 30 * TOLERANCE
 
 
-def test_another_classifier_layout_does_not_pass_either(load, monkeypatch):
+def test_the_golden_detects_another_classifier_layout(load, monkeypatch):
     _, recognizer, video, expected = load("seg16_c10")
     kernel = recognizer.params[CLASSIFIER]
     monkeypatch.setitem(recognizer.params, CLASSIFIER, kernel.reshape(kernel.shape[::-1]).T)

@@ -1,4 +1,4 @@
-"""Six steps of MIT's training in float64, each part of the rule on its own."""
+"""Compares six float64 training steps with MIT's, and tests each part of the update rule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CASES = {
 
 @functools.cache
 def programs(dtype, frozen_batch_norm, running_variance):
-    """The network and its losses with gradients, traced and compiled once for all rules."""
+    """Returns the network and its loss with gradients, compiled once for all update rules."""
     network = build_network(
         ARCHITECTURE,
         dtype,
@@ -45,7 +45,7 @@ def programs(dtype, frozen_batch_norm, running_variance):
 
 
 def run(case, dtype, steps=6, running_variance="unbiased", **changes):
-    """Losses, raw gradient norms, and the tensors afterwards under MIT's names."""
+    """Trains; returns losses, raw gradient norms and the final tensors under MIT's names."""
     frozen, seed, rate, decay = CASES[case]
     frozen = changes.pop("frozen_batch_norm", frozen)
     network, value_and_grad = programs(dtype, frozen, running_variance)
@@ -81,9 +81,10 @@ def run(case, dtype, steps=6, running_variance="unbiased", **changes):
 
 
 def misses(result, case, goldens):
-    """Which comparisons with the float64 run fail.
+    """Returns the names of the values that differ from the float64 run.
 
-    Tensors are stored after six steps: those of the float32 run, which is at most `worst_f32` away.
+    Tensors are stored only after six steps. They are those of the float32 run, whose relative
+    distance from the float64 run is at most `worst_f32`.
     """
     losses, norms, tensors = result
     found = []
@@ -96,7 +97,7 @@ def misses(result, case, goldens):
     kept = f"{case}.after6.module."
     for name in (name for name in goldens if name.startswith(kept)):
         key, expected = name.removeprefix(f"{case}.after6."), goldens[name]
-        actual = tensors[key][: len(expected)]  # of large ones the first rows are stored
+        actual = tensors[key][: len(expected)]  # only the first rows of large tensors are stored
         if np.linalg.norm(actual - expected) > worst * np.linalg.norm(expected):
             found.append(key)
     return found
@@ -114,7 +115,7 @@ def test_six_steps_in_float64(case, goldens):
 
 
 @pytest.mark.parametrize("case", ["full_bn_decay", "partial_bn_decay"])
-def test_six_steps_in_float32_are_off_by_rounding(case, goldens):
+def test_six_steps_in_float32_differ_only_by_rounding(case, goldens):
     losses, norms, _ = run(case, "float32")
     for found, name in ((losses, "loss"), (norms, "gnorm")):
         exact, rounded = goldens[f"{case}.{name}_f64"], goldens[f"{case}.{name}"]
@@ -135,8 +136,8 @@ def test_six_steps_in_float32_are_off_by_rounding(case, goldens):
     ],
     ids=str,
 )
-def test_every_part_of_the_rule_shows(case, change, goldens):
+def test_the_golden_detects_changes_of_the_update_rule(case, change, goldens):
     with jax.enable_x64(True):
-        # In losses from the second step on; a running variance is in none.
+        # They affect the loss from the second step on, except for the running variance.
         steps = 6 if "running_variance" in change else 2
         assert misses(run(case, "float64", steps, **change), case, goldens)

@@ -1,4 +1,4 @@
-"""MIT's online demo: logits and buffers frame by frame, from a file with its names."""
+"""Compares logits and buffers, frame by frame, with those of MIT's online demo."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CASE, FRAMES, CLASSES, SIZE = "mnv2_224", 12, 27, 224
 TOLERANCE = 1e-4  # of the largest value
 
 
-def file_of_the_demo(path: str) -> str:
+def write_demo_weights(path: str) -> str:
     architecture = Architecture("mobilenet_v2", CLASSES, 8, shift="past_only")
     network = build_network(architecture, "float32")
     shapes = {**network.param_shapes, **network.batch_stat_shapes}
@@ -32,7 +32,7 @@ def file_of_the_demo(path: str) -> str:
 @pytest.mark.slow
 def test_twelve_frames_from_the_file(tmp_path):
     goldens = np.load(golden_recipe.GOLDENS / "torch_online.npz")
-    recognizer = tsm_jax.load(file_of_the_demo(str(tmp_path / "online.pth.tar")))
+    recognizer = tsm_jax.load(write_demo_weights(str(tmp_path / "online.pth.tar")))
     assert recognizer.model.architecture.shift == "past_only"
     network, state, logits = recognizer._network, None, []
     module = network.module(recognizer.params, recognizer.batch_stats)

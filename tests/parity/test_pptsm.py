@@ -1,4 +1,4 @@
-"""Logits of PP-TSM's networks from PaddleVideo's weights, and the weights back."""
+"""Compares logits with those of PP-TSM's networks, and converts their weights back."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ CASES = {
     "pptsm_r50_64": ("resnet50_vd", 8, None, 1, 2),
     "v2_8_64": ("pplcnet_v2", 8, None, 1, 2),
     "v2_16_att_64": ("pplcnet_v2_attention", 16, 16, 0, 2),
-    "mnv2_16_64": ("mobilenet_v2_paddle", 16, None, 0, 1),  # whose two folds differ in width
+    "mnv2_16_64": ("mobilenet_v2_paddle", 16, None, 0, 1),  # its two folds differ in width
 }
 SLOW = ("v2_8_64",)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_as_for_a_user():
-    """Not here: these are many networks, and the tolerance leaves room for any compiler."""
+def compiled_with_optimizations():
+    """Overrides the fixture: there are many networks here, and the tolerance is large enough to
+    compile them without optimizations."""
 
 
 @pytest.fixture(params=[pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in CASES])
@@ -46,7 +47,7 @@ def error(model, video, expected):
     return relative_difference(Recognizer(model).forward(video), expected)
 
 
-def test_logits_and_the_way_back(case, tmp_path, capsys):
+def test_logits_and_conversion_there_and_back(case, tmp_path, capsys):
     backbone, path, segments, video, expected = case
     directory = str(tmp_path / "model")
     convert.main(["--input", str(path), "--output", directory, "--num_segments", str(segments)])
@@ -66,7 +67,7 @@ def test_logits_and_the_way_back(case, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change", [{"shift": "future_first"}, {"shift": "none"}, {"shift_fraction": "1/8"}], ids=str
 )
-def test_every_part_of_the_architecture_shows(case, change):
+def test_the_golden_detects_another_architecture(case, change):
     _, path, segments, video, expected = case
     model = read_paddle_model(str(path), num_segments=segments)
     if segments == 8 and "shift_fraction" in change:
@@ -75,7 +76,7 @@ def test_every_part_of_the_architecture_shows(case, change):
     assert error(changed, video, expected) > 1e-3
 
 
-def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_path):
+def test_segments_are_read_from_the_attention_or_the_file_name_and_reported(tmp_path):
     def read(name, attention=None, **given):
         path = tmp_path / name
         backbone = "pplcnet_v2_attention" if attention else "pplcnet_v2"
@@ -95,7 +96,7 @@ def test_segments_come_from_the_attention_or_from_the_name_and_it_is_said(tmp_pa
 
 
 def test_the_sum_of_branches_is_written_for_paddle():
-    """PaddleVideo's network has it beside the branches, and answers from it when deployed."""
+    """PaddleVideo's network stores it next to the branches and uses it when deployed."""
     tensors = golden_recipe.state_dict(10, 0, "pplcnet_v2")
     block = "backbone.stages.3.1"
     back, _ = to_paddle(*from_paddle(tensors))
@@ -105,7 +106,7 @@ def test_the_sum_of_branches_is_written_for_paddle():
         for index in range(blocks)
         for leaf in ("weight", "bias")
     }
-    x = np.random.default_rng(0).normal(size=5)  # what a channel sees in the middle row
+    x = np.random.default_rng(0).normal(size=5)  # middle row of the input of a channel
     layers = [f"{block}.dw_conv_list.{i}" for i in range(3)]
     expected = 0.0
     for layer, size in zip(layers, (5, 3, 1), strict=True):

@@ -1,4 +1,4 @@
-"""Logits of MIT's, mmaction2's and torchvision's networks from their own files."""
+"""Compares logits with those of MIT's, mmaction2's and torchvision's networks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CASES = {
     "mit/tsm_r101_64": Case("resnet101", 0, 2, 64, 174, shift_every=2),
     "mit/tsm_mnv2_224": Case("mobilenet_v2", 0, 1, 224),
     "mit/tsm_mnv2_64": Case("mobilenet_v2", 1, 2, 64),
-    # Frame by frame from empty buffers, and the mean of the frames' answers.
+    # The golden is the mean of the logits of frames processed one by one from empty buffers.
     "mit_online/mnv2_224": Case("mobilenet_v2", 0, 1, 224, 27, "past_only", segments=12),
     "mmaction2/tsm_r50_224": Case("resnet50", 0, 1, 224),
     "mmaction2/tsm_r50_64": Case("resnet50", 1, 2, 64),
@@ -60,7 +60,7 @@ def goldens():
 
 
 def names_and_shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Those of the original's state dict; that they are is the test below."""
+    """Returns the names and shapes of the original's state dict, which the test below verifies."""
     case = CASES[name]
     architecture = Architecture(
         case.backbone, case.classes, 8, shift=case.shift, shift_every=case.shift_every
@@ -110,8 +110,8 @@ def test_logits_from_the_file(name, goldens, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_other_direction_does_not_pass_for_this_one(goldens, tmp_path):
-    """It loads without an error, so the golden must tell it."""
+def test_the_golden_detects_the_other_direction(goldens, tmp_path):
+    """It loads without an error, so only the golden can detect it."""
     path = file_of("mmaction2/tsm_mnv2_64", tmp_path)
     model = tsm_jax.load(path, num_segments=8).model
     model = replace(model, architecture=replace(model.architecture, shift="past_first"))

@@ -1,4 +1,4 @@
-"""Six training steps as PaddleVideo trains, each part of the rule on its own."""
+"""Compares six training steps with PaddleVideo's, and tests each part of the update rule."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ OPTIMIZER = {
 
 @pytest.fixture(scope="module")
 def gradient():
-    """(params, batch_stats, video, labels) -> ((loss, batch_stats), gradients)."""
+    """A function `(params, batch_stats, video, labels) -> ((loss, batch_stats), gradients)`, and
+    one that splits tensors into params and batch_stats."""
     architecture = Architecture("resnet50", 10, 8, shift_fraction="1/num_segments")
     network = build_network(architecture, "float32")
 
@@ -42,7 +43,7 @@ def gradient():
 
 
 def run(gradient, **changes):
-    """Losses, raw gradient norms, and the tensors afterwards under PaddleVideo's names."""
+    """Trains; returns losses, raw gradient norms and final tensors under PaddleVideo's names."""
     value_and_grad, split = gradient
     params, batch_stats = split(from_paddle(golden_recipe.state_dict(10, 0))[0])
     schedule = make_schedule(
@@ -102,10 +103,11 @@ def test_tensors_after_the_last_step(ours, train_goldens):
 
 
 def shrinkage(result, goldens):
-    """How far each tensor lies from the reference's along the line on which decay moves it.
+    """Returns each tensor's relative distance from the reference in the direction of weight decay.
 
-    Decay is far below the rounding of six harsh steps, but rounding has no reason to point along
-    the start value: there its effect (7e-6 for kernels, 4e-5 for the classifier) stands out.
+    The effect of decay is far below the rounding errors of six large steps, but rounding errors do
+    not point in the direction of the initial value. In this direction, the effect of decay (7e-6
+    for kernels, 4e-5 for the classifier) is visible.
     """
     start = golden_recipe.state_dict(10, 0)
     return {
@@ -115,14 +117,14 @@ def shrinkage(result, goldens):
     }
 
 
-def test_weights_shrink_as_much_and_nothing_else_shrinks(ours, train_goldens):
+def test_weight_decay_shrinks_the_weights_and_nothing_else(ours, train_goldens):
     shrunk = shrinkage(ours, train_goldens)
     assert len(shrunk) == 5
     assert max(map(abs, shrunk.values())) < 1e-6, shrunk
 
 
 def misses(result, goldens):
-    """Whether any of the comparisons above fails."""
+    """Returns whether any of the comparisons above fails."""
     losses, norms, tensors = result
     return (
         not np.allclose(losses, goldens["loss"], rtol=1e-4)
@@ -132,7 +134,7 @@ def misses(result, goldens):
     )
 
 
-def test_the_rule_itself_does_not_miss(ours, train_goldens):
+def test_the_unchanged_rule_passes(ours, train_goldens):
     assert not misses(ours, train_goldens)
 
 
@@ -148,5 +150,5 @@ def test_the_rule_itself_does_not_miss(ours, train_goldens):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_every_part_of_the_rule_shows(gradient, train_goldens, change):
+def test_the_golden_detects_changes_of_the_update_rule(gradient, train_goldens, change):
     assert misses(run(gradient, **change), train_goldens)

@@ -1,4 +1,4 @@
-"""From PaddleVideo's example video to its logits, as its `--test` and its `predict.py` do it."""
+"""Compares the way from a video to logits with PaddleVideo's `--test` and `predict.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def shared():
-    """Where the video and PaddleVideo's pictures lie, which cannot be in the repository."""
+    """The folder of the video and PaddleVideo's frames, which cannot be part of the repository."""
     data = Path(os.environ.get("TSM_TEST_DATA", REPOSITORY / "../shared/data")).resolve()
     folder = data.parent
     if not (folder / "video" / "paddlevideo_example.avi").is_file():

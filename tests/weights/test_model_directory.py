@@ -172,7 +172,7 @@ def test_the_error_for_a_wrong_value_names_its_key(directory, key, value):
         (lambda c: c["provenance"].update(x=float("nan")), "NaN is not a JSON number"),
         (
             lambda c: c["architecture"].update(num_segments=1, shift_fraction="1/num_segments"),
-            "one frame cannot be shifted",
+            "num_segments is 1: a shift by 1/num_segments",
         ),
     ],
 )

@@ -1,8 +1,8 @@
-"""The page that runs an exported stream in a browser, beside its graph.
+"""Adds the web page that runs an exported stream in a browser to the exported folder.
 
-What is ours (`page/`) is built from demo/ and part of this package. ONNX Runtime for browsers is a
-package of npm, too large to carry along: it is taken from demo/node_modules, else npm fetches it
-once into the cache of this user. The page itself loads nothing from anywhere else.
+The page (`page/`) is built from demo/ and is part of this package. ONNX Runtime for browsers is an
+npm package, too large to include: it is taken from demo/node_modules if it is there; otherwise npm
+downloads it once into the cache of the user. The page loads nothing from other hosts.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from tsm_jax.files import reason, sha256
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 
-# The first two run on a processor, the other two on a graphics card where a browser has WebGPU.
+# The first two files run on the CPU, the other two on the GPU in browsers that support WebGPU.
 RUNTIME = (
     "ort.wasm.bundle.min.mjs",
     "ort-wasm-simd-threaded.wasm",
     "ort.webgpu.bundle.min.mjs",
     "ort-wasm-simd-threaded.asyncify.wasm",
 )
-# Of the release: SHA-256 of their SHA-256. Other files are not given away.
+# SHA-256 of the SHA-256 of these files in the release; files with another one are not used.
 _DIGEST = "c23cbdb3d727a0faa967e1c7b7f689b33613228119ffa0ca609f320dade12dca"
 
 _FETCH_TIMEOUT = 600  # seconds
@@ -37,7 +37,7 @@ def add_page(folder: str) -> None:
     """Copies the page and its runtime into an exported folder.
 
     Raises:
-        UserError: the runtime is not here and npm cannot fetch it.
+        UserError: the runtime is not installed and npm cannot download it.
     """
     runtime = _runtime()
     page = resources.files("tsm_jax.exporting") / "page"
@@ -54,7 +54,7 @@ def _copy(runtime: Path, target: Path) -> None:
 
 
 def _runtime() -> Path:
-    """A folder with the files of `RUNTIME`."""
+    """Returns a folder that contains the files of `RUNTIME`; downloads them if necessary."""
     checkout = Path(__file__).parents[2] / "demo" / "node_modules" / PACKAGE / "dist"
     root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     cached = Path(root, "tsm_jax", f"{PACKAGE}-{VERSION}")
@@ -63,7 +63,10 @@ def _runtime() -> Path:
             return folder
     _fetch(cached)
     if not _is_whole(cached):
-        raise UserError(f"npm gave other files of {PACKAGE} {VERSION} than its release has")
+        raise UserError(
+            f"the files of {PACKAGE} {VERSION} that npm downloaded differ from the release:"
+            " check npm's registry setting"
+        )
     return cached
 
 
@@ -78,8 +81,8 @@ def _fetch(target: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"--browser needs {PACKAGE} {VERSION}, which npm fetches: install Node.js (for npm) and"
-            " run the same command again"
+            f"--browser needs {PACKAGE} {VERSION}, which is downloaded with npm: install Node.js"
+            " (which includes npm) and run the same command again"
         )
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "install", "--prefix", folder, "--ignore-scripts", "--no-audit"]
@@ -91,11 +94,11 @@ def _fetch(target: Path) -> None:
                 timeout=_FETCH_TIMEOUT,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise UserError(f"npm cannot fetch {PACKAGE}: {reason(error)}") from None
+            raise UserError(f"npm cannot download {PACKAGE}: {reason(error)}") from None
         if done.returncode:
             why = " ".join(done.stderr.split())[:300]
-            raise UserError(f"npm cannot fetch {PACKAGE} {VERSION}: {why}")
+            raise UserError(f"npm cannot download {PACKAGE} {VERSION}: {why}")
         try:
             _copy(Path(folder, "node_modules", PACKAGE, "dist"), target)
         except OSError as error:
-            raise UserError(f"cannot keep {PACKAGE} in {target}: {reason(error)}") from error
+            raise UserError(f"cannot store {PACKAGE} in {target}: {reason(error)}") from error

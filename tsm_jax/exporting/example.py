@@ -1,9 +1,9 @@
-"""Names the action in videos with the model in this folder.
+"""Recognises the action in videos with the model in this folder.
 
 python example.py VIDEO [VIDEO ...]
 
-It needs `av`, `numpy`, `pillow`, and `onnxruntime` for model.onnx or else `jax` and `flatbuffers`
-for model.stablehlo; not the package that exported the folder.
+Requires `av`, `numpy`, `pillow`, and either `onnxruntime` for model.onnx or `jax` and `flatbuffers`
+for model.stablehlo. It does not need the package that exported the folder.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from PIL import Image
 
 FOLDER = Path(__file__).parent
 CONFIG = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
-NUM_SEGMENTS = CONFIG["architecture"]["num_segments"]  # T, the frames that the network sees
-PROTOCOL = CONFIG["preprocessing"]["protocol"]  # which frames they are, and how they are resized
-SHORT_SIDE = CONFIG["preprocessing"]["short_side"]  # of a frame when it is cropped, pixels
-CROP_SIZE = CONFIG["preprocessing"]["crop_size"]  # S, pixels
+NUM_SEGMENTS = CONFIG["architecture"]["num_segments"]  # T, the number of frames per clip
+PROTOCOL = CONFIG["preprocessing"]["protocol"]  # how frames are chosen and resized
+SHORT_SIDE = CONFIG["preprocessing"]["short_side"]  # of a resized frame, in pixels
+CROP_SIZE = CONFIG["preprocessing"]["crop_size"]  # S, in pixels
 LABELS = CONFIG["export"]["labels"]
 
 if PROTOCOL not in ("test", "paddle_predict"):
-    sys.exit(f"{PROTOCOL} takes several views of a video, this example one: use tsm_jax instead")
+    sys.exit(f"{PROTOCOL} takes several views of a video, this example only one: use tsm_jax")
 
 
 def choose_frames(num_frames: int) -> list[int]:
-    """Numbers of the T frames to look at, from 0."""
+    """Returns the indices of the T frames for the network."""
     if PROTOCOL == "test":  # the middle frame of each of T equal parts
         part = num_frames / NUM_SEGMENTS
         return [int(part / 2 + part * i) for i in range(NUM_SEGMENTS)]
@@ -42,7 +42,7 @@ def choose_frames(num_frames: int) -> list[int]:
 
 
 def every_frame(path: str) -> Iterator[av.VideoFrame]:
-    """The frames of a video, in order."""
+    """Yields the frames of a video in order."""
     with av.open(path) as container:
         stream = container.streams.best("video")
         if stream is None:
@@ -53,7 +53,7 @@ def every_frame(path: str) -> Iterator[av.VideoFrame]:
 
 
 def decode(path: str) -> list[np.ndarray]:
-    """The chosen frames, uint8 `[H, W, 3]`: RGB, all of the first one's size, upright."""
+    """Decodes the chosen frames: RGB, uint8 `[H, W, 3]`, upright, all the size of the first one."""
     num_frames = sum(1 for _ in every_frame(path))
     if num_frames == 0:
         raise ValueError("it has no frames")
@@ -69,10 +69,10 @@ def decode(path: str) -> list[np.ndarray]:
 
 
 def new_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of a frame after resizing; fractions of a pixel are cut off."""
+    """Returns width and height of a frame after resizing, truncated to whole pixels."""
     if min(width, height) == SHORT_SIDE:
         return width, height
-    if PROTOCOL == "paddle_predict":  # 4:3, whatever the frame was
+    if PROTOCOL == "paddle_predict":  # always 4:3
         long_side = int(SHORT_SIDE * 4 / 3)
     else:
         long_side = int(max(width, height) * SHORT_SIDE / min(width, height))
@@ -80,7 +80,7 @@ def new_size(width: int, height: int) -> tuple[int, int]:
 
 
 def prepare(frame: np.ndarray) -> np.ndarray:
-    """Resizes a frame and cuts out its centre, uint8 `[S, S, 3]`."""
+    """Resizes a frame and crops its centre: uint8 `[S, S, 3]`."""
     image = Image.fromarray(frame)
     size = new_size(*image.size)
     if size != image.size:
@@ -90,7 +90,7 @@ def prepare(frame: np.ndarray) -> np.ndarray:
 
 
 def open_network() -> Callable[[np.ndarray], np.ndarray]:
-    """The network: uint8 `[N, T, S, S, 3]` to logits, float32 `[N, K]`."""
+    """Returns a function from clips, uint8 `[N, T, S, S, 3]`, to logits, float32 `[N, K]`."""
     if (FOLDER / "model.onnx").exists():
         import onnxruntime
 
@@ -106,7 +106,7 @@ def open_network() -> Callable[[np.ndarray], np.ndarray]:
 
 def main() -> None:
     if not sys.argv[1:]:
-        sys.exit("give a video: python example.py VIDEO")
+        sys.exit("usage: python example.py VIDEO [VIDEO ...]")
     network = open_network()
     for path in sys.argv[1:]:
         try:

@@ -1,7 +1,7 @@
-"""The model card: what a network is, how it was trained, how well it does and what it cannot do.
+"""The model card: architecture, training, accuracy and limitations of a network.
 
-Written from the architecture, the recipe and the metrics alone; what is not known is left out.
-Every value that the template shows is escaped, so that no name can break it.
+The card is written from the architecture, the recipe and the metrics alone; unknown facts are
+omitted. Every value is escaped, so names cannot break the Markdown.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tsm_jax.config import from_dict
 from tsm_jax.errors import UserError
 from tsm_jax.weights.model_directory import Model, without_folders
 
-CARD_FILE = "MODEL_CARD.md"  # in a workdir; an exported folder has it in its README.md
+CARD_FILE = "MODEL_CARD.md"  # in a workdir; in an exported folder, the card is part of README.md
 
 _NAMES_SHOWN = 20
-_FIGURES = {  # of a validation; older versions have stored fewer
+_FIGURES = {  # metrics of a validation; older versions stored fewer
     "top1": "top-1",
     "top5": "top-5",
     "mean_recall": "mean recall",
@@ -35,17 +35,19 @@ _STATISTICS = (".mean", ".var")
 _SIDES = re.compile(r"left|right|clockwise", re.IGNORECASE)
 
 
-class _AsItIs(str):
-    """Text that is Markdown already."""
+class _Markdown(str):
+    """Text that needs no escaping."""
 
 
 def model_card(model: Model, *, title: str, path: str, streams: bool = False) -> str:
-    """Markdown; names of classes and files cannot break it.
+    """Returns the model card as Markdown.
 
     Args:
-        model: of which `tensors` may be empty.
-        path: to the weights, as its reader will type it; of an absolute one the name is left.
-        streams: they are exported for streams, so `tsm predict` does not run them.
+        model: the model; its `tensors` may be empty.
+        title: heading of the card.
+        path: path to the weights for the example command, as the reader will type it; an absolute
+            path is reduced to its last part.
+        streams: the model was exported for streams, so `tsm predict` cannot run it.
     """
     provenance = model.provenance
     metrics, recipe = provenance.get("metrics") or {}, _recipe(provenance)
@@ -65,7 +67,7 @@ def model_card(model: Model, *, title: str, path: str, streams: bool = False) ->
         ),
         version=tsm_jax.__version__,
         title=title,
-        path=_AsItIs(shlex.quote(without_folders(path))),
+        path=_Markdown(shlex.quote(without_folders(path))),
         streams=streams,
         metrics=metrics,
         figures={
@@ -82,10 +84,10 @@ def model_card(model: Model, *, title: str, path: str, streams: bool = False) ->
 
 
 def escape(text: str) -> str:
-    """Text as Markdown shows it: on one line, with no character that means something there."""
+    """Puts text on one line and escapes the characters that have a meaning in Markdown."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    # An underscore inside a word, as in most class names, is only an underscore.
+    # Underscores inside a word, as in most class names, need no escaping.
     line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", re.sub(r"([\\`*\[\]|#~$!])", r"\\\1", line))
     return re.sub(r"^(\d+)([.)])(?=\s|$)|^([-+])(?=\s|$)", _list_item, line)
 
@@ -95,11 +97,11 @@ def _list_item(match: re.Match[str]) -> str:
 
 
 def _shown(value: Any) -> Any:
-    return value if isinstance(value, _AsItIs) else escape(str(value))
+    return value if isinstance(value, _Markdown) else escape(str(value))
 
 
 def _recipe(provenance: Mapping[str, Any]) -> ConfigDict | None:
-    """What the network was trained with; None if that is not known or cannot be read."""
+    """Returns the training recipe, or None if it is unknown or cannot be read."""
     try:
         return from_dict(provenance["recipe"])
     except (KeyError, UserError):
@@ -107,7 +109,7 @@ def _recipe(provenance: Mapping[str, Any]) -> ConfigDict | None:
 
 
 def render(template: str, **values: Any) -> str:
-    """The Markdown of a file in `templates/`; all values are escaped."""
+    """Renders a file of `templates/` as Markdown; all values are escaped."""
     environment = Environment(
         loader=PackageLoader("tsm_jax.exporting", "templates"),
         finalize=_shown,

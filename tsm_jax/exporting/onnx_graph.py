@@ -1,13 +1,14 @@
-"""A program as an ONNX graph.
+"""Translates a program to an ONNX graph.
 
-    video     uint8 [N, T, S, S, 3]        as of the program; N is free
+    video     uint8 [N, T, S, S, 3]        as in the program; any N
     logits    float32 [N, K]
     features  float32 [N, T, C, h, w]      images are NCHW in the graph
 
-and that of a stream with `frame`, and with its state as images, `[1, fold, h, w]`.
+The graph of a stream takes `frame` instead of `video`, and its states are images,
+`[1, fold, h, w]`.
 
-Each primitive of the traced program becomes the nodes that compute the same. The primitives are a
-closed set, at the end of this file; another one is refused by name.
+Each primitive of the traced program is replaced by equivalent nodes. The supported primitives are
+listed at the end of this file; any other is refused with an error that names it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from tsm_jax.exporting.program import Program
 
 
 def build_onnx(program: Program) -> onnx.ModelProto:
-    """The checked graph of a program.
+    """Returns the graph of a program, checked by `onnx.checker`.
 
     Raises:
-        UserError: it computes something for which there is no rule here.
+        UserError: the program contains a primitive for which there is no rule.
     """
     writer = Writer()
     described, inputs = [], []
@@ -42,7 +43,8 @@ def build_onnx(program: Program) -> onnx.ModelProto:
         kind = helper.np_dtype_to_tensor_dtype(aval.dtype)
         shape = tensor.stored(tensor.shape)
         described.append(helper.make_tensor_value_info(name, kind, shape))
-        inputs.append(writer.lay(tensor, channels_first=True))  # while a value is one byte
+        # Transpose inputs at once, while a pixel value is a single byte.
+        inputs.append(writer.lay(tensor, channels_first=True))
     jaxpr = jax.make_jaxpr(program)(*program.inputs.values())
     results = zip(_run(writer, jaxpr, inputs), jaxpr.out_avals, strict=True)
     outputs = [
@@ -86,9 +88,9 @@ def _run(writer: Writer, jaxpr: ClosedJaxpr, inputs: Sequence[Operand]) -> list[
 def _equation(writer: Writer, equation: JaxprEqn, operands: list[Any]) -> Sequence[Operand]:
     name = equation.primitive.name
     if name == "cond" and None in (platforms := equation.params["branches_platforms"] or ()):
-        program = equation.params["branches"][platforms.index(None)]  # for any device
+        program = equation.params["branches"][platforms.index(None)]  # the default branch
         return _run(writer, program, operands[1:])
-    if name == "jit" and equation.params["name"] == "leaky_relu":  # of jax.nn: one node
+    if name == "jit" and equation.params["name"] == "leaky_relu":  # jax.nn.leaky_relu: one node
         return [_leaky_relu(writer, *operands)]
     if name in _CALLS:
         return _run(writer, equation.params[_CALLS[name]], operands)
@@ -120,7 +122,7 @@ def _is_float32(equation: JaxprEqn) -> bool:
     return _dtype(equation.outvars[0]) == np.float32
 
 
-# A constant operand is a NumPy array.
+# Rules. Constant operands are NumPy arrays.
 
 
 def _elementwise(writer: Writer, equation: JaxprEqn, *operands: Any) -> Tensor:
@@ -159,7 +161,7 @@ def _select(writer: Writer, equation: JaxprEqn, condition: Any, *cases: Any) -> 
 
 def _convert(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
     dtype = np.dtype(equation.params["new_dtype"])
-    if dtype == _dtype(equation.invars[0]):  # only its promotion differs
+    if dtype == _dtype(equation.invars[0]):  # changes only the promotion rule (weak type)
         return x
     _require(equation, dtype == np.float32 or dtype.kind in "biu")
     to = helper.np_dtype_to_tensor_dtype(dtype)
@@ -167,7 +169,7 @@ def _convert(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
 
 
 def _broadcast(writer: Writer, equation: JaxprEqn, x: Any) -> Operand:
-    """Only the rank: axes of length 1 are broadcast where something needs it."""
+    """Changes only the rank; axes of length 1 are broadcast later, where it is necessary."""
     shape: list[Size] = [1] * len(equation.params["shape"])
     for axis, size in zip(equation.params["broadcast_dimensions"], x.shape, strict=True):
         shape[axis] = size
@@ -217,7 +219,7 @@ def _reduce_max(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
 
 
 def _reduce_sum(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
-    """A mean times a number: a division may follow that makes it a mean again."""
+    """Writes a sum as mean times count, because a division may follow that cancels the factor."""
     axes = equation.params["axes"]
     sizes = [x.shape[axis] for axis in axes]
     _require(equation, _is_float32(equation), all(isinstance(size, int) for size in sizes))
@@ -225,7 +227,7 @@ def _reduce_sum(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
 
 
 def _pool(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
-    """Windows of rows and columns; a sum as in `_reduce_sum`."""
+    """Pools windows of rows and columns; writes a sum like `_reduce_sum` does."""
     of, shape = equation.params, _sizes(equation.outvars[0].aval)
     window, steps, padding = of["window_dimensions"], of["window_strides"], of["padding"]
     rest = {(window[i], steps[i], *padding[i]) for i in range(len(shape)) if i not in (1, 2)}
@@ -241,7 +243,7 @@ def _pool(writer: Writer, equation: JaxprEqn, x: Any) -> Tensor:
 
 
 def _pads(equation: JaxprEqn, padding: Sequence[tuple[int, int]]) -> list[int]:
-    """As ONNX has them: all starts, then all ends."""
+    """Converts padding to ONNX's order: all starts, then all ends."""
     pads = [low for low, _ in padding] + [high for _, high in padding]
     _require(equation, min(pads) >= 0)
     return pads
@@ -266,7 +268,7 @@ def _conv(writer: Writer, equation: JaxprEqn, x: Any, kernel: Any) -> Tensor:
 
 
 def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
-    """Times a constant matrix, over the last axis."""
+    """Multiplies the last axis by a constant matrix."""
     (over_x, over_y), _ = equation.params["dimension_numbers"]
     constant = isinstance(y, np.ndarray) and y.ndim == 2
     _require(equation, _is_float32(equation), constant, over_x == (len(x.shape) - 1,))
@@ -274,18 +276,18 @@ def _dot(writer: Writer, equation: JaxprEqn, x: Any, y: Any) -> Tensor:
 
 
 def _leaky_relu(writer: Writer, x: Any, slope: Any = 0.01) -> Tensor:
-    """With the slope of jax.nn where none is given."""
+    """The default slope is that of jax.nn."""
     return writer.node("LeakyRelu", [x], x.shape, x.channels_first, alpha=float(slope))
 
 
-# Primitives that hold their program in a parameter.
+# Primitives that call a program, with the name of the parameter that holds it.
 _CALLS = {"jit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
 _ELEMENTWISE = {
     **{"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min"},
     **{"exp": "Exp", "logistic": "Sigmoid", "tanh": "Tanh", "neg": "Neg"},
     **{"ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"},
 }
-# Rules whose operands may still have to be broadcast.
+# Rules that accept operands that have not been broadcast yet.
 _BROADCASTING: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     **dict.fromkeys(("add", "sub", "mul", "div", "max", "min"), _arithmetic),
@@ -293,7 +295,7 @@ _BROADCASTING: dict[str, Callable[..., Any]] = {
     "select_n": _select,
     "convert_element_type": _convert,
     "stop_gradient": lambda writer, equation, x: x,
-    "platform_index": lambda writer, equation: np.int32(0),  # read by a `cond` alone
+    "platform_index": lambda writer, equation: np.int32(0),  # only used by `cond`
     "broadcast_in_dim": _broadcast,
 }
 _RULES: dict[str, Callable[..., Any]] = _BROADCASTING | {

@@ -1,12 +1,12 @@
-"""Nodes of an ONNX graph, and how its images lie in memory.
+"""Writes the nodes of an ONNX graph and manages the memory layout of its images.
 
-A program's images are `[..., H, W, C]`; in the graph they are `[..., C, H, W]`, the layout of its
-convolutions. A tensor carries which of the two it has and is transposed only where an operation
+Images are `[..., H, W, C]` in the program and `[..., C, H, W]` in the graph, the layout of its
+convolutions. Each tensor records which layout it has and is transposed only where an operation
 needs the other one.
 
-Constants join what they follow or precede: a factor goes into the kernel of a convolution, an
-offset becomes a bias, a sum over 9 values times 1/9 is a mean. Such a node is written once more in
-its new form, and what nothing reads in the end is left out.
+Constants are merged into the preceding or following node: a factor into the kernel of a
+convolution, an offset into a bias; a sum over 9 values times 1/9 becomes a mean. The merged node is
+written as a new one, and nodes that are not used in the end are left out.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from onnx import helper, numpy_helper  # pyright: ignore[reportMissingImports]
 
 from tsm_jax.errors import UserError
 
-# Old enough for runtimes of 2022, new enough for all that is used here.
+# Old enough for runtimes of 2022, new enough for all operators that are used here.
 OPSET, IR_VERSION = 17, 8
 
-# The length of an axis: an int, or text where it depends on the number of clips: `N`, `8*N`.
+# Length of an axis: an int, or a string such as `N` or `8*N` if it depends on the number of clips.
 Size = Any
 
 
@@ -33,8 +33,8 @@ class Tensor:
     """A tensor of the graph.
 
     Attributes:
-        shape: in the order of the program; 1 also where it is still to be broadcast.
-        channels_first: whether it is `[..., C, H, W]` in memory.
+        shape: shape in the axis order of the program; an axis that is yet to be broadcast has 1.
+        channels_first: whether the memory layout is `[..., C, H, W]`.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Tensor:
     channels_first: bool = False
 
     def stored(self, of_axes: Sequence[Any]) -> list[Any]:
-        """One value per axis, in the order of memory."""
+        """Reorders one value per axis from program order to memory order."""
         return [of_axes[axis] for axis in order(len(self.shape), self.channels_first)]
 
 
@@ -50,23 +50,23 @@ Operand = Tensor | np.ndarray
 
 
 def order(rank: int, channels_first: bool) -> list[int]:
-    """The axes of the program in the order of memory."""
+    """Returns the axes of the program in memory order."""
     axes = list(range(rank))
     return [*axes[:-3], rank - 1, rank - 3, rank - 2] if channels_first else axes
 
 
 def refuse(what: str) -> UserError:
-    """For what has no counterpart in the graph."""
-    return UserError(f"the network cannot be written as ONNX: {what}; leave onnx out of --formats")
+    """Returns the error for an operation that the graph cannot express."""
+    return UserError(f"the network cannot be written as ONNX: {what}; remove onnx from --formats")
 
 
 class Writer:
-    """Collects nodes; the methods return what they write."""
+    """Collects nodes. Each method writes the nodes of an operation and returns their result."""
 
     def __init__(self):
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
-        # By the name of a tensor, what it was made from.
+        # By the name of a result: the operands that the operation had.
         self._scaled: dict[str, tuple[Tensor, np.ndarray]] = {}
         self._clipped: dict[str, tuple[Tensor, np.ndarray]] = {}
         self._sliced: dict[str, tuple[Tensor, list[range | None]]] = {}
@@ -80,7 +80,7 @@ class Writer:
         channels_first: bool = False,
         **attributes: Any,
     ) -> Tensor:
-        """Writes a node, which takes its inputs as they are in memory."""
+        """Writes a node; inputs are used in the layout that they have."""
         name = f"{kind.lower()}_{len(self._nodes)}"
         names = [x.name if isinstance(x, Tensor) else self._constant(x) for x in inputs]
         self._nodes.append(helper.make_node(kind, names, [name], name, **attributes))
@@ -92,7 +92,7 @@ class Writer:
         return name
 
     def lay(self, x: Operand, channels_first: bool) -> Operand:
-        """The same tensor in that order of memory."""
+        """Transposes a tensor to a layout, if it does not have it yet."""
         if len(x.shape) < 4:
             return x
         wanted = order(len(x.shape), channels_first)
@@ -116,7 +116,7 @@ class Writer:
         return self.node("Expand", [x, target], shape, x.channels_first)
 
     def reshape(self, x: Operand, shape: Sequence[Size]) -> Operand:
-        """Channels stay first where the last three axes stay what they are."""
+        """Reshapes; the layout is kept channels-first if the last three axes do not change."""
         shape = tuple(shape)
         if x.shape == shape:
             return x
@@ -129,15 +129,15 @@ class Writer:
         first = len(shape) >= 4 and x.channels_first and x.shape[-3:] == shape[-3:]
         if not first:
             x = x if x.shape[-3:-1] == (1, 1) else self.lay(x, False)
-            first = len(shape) >= 4 and shape[-3:-1] == (1, 1)  # either order is the same
+            first = len(shape) >= 4 and shape[-3:-1] == (1, 1)  # both layouts are the same
         if sum(isinstance(size, str) for size in shape) > 1:
-            raise refuse(f"the number of clips is in two axes of {shape}")
+            raise refuse(f"two axes of {shape} depend on the number of clips")
         target = [-1 if isinstance(size, str) else size for size in shape]
         target = np.array([target[axis] for axis in order(len(shape), first)], np.int64)
         return self.node("Reshape", [x, target], shape, first)
 
     def elementwise(self, kind: str, *operands: Operand) -> Tensor:
-        """An operation on each element; axes of length 1 are broadcast."""
+        """Applies an elementwise operation; axes of length 1 are broadcast."""
         rank = max(len(x.shape) for x in operands)
         first = any(isinstance(x, Tensor) and x.channels_first for x in operands)
         shapes = [x.shape for x in operands if len(x.shape) == rank]
@@ -145,7 +145,7 @@ class Writer:
         return self.node(kind, [self.lay(x, first) for x in operands], shape, first)
 
     def scale(self, x: Any, factor: np.ndarray) -> Tensor:
-        """Times a constant."""
+        """Multiplies by a constant."""
         x, before = self._scaled.get(x.name, (x, np.ones(())))
         factor = np.asarray(before * factor)
         if np.allclose(factor, 1, rtol=1e-7, atol=0):
@@ -156,7 +156,7 @@ class Writer:
         return result
 
     def offset(self, x: Tensor, value: np.ndarray, kind: str) -> Tensor:
-        """Plus (`Add`) or minus (`Sub`) a constant."""
+        """Adds (`Add`) or subtracts (`Sub`) a constant."""
         source, factor = self._scaled.get(x.name, (x, np.zeros(())))
         if factor.all():  # x * f + v = (x + v / f) * f
             return self.scale(self.offset(source, value / factor, kind), factor)
@@ -168,21 +168,21 @@ class Writer:
         return self.elementwise(kind, x, value)
 
     def at_least(self, x: Tensor, low: np.ndarray) -> Tensor:
-        """The larger of each element and a number."""
+        """Takes the maximum of each element and a scalar."""
         kind, inputs = ("Relu", [x]) if low == 0 else ("Clip", [x, low])
         result = self.node(kind, inputs, x.shape, x.channels_first)
         self._clipped[result.name] = x, low
         return result
 
     def at_most(self, x: Tensor, high: np.ndarray) -> Tensor:
-        """The smaller of each element and a number."""
+        """Takes the minimum of each element and a scalar."""
         x, low = self._clipped.get(x.name, (x, np.float32(-np.inf)))
         return self.node("Clip", [x, np.asarray(low), high], x.shape, x.channels_first)
 
     def conv(
         self, x: Operand, kernel: np.ndarray, shape: Sequence[Size], **attributes: Any
     ) -> Tensor:
-        """A convolution of images; the kernel is OIHW."""
+        """Convolves images with a kernel in OIHW order."""
         if isinstance(x, Tensor):
             source, factor = self._scaled.get(x.name, (x, np.zeros(0)))
             if _of_channels(factor) and factor.size in (1, kernel.shape[1]):
@@ -190,7 +190,7 @@ class Writer:
         return self._linear("Conv", self.lay(x, True), kernel, shape, attributes)
 
     def matrix(self, x: Tensor, matrix: np.ndarray, shape: Sequence[Size]) -> Tensor:
-        """Times a constant `[C_in, C_out]`."""
+        """Multiplies by a constant matrix `[C_in, C_out]`."""
         if x.channels_first and len(x.shape) == 4:
             x, strides = self._strided(x)
             kernel = matrix.T[:, :, None, None]
@@ -199,7 +199,7 @@ class Writer:
         return self._linear(kind, self.lay(x, False), matrix, shape, {})
 
     def _strided(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The images of which `x` is every n-th pixel, and n of rows and of columns."""
+        """Returns the images of which `x` is every n-th pixel, and n for rows and columns."""
         source, taken = self._sliced.get(x.name, (x, [None] * 4))
         rows, columns = (1 if part is None else part.step for part in taken[1:3])
         _, height, width, _ = source.shape
@@ -223,12 +223,15 @@ class Writer:
         return result
 
     def keep(self, x: Operand) -> None:
-        """Takes no offset into what has several readers: the product would be computed twice."""
+        """Marks a tensor as used several times, so no offset is merged into it.
+
+        Otherwise its product would be computed twice.
+        """
         if isinstance(x, Tensor):
             self._without_bias.pop(x.name, None)
 
     def reduce(self, kind: str, x: Any, axes: Sequence[int]) -> Tensor:
-        """An operation over axes, which vanish."""
+        """Applies a reduction and removes the reduced axes."""
         stored = x.stored(range(len(x.shape)))
         kept = [axis for axis in stored if axis not in axes]
         first = kept != sorted(kept)
@@ -239,7 +242,7 @@ class Writer:
         return self.node(kind, [x], shape, first, axes=places, keepdims=0)
 
     def slice(self, x: Tensor, parts: Sequence[range | None]) -> Tensor:
-        """What is taken of each axis; None is all of it. A slice of a slice is one."""
+        """Slices each axis; None keeps all of it. A slice of a slice becomes a single one."""
         if all(part is None for part in parts):
             return x
         x, before = self._sliced.get(x.name, (x, [None] * len(parts)))
@@ -254,7 +257,7 @@ class Writer:
         return result
 
     def pad(self, x: Tensor, ends: Sequence[tuple[int, int]], value: np.ndarray) -> Tensor:
-        """Adds to both ends of each axis; a negative number takes away."""
+        """Pads both ends of each axis; a negative number crops."""
         sizes = list(zip(x.shape, ends, strict=True))
         x = self.slice(
             x,
@@ -281,7 +284,7 @@ class Writer:
     def model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: dict[str, Any]
     ) -> onnx.ModelProto:
-        """The checked graph of all that the outputs need."""
+        """Returns the checked graph, with only those nodes that the outputs need."""
         needed, nodes = {tensor.name for tensor in outputs.values()}, []
         for node in reversed(self._nodes):
             if node.output[0] in needed:
@@ -307,12 +310,12 @@ class Writer:
 
 
 def _of_channels(value: np.ndarray) -> bool:
-    """Whether a constant differs along the last axis at most."""
+    """Returns whether a constant varies along the last axis only, or not at all."""
     return value.size == 1 or value.shape[-1:] == (value.size,) != (0,)
 
 
 def _part(first: range | None, then: range | None) -> range | None:
-    """What two slices after each other take of an axis."""
+    """Combines two successive slices of an axis."""
     if first is None or then is None:
         return then if first is None else first
     return first[then.start : then.stop : then.step]

@@ -1,18 +1,18 @@
-"""A network as the program that is exported, traced from its module tree, and as StableHLO.
+"""The program that is exported, traced from the module tree of a network, and its StableHLO.
 
-    video     uint8 [N, T, S, S, 3]        RGB frames after resize and crop; N is free
+    video     uint8 [N, T, S, S, 3]        RGB frames after resizing and cropping; any N
     logits    float32 [N, K]
-    features  float32 [N, T, h, w, C]      before the average pool, for activation maps
+    features  float32 [N, T, h, w, C]      input of the average pooling, for activation maps
 
-Of a network that is shifted `past_only` also as the program of one frame of a stream:
+A network with the shift `past_only` also has a program for one frame of a stream:
 
     frame     uint8 [1, S, S, 3]
-    state_0, state_1, ...                  of each shift, float32 [1, h, w, fold]; zeros at first
+    state_0, state_1, ...                  one per shift, float32 [1, h, w, fold]; initially zeros
     logits    float32 [1, K]
-    next_state_0, ...                      the state for the next frame
+    next_state_0, ...                      the states for the next frame
 
-The program is the module tree itself, with batch norm folded into its tensors and the
-normalisation of pixels before it: what a graph computes is what `tsm_jax.models` says.
+The program is the module tree itself, preceded by the normalisation of pixels and with batch norm
+folded into the convolutions, so a graph computes exactly what `tsm_jax.models` defines.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What is exported: a function of arrays, by a module whose batch norms are folded.
+    """The function that is exported, with batch norm folded.
 
     Attributes:
-        inputs: names, shapes and types of its arguments, in order.
+        function: the function.
+        inputs: names, shapes and dtypes of its arguments, in order.
         outputs: names of its results, in order.
     """
 
@@ -54,16 +55,19 @@ class Program:
 
     @property
     def state(self) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """What the program of a stream takes besides the frame."""
+        """The inputs of a stream program after the frame."""
         return tuple(self.inputs.values())[1:]
 
 
 def make_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
-    """The program of a model for the views of its protocol, with convolutions and activations in
-    `float32` or `bfloat16`.
+    """Returns the program of a model for clips of the size of its protocol's views.
+
+    Args:
+        dtype: dtype of convolutions and activations, `float32` or `bfloat16`.
+        source: name of the model in error messages.
 
     Raises:
-        UserError: the tensors do not fit the architecture.
+        UserError: the tensors do not match the architecture.
     """
     module = _folded_module(model, dtype, source)
     frames, size = module.num_segments, protocol_of(model.preprocessing).crop_size
@@ -79,16 +83,16 @@ def make_program(model: Model, dtype: str = "float32", source: str = "the model"
 
 
 def make_stream_program(model: Model, dtype: str = "float32", source: str = "the model") -> Program:
-    """The program of one frame of a stream; arguments as of `make_program`.
+    """Returns the program for one frame of a stream; for the arguments see `make_program`.
 
     Raises:
-        UserError: as `make_program`; or the network needs frames from the future.
+        UserError: the tensors do not match the architecture, or the network needs future frames.
     """
     shift = model.architecture.shift
     if shift != "past_only":
         raise UserError(
-            f"{source} is shifted {shift}: only a network trained with"
-            " --config.model.shift=past_only can follow a stream frame by frame"
+            f"{source} has the shift {shift}: only a network trained with"
+            " --config.model.shift=past_only can process a stream frame by frame"
         )
     module = _folded_module(model, dtype, source)
     size = protocol_of(model.preprocessing).crop_size
@@ -112,7 +116,7 @@ def _folded_module(model: Model, dtype: str, source: str) -> TSM:
 
 
 def build_module(model: Model, dtype: str = "float32", source: str = "the model") -> TSM:
-    """The module tree with the model's tensors in it; raises as `make_program`."""
+    """Returns the module tree with the tensors of the model; for the rest see `make_program`."""
     network = build_network(model.architecture, dtype)
     params, stats = network.param_shapes, network.batch_stat_shapes
     check_tensors(model.tensors, {**params, **stats}, source)
@@ -123,13 +127,13 @@ def build_module(model: Model, dtype: str = "float32", source: str = "the model"
 
 
 def export_stablehlo(program: Program) -> bytes:
-    """The program with its weights for any batch size on CPU, CUDA and TPU.
+    """Serialises a program with its weights, for any batch size on CPU, CUDA and TPU.
 
-    JAX promises to read it for six months of releases; the model's tensors are in the folder, too,
-    so that it can be exported again.
+    JAX guarantees compatibility for six months only. The exported folder therefore also contains
+    the tensors of the model, so that it can be exported again.
     """
-    jitted = jax.jit(lambda *inputs: program(*inputs))  # its own, so that nothing is in a cache
-    # jax would write the paths of the source files of this machine beside every operation.
+    jitted = jax.jit(lambda *inputs: program(*inputs))  # a new function, so no cache is used
+    # jax would store the paths of source files on this machine with every operation.
     name = "jax_traceback_in_locations_limit"
     before = getattr(jax.config, name)
     jax.config.update(name, 0)

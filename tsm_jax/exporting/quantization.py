@@ -1,4 +1,4 @@
-"""int8 convolutions after training, with ONNX Runtime's quantizer."""
+"""Post-training quantization of convolutions to int8 with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tsm_jax.deploy.artifact import INT8_WEIGHT_LIMIT, VIDEO
 
 
 class _Clips(CalibrationDataReader):
-    """Gives one clip at a time, uint8 `[1, T, S, S, 3]`, then None."""
+    """Returns one clip at a time, uint8 `[1, T, S, S, 3]`, then None."""
 
     def __init__(self, clips: np.ndarray):
         self._feeds = ({VIDEO: clip[None]} for clip in clips)
@@ -30,25 +30,32 @@ class _Clips(CalibrationDataReader):
 
 
 def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
-    """Writes the int8 graph of a float32 one, calibrated on clips, uint8 `[N, T, S, S, 3]`.
+    """Quantizes a float32 ONNX graph to int8.
 
-    Weights get a scale per output channel, activations one per tensor, from their extremes on the
-    clips. The graph is in ONNX's QDQ form, which ONNX Runtime and OpenVINO understand.
+    Weights get one scale per output channel, activations one per tensor, determined from their
+    extremes on the clips. The graph is in ONNX's QDQ format, which ONNX Runtime and OpenVINO
+    support.
 
-    Weights that are summed over input channels lie in [-64, 64]: x86 processors without VNNI add
-    two products of an unsigned and a signed byte in 16 bits, and beyond that the engines answer
-    something else there, without a word. What rounding the weights adds to the mean of an output
-    channel is taken from its bias (Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019, section 4.2, with means from the clips).
+    Weights that are summed over input channels are limited to [-64, 64]: x86 processors without
+    VNNI add two products of an unsigned and a signed byte in 16 bits, and with larger weights the
+    engines silently return wrong results there. The change that rounding the weights causes in the
+    mean of an output channel is subtracted from its bias (Nagel et al., "Data-Free Quantization
+    Through Weight Equalization and Bias Correction", 2019, section 4.2, with means from the clips).
 
-    Relu and Clip are quantized with what is before them: the ends of the output's range do what
-    they did. Otherwise the 256 values also cover what they cut off, and MobileNetV2 is lost.
+    Relu and Clip are quantized together with the preceding operation, whose output range then does
+    the clipping. Otherwise part of the 256 values would be spent on values that are clipped, which
+    ruins the accuracy of MobileNetV2.
+
+    Args:
+        float_path: the float32 graph.
+        int8_path: where the int8 graph is written.
+        clips: calibration clips, uint8 `[N, T, S, S, 3]`.
     """
     model = onnx.load(float_path)
     narrow = _correct_biases(model, _input_means(model, clips))
     overrides = {name: [{"axis": 0, "symmetric": True, "reduce_range": True}] for name in narrow}
-    # The quantizer asks, through the root logger, for a pre-processing that this graph, with its
-    # shapes, does not need.
+    # Hide the quantizer's request for pre-processing, which it sends to the root logger: this graph
+    # has all shapes and does not need it.
     root = logging.getLogger()
     before = root.level
     root.setLevel(max(logging.ERROR, before))
@@ -70,7 +77,7 @@ def quantize(float_path: str, int8_path: str, clips: np.ndarray) -> None:
 
 
 def _input_means(model: onnx.ModelProto, clips: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean of each channel of each convolution's input over clips, float64 `[C]`."""
+    """Returns the channel means of each convolution's input over the clips, float64 `[C]`."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     inputs = sorted({conv.input[0] for conv in _convolutions(model)})
@@ -89,10 +96,10 @@ def _input_means(model: onnx.ModelProto, clips: np.ndarray) -> dict[str, np.ndar
 
 
 def _correct_biases(model: onnx.ModelProto, input_means: dict[str, np.ndarray]) -> list[str]:
-    """Takes from the biases what rounding adds.
+    """Subtracts from the biases the change in the means that rounding the weights causes.
 
     Returns:
-        The names of the weights to be kept in [-64, 64].
+        The names of the weights that must be limited to [-64, 64].
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     narrow = []
@@ -100,7 +107,7 @@ def _correct_biases(model: onnx.ModelProto, input_means: dict[str, np.ndarray]) 
         weights = numpy_helper.to_array(initializers[conv.input[1]]).astype(np.float64)
         outputs, inputs = weights.shape[:2]
         largest = np.abs(weights).max((1, 2, 3), keepdims=True)
-        if inputs > 1:  # no engine pairs the products of depthwise convolutions
+        if inputs > 1:  # no engine adds pairs of products in depthwise convolutions
             narrow.append(conv.input[1])
         step = np.where(largest > 0, largest, 1) / (INT8_WEIGHT_LIMIT if inputs > 1 else 127)
         added = (np.round(weights / step) * step - weights).sum((2, 3))  # [outputs, inputs]

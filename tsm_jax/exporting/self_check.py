@@ -1,4 +1,4 @@
-"""An exported graph must answer what the model answers."""
+"""Checks that exported graphs compute the same as the model."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from tsm_jax.exporting.program import build_module
 from tsm_jax.models.network import normalize
 from tsm_jax.weights.model_directory import Model
 
-# For `relative_difference`. int8 has to be a number; `check_int8` judges it.
+# Limits of `relative_difference`. For int8 it only has to be finite; `check_int8` judges the rest.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "int8": sys.float_info.max}
-# Of int8's `error`; ResNets had 0.01, MobileNetV2 0.04 (10 classes) and 0.14 (ImageNet's 1,000).
+# Limit of the `error` of int8. Measured: 0.01 for ResNets, 0.04 (10 classes) and 0.14 (ImageNet's
+# 1,000 classes) for MobileNetV2.
 LARGEST_ERROR = 0.25
 
-# From uint8 input to float32 logits.
+# Function from uint8 input to float32 logits.
 _Answer = Callable[[np.ndarray], np.ndarray]
 
 
 def check_export(
     artifact: Artifact, model: Model, clips: np.ndarray, precisions: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Runs every exported graph in every engine that is installed here, against the model.
+    """Compares every exported graph, in every installed engine, with the model.
 
     Args:
-        clips: real ones, uint8 `[N, T, S, S, 3]`.
+        clips: real clips, uint8 `[N, T, S, S, 3]`.
 
     Returns:
-        One a graph, engine and input (`random` or `real`).
+        One entry per graph, engine and input (`random` or `real`).
 
     Raises:
         UserError: logits differ by more than `TOLERANCES`.
@@ -55,12 +56,14 @@ def check_export(
 def check_stream_export(
     artifact: Artifact, model: Model, video: np.ndarray
 ) -> list[dict[str, Any]]:
-    """As `check_export`, frame by frame, against the network on the same frames as a clip.
+    """Compares the graphs of a stream, frame by frame, with the model on the frames as one clip.
 
     Args:
         video: real frames, uint8 `[N, S, S, 3]`.
+
+    The result and the errors are those of `check_export`.
     """
-    # Folds of `1/num_segments` are those of the network for N = T alone.
+    # With folds of `1/num_segments`, the clip has the same folds as the stream only if N = T.
     architecture = replace(model.architecture, num_segments=len(video))
     network = jax.jit(build_module(replace(model, architecture=architecture)).frame_logits)
 
@@ -90,8 +93,10 @@ def _checks(
     expected: _Answer,
     open_graph: Callable[[str, str], _Answer],
 ) -> list[dict[str, Any]]:
-    """Of all graphs that can be run here, on real clips or frames and on some random ones; the
-    model answers on CPU, where float32 is float32."""
+    """Checks all graphs that can run here on real and on `random` random clips or frames.
+
+    The model itself runs on a CPU, where float32 is not reduced to a lower precision.
+    """
     drawn = np.random.default_rng(0).integers(0, 256, (random, *real.shape[1:]), np.uint8)
     inputs = {"random": drawn, "real": real}
     with jax.default_device(jax.devices("cpu")[0]):
@@ -104,8 +109,8 @@ def _checks(
                 difference = relative_difference(answer(pixels), wanted[kind])
                 if not difference <= TOLERANCES[precision]:
                     raise UserError(
-                        f"{file} is wrong: in {name} its logits on {kind} input differ from the"
-                        f" model's by {difference:.1e} of the largest, more than"
+                        f"{file} is wrong: in {name}, the relative difference between its logits"
+                        f" and the model's on {kind} input is {difference:.1e}, more than"
                         f" {TOLERANCES[precision]:.0e}; nothing was exported, please report this"
                     )
                 check = {"file": file, "engine": name, "precision": precision, "input": kind}
@@ -114,17 +119,17 @@ def _checks(
 
 
 def check_int8(artifact: Artifact, clips: np.ndarray, held_out: bool) -> dict[str, Any]:
-    """What the int8 graph answers, against the float32 graph.
+    """Compares the int8 graph with the float32 graph.
 
     Args:
-        artifact: what was exported.
-        clips: real ones, uint8 `[N, T, S, S, 3]`.
-        held_out: the graph was not calibrated on them.
+        artifact: the exported folder.
+        clips: real clips, uint8 `[N, T, S, S, 3]`.
+        held_out: whether the clips were not used for calibration.
 
     Returns:
-        `clips` (N), `held_out`; of the engine that does worst `agreement`, the share of the clips
-        with the same best class, and `error`: the root mean square of a clip's differences over the
-        standard deviation of its logits, in the median over the clips.
+        `clips` (N), `held_out`, and two values of the worst engine. `agreement` is the share of
+        clips with the same best class. `error` is the root mean square difference of a clip's
+        logits, divided by the standard deviation of its float32 logits; the median over the clips.
 
     Raises:
         UserError: the error is above `LARGEST_ERROR`.
@@ -139,30 +144,30 @@ def check_int8(artifact: Artifact, clips: np.ndarray, held_out: bool) -> dict[st
         logits = np.concatenate([engine.logits(clip[None]) for clip in clips])
         agreements.append(float(np.mean(logits.argmax(1) == expected.argmax(1))))
         spread = expected.std(1)
-        spread[spread == 0] = 1  # a fresh classifier
+        spread[spread == 0] = 1  # a classifier of zeros
         errors.append(float(np.median(np.sqrt(((logits - expected) ** 2).mean(1)) / spread)))
-    agreement, error = min(agreements), float(np.max(errors))  # of NaN is NaN
+    agreement, error = min(agreements), float(np.max(errors))  # np.max keeps NaN
     if not error <= LARGEST_ERROR:
         raise UserError(
-            f"this network cannot be quantized well: logits of int8 are off by {error:.0%} of"
-            f" their spread over the classes (more than {LARGEST_ERROR:.0%}), and the best class is"
-            f" that of float32 on {agreement:.0%} of {len(clips)} videos; nothing was"
-            " exported: give more --videos, or leave int8 out of --precisions"
+            f"this network cannot be quantized well: its int8 logits differ by {error:.0%} of their"
+            f" spread over the classes (limit {LARGEST_ERROR:.0%}), and its class is that of"
+            f" float32 for {agreement:.0%} of {len(clips)} videos; nothing was exported: give more"
+            " --videos or remove int8 from --precisions"
         )
     return {"clips": len(clips), "held_out": held_out, "agreement": agreement, "error": error}
 
 
 def relative_difference(logits: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference over the largest expected magnitude; infinite for NaN.
+    """Returns the largest difference divided by the largest expected magnitude; infinite for NaN.
 
-    A fresh classifier answers nothing but zeros; then it is the largest difference.
+    If all expected logits are zero, as with a classifier of zeros, the difference is absolute.
     """
     difference = float(np.abs(logits - expected).max() / (np.abs(expected).max() or 1))
     return difference if np.isfinite(difference) else float("inf")
 
 
 def _can(name: str, precision: str) -> bool:
-    """Whether an engine is here and this processor does the precision."""
+    """Returns whether an engine is installed and this processor supports the precision."""
     if not installed(name):
         return False
     if (name, precision) != ("openvino", "bfloat16"):

@@ -1,4 +1,4 @@
-"""Writes the exported folder of a network that follows streams: one graph for one frame."""
+"""Writes the exported folder of a network for streams, whose graphs take one frame at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tsm_jax.exporting.writer import check_formats, describe, write_program
 from tsm_jax.files import new_folder
 from tsm_jax.weights.model_directory import Model, fill_model_directory
 
-# Far more than a few clips, so that an error which grows from frame to frame would be seen.
+# Many frames, so that an error that grows from frame to frame is detected.
 _FRAMES_IN_CHECK = 32
 
 
@@ -35,30 +35,33 @@ def export_stream(
     browser: bool = False,
     source: str = "the model",
 ) -> dict[str, Any]:
-    """Exports a model for streams to a folder that appears complete and checked, or not at all.
+    """Exports a model for streams. The folder appears complete and checked, or not at all.
 
     Args:
-        model: trained with `shift="past_only"`.
-        frame_rate: frames per second that the network is to see; None for what is stored.
-        videos: the first one is for the check; a drawn one takes its place.
-        browser: add a page that runs the ONNX graph on a camera.
+        model: a model trained with `shift="past_only"`.
+        output: the new folder.
+        frame_rate: frames per second that the network takes; None uses the stored rate.
+        videos: the first one is used for the check; without any, a synthetic video is.
+        formats: `stablehlo`, `onnx` or both.
+        browser: add a web page that runs the ONNX graph on a camera or a video.
+        source: name of the model in error messages.
 
     Returns:
-        `export` of its config.json.
+        `export` of the folder's config.json.
 
     Raises:
-        UserError: the model needs frames from the future, or nobody knows its frame rate; and as
+        UserError: the model needs future frames, its frame rate is unknown, or an error of
             `export_model`.
     """
     check_formats(formats)
     if browser and "onnx" not in formats:
-        raise UserError("the page runs the ONNX graph: add onnx to --formats")
+        raise UserError("--browser needs the ONNX graph: add onnx to --formats")
     program = make_stream_program(model, source=source)
     frame_rate = frame_rate or model.preprocessing.frame_rate
     if not frame_rate:
         raise UserError(
-            f"{source} does not say at how many frames a second it was trained: give --fps, the"
-            " frames of a clip over its seconds (docs/live.md)"
+            f"{source} does not contain the frame rate of its training: give --fps, the frames of a"
+            " clip divided by its duration in seconds (docs/live.md)"
         )
     model = replace(model, preprocessing=replace(model.preprocessing, frame_rate=frame_rate))
     with new_folder(output) as folder:
@@ -106,8 +109,8 @@ def _ports(model: Model, program: Program) -> dict[str, Any]:
 
 
 def _frames(model: Model, videos: Sequence[str]) -> np.ndarray:
-    """Frames of the first video, or of a drawn one, uint8 `[N, S, S, 3]`."""
-    by_segments = model.architecture.shift_fraction != "1/8"  # folds are those of T frames
+    """Returns frames of the first video, or of a synthetic one, uint8 `[N, S, S, 3]`."""
+    by_segments = model.architecture.shift_fraction != "1/8"  # then the folds depend on T
     count = model.architecture.num_segments if by_segments else _FRAMES_IN_CHECK
     if videos:
         frames = list(islice(every_frame(videos[0]), count))

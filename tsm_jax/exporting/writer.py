@@ -1,4 +1,4 @@
-"""Writes the exported folder: graphs, tensors, description, README; checks it; lets it appear."""
+"""Writes and checks the exported folder: graphs, tensors, description and README."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ _REAL_CLIPS_IN_CHECK = 2
 _EXAMPLE = os.path.join(os.path.dirname(__file__), EXAMPLE_FILE)
 _PACKAGES = ("jax", "numpy", "onnx", "onnxruntime", "openvino")
 _ABOUT = {
-    EXAMPLE_FILE: "predicts without tsm_jax",
+    EXAMPLE_FILE: "script that predicts without tsm_jax",
     STABLEHLO_FILE: "JAX program with weights, float32, for CPU, CUDA and TPU",
-    BFLOAT16_STABLEHLO_FILE: "the same, convolutions in bfloat16",
+    BFLOAT16_STABLEHLO_FILE: "the same with convolutions in bfloat16",
     ONNX_FILE: "ONNX graph, float32",
     INT8_FILE: "ONNX graph, 8-bit convolutions",
-    WEIGHTS_FILE: "the tensors, to load or export them again",
+    WEIGHTS_FILE: "tensors, to load the model or to export it again",
     LABELS_FILE: "class names, in the order of the logits",
     CONFIG_FILE: "input, outputs, preprocessing, versions, SHA-256 of the files",
 }
@@ -72,28 +72,30 @@ def export_model(
     formats: Sequence[str] = ("stablehlo", "onnx"),
     precisions: Sequence[str] = ("float32",),
 ) -> dict[str, Any]:
-    """Exports a model to a folder that appears complete and checked, or not at all.
+    """Exports a model. The folder appears complete and checked, or not at all.
 
     Args:
-        videos: real ones, for the check (a drawn one takes their place) and to calibrate int8.
-        precisions: `float32` always comes; `bfloat16` adds a StableHLO of half the size, `int8` a
-            quantized ONNX graph.
+        output: the new folder.
+        videos: used for the check (without any, a synthetic video is) and to calibrate int8.
+        formats: `stablehlo`, `onnx` or both.
+        precisions: `float32` is always included; `bfloat16` adds a StableHLO graph of half the
+            size, `int8` a quantized ONNX graph.
 
     Returns:
-        `export` of its config.json.
+        `export` of the folder's config.json.
 
     Raises:
-        UserError: the folder exists, a package is missing, a video cannot be read, or a graph does
-            not answer what the model answers.
+        UserError: the folder exists, a package is missing, a video cannot be read, or the logits
+            of a graph differ from the model's.
     """
     check_formats(formats)
     if "int8" in precisions and "onnx" not in formats:
-        raise UserError("int8 is an ONNX graph: add onnx to --formats")
+        raise UserError("int8 needs an ONNX graph: add onnx to --formats")
     if "int8" in precisions and not videos:
-        raise UserError("int8 is calibrated on videos of the kind it will see: give --videos")
+        raise UserError("int8 needs videos for calibration: give --videos similar to those in use")
     with new_folder(output) as folder:
         clips = _clips(model, videos)
-        held_out = np.arange(len(clips)) % 4 == 3  # int8 is judged by them, if there are any
+        held_out = np.arange(len(clips)) % 4 == 3  # int8 is evaluated on these, if there are any
         fill_model_directory(model, folder)
         write_program(make_program(model), folder, formats)
         if "bfloat16" in precisions and "stablehlo" in formats:
@@ -118,18 +120,18 @@ def export_model(
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises a UserError unless what writes and checks these formats is installed."""
+    """Raises a UserError unless the packages that write and check these formats are installed."""
     for kind, packages in _NEEDED.items():
         lacking = missing(*packages) if kind in formats else []
         if lacking:
             raise UserError(
                 f"writing and checking {kind} needs {' and '.join(lacking)}: pip install"
-                f" {' '.join(lacking)}, or leave {kind} out of --formats"
+                f" {' '.join(lacking)}, or remove {kind} from --formats"
             )
 
 
 def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
-    """uint8 `[N, T, S, S, 3]` of the videos, or of a drawn one."""
+    """Returns clips of the videos, or of a synthetic one, uint8 `[N, T, S, S, 3]`."""
     protocol = protocol_of(model.preprocessing)
     frames = model.architecture.num_segments
     if videos:
@@ -139,7 +141,7 @@ def _clips(model: Model, videos: Sequence[str]) -> np.ndarray:
 
 
 def write_program(program: Program, folder: str, formats: Sequence[str]) -> None:
-    """Writes the graphs of a program."""
+    """Writes the graphs of a program in these formats."""
     if "stablehlo" in formats:
         Path(folder, STABLEHLO_FILE).write_bytes(export_stablehlo(program))
     if "onnx" in formats:
@@ -179,12 +181,14 @@ def describe(
     ports: dict[str, Any],
     check: Callable[[Artifact], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Adds `export` to config.json, has the graphs checked, and writes README.md.
+    """Adds `export` to config.json, checks the graphs and writes README.md.
 
     Args:
-        output: the folder's final path.
-        ports: `export`'s own part of what kind it is, what its graphs take and give.
-        check: given the folder, returns `self_check`, and `int8` if there is such a graph.
+        folder: the folder while it is being written.
+        output: its final path.
+        ports: the entries of `export` that describe its kind and the inputs and outputs of its
+            graphs.
+        check: checks the graphs; returns `self_check`, and `int8` if there is such a graph.
 
     Returns:
         `export`.
@@ -212,7 +216,7 @@ def describe(
 
 
 def _readme(model: Model, folder: str, title: str, exported: dict[str, Any]) -> str:
-    """The model card, and what is in the folder."""
+    """Returns the model card followed by a description of the folder."""
     present = [name for name in _ABOUT if os.path.exists(os.path.join(folder, name))]
     streams = exported["kind"] == STREAM
     return model_card(model, title=title, path=title, streams=streams) + render(
@@ -242,6 +246,6 @@ def _files(folder: str) -> dict[str, dict[str, Any]]:
 def _versions() -> dict[str, str]:
     found = {}
     for package in _PACKAGES:
-        with suppress(PackageNotFoundError):  # not installed, or as onnxruntime-gpu
+        with suppress(PackageNotFoundError):  # not installed, or only as onnxruntime-gpu
             found[package] = version(package)
     return found

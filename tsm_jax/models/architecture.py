@@ -1,6 +1,6 @@
-"""What has to be known, besides its weights, to rebuild a network; the backbones by name.
+"""What is needed besides the weights to rebuild a network, and the table of backbones.
 
-All of it without jax and flax, which not everybody has who reads a model's description.
+This module imports neither jax nor flax: reading the description of a model must not need them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ from tsm_jax.files import between, check_fields, one_of
 
 
 class Backbone(NamedTuple):
-    """A backbone's name in the literature, and its constructor.
+    """A backbone.
 
-    The constructor gives a module that turns images `[M, H, W, 3]` into `features` channels by
-    `__call__(images, *, groups)`. It takes
+    The constructor takes these keyword arguments:
 
-        width: channels of the stem; 64 is the paper's.
-        shift: what to apply in front of a residual branch.
-        shift_every: in every n-th block of a stage, the first one always.
-        remat: compute the inside of a block again in the backward pass instead of keeping it.
-        dtype: of convolutions and activations.
+        width: channels of the stem; 64 is the value of the paper.
+        shift: function applied to the input of a residual branch.
+        shift_every: apply it in every n-th block of a stage, starting with the first.
+        remat: recompute the intermediate values of a block in the backward pass instead of
+            keeping them.
+        dtype: dtype of convolutions and activations.
+        num_segments: T; only if `whole_clip` is true.
 
-    and with `whole_clip` also `num_segments`: each frame then needs all frames of its clip.
+    It returns a module with the attribute `features`, the number of output channels, whose
+    `__call__(images, *, groups)` maps images `[M, H, W, 3]` to features.
+
+    Attributes:
+        title: its name in the literature.
+        build: the constructor.
+        whole_clip: whether the features of a frame depend on all frames of its clip.
     """
 
     title: str
@@ -36,7 +43,7 @@ class Backbone(NamedTuple):
 
 
 def _constructor(module: str, name: str, **arguments: Any) -> Callable[..., Any]:
-    """Imports late: the names are needed where neither jax nor flax is."""
+    """Returns a constructor that imports its module when called; see the top of this file."""
 
     def build(**others: Any) -> Any:
         return getattr(import_module(f"tsm_jax.models.{module}"), name)(**arguments, **others)
@@ -48,7 +55,7 @@ _resnet = partial(_constructor, "resnet", "ResNet")
 _mobilenet_v2 = partial(_constructor, "mobilenet_v2", "MobileNetV2")
 _pplcnet_v2 = partial(_constructor, "pplcnet_v2", "PPLCNetV2")
 
-# The one table to add a backbone to.
+# To add a backbone, add it to this table.
 BACKBONES = {
     **{
         f"resnet{depth}": Backbone(f"ResNet-{depth}", _resnet(depth=depth))
@@ -64,7 +71,7 @@ BACKBONES = {
     ),
 }
 
-# Names of the classifier's tensors, the same for every backbone.
+# Names of the tensors of the classifier; the same for every backbone.
 HEAD = "head."
 CLASSIFIER = "head.fc.kernel"
 CLASSIFIER_BIAS = "head.fc.bias"
@@ -73,7 +80,7 @@ SHIFTS = ("past_first", "future_first", "past_only", "none")
 SHIFT_FRACTIONS = ("1/8", "1/num_segments")
 SHIFT_EVERY = (1, 2)
 
-# Largest sizes: far above any published network, far below what fills a machine's memory.
+# Upper limits: far above any published network, far below what would exhaust the memory.
 MAX_WIDTH = 1024
 MAX_CLASSES = 100_000
 MAX_SEGMENTS = 1024
@@ -81,13 +88,15 @@ MAX_SEGMENTS = 1024
 
 @dataclass(frozen=True)
 class Architecture:
-    """Stored with weights, because the shapes of tensors do not tell it all.
+    """The architecture of a network; its attributes are described in `config.model`.
 
-    Attributes as in `config.model`: a wrong `shift`, `shift_fraction`, `shift_every` or
-    `num_segments` would load without an error and answer something else.
+    It is stored with the weights, because the shapes of the tensors do not determine it: with a
+    wrong `shift`, `shift_fraction`, `shift_every` or `num_segments` they would load without an
+    error and give wrong results.
 
     Raises:
-        UserError: a value is of another type, not one of its choices or out of range.
+        UserError: a value has the wrong type, is not one of the choices or is out of range; or
+            `num_segments` or `shift` does not suit the other values.
     """
 
     backbone: str = field(metadata=one_of(BACKBONES))
@@ -102,14 +111,14 @@ class Architecture:
         check_fields(self)
         if self.num_segments == 1 and self.shift != "none" and self.shift_fraction != "1/8":
             raise UserError(
-                "architecture.num_segments is 1: one frame cannot be shifted by 1/num_segments of"
-                " its channels"
+                "architecture.num_segments is 1: a shift by 1/num_segments of the channels needs at"
+                " least 2"
             )
 
         if BACKBONES[self.backbone].whole_clip and self.shift == "past_only":
             raise UserError(
-                f"architecture.shift is past_only: {self.backbone} needs all frames of a clip for"
-                " each; take another backbone"
+                f"architecture.shift is past_only, but {self.backbone} needs all frames of a clip"
+                " for each frame; choose another backbone"
             )
 
     def __str__(self) -> str:

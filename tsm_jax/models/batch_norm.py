@@ -1,8 +1,8 @@
-"""Batch normalisation and the activation behind it, with a gradient written by hand.
+"""Batch normalisation and the activation after it, with a hand-written gradient.
 
-Forward and backward pass each read the images twice, and in between nothing is kept but the input
-in its own dtype. Automatic differentiation keeps float32 copies and takes more passes. The
-gradient of the activation is computed along with both readings, and not in a pass of its own.
+The forward and the backward pass each read the images twice. Between them, of the images only the
+input is kept, in its own dtype. Automatic differentiation would keep float32 copies and need more
+passes. The gradient of the activation is computed during both reads, not in a pass of its own.
 
 Ioffe and Szegedy, "Batch Normalization", 2015, section 3 (algorithm 1 and the gradients after it).
 """
@@ -20,12 +20,12 @@ EPSILON = 1e-5  # added to variances
 
 Activation = Literal["relu", "relu6", "leaky_relu"]
 
-# Of Paddle and PyTorch; PP-TSM's ResNet-vd takes it.
+# Default slope of leaky ReLU in Paddle and PyTorch, used by PP-TSM's ResNet-vd.
 LEAK = 0.01
 
 
 def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
-    """The activation of each element; None leaves it as it is."""
+    """Applies an activation to each element; None returns `x` unchanged."""
     match activation:
         case "relu":
             return jnp.maximum(x, 0)
@@ -39,7 +39,7 @@ def activate(x: jax.Array, activation: Activation | None) -> jax.Array:
 def activation_gradient(
     x: jax.Array, cotangent: jax.Array, activation: Activation | None
 ) -> jax.Array:
-    """The gradient with respect to `x` of `activate(x)`."""
+    """Returns the gradient of `activate(x)` with respect to `x`."""
     match activation:
         case "relu":
             return jnp.where(x > 0, cotangent, 0)
@@ -58,16 +58,17 @@ def batch_norm(
     groups: int,
     activation: Activation | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises each channel over the images of a group, and applies an activation.
+    """Normalises each channel over the images of a group and applies an activation.
 
     Args:
-        x: `[M, H, W, C]`, float32 or bfloat16; the images of a group are neighbours.
+        x: `[M, H, W, C]`, float32 or bfloat16; the images of a group are consecutive.
         scale, bias: `[C]`, float32.
-        groups: G, divides M.
+        groups: G, a divisor of M.
+        activation: applied to the normalised images, if not None.
 
     Returns:
-        The normalised images in the dtype of `x`; mean and biased variance, float32 `[G, C]`,
-        through which no gradient flows.
+        The result in the dtype of `x`, then the mean and the biased variance, float32 `[G, C]`. No
+        gradient flows through the last two.
     """
     return _forward(x, scale, bias, groups, activation)[0]
 
@@ -75,9 +76,9 @@ def batch_norm(
 def normalize_by(
     x: jax.Array, mean: jax.Array, multiplier: jax.Array, bias: jax.Array
 ) -> jax.Array:
-    """`(x - mean) * multiplier + bias` with means and multipliers `[G, C]`, in the dtype of `x`.
+    """Returns `(x - mean) * multiplier + bias` in the dtype of `x`; means, multipliers `[G, C]`.
 
-    Centred before it is scaled: folding all into one offset would cost digits.
+    The mean is subtracted before scaling; folding it into a single offset would lose digits.
     """
     centred = _grouped(x, len(mean)) - _per_channel(mean)
     y = centred * _per_channel(multiplier) + bias
@@ -94,8 +95,8 @@ def _forward(
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
     values = _grouped(x, groups)
     count = values.size // (groups * len(scale))
-    # Mean and variance in one pass, of the distances from a typical value: the difference of large
-    # squares would cost digits, and all of them where a channel is nearly constant.
+    # Mean and variance in one pass. They are computed from distances to a typical value, because
+    # the difference of large squares would lose digits, all of them in an almost constant channel.
     typical = _middle_pixel(values)
     distances = values - _per_channel(typical)
     offset = _channel_sums(distances) / count
@@ -122,11 +123,11 @@ def _backward(
         y = centred * _per_channel(scale * inverse) + bias
         return activation_gradient(y, dy, activation)
 
-    passed = through_activation(_anew(bias))
-    # Without the barrier XLA sums over images and groups once more for the sums over groups below.
+    passed = through_activation(_opaque_copy(bias))
+    # Without this barrier XLA would sum over all images again for the sums over groups below.
     bias_gradient = lax.optimization_barrier(_channel_sums(passed))  # [G, C]
     scale_gradient = _channel_sums(passed * centred) * inverse
-    bias, _ = _anew((bias, bias_gradient))
+    bias, _ = _opaque_copy((bias, bias_gradient))
     dx = _per_channel(scale * inverse) * (
         through_activation(bias)
         - _per_channel(bias_gradient / count)
@@ -138,12 +139,12 @@ def _backward(
 batch_norm.defvjp(_forward, _backward)
 
 
-def _anew(values: Any) -> Any:
-    """The same, which the compiler does not know on an NVIDIA GPU.
+def _opaque_copy(values: Any) -> Any:
+    """Returns the same values, but hides that from the compiler on an NVIDIA GPU.
 
-    So each reading of the backward pass computes what the activation lets through from what it
-    reads anyway. Otherwise XLA writes a mask in the forward pass and reads it twice, which costs an
-    H100 2 % of a step. On a CPU, where operations are dear, that is 9 % faster.
+    Each read of the backward pass then recomputes the activation's mask from the values that it
+    reads anyway. Otherwise XLA writes the mask in the forward pass and reads it twice, which costs
+    2 % of a step on an H100. On a CPU, where operations are expensive, that is 9 % faster.
     """
     return lax.platform_dependent(
         values, cuda=lax.optimization_barrier, default=lambda unchanged: unchanged
@@ -151,31 +152,34 @@ def _anew(values: Any) -> Any:
 
 
 def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """`[M, H, W, C]` to `[G, M/G, H, W, C]`, of float32 or better."""
+    """Reshapes `[M, H, W, C]` to `[G, M/G, H, W, C]`, in float32 or higher precision."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     return x.reshape(groups, -1, *x.shape[1:]).astype(dtype)
 
 
 def _middle_pixel(grouped: jax.Array) -> jax.Array:
-    """Of the first image of each group, `[G, C]`: padding does not reach it as it does a corner."""
+    """Returns the middle pixel of the first image of each group, `[G, C]`.
+
+    Unlike a corner, it is not affected by padding.
+    """
     return grouped[:, 0, grouped.shape[2] // 2, grouped.shape[3] // 2, :]
 
 
 def _per_channel(values: jax.Array) -> jax.Array:
-    """`[G, C]`, to be broadcast over the images of each group."""
+    """Reshapes `[G, C]` for broadcasting over the images of each group."""
     return values[:, None, None, None, :]
 
 
 def _channel_sums(grouped: jax.Array) -> jax.Array:
-    """Sums over images and pixels, `[G, C]`."""
+    """Returns the sums over images and pixels, `[G, C]`."""
     return lax.platform_dependent(grouped, cpu=_column_sums, default=lambda x: x.sum((1, 2, 3)))
 
 
 def _column_sums(grouped: jax.Array) -> jax.Array:
-    """The same on XLA's CPU, 2 to 10 times as fast.
+    """Returns the same sums, 2 to 10 times as fast with XLA on a CPU.
 
-    It walks a sum over several axes, or one with other operations fused into it, against the order
-    of memory; it has a fast kernel for the sum of a matrix's columns alone.
+    XLA has a fast kernel only for the column sums of a matrix. A sum over several axes, or one
+    fused with other operations, is computed against the memory order.
     """
     columns = grouped.reshape(len(grouped), -1, grouped.shape[-1])
     return lax.optimization_barrier(columns).sum(1)

@@ -1,7 +1,7 @@
-"""Convolutions, each written as the device at hand computes it best.
+"""Convolutions, each in the form that the current device computes fastest.
 
-Images are `[M, H, W, C]`, kernels float32 `[k, k, C, D]` with k odd; around the images there are
-`(k - 1) // 2` zeros, and results have the dtype of the images.
+Images are `[M, H, W, C]`, kernels float32 `[k, k, C, D]` with odd k. Images are padded with
+`(k - 1) // 2` zeros on each side; results have the dtype of the images.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from jax import lax
 
 FLOAT32 = jnp.dtype(jnp.float32)
 
-_BLOCK_CHANNELS = 16  # of a block of 2x2 pixels: 12 and zeros
+_BLOCK_CHANNELS = 16  # of a block of 2x2 pixels: 12 values and 4 zeros
 
 _Conv = Callable[[jax.Array, jax.Array], jax.Array]
 _Gradients = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def precision_of(dtype: jnp.dtype) -> lax.Precision | None:
-    """What products of this dtype are computed with, so that float32 means float32 everywhere.
+    """Returns the precision for products of this dtype, so that float32 means float32 everywhere.
 
-    For float32 on GPU and TPU the default is TF32, or a pass of bfloat16: three digits of a logit.
+    By default, a GPU multiplies float32 in TF32 and a TPU in one bfloat16 pass, which leaves three
+    digits of a logit.
     """
     return lax.Precision.HIGHEST if dtype == FLOAT32 else None
 
@@ -38,12 +39,13 @@ def convolve(
     padding: tuple[int, int] | None = None,
     groups: int = 1,
 ) -> jax.Array:
-    """Cross-correlation as XLA has it.
+    """Cross-correlation with XLA's own convolution.
 
     Args:
+        x: `[M, H, W, C]`.
         kernel: `[k, k, C / groups, D]`.
-        padding: zeros before and after rows and columns, if others than `(k - 1) // 2` each.
-        groups: of features; as many as features is a depthwise convolution.
+        padding: zeros before and after both rows and columns, if not `(k - 1) // 2` each.
+        groups: feature groups; as many groups as features make a depthwise convolution.
     """
     half = (len(kernel) - 1) // 2
     return lax.conv_general_dilated(
@@ -65,13 +67,15 @@ def by_platform(
     gradients: Mapping[str, _Gradients] | None = None,
     **ways: _Conv,
 ) -> jax.Array:
-    """One convolution, by platform computed in another way, and its gradients in the same way.
+    """Computes a convolution and its gradients with a platform-specific implementation.
 
-    The gradient of `platform_dependent` itself would keep what any of the ways needs.
+    Differentiating `platform_dependent` directly would keep the residuals of all implementations.
 
     Args:
-        gradients: by platform those that are not the automatic ones: functions of x, kernel and
-            the cotangent.
+        default: implementation for platforms without one of their own.
+        gradients: by platform, a function of x, kernel and cotangent that replaces automatic
+            differentiation.
+        ways: implementations by platform.
     """
 
     @jax.custom_vjp
@@ -95,12 +99,12 @@ def by_platform(
 
 
 def image_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The first convolution of a network, which reads images of three channels at stride 2.
+    """The first convolution of a network: three input channels, stride 2.
 
-    A GPU's matrix units multiply eight or more channels at once. With three, cuDNN pads the images,
-    and most of its products are with zeros. There blocks of 2x2 pixels become channels before
-    (`space to depth`): a 7x7 kernel at stride 2 over 3 channels is a 4x4 one at stride 1 over 12,
-    the same products in another order.
+    The matrix units of a GPU multiply at least eight channels at once. With three channels, cuDNN
+    pads the images, and most of the products are with zeros. On an NVIDIA GPU, blocks of 2x2 pixels
+    are therefore moved into channels first (`space to depth`): a 7x7 kernel at stride 2 over 3
+    channels becomes a 4x4 kernel at stride 1 over 12, with the same products in another order.
     """
     return by_platform(x, kernel, default=partial(convolve, stride=2), cuda=_of_blocks)
 
@@ -109,7 +113,7 @@ def _of_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
     images, height, width, channels = x.shape
     if height % 2 or width % 2:
         return convolve(x, kernel, stride=2)
-    # The kernel gets a row and a column of zeros, at the end whose pixels begin a block.
+    # Add a row and a column of zeros to the kernel, on the side that aligns it with the blocks.
     padding = (len(kernel) - 1) // 2
     first = padding % 2
     kernel = jnp.pad(kernel, (*((first, 1 - first),) * 2, (0, 0), (0, 0)))
@@ -128,18 +132,22 @@ def _of_blocks(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def is_small(shape: tuple[int, ...], kernel_size: int, stride: int) -> bool:
-    """Whether the result for images `[M, H, W, C]` has fewer pixels than the kernel has values."""
+    """Returns whether an output image has fewer pixels than the kernel has places.
+
+    Args:
+        shape: shape of the input, `[M, H, W, C]`.
+    """
     return -(-shape[1] // stride) * -(-shape[2] // stride) < kernel_size**2
 
 
 def small_image_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Convolution of images that are smaller than its kernel.
+    """Convolution of images that are smaller than the kernel (see `is_small`).
 
-    The last stage of a ResNet has 2x2 pixels where its clips have 33 to 64. There XLA swaps images
-    and kernel, and has only a plain loop for that on a CPU: 7 of the 50 convolutions of the
-    quickstart's training step took 58 % of its time. On a CPU they are matrix products here. Over
-    2x2 pixels a 3x3 kernel joins every pixel of the result with every pixel of the image, so no
-    operation is wasted.
+    With clips of 33 to 64 pixels, the last stage of a ResNet has 2x2 pixels. XLA then swaps images
+    and kernel, for which it has only a plain loop on a CPU: 7 of the 50 convolutions of the
+    quickstart's training step took 58 % of its time. On a CPU, this function computes a matrix
+    product instead. No operation is wasted: on 2x2 pixels, a 3x3 kernel connects every output pixel
+    with every input pixel.
     """
     default, product = (partial(way, stride=stride) for way in (convolve, _product))
     return by_platform(x, kernel, default=default, cpu=product)
@@ -151,7 +159,7 @@ def _product(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
     kernel = kernel.astype(x.dtype)
 
     def weights(*place: int) -> jax.Array:
-        """Of all pixels for one pixel of the result, `[H, W, C, D]`; zero where the kernel ends."""
+        """Weights of all input pixels for an output pixel, `[H, W, C, D]`; 0 outside the kernel."""
         starts = [size // 2 - stride * index for index in place]
         ends = [(-s, s + length - size, 0) for s, length in zip(starts, pixels, strict=True)]
         return lax.pad(kernel, jnp.zeros((), x.dtype), (*ends, (0, 0, 0), (0, 0, 0)))
@@ -168,15 +176,20 @@ def _product(x: jax.Array, kernel: jax.Array, *, stride: int) -> jax.Array:
 
 
 def pointwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution with a kernel `[C, D]`: a matrix product."""
+    """A 1x1 convolution, computed as a matrix product.
+
+    Args:
+        x: `[M, H, W, C]`.
+        kernel: `[C, D]`.
+    """
     if stride == 1:
         return _pointwise(x, kernel)
 
     def pixels(x: jax.Array) -> jax.Array:
-        # Not `x[:, ::2, ::2]`, which is a gather where the number of images is symbolic.
+        # Not `x[:, ::2, ::2]`, which becomes a gather if the number of images is symbolic.
         return lax.slice(x, (0,) * 4, x.shape, (1, stride, stride, 1))
 
-    # XLA's Triton product (of jaxlib 0.11.2 at least) aborts the process when it reads such pixels.
+    # Without the barrier, XLA's Triton product (at least in jaxlib 0.11.2) aborts the process.
     read = lax.platform_dependent(
         x, cuda=lambda x: lax.optimization_barrier(pixels(x)), default=pixels
     )
@@ -185,9 +198,12 @@ def pointwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @jax.custom_vjp
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The gradient of the kernel is written as the product that gives it as it lies in memory; the
-    automatic one gives its transpose, which makes XLA copy the pixels first. And it stays float32:
-    the automatic one is rounded to the dtype of `x` before devices add theirs up."""
+    """Matrix product with a hand-written gradient of the kernel.
+
+    The gradient is computed in the memory order of the kernel; automatic differentiation computes
+    its transpose, for which XLA copies the pixels first. It also stays float32, whereas the
+    automatic one is rounded to the dtype of `x` before it is summed over devices.
+    """
     return jnp.dot(x, kernel.astype(x.dtype), precision=precision_of(x.dtype))
 
 

@@ -1,9 +1,9 @@
 """Depthwise convolution: every channel has its own kernel.
 
-XLA's CPU has no kernel for it and takes 4 to 60 times as long as PyTorch; for an NVIDIA GPU it
-had not compiled cuDNN's gradients after 50 s. On both it is written as one shifted product
-per value of the kernel, which become one loop, with its gradients written by hand. On other
-devices, and in an ONNX graph, it is an ordinary convolution with groups.
+XLA has no CPU kernel for it and takes 4 to 60 times as long as PyTorch; on an NVIDIA GPU, it had
+not finished compiling cuDNN's gradients after 50 s. On both, the convolution is written as a sum of
+shifted products, one per kernel place, which XLA fuses into one loop, with hand-written gradients.
+On other devices and in ONNX graphs, it is an ordinary convolution with groups.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tsm_jax.models.convolve import by_platform, convolve
 
 
 def depthwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Cross-correlation with `(k - 1) // 2` zeros around the image, in the dtype of `x`.
+    """Cross-correlation of images padded with `(k - 1) // 2` zeros, in the dtype of `x`.
 
     Args:
         x: `[M, H, W, C]`.
@@ -53,9 +53,13 @@ def _gradients_by_products(
     stride: int,
     kernel_gradient: Callable[..., jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """The images' gradient is the correlation of the dilated `dy` with the kernel turned round."""
+    """Returns the gradients of images and kernel.
+
+    That of the images is the correlation of the dilated `dy` with the kernel rotated by 180
+    degrees.
+    """
     size, padding = len(kernel), len(kernel) // 2
-    # Behind the last place that a stride reaches there may be more rows and columns.
+    # There may be rows and columns after the last one that the stride reaches.
     rest = [(pixels - 1) % stride for pixels in x.shape[1:3]]
     dilated = lax.pad(
         dy,
@@ -72,8 +76,8 @@ def _pad(x: jax.Array, padding: int) -> jax.Array:
 
 
 def _sum_of_products(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """Each value of the kernel times the pixels that it meets, in the kernel's dtype."""
-    if stride == 1:  # otherwise the loop would ask of each pixel whether it is padding
+    """Sums each kernel value times the pixels under it, in the dtype of the kernel."""
+    if stride == 1:  # without it, the fused loop would check each pixel for being padding
         padded = lax.optimization_barrier(padded)
     products = [
         window.astype(kernel.dtype) * kernel[i, j, 0]
@@ -85,7 +89,7 @@ def _sum_of_products(padded: jax.Array, kernel: jax.Array, stride: int) -> jax.A
 def _windows(
     padded: jax.Array, size: int, stride: int
 ) -> Iterator[tuple[tuple[int, int], jax.Array]]:
-    """Each place of a kernel, and the pixels that it meets."""
+    """Yields each place of the kernel with the pixels under it."""
     images, rows, columns, channels = padded.shape
     for i, j in itertools.product(range(size), repeat=2):
         end = images, rows - size + i + 1, columns - size + j + 1, channels
@@ -95,7 +99,7 @@ def _windows(
 def _kernel_sums(
     padded: jax.Array, dy: jax.Array, size: int, stride: int, dtype: jnp.dtype
 ) -> jax.Array:
-    """A sum over all pixels for each value of the kernel."""
+    """Returns the gradient of the kernel as one sum over all pixels per kernel value."""
     sums = [
         (window.astype(dtype) * dy.astype(dtype)).sum((0, 1, 2))
         for _, window in _windows(padded, size, stride)
@@ -106,8 +110,10 @@ def _kernel_sums(
 def _kernel_gradient(
     padded: jax.Array, dy: jax.Array, size: int, stride: int, dtype: jnp.dtype
 ) -> jax.Array:
-    """As `_kernel_sums`, row by row, so that what is added up stays in the cache; over images only
-    in the end, so that devices with images of their own add up once."""
+    """Returns the same as `_kernel_sums`, computed row by row so that the sums stay in the cache.
+
+    The sum over images comes last, so devices that hold different images sum across devices once.
+    """
     padded = lax.optimization_barrier(padded)
     images, rows, columns, channels = dy.shape
     places = list(itertools.product(range(size), repeat=2))

@@ -1,7 +1,7 @@
-"""Convolution and batch normalisation as the references compute them.
+"""Convolution and batch normalisation as the reference implementations compute them.
 
-Flax's own layers pad otherwise at stride 2 and know no batch norm over groups of clips. Images are
-`[M, H, W, C]`, kernels HWIO.
+Flax's layers pad differently at stride 2 and do not support batch norm over groups of clips. Images
+are `[M, H, W, C]`, kernels HWIO.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from tsm_jax.models.depthwise import depthwise_conv
 
 
 class Conv(nnx.Module):
-    """2-D convolution without bias, explicit symmetric padding `(k - 1) // 2`.
+    """2-D convolution without bias and with explicit symmetric padding of `(k - 1) // 2`.
 
-    The padding is explicit because 'SAME' pads one side only where the stride is 2. With as many
-    `feature_groups` as features it is a depthwise convolution.
+    The padding is explicit because 'SAME' pads only one side at stride 2. If `feature_groups`
+    equals the number of features, this is a depthwise convolution.
 
-    Its kernel's first values are Kaiming-normal over `fan`: `N(0, 2 / (k * k * C))`, with C the
-    features that a value reads (`in`), or those of the layer's output (`out`).
+    The initial kernel is Kaiming-normal, `N(0, 2 / (k * k * C))`, where C is the number of features
+    that an output value reads (`fan="in"`) or the number of output features (`fan="out"`).
     """
 
     def __init__(
@@ -72,22 +72,22 @@ class Conv(nnx.Module):
         return convolve(x, kernel, stride=self.stride, groups=self.feature_groups)
 
 
-# What running statistics keep of themselves in a training step.
+# Share of the old value that running statistics keep in a training step.
 MOMENTUM = 0.9
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation whose training statistics are those of groups of images.
+    """Batch normalisation with training statistics over groups of images.
 
-    A group stands for the batch of one device of the reference, so that a recipe means the same on
-    any number of devices. Statistics are taken in float32 and in one pass over the data; the
-    running ones move by the mean over the groups (biased variance, as Flax and Paddle's CPU kernel
-    keep it). The result has the dtype of the input.
+    A group corresponds to the batch of one device in the reference implementations, so a recipe
+    means the same on any number of devices. Statistics are computed in float32 in one pass over
+    the data. The running statistics are updated with the mean over the groups; their variance is
+    biased by default, as in Flax and Paddle's CPU kernel. The result has the dtype of the input.
 
     Attributes:
-        frozen: use and keep the running statistics in training, too, and train neither scale nor
-            bias.
-        unbiased: keep the unbiased variance, as PyTorch and cuDNN do.
+        frozen: use the running statistics in training as well without updating them, and train
+            neither scale nor bias.
+        unbiased: store the unbiased variance, as PyTorch and cuDNN do.
     """
 
     def __init__(self, features: int):
@@ -101,12 +101,12 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: jax.Array, *, groups: int | None, activation: Activation | None = None
     ) -> jax.Array:
-        """Normalises `[M, H, W, C]`, and applies an activation to the result.
+        """Normalises images and applies an activation to the result.
 
         Args:
-            x: the images of all clips; clips are neighbours, so groups of images are groups of
-                clips.
-            groups: the number of groups to train with; None takes the running statistics.
+            x: the images of all clips, `[M, H, W, C]`. The images of a clip are consecutive, so
+                groups of images are groups of clips.
+            groups: number of groups in training; None uses the running statistics.
         """
         scale, bias = self.scale[...], self.bias[...]
         if groups is None or self.frozen:
@@ -120,15 +120,15 @@ class BatchNorm(nnx.Module):
         if self.unbiased:
             count = x.size // (groups * len(scale))
             var = var * (count / max(count - 1, 1))
-        # `set_value`: assigning to `[...]` would ask a traced array for its sharding, which takes
-        # a fifth of the time of tracing a step.
+        # Not `running[...] = `, which queries the sharding of a traced array and takes a fifth of
+        # the time of tracing a step.
         for running, new in ((self.mean, mean.mean(0)), (self.var, var.mean(0))):
             running.set_value(MOMENTUM * running[...] + (1 - MOMENTUM) * new)
         return y
 
 
 def linear(in_features: int, out_features: int, deviation: float) -> nnx.Linear:
-    """A fully connected layer; its kernel's first values are `N(0, deviation^2)`."""
+    """Returns a fully connected layer whose initial kernel is `N(0, deviation^2)`."""
     layer = nnx.Linear(
         in_features,
         out_features,
@@ -141,7 +141,7 @@ def linear(in_features: int, out_features: int, deviation: float) -> nnx.Linear:
 
 
 class Bias(nnx.Module):
-    """What remains of a `BatchNorm` when its scale is in the kernel of a convolution."""
+    """Replaces a `BatchNorm` whose scale has been folded into the kernel of a convolution."""
 
     def __init__(self, bias: np.ndarray):
         self.bias = nnx.Param(bias)
@@ -154,16 +154,21 @@ class Bias(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution, batch normalisation, activation if wanted. Arguments as of `Conv`."""
+    """Convolution, batch normalisation and an optional activation.
+
+    The arguments are those of `Conv`.
+    """
 
     def __init__(self, in_features: int, out_features: int, kernel_size: int, **conv: Any):
         self.conv = Conv(in_features, out_features, kernel_size, **conv)
         self.norm: BatchNorm | Bias = BatchNorm(out_features)
 
     def fold(self) -> None:
-        """Makes it a convolution with a bias, of the dtype it computes in; it cannot train then.
+        """Folds the batch norm into the convolution, which gets a bias.
 
-        In float64, so that folding costs one rounding. The tensors must not be traced.
+        The folded tensors are computed in float64, so that they are rounded only once, and stored
+        in the dtype of the convolution. A folded layer cannot be trained. The tensors must be
+        concrete, not traced.
         """
         norm, dtype = self.norm, self.conv.dtype or jnp.float32
         assert isinstance(norm, BatchNorm)
@@ -183,8 +188,11 @@ class ConvNorm(nnx.Module):
 
 
 def runner(remat: bool) -> Callable[[Any, jax.Array, int | None], jax.Array]:
-    """What calls a block of a backbone; with `remat` its inside is computed again in the backward
-    pass instead of being kept."""
+    """Returns a function that calls a block of a backbone.
+
+    With `remat`, the backward pass recomputes the intermediate values of the block instead of
+    keeping them.
+    """
 
     def run(block: Any, x: jax.Array, groups: int | None) -> jax.Array:
         return block(x, groups=groups)

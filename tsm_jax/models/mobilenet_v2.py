@@ -1,8 +1,8 @@
-"""MobileNetV2 with a temporal shift in front of the residual branch.
+"""MobileNetV2 with a temporal shift at the input of the residual branch.
 
-A block widens its input by a 1x1 convolution (`expand`), filters each channel on its own
-(`depthwise`) and narrows again without an activation (`project`). The shift sits at the input of
-`expand` in blocks with a shortcut, which reads the unshifted tensor.
+A block widens its input with a 1x1 convolution (`expand`), filters each channel separately
+(`depthwise`) and narrows the result without an activation (`project`). In blocks with a shortcut,
+the shift is applied to the input of `expand`; the shortcut reads the unshifted tensor.
 
 Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2.
 """
@@ -17,9 +17,8 @@ from flax import nnx
 from tsm_jax.models.layers import ConvNorm, runner
 from tsm_jax.models.shift import Shift, only_in_every_block, unshifted
 
-# Features of the last convolution, which narrower networks keep.
+# Features of the last convolution; not reduced in narrower networks.
 LAST = 1280
-
 
 _STEM = 32
 _STAGES = (  # expansion, features, blocks, stride
@@ -34,7 +33,7 @@ _STAGES = (  # expansion, features, blocks, stride
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 up, 3x3 depthwise with the stride, 1x1 down; without `expand` if nothing widens."""
+    """1x1 expansion (optional), 3x3 depthwise convolution with the stride, 1x1 projection."""
 
     def __init__(self, in_features, out_features, stride, *, expansion, expand, shift, conv_norm):
         inner = in_features * expansion
@@ -54,14 +53,15 @@ class InvertedResidual(nnx.Module):
 
 
 class MobileNetV2(nnx.Module):
-    """Images `[M, H, W, 3]` to features `[M, H/32, W/32, 1280]`.
+    """Maps images `[M, H, W, 3]` to features `[M, H/32, W/32, 1280]`.
 
-    Args (the others as in `architecture.Backbone`):
-        expand_first: PaddleVideo's network, whose first block has an `expand` although it does not
-            widen; MIT's, mmaction2's and torchvision's have none there.
-        width: 64 is the paper's network; others scale the channels of every layer in proportion
-            (the paper's width multiplier is `width / 64`), to multiples of 8.
-        shift_every: 1, there is no other rule for it.
+    Args (those not listed are described in `architecture.Backbone`):
+        expand_first: give the first block an `expand` although it does not widen its input, as
+            PaddleVideo does; MIT, mmaction2 and torchvision do not.
+        width: 64 is the network of the paper; other values scale the channels of every layer
+            proportionally (`width / 64` is the paper's width multiplier), to multiples of 8. A
+            narrower network keeps the 1280 output features.
+        shift_every: must be 1; no other rule is known for this network.
 
     Raises:
         UserError: `shift_every` is not 1.
@@ -108,7 +108,7 @@ class MobileNetV2(nnx.Module):
 
 
 def _scaled(features: int, width: int) -> int:
-    """The multiple of 8 next to it that takes away a tenth at the most."""
+    """Scales features and rounds to the nearest multiple of 8 that loses at most a tenth."""
     exact = features * width / 64
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded

@@ -1,7 +1,7 @@
 """A TSM as pure functions of named tensors.
 
-Training, evaluation, checkpoints and converters all speak of the same flat dictionary, for example
-`{"backbone.stem.conv.kernel": ..., "head.fc.bias": ...}`: names are the paths of the module tree.
+Training, evaluation, checkpoints and converters all use the same flat dictionary, whose keys are
+paths in the module tree: `{"backbone.stem.conv.kernel": ..., "head.fc.bias": ...}`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from tsm_jax.models.tsm import TSM
 
 Tensors = dict[str, jax.Array]
 
-# ImageNet's mean and deviation of RGB in [0, 1], as PaddleVideo, MIT and mmaction2 use them.
+# Mean and standard deviation of ImageNet's RGB values in [0, 1]; also used by PaddleVideo, MIT and
+# mmaction2.
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def normalize(video: jax.Array | np.ndarray) -> jax.Array:
-    """The host's pixels, uint8 `[N, T, H, W, 3]`, as the network's input, float32."""
+    """Converts uint8 pixels `[N, T, H, W, 3]` to the input of the network, float32."""
     return (jnp.asarray(video, jnp.float32) / 255.0 - MEAN) / STD
 
 
@@ -36,11 +37,11 @@ class Network:
     """The pure functions of a network and the shapes of its tensors.
 
     Args:
-        make_model: builds the module; it is only ever traced.
+        make_model: builds the module; it is traced, never executed.
 
     Attributes:
-        param_shapes: name to shape of what the optimizer trains.
-        batch_stat_shapes: name to shape of the running statistics.
+        param_shapes: shapes of the trainable tensors, by name.
+        batch_stat_shapes: shapes of the running statistics, by name.
     """
 
     def __init__(self, make_model: Callable[[], TSM]):
@@ -57,11 +58,11 @@ class Network:
     def init(
         self, seed: int, loaded: Mapping[str, np.ndarray] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Parameters and statistics to start from, float32 on the host.
+        """Returns the initial parameters and statistics, float32 on the host.
 
         Args:
-            seed: of the random ones, see `initial_tensor`.
-            loaded: those that need not be drawn.
+            seed: seed of the random tensors; see `initial_tensor`.
+            loaded: tensors to use instead of drawing them.
         """
         given = loaded or {}
 
@@ -84,7 +85,7 @@ class Network:
         train: bool = False,
         dropout_keys: jax.Array | None = None,
     ) -> tuple[jax.Array, Tensors]:
-        """Logits of normalised clips (see `TSM.__call__`) and the statistics afterwards."""
+        """Returns logits of normalised clips (see `TSM.__call__`) and the updated statistics."""
         model = self.module(params, batch_stats)
         logits = model(video, train=train, dropout_keys=dropout_keys)
         return logits, _flatten(nnx.state(model, nnx.BatchStat))
@@ -94,7 +95,7 @@ class Network:
         params: Mapping[str, jax.Array | np.ndarray],
         batch_stats: Mapping[str, jax.Array | np.ndarray],
     ) -> TSM:
-        """The module tree with these tensors in it."""
+        """Returns the module tree with these tensors."""
         return nnx.merge(
             self._graph,
             _unflatten(params, nnx.Param),
@@ -108,12 +109,13 @@ class Network:
 def build_network(
     architecture: Architecture, dtype: str, *, dropout: float = 0.0, **training: Any
 ) -> Network:
-    """The network of an architecture, computing in `config.dtype`.
+    """Builds the network of an architecture.
 
-    Tracing the modules of a ResNet-50 takes half a second, so who asks again gets the same one.
+    Networks are cached, because tracing the modules of a ResNet-50 takes half a second.
 
     Args:
-        dropout, training: what `TSM` takes besides, for training.
+        dtype: dtype of the computation, as in `config.dtype`.
+        dropout, training: further arguments of `TSM`, used in training.
     """
     options = {"dropout": dropout, "dtype": resolve_dtype(dtype), **training}
     return Network(partial(TSM, **asdict(architecture), **options))
@@ -122,14 +124,14 @@ def build_network(
 def initial_tensor(
     name: str, shape: tuple[int, ...], seed: int, deviation: float | None = None
 ) -> np.ndarray:
-    """A tensor's first value to train from, float32.
+    """Returns the initial value of a tensor, float32.
 
-    Drawn with NumPy on the host: as one compiled program the draws of a ResNet-50 cost every start
-    2.7 s, even from the compilation cache (two CPU cores). A draw depends on `seed` and on the
-    tensor's name alone.
+    Kernels are normally distributed with the standard deviation that their module specifies;
+    scales and variances of batch norm are 1, biases and means 0.
 
-    Kernels are normal with the deviation that their module gives them; scales and variances of
-    batch norm are 1, biases and means 0.
+    Values are drawn with NumPy on the host and depend only on `seed` and the name of the tensor.
+    Drawing those of a ResNet-50 in one compiled program would add 2.7 s to every start, even from
+    the compilation cache (two CPU cores).
 
     Raises:
         ValueError: there is no rule for this name.
@@ -140,13 +142,13 @@ def initial_tensor(
     if kind in ("bias", "mean"):
         return np.zeros(shape, np.float32)
     if kind != "kernel" or deviation is None:
-        raise ValueError(f"no rule for the first value of {name}")
+        raise ValueError(f"there is no rule for the initial value of {name}")
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.standard_normal(shape, np.float32) * np.float32(deviation)
 
 
 def resolve_dtype(dtype: str) -> jnp.dtype:
-    """`auto` is bfloat16 where the hardware has it (GPU, TPU) and float32 on CPU."""
+    """Resolves `auto`: bfloat16 on hardware that supports it (GPU, TPU), float32 on a CPU."""
     if dtype == "auto":
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(dtype)

@@ -1,8 +1,9 @@
-"""ResNet-vd's average pooling; the ResNet stem's max pooling, whose gradient only reads and adds.
+"""Average pooling of ResNet-vd; max pooling of the ResNet stem with a gradient that only gathers.
 
-XLA's own gradient is a select-and-scatter: slow on a GPU, several passes with indices on a CPU.
-Here the forward pass keeps for each window which of its nine pixels was the largest (one byte), and
-the backward pass gives each pixel its share of the at most four windows that it lies in.
+XLA's gradient of max pooling is a select-and-scatter, which is slow on a GPU and takes several
+passes with indices on a CPU. Here the forward pass stores which of the nine pixels of each window
+was the largest (one byte). The backward pass gives each pixel the sum of its gradients from the
+windows that contain it, at most four.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _ROWS, _COLUMNS = 1, 2  # axes of `[M, H, W, C]`
 
 
 def average_pool_2x2(x: jax.Array) -> jax.Array:
-    """Means of 2x2 windows, stride 2, over the pixels that exist: H rows become ceil(H / 2).
+    """Averages 2x2 windows at stride 2, ignoring missing pixels: H rows become ceil(H / 2).
 
     Args:
         x: `[M, H, W, C]`.
@@ -35,10 +36,10 @@ def average_pool_2x2(x: jax.Array) -> jax.Array:
 
 
 def max_pool_3x3_stride_2(x: jax.Array) -> jax.Array:
-    """3x3 windows, stride 2, padded by 1 with minus infinity: H rows become ceil(H / 2).
+    """Takes maxima of 3x3 windows at stride 2, padded by 1 with -inf: H rows become ceil(H / 2).
 
-    The gradient of a window goes to its largest pixel, to the first (row by row) of equal ones, as
-    in PyTorch and Paddle.
+    The gradient of a window goes to its largest pixel and, among equal ones, to the first in row
+    order, as in PyTorch and Paddle.
 
     Args:
         x: `[M, H, W, C]`.
@@ -54,7 +55,7 @@ def _max_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """The maximum, and where it is: 0 to 8 in reading order."""
+    """Returns the maximum of each window and its place, 0 to 8 in row order."""
     height, width = ((pixels + 1) // 2 for pixels in size)
     nothing = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, nothing, ((0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)))
@@ -65,19 +66,18 @@ def _forward(x: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]
     ]
     maximum, where = pixels[0], jnp.zeros(pixels[0].shape, jnp.uint8)
     for index, pixel in enumerate(pixels[1:], start=1):
-        larger = (pixel > maximum) | jnp.isnan(pixel)  # a NaN must not get lost
+        larger = (pixel > maximum) | jnp.isnan(pixel)  # propagate NaN
         maximum = jnp.where(larger, pixel, maximum)
         where = jnp.where(larger, jnp.uint8(index), where)
     return maximum, where
 
 
 def _backward(size: tuple[int, int], where: jax.Array, cotangent: jax.Array) -> tuple[jax.Array]:
-    """Window w reads pixels 2w - 1, 2w and 2w + 1 of an axis.
+    """Collects the gradient of each pixel from the windows that contain it.
 
-    So an even pixel lies in the middle of one window, and an odd one at the end of a window and at
-    the start of the next.
+    Along an axis, window w reads pixels 2w - 1, 2w and 2w + 1. An even pixel is therefore in the
+    middle of one window, an odd one at the end of a window and at the start of the next.
     """
-
     dtype = jnp.promote_types(cotangent.dtype, jnp.float32)
 
     def share(i: int, j: int) -> jax.Array:
@@ -94,7 +94,7 @@ def _backward(size: tuple[int, int], where: jax.Array, cotangent: jax.Array) -> 
 
 
 def _of_next_window(shares: jax.Array, axis: int) -> jax.Array:
-    """At w what stands at w + 1; zero at the end."""
+    """Moves each value from w + 1 to w along an axis; the last one becomes zero."""
     padding = [(0, 0, 0)] * 4
     padding[axis] = (-1, 1, 0)
     return lax.pad(shares, jnp.zeros((), shares.dtype), padding)

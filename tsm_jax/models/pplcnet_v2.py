@@ -1,10 +1,10 @@
 """PP-LCNetV2 as PP-TSMv2 uses it: depthwise separable convolutions and a single temporal shift.
 
-The shift, and in front of it an attention over the frames if wanted, sits between the second and
-the third stage.
+The shift, optionally preceded by an attention over the frames, is between the second and the third
+stage.
 
-PaddleVideo's paddlevideo/modeling/backbones/pptsm_v2.py; PaddleClas's pp_lcnet_v2.py (the "base"
-network).
+References: PaddleVideo's paddlevideo/modeling/backbones/pptsm_v2.py; PaddleClas's pp_lcnet_v2.py
+(the "base" network).
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from tsm_jax.models.depthwise import depthwise_conv
 from tsm_jax.models.layers import Bias, Conv, ConvNorm, linear, runner
 from tsm_jax.models.shift import Shift, only_in_every_block
 
-# Features of the last convolution, which narrower networks keep.
+# Features of the last convolution; not reduced in narrower networks.
 LAST = 1280
 
-# Paddle's dropout in front of the classifier leaves what it keeps as it is in training and makes up
-# for it in inference. With features times this the ordinary dropout of that rate does the same.
+# Before the classifier, Paddle's dropout does not rescale the kept features in training, but scales
+# all features in inference. With the features multiplied by this factor, ordinary dropout of the
+# same rate is equivalent.
 _KEPT = 0.8
 
 
 class _Stage(NamedTuple):
     features: int
     blocks: int
-    branches: bool = False  # several kernels side by side instead of one of 3x3
+    branches: bool = False  # several kernels in parallel instead of a single 3x3 one
     excite: bool = False
-    split: bool = False  # two pointwise convolutions with half of the features between them
-    residual: bool = False  # in blocks with a stride of 1
+    split: bool = False  # two pointwise convolutions with half of the features in between
+    residual: bool = False  # applies to blocks with stride 1
 
 
 _STEM = 32
@@ -46,13 +47,13 @@ _STAGES = (
     _Stage(512, 6, branches=True, excite=True, split=True),
     _Stage(1024, 2, branches=True, residual=True),
 )
-_SHIFTED = 2  # the stage behind the shift
+_SHIFTED = 2  # index of the stage after the shift
 
 
 class DepthwiseBranches(nnx.Module):
-    """The sum of depthwise convolutions of several sizes, each with its batch norm.
+    """The sum of depthwise convolutions of several kernel sizes, each with its batch norm.
 
-    Of folded ones it is one convolution, whose kernel is the sum of theirs.
+    Once folded, it is computed as a single convolution with the sum of the kernels.
     """
 
     def __init__(self, features, sizes, stride, *, conv_norm):
@@ -76,13 +77,13 @@ class DepthwiseBranches(nnx.Module):
 
 
 def _grown(kernel: jax.Array, size: int) -> np.ndarray:
-    """With zeros around it. In NumPy: the sum is to be a constant of the exported graph."""
+    """Pads a kernel with zeros, in NumPy, so that the sum is a constant of the exported graph."""
     rim = (size - len(kernel)) // 2
     return np.pad(np.asarray(kernel), ((rim, rim), (rim, rim), (0, 0), (0, 0)))
 
 
 class SqueezeExcite(nnx.Module):
-    """Each channel times a share that the averages of all channels decide."""
+    """Scales each channel by a factor computed from the averages of all channels."""
 
     def __init__(self, features):
         self.reduce = linear(features, features // 4, math.sqrt(2 / features))
@@ -122,7 +123,7 @@ class Block(nnx.Module):
 
 
 class TemporalAttention(nnx.Module):
-    """Each frame times a share that the averages of all frames of its clip decide."""
+    """Scales each frame by a factor computed from the averages of all frames of its clip."""
 
     def __init__(self, num_segments):
         self.num_segments = num_segments
@@ -135,15 +136,17 @@ class TemporalAttention(nnx.Module):
 
 
 class PPLCNetV2(nnx.Module):
-    """Images `[M, H, W, 3]` to features `[M, 1, 1, 1280]`: the last convolution is behind the pool.
+    """Maps images `[M, H, W, 3]` to features `[M, 1, 1, 1280]`.
 
-    Args (the others as in `architecture.Backbone`):
-        attention: over the frames of a clip, in front of the shift.
-        num_segments: frames of a clip, for the attention.
-        width: 64 is PP-TSMv2's network; others scale the channels of every layer in proportion, to
-            multiples of 8.
-        shift: what to apply in front of the third stage.
-        shift_every: 1, there is no other rule for it.
+    The last convolution follows the pooling.
+
+    Args (those not listed are described in `architecture.Backbone`):
+        attention: apply an attention over the frames of a clip before the shift.
+        num_segments: frames of a clip; only needed for the attention.
+        width: 64 is the network of PP-TSMv2; other values scale the channels of every layer
+            proportionally, to multiples of 8. A narrower network keeps the 1280 output features.
+        shift: function applied to the input of the third stage.
+        shift_every: must be 1; no other rule is known for this network.
 
     Raises:
         UserError: `shift_every` is not 1.

@@ -1,7 +1,7 @@
-"""ResNet-18/34/50/101/152, and ResNet-vd, with a temporal shift in front of the residual branch.
+"""ResNet-18/34/50/101/152 and ResNet-vd with a temporal shift at the input of the residual branch.
 
-The shift sits at the input of the first convolution of a residual block; the shortcut reads the
-unshifted tensor (the paper's "residual TSM"). The stride is in the 3x3 convolution.
+The shift is applied to the input of the first convolution of a residual block; the shortcut reads
+the unshifted tensor ("residual TSM" in the paper). The stride is in the 3x3 convolution.
 
 He et al., "Deep Residual Learning for Image Recognition", 2015, table 1; He et al., "Bag of Tricks
 for Image Classification with Convolutional Neural Networks", 2018, figure 2 (vd: ResNet-C's stem
@@ -27,7 +27,7 @@ class BasicBlock(nnx.Module):
     expansion = 1
 
     def __init__(self, in_features, width, stride, *, shift, conv_norm, vd):
-        assert not vd  # PP-TSM's, whose shortcuts differ again, is used at no such depth
+        assert not vd  # ResNet-vd's shortcuts differ here, and PP-TSM never uses these depths
         out_features = width * self.expansion
         self.shift = shift
         self.conv1 = conv_norm(in_features, width, 3, stride=stride)
@@ -86,14 +86,14 @@ _BLOCKS_PER_STAGE = {
 
 
 class ResNet(nnx.Module):
-    """The convolutional body: images `[M, H, W, 3]` to features `[M, H/32, W/32, features]`.
+    """Maps images `[M, H, W, 3]` to features `[M, H/32, W/32, features]`.
 
-    Args (the others as in `architecture.Backbone`):
+    Args (those not listed are described in `architecture.Backbone`):
         depth: 18, 34, 50, 101 or 152.
-        vd: PP-TSM's variant, for depths from 50: three 3x3 convolutions as a stem, average pooling
-            in front of the shortcuts where the others stride, leaky ReLU.
-        shift_every: 1 is PaddleVideo's rule at every depth; MIT and mmaction2 use 2 for ResNet-101
-            and -152.
+        vd: PP-TSM's variant, for depths of at least 50: a stem of three 3x3 convolutions, average
+            pooling instead of a stride in the shortcuts of later stages, and leaky ReLU.
+        shift_every: PaddleVideo uses 1 at every depth; MIT and mmaction2 use 2 for ResNet-101 and
+            -152.
     """
 
     def __init__(

@@ -1,18 +1,21 @@
-"""The temporal shift: a 2-D network sees its neighbours in time at the cost of a copy.
+"""The temporal shift: lets a 2-D network see neighbouring frames at the cost of a copy.
 
-Of every frame's C channels a first fold takes its values from one neighbouring frame and a second
-fold from the other; the rest stays. A convolution behind it then mixes three frames.
+The channels of each frame are divided into two folds and a rest. The first fold is replaced by the
+same channels of one neighbouring frame, the second fold by those of the other; the rest is kept.
+The convolution that follows therefore mixes three frames, without any extra multiplications.
 
     frame        t-1     t     t+1
     fold 1        └──────▶            from the past      (`past_first`)
-    fold 2                ◀──────┘    from the future (`past_only` has none)
-    the rest              │           unchanged
+    fold 2                ◀──────┘    from the future    (absent with `past_only`)
+    rest                  │           unchanged
 
-With `past_only` a frame needs nothing of later ones, so a network can follow a stream: within
-`streaming` the shift takes the frame before from a state instead of from its clip.
+With `past_only`, no frame depends on later ones, so the network can process a stream frame by
+frame. Inside the context `streaming`, `temporal_shift` takes the previous frame from a state
+instead of from the clip.
 
-Lin, Gan, Han: "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019, sections 3
-and 4.
+Reference:
+    Lin, Gan, Han: "TSM: Temporal Shift Module for Efficient Video Understanding", ICCV 2019,
+    sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -30,20 +33,24 @@ from tsm_jax.errors import UserError
 
 Shift = Callable[[jax.Array], jax.Array]
 
-# By how many frames each fold is moved, by direction.
+# Direction to the number of frames by which each fold moves.
 _STEPS = {"past_first": (1, -1), "future_first": (-1, 1), "past_only": (1,)}
 
-# The state before and after a frame of a stream, see `streaming`.
+# The state before a frame (None for the first one) and the state after it; see `streaming`.
 _State = tuple[Sequence[jax.Array] | None, list[jax.Array]]
 _stream: ContextVar[_State | None] = ContextVar("stream", default=None)
 
 
 def fold_sizes(channels: int, num_segments: int, fraction: str) -> tuple[int, int]:
-    """Where the first and the second fold end: channels `[0, a)` and `[a, b)` move.
+    """Returns where the folds end: `(a, b)` if channels `[0, a)` and `[a, b)` are shifted.
 
-    A `fraction` of `1/8` is MIT's and mmaction2's `shift_div=8`, whatever the number of segments
-    is. `1/num_segments` is PaddleVideo's rule; its kernel multiplies in float32 and truncates, so
-    that the two folds may differ by a channel (T = 3, C = 64: 21 and 42).
+    Args:
+        channels: C.
+        num_segments: T.
+        fraction: the share of the channels in each fold. `1/8` is the rule of MIT and mmaction2
+            (`shift_div=8`) and ignores T. `1/num_segments` is PaddleVideo's rule. Its kernel
+            multiplies in float32 and truncates, so the two folds may differ by one channel; this
+            function does the same (T = 3, C = 64: a = 21, b = 42).
     """
     if fraction == "1/8":
         fold = channels // 8
@@ -59,24 +66,39 @@ def temporal_shift(
     fraction: str = "1/8",
     direction: str = "past_first",
 ) -> jax.Array:
-    """Moves two folds of the channels by one frame, one each way; the ends are filled with zeros.
+    """Shifts two folds of the channels by one frame, in opposite directions.
+
+    Clips never mix: at both ends of a clip, the missing neighbour is replaced by zeros.
 
     Args:
-        x: `[N*T, H, W, C]`, any dtype. Clips never mix: each has zeros at both of its ends.
+        x: frames of N clips, `[N*T, H, W, C]`, any dtype. Inside `streaming`: one frame of each of
+            N streams, `[N, H, W, C]`.
         num_segments: T.
-        fraction: see `fold_sizes`.
-        direction: `past_first` (PaddleVideo: fold 1 of frame t comes from frame t-1),
-            `future_first` (MIT, mmaction2: from t+1), `past_only` (fold 1 from t-1 and no fold 2),
-            or `none` (the tensor as it is: TSN). Weights trained for one are silently wrong for
-            another.
+        fraction: size of a fold; see `fold_sizes`.
+        direction: where the folds of frame t come from. Weights trained with one direction load
+            without an error into a network with another, but give wrong results.
+
+            * `past_first`: fold 1 from t-1, fold 2 from t+1 (PaddleVideo).
+            * `future_first`: fold 1 from t+1, fold 2 from t-1 (MIT, mmaction2).
+            * `past_only`: fold 1 from t-1; there is no fold 2.
+            * `none`: no shift (TSN).
+
+    Returns:
+        A tensor with the shape and dtype of `x`.
+
+    Raises:
+        ValueError: inside `streaming`, the direction needs future frames, or the state has too few
+            tensors.
     """
     if direction == "none":
         return x
     folds = fold_sizes(x.shape[-1], num_segments, fraction)
     if (stream := _stream.get()) is not None:
         if direction != "past_only":
-            raise ValueError(f"a stream has no frames from the future: {direction} needs them")
+            raise ValueError(f"{direction} needs future frames, which a stream does not have")
         before, after = stream
+        if before is not None and len(after) == len(before):
+            raise ValueError(f"the state has {len(before)} tensors, but the network needs more")
         own, rest = jnp.split(x, folds[:1], axis=-1)
         past = jnp.zeros_like(own) if before is None else before[len(after)]
         after.append(own)
@@ -89,14 +111,14 @@ def temporal_shift(
 
 
 def _move_in_time(clips: jax.Array, step: int) -> jax.Array:
-    """Frame t of the result is frame `t - step`, or zeros where there is none."""
+    """Moves frames along axis 1: frame t of the result is frame `t - step`, or zeros."""
     padding = [(0, 0, 0)] * clips.ndim
     padding[1] = (step, -step, 0)
     return lax.pad(clips, jnp.zeros((), clips.dtype), padding)
 
 
 def only_in_every_block(shift_every: int, network: str) -> None:
-    """Raises a UserError unless `shift_every` is 1: no other rule is known for that network."""
+    """Raises a UserError unless `shift_every` is 1, the only rule known for this network."""
     if shift_every != 1:
         raise UserError(
             f"config.model.shift_every is {shift_every}: only ResNets can shift in every second"
@@ -105,27 +127,33 @@ def only_in_every_block(shift_every: int, network: str) -> None:
 
 
 def unshifted(x: jax.Array) -> jax.Array:
-    """The shift of a block that has none."""
+    """Returns `x` unchanged; takes the place of the shift in blocks without one."""
     return x
 
 
 @contextmanager
 def streaming(state: Sequence[jax.Array] | None) -> Iterator[list[jax.Array]]:
-    """Within it `temporal_shift` gets the next frame of N streams, `[N, H, W, C]`, not clips.
+    """Makes `temporal_shift` process one frame of each of N streams instead of clips.
+
+    Enter the context once per frame and run the network once inside it.
 
     Args:
-        state: what the frame before has left: of each shift, in the order of the network, the first
-            fold of its input, `[N, H, W, fold]`. None before the first frame: zeros, as at the
-            start of a clip.
+        state: the state yielded for the previous frame: for each shift, in the order in which the
+            network applies them, the first fold of its input, `[N, H, W, fold]`. None before the
+            first frame, which stands for zeros, as at the start of a clip.
 
     Yields:
-        The state for the frame after, which is complete at the end.
+        The state for the next frame, complete when the context exits.
+
+    Raises:
+        ValueError: `state` has more tensors than the network has shifts.
     """
     after: list[jax.Array] = []
-    token = _stream.set((state, after))  # of this thread: others may trace clips meanwhile
+    # A context variable, because other threads may trace clips at the same time.
+    token = _stream.set((state, after))
     try:
         yield after
     finally:
         _stream.reset(token)
     if state is not None and len(after) != len(state):
-        raise ValueError(f"the state has {len(state)} tensors, the network {len(after)}")
+        raise ValueError(f"the state has {len(state)} tensors, but the network needs {len(after)}")

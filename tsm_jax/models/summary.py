@@ -1,4 +1,4 @@
-"""What a network consists of: its layers, their parameters and multiply-adds."""
+"""Summary of a network: its layers with their parameters and multiply-adds."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Layer(NamedTuple):
     """A convolution with its batch norm, or another layer that has parameters.
 
     Attributes:
-        name: the path in the module tree, with which its tensors' names begin.
-        output: shape of its result, with the T frames of a clip in front where there are any.
-        parameters: what training changes; not the running statistics.
-        multiply_adds: of a clip, a multiplication and an addition counted once.
+        name: path in the module tree; the names of its tensors start with it.
+        output: shape of the output for one clip, starting with T if it has a frame axis.
+        parameters: number of trainable parameters; running statistics are not counted.
+        multiply_adds: number for one clip; a multiplication and an addition count as one.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """A network's layers; `str` and `print` give a table.
+    """The layers of a network; `str` and `print` give a table.
 
     Attributes:
-        title: of the network.
-        input: (T, S, S, 3), what the figures are for: one view.
-        layers: in the order of their definition.
+        title: name of the network.
+        input: shape of the input that the numbers are for, one view: (T, S, S, 3).
+        layers: in order of definition.
     """
 
     title: str
@@ -48,12 +48,12 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """Of all layers."""
+        """Parameters of all layers."""
         return sum(layer.parameters for layer in self.layers)
 
     @property
     def multiply_adds(self) -> int:
-        """Of convolutions and matrix products. (Papers often call them FLOPs.)"""
+        """Multiply-adds of convolutions and matrix products, which papers often call FLOPs."""
         return sum(layer.multiply_adds for layer in self.layers)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Summary:
 
 
 def summarize(architecture: Architecture, crop_size: int) -> Summary:
-    """The layers of a network, for one clip of `crop_size` pixels. Nothing is computed."""
+    """Lists the layers of a network for one clip of `crop_size` pixels, without computing it."""
     shape = (architecture.num_segments, crop_size, crop_size, 3)
     found: list[Layer] = []
 
@@ -104,7 +104,7 @@ def _layers(module: TSM, outputs: dict[tuple[Any, ...], Any]) -> Iterator[Layer]
 
 
 def _rows(module: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """In the order of their definition: what holds parameters, a `ConvNorm` as one."""
+    """Yields the modules that hold parameters in order of definition; a `ConvNorm` is one row."""
     children = vars(module)
     if isinstance(module, ConvNorm) or any(isinstance(x, nnx.Param) for x in children.values()):
         yield path, module

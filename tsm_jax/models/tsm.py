@@ -1,4 +1,4 @@
-"""TSM: a backbone with temporal shifts, and a head that averages the frames' logits."""
+"""TSM: a backbone with temporal shifts and a head that averages the logits of the frames."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tsm_jax.models.convolve import FLOAT32
 from tsm_jax.models.layers import BatchNorm, linear
 from tsm_jax.models.shift import streaming, temporal_shift
 
-# Of a stem that is one convolution, or several.
+# Path of the first batch norm if the stem is a single convolution, and if it is a list of them.
 _FIRST_NORMS = (("backbone", "stem", "norm"), ("backbone", "stem", 0, "norm"))
 
 
 class Head(nnx.Module):
-    """Average pool, dropout and classifier per frame, then the mean over the segments."""
+    """Average pooling, dropout and classifier per frame, then the mean over the segments."""
 
     def __init__(self, features: int, num_classes: int, *, dropout: float):
         self.dropout = dropout
-        # As in PaddleVideo's, MIT's and mmaction2's recipes.
+        # The deviation that PaddleVideo, MIT and mmaction2 use.
         self.fc = linear(features, num_classes, deviation=0.001)
 
     def __call__(
@@ -36,7 +36,8 @@ class Head(nnx.Module):
         return logits.reshape(-1, num_segments, logits.shape[-1]).mean(1)  # [N, K]
 
     def _drop(self, pooled: jax.Array, num_segments: int, keys: jax.Array) -> jax.Array:
-        """Dropout with a key for each clip, so that it does not depend on how a batch is split."""
+        """Applies dropout with one key per clip, so the result does not depend on how a batch is
+        split."""
         shape, keep = (num_segments, pooled.shape[-1]), 1 - self.dropout
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)  # [N, T, C]
         return jnp.where(kept.reshape(pooled.shape), pooled / keep, 0)
@@ -45,13 +46,14 @@ class Head(nnx.Module):
 class TSM(nnx.Module):
     """Temporal Shift Module network.
 
-    Args (the others as in `config.model`):
-        batch_norm_group: a batch that is smaller is one group.
-        remat: keep only the inputs of residual blocks for the backward pass and compute the rest
-            again: about a third more operations for a fraction of the memory.
-        dtype: of convolutions and activations; parameters, statistics and logits are float32.
+    Kernels are created as zeros; weights are then loaded, or drawn by `Network.init`.
 
-    Its kernels are zero: weights are loaded, or drawn by `Network.init`.
+    Args (those not listed are described in `config.model`):
+        batch_norm_group: clips per batch-norm group; a smaller batch is one group, and so is any
+            batch if this is 0.
+        remat: for the backward pass, keep only the inputs of residual blocks and recompute the
+            rest: about a third more operations for a fraction of the memory.
+        dtype: dtype of convolutions and activations; parameters, statistics and logits are float32.
     """
 
     def __init__(
@@ -105,8 +107,8 @@ class TSM(nnx.Module):
 
         Args:
             video: normalised frames, `[N, T, H, W, 3]`.
-            train: take batch statistics (and move the running ones).
-            dropout_keys: a key for the dropout of each clip, `[N]`; None drops nothing.
+            train: normalise with batch statistics and update the running ones.
+            dropout_keys: one random key per clip, `[N]`; None disables dropout.
 
         Returns:
             Logits, float32 `[N, K]`.
@@ -115,30 +117,39 @@ class TSM(nnx.Module):
         return self.head(features, self.num_segments, dropout_keys=dropout_keys)
 
     def frame_logits(self, video: jax.Array) -> jax.Array:
-        """What each frame of clips `[N, T, H, W, 3]` says: float32 `[N, T, K]`, whose mean over the
-        frames is the answer."""
+        """Returns the logits of each frame, whose mean over T is the result of `__call__`.
+
+        Args:
+            video: normalised frames, `[N, T, H, W, 3]`.
+
+        Returns:
+            Logits, float32 `[N, T, K]`.
+        """
         logits = self.head(self.features(video), 1, dropout_keys=None)
         return logits.reshape(*video.shape[:2], -1)
 
     def step(
         self, frames: jax.Array, state: Sequence[jax.Array] | None
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """The next frame of N streams; only for `shift="past_only"`.
+        """Processes the next frame of N streams; requires `shift="past_only"`.
 
         Args:
-            frames: normalised, `[N, H, W, 3]`.
-            state: what the step before returned; None before the first frame.
+            frames: normalised frames, `[N, H, W, 3]`.
+            state: the state returned by the previous step; None for the first frame.
 
         Returns:
-            Logits, float32 `[N, K]`: those of the frame at its place in a clip (`frame_logits`).
-            And the state for the next step, of each shift `[N, h, w, fold]` in `dtype`.
+            The logits, float32 `[N, K]`, equal to those that `frame_logits` gives for this frame
+            in a clip, and the state for the next step: one `[N, h, w, fold]` in `dtype` per shift.
         """
         with streaming(state) as after:
             features = self.backbone(frames.astype(self.dtype), groups=None)
         return self.head(features, 1, dropout_keys=None), tuple(after)
 
     def features(self, video: jax.Array, *, train: bool = False) -> jax.Array:
-        """What the head pools, `[N*T, h, w, C]` in `dtype`; arguments as of `__call__`."""
+        """Returns the input of the head, `[N*T, h, w, C]` in `dtype`.
+
+        The arguments are those of `__call__`.
+        """
         images = video.astype(self.dtype).reshape(-1, *video.shape[2:])  # [N*T, H, W, 3]
         groups = self._batch_norm_groups(video.shape[0]) if train else None
         return self.backbone(images, groups=groups)
@@ -148,7 +159,7 @@ class TSM(nnx.Module):
             return 1
         if clips % self.batch_norm_group:
             raise ValueError(
-                f"a batch of {clips} clips does not divide into batch-norm groups of"
+                f"a batch of {clips} clips cannot be divided into batch-norm groups of"
                 f" {self.batch_norm_group}"
             )
         return clips // self.batch_norm_group
