@@ -86,14 +86,14 @@ def test_an_unreadable_clip_is_replaced_by_the_same_other_one_each_time(caplog):
     np.testing.assert_array_equal(elements[0]["video"], elements[1]["video"])
     np.testing.assert_array_equal(elements[0]["video"], clips.read(index, epoch=0)["video"])
     assert elements[0]["label"] == index % 3
-    assert f"skipped clip5 is broken; clip{index} takes its place" in caplog.text
+    assert f"unreadable clip replaced by clip{index}: clip5 is broken" in caplog.text
     indices = {int(clips.read(5, epoch)["index"]) for epoch in range(20)}
     assert len(indices) > 3  # no clip is favoured
 
 
 def test_gives_up_when_nothing_can_be_read():
     clips = train_clips(source=Source(broken=range(12)), skip_unreadable=True)
-    with pytest.raises(UserError, match="others in its place could not be read"):
+    with pytest.raises(UserError, match="20 attempts to replace it with another clip failed"):
         clips.read(5, epoch=0)
 
 

@@ -105,7 +105,7 @@ def _damaged(path: Path, video: bytes):
         (_garbage, "Invalid data"),
         (_sound, "no video stream"),
         (_half, "Invalid data"),
-        (_damaged, "beyond frame"),
+        (_damaged, " frames: "),
     ],
 )
 def test_broken_file(

@@ -141,19 +141,19 @@ def test_broken_file(folder: Path, capfd: pytest.CaptureFixture[str], spoil, say
 def test_frames_of_several_sizes(folder: Path):
     (folder / "img_00004.jpg").write_bytes(_encoded(Image.fromarray(_picture())))
     message = _error(folder, 50, np.array([0, 3]))
-    assert f"{folder / 'img_00004.jpg'} is 64x48, other frames of the clip are 80x70" in message
+    assert f"{folder / 'img_00004.jpg'} is 64x48, but other frames of the clip are 80x70" in message
 
 
 def test_list_that_says_too_many_frames(folder: Path):
     message = _error(folder, 51, np.array([50]))
     assert "img_00051.jpg" in message
-    assert "the list says 51 frames, the folder has 50; correct the list" in message
+    assert "the list says 51 frames, but the folder has 50; correct the list" in message
 
 
 def test_gap_in_the_numbers(folder: Path):
     (folder / "img_00030.jpg").unlink()
     message = _error(folder, 50, np.array([0, 29]))
-    assert "img_00030.jpg is missing: the folder has 49 of 50 frames with gaps" in message
+    assert "img_00030.jpg is missing: the folder has 49 of 50 frames, with gaps" in message
     assert len(load_frames(folder, 50, lambda n: np.array([28, 30]))) == 2
 
 

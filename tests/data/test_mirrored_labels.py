@@ -79,10 +79,10 @@ def test_spellings():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wave left", "wave"], "'wave left' has no class 'wave right'"),
-        (["move left and right", "b"], "has no class 'move right and left'"),
-        (["turn left", "Turn_Left", "turn right"], "'turn left' and 'Turn_Left' are the same"),
-        (["spin counter-clockwise", "b"], "has no class 'spin clockwise'"),
+        (["wave left", "wave"], "'wave left' has no opposite class 'wave right'"),
+        (["move left and right", "b"], "has no opposite class 'move right and left'"),
+        (["turn left", "Turn_Left", "turn right"], "'turn left' and 'Turn_Left' name the same"),
+        (["spin counter-clockwise", "b"], "has no opposite class 'spin clockwise'"),
     ],
 )
 def test_a_class_without_its_mirror_image_is_an_error(names, message):

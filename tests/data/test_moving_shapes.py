@@ -197,7 +197,7 @@ def test_ensure_refuses_another_version(rendered: Path, monkeypatch: pytest.Monk
 
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="something else in it"):
+    with pytest.raises(UserError, match="exists but is not a complete data set"):
         ensure(tmp_path, **_SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "dataset.json").write_text("{")

@@ -38,7 +38,7 @@ def test_frames_are_those_asked_for(pictures):
 
 @pytest.mark.parametrize("record", [b"", make([]), make([b"x"], "frame"), make([b"x"])[:0]])
 def test_a_record_without_frames_is_named(record):
-    with pytest.raises(UnreadableClipError, match=r"packed: a/clip: its record has no frames"):
+    with pytest.raises(UnreadableClipError, match=r"packed: a/clip: the record has no frames"):
         read(record)
 
 

@@ -214,7 +214,7 @@ def test_dense_frames_never_stand_still(name):
     """Windows of 64 frames have no 65 of them: a stride of 0 would show one frame over and over."""
     protocol = eval_protocol(name, short_side=32, crop_size=32)
     assert (np.diff(protocol.choose_frames(300, 64).reshape(10, 64)) == 1).all()
-    with pytest.raises(UserError, match="at most one of 64 frames per segment, not 65"):
+    with pytest.raises(UserError, match="takes 64 frames, so at most 64 segments, not 65"):
         protocol.choose_frames(300, 65)
 
 

@@ -78,7 +78,7 @@ def test_parts_are_merged_and_deleted(kinetics, tmp_path, capsys):
     assert (output / "train.list").read_text() == "zumba/a.mp4 0\n"
     assert not list(output.rglob("*.tar.gz"))
     first = capsys.readouterr().out.splitlines()[0]
-    assert "about 0.0 GB to download" in first and "are free" in first
+    assert "about 0.0 GB to download" in first and "GB free" in first
 
 
 def test_what_is_unpacked_is_not_fetched_again(kinetics, tmp_path):
@@ -107,7 +107,7 @@ def test_continues_after_a_broken_part(kinetics, published, tmp_path):
 
 def test_too_little_space_is_told_before_anything_is_fetched(kinetics, tmp_path):
     huge = replace(kinetics, unpacked_bytes=10**18)
-    with pytest.raises(UserError, match=r"it takes 1000000000\.0 GB"):
+    with pytest.raises(UserError, match=r"needs 1000000000\.0 GB"):
         fetch_dataset(huge, str(tmp_path / "k400"), keep_archives=False)
     assert not Handler.requested
 
@@ -133,7 +133,7 @@ def test_files_of_one_name_in_two_parts(kinetics, tmp_path):
     fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)  # as after a killed run
     (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").write_bytes(b"xyz")
     (tmp_path / "k400" / "archives" / "part_1.tar.gz.unpacked").unlink()
-    with pytest.raises(UserError, match=r"c.mp4 is another file than .* in part_1.tar.gz"):
+    with pytest.raises(UserError, match=r"c.mp4 exists and differs from .* in part_1.tar.gz"):
         fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)
     assert (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").read_bytes() == b"xyz"
 
@@ -143,7 +143,7 @@ def test_an_address_without_a_file_name(published, tmp_path, end):
     folder, url = published
     (folder / "link.list").write_text(f"{url}/{end}\n")
     dataset = DataSet("k400", 10, 10, link_lists=[f"{url}/link.list"])
-    with pytest.raises(UserError, match="does not end in the name of a file"):
+    with pytest.raises(UserError, match="does not end in a file name"):
         fetch_dataset(dataset, str(tmp_path / "k400"), keep_archives=False)
 
 

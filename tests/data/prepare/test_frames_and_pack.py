@@ -168,7 +168,7 @@ def test_a_packed_folder_keeps_its_list_options_and_bytes(videos, video_list, ma
     with pytest.raises(UserError, match="from another list or with other options"):
         pack(video_list, videos, output, "--frames_per_clip", 8, "--quality", 50)
     (output / "dataset_info.json").unlink()
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match="is incomplete"):
         open_packed(str(output), num_classes=2)
 
 

@@ -126,7 +126,7 @@ def test_videos_in_a_bucket_are_those_of_a_disk(bucket, videos):
         assert Path(copy).read_bytes() == (videos / name).read_bytes()
     assert not Path(copy).exists()
     gone = ClipEntry("gs://bucket/gone.mp4", 1, None)
-    with pytest.raises(UnreadableClipError, match=r"the video gs://bucket/gone.mp4: there is none"):
+    with pytest.raises(UnreadableClipError, match=r"video gs://bucket/gone.mp4: there is no such"):
         VideoSource([gone]).read(0, np.arange)
     fsspec.filesystem("gcs").pipe("gs://bucket/text.mp4", b"no video")
     with pytest.raises(UnreadableClipError, match=r"^cannot decode gs://bucket/text.mp4: Invalid"):

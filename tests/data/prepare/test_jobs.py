@@ -38,7 +38,7 @@ def test_results_come_in_order_whatever_happens_to_others():
     results = list(run_jobs(job, items, processes=2, seconds=1.5))
     assert [item for item, _ in results] == items
     reasons = [result.reason for _, result in results if isinstance(result, JobFailure)]
-    assert reasons == ["not done after 1.5 s", "the decoder crashed (exit code -11)", "two lines"]
+    assert reasons == ["timed out after 1.5 s", "the decoder crashed (exit code -11)", "two lines"]
     assert [result for _, result in results if isinstance(result, str)] == ["slow", *"1234"]
 
 

@@ -99,7 +99,7 @@ def test_full_label_files_have_the_published_classes(tmp_path):
             run(*lists, "--output", tmp_path / "file", "--labels", labels / "labels.csv")
             assert (tmp_path / "file" / "labels.txt").read_text().splitlines() == gestures
             assert (tmp_path / "file" / "train_frames.list").read_text() == "1 1 26\n"
-            with pytest.raises(UserError, match="has other classes, or in another order"):
+            with pytest.raises(UserError, match="has different classes or a different order"):
                 run(*lists, "--output", tmp_path / "file")
     assert found["sthv1"] == found["sthv2"] == names
     assert found["jester"] == dataset_labels("jester")
@@ -111,7 +111,7 @@ V1, HMDB51 = "label files/something-something-v1", "testTrainMulti_7030_splits/w
 MISTAKES = [
     ("sthv1", f"{V1}-train.csv", "t1;", "t1;x", "line 2: 'xLaying .* one of the 4"),
     ("sthv1", f"{V1}-train.csv", ";", ",", "line 1: expected 'id;class', found 't0,Push"),
-    ("sthv1", f"{V1}-labels.csv", "\n\n", "\nA\nA\n", "has a name twice"),
+    ("sthv1", f"{V1}-labels.csv", "\n\n", "\nA\nA\n", "repeats a name"),
     ("sthv1", f"{V1}-labels.csv", "", "", "expected one file labels.csv"),
     ("sthv2", "labels/train.json", "Holding", "x", "item 3: 'x something' is not one"),
     ("sthv2", "labels/train.json", "}]", "}", "is not valid JSON"),
@@ -119,7 +119,7 @@ MISTAKES = [
     ("sthv2", "labels/labels.json", '"2"', '"3"', "numbered from 0 without gaps"),
     ("sthv2", "labels/x-train.json", "", "[]", "several: train.json, x-train.json"),
     ("hmdb51", f"{HMDB51}.txt", " 2", " 7", "expected 'name.avi' and 0, 1 or 2"),
-    ("diving48", "Diving48_V2_train.json", '"label": 1', '"label": 2', "is not below 2"),
+    ("diving48", "Diving48_V2_train.json", '"label": 1', '"label": 2', "label 2 is not in 0..1"),
     ("diving48", "Diving48_vocab.json", "[[", '[["a"], ["a"], [', "names a class twice"),
     ("diving48", "Diving48_vocab.json", "[[", "[1, [", "a list of lists of words"),
     ("moments", "moments_categories.txt", ",1", ",0", "numbered from 0 without gaps"),
@@ -155,7 +155,7 @@ def test_what_is_given_must_fit_the_data_set(make, tmp_path):
     for arguments, message in (
         (["--frames", clips], "needs --annotations"),
         (["--annotations", labels, "--videos", clips], "comes as folders of frames"),
-        (["--annotations", labels, "--frames", tmp_path / "no"], "there is no folder"),
+        (["--annotations", labels, "--frames", tmp_path / "no"], "no does not exist"),
         (["--annotations", tmp_path / "no", "--frames", clips], "the folder of the label files"),
         (["--annotations", labels, "--frames", labels], "none of the 4 clips .* such as t0"),
     ):

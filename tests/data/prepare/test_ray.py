@@ -96,10 +96,10 @@ def test_crashes_hangs_and_a_lack_of_memory_are_verdicts(nodes):
     crashed = [r for _, r in run_jobs(_raise, items, ray=nodes.address)]
     assert [r.exit_code for r in (crashed[0], *crashed[2:])] == [-11, -6, -9]
     hung = [r for _, r in run_jobs(time.sleep, [0, 600, 0], ray=nodes.address, seconds=2)]
-    assert hung == [None, JobFailure("not done after 2 s", "late"), None]
+    assert hung == [None, JobFailure("timed out after 2 s", "late"), None]
     large = [r for _, r in run_jobs(bytes, [1, 1 << 40, 2], ray=nodes.address)]
     assert large[::2] == [b"\0", b"\0\0"]
-    assert "it takes more memory than" in large[1].reason
+    assert "it needs more memory than" in large[1].reason
 
 
 # Of the standard library, so that the nodes can import it.

@@ -112,7 +112,7 @@ def test_a_damaged_header_is_not_the_end(tmp_path):
 
 def test_what_follows_the_end_is_not_left_out(tmp_path):
     data = FORMATS["a.tar"]()
-    assert "follows the end" in refused(tmp_path, "a.tar", data + data)
+    assert "after the end" in refused(tmp_path, "a.tar", data + data)
 
 
 def header(name: str, **attributes) -> tarfile.TarInfo:
