@@ -1,4 +1,4 @@
-"""Clips: draws addressed by (seed, epoch, clip), unreadable ones raised or replaced."""
+"""Clips: draws are keyed by (seed, epoch, clip); unreadable clips raise or are replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tsm_jax.errors import UnreadableClipError, UserError
 
 
 class Source:
-    """Random pictures of differing size; those in `broken` cannot be read."""
+    """Random images of different sizes; clips in `broken` cannot be read."""
 
     def __init__(self, clips=12, broken=()):
         self.clips, self.broken = clips, broken
@@ -116,7 +116,7 @@ def test_colours_and_crops_have_draws_of_their_own():
     jittered = train_clips(color_jitter=0.4)
     first = jittered.read(5, epoch=2)["video"]
     np.testing.assert_array_equal(jittered.read(5, epoch=2)["video"], first)
-    # The same crop and flip: brighter or darker, but alike.
+    # Crop and flip are the same; only the colours change.
     assert np.corrcoef(plain.ravel(), first.ravel())[0, 1] > 0.8
     assert not np.array_equal(plain, first)
     assert not np.array_equal(jittered.read(5, epoch=3)["video"], first)

@@ -105,13 +105,13 @@ def test_line_ends(write, end: str):
     assert [entry.path for entry in entries] == ["a", "b"]
 
 
-def test_a_clip_may_be_there_twice(write):
+def test_a_clip_may_be_listed_twice(write):
     entries = read_video_list(write("a.mp4 1\na.mp4 1"), num_classes=2)
     assert entries == [ClipEntry("a.mp4", 1, None)] * 2
 
 
 @pytest.mark.parametrize("read", [read_video_list, read_frame_list])
-def test_a_pipe_or_a_device_is_no_list(read, tmp_path: Path):
+def test_a_pipe_or_a_device_is_not_a_list(read, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     _check_error(read, tmp_path / "pipe", "not a regular file")
     _check_error(read, Path("/dev/zero"), "not a regular file")

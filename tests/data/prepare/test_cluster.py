@@ -1,6 +1,7 @@
-"""Work on a cluster: the results of one machine, whatever is lost; nodes that differ are refused.
+"""A cluster gives the results of one machine, whatever is lost; nodes that differ are refused.
 
-Ray is the stand-in of tests/fake_ray.py here; tests/data/prepare/test_ray.py starts the real one.
+These tests use tests/fake_ray.py instead of Ray; tests/data/prepare/test_ray.py starts the real
+one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def run(items, function=str, **more):
     return list(run_on_ray(function, items, "10.0.0.1:6379", path_of=str, **more))
 
 
-def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypatch):
+def test_results_are_in_order_and_few_tasks_run_at_once(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_AHEAD", 40)
     fake_ray.work, fake_ray.cores = fake_ray.at_once, 10
     taken = 0
@@ -47,10 +48,10 @@ def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypa
     assert fake_ray.items != sorted(fake_ray.items)
 
 
-def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
+def test_large_results_do_not_pile_up(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_BYTES", 10_000)
     fake_ray.work = fake_ray.at_once
-    # The first one comes last, as long as there are others.
+    # The first one comes last while there are others.
     fake_ray.wait = lambda references, timeout: (references[-1:], [])
     taken = []
     items = (taken.append(i) or i for i in range(300))
@@ -60,19 +61,19 @@ def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
     assert len(list(jobs)) == 299
 
 
-def test_processes_leave_each_other_memory_of_a_gpu(fake_ray, monkeypatch):
+def test_processes_share_the_memory_of_a_gpu(fake_ray, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     assert run(["XLA_PYTHON_CLIENT_PREALLOCATE"], os.getenv)[0][1] == "false"
 
 
-def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
+def test_lost_items_are_repeated_and_no_others(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: fake_ray.rng.random() < 0.4
     assert run(range(200)) == [(i, str(i)) for i in range(200)]
     assert len(fake_ray.tasks) > 250
 
 
-def test_short_items_share_a_task_and_what_is_lost_is_done_alone(fake_ray):
+def test_short_items_share_a_task_and_lost_items_are_repeated_alone(fake_ray):
     fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.02
     lost = []
     fake_ray.lose = lambda item: item == 250 and len(lost) < 3 and not lost.append(item)
@@ -84,7 +85,7 @@ def test_short_items_share_a_task_and_what_is_lost_is_done_alone(fake_ray):
     )
 
 
-def test_a_mistake_in_a_task_of_several_comes_after_the_results_before_it(fake_ray):
+def test_an_error_in_a_task_comes_after_the_results_before_it(fake_ray):
     fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.001
     items = [*"abcdefghijklmnopqrstuvw", "fails", *"xyz"]
     jobs = run_on_ray(job, items, "a:1", path_of=str)
@@ -95,7 +96,7 @@ def test_a_mistake_in_a_task_of_several_comes_after_the_results_before_it(fake_r
     assert any(len(task) > 1 and "fails" in task for task in fake_ray.tasks)
 
 
-def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
+def test_an_item_that_takes_down_every_worker_ends_the_run(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: item == 3
     jobs = run_on_ray(str, range(100), "a:1", path_of=str)
@@ -105,7 +106,7 @@ def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
 
 
 @pytest.mark.parametrize("code, attempts", [(-11, 1), (-9, 3)])
-def test_a_process_that_was_killed_may_have_been_that_of_a_dying_node(fake_ray, code, attempts):
+def test_a_killed_process_may_have_been_on_a_dying_node(fake_ray, code, attempts):
     failure = JobFailure(f"the decoder crashed (exit code {code})", "crashed", code)
     fake_ray.work = lambda order, items: [fake_ray.done(failure, path) for _, path in items]
     assert run(["a"]) == [("a", failure)]
@@ -144,8 +145,8 @@ def job(item):
     return os.getpid()
 
 
-def test_a_file_costs_itself_and_nothing_else(fake_ray):
-    """In real processes."""
+def test_a_bad_file_affects_only_itself(fake_ray):
+    """Uses real processes."""
     fake_ray.memory = 4 << 30  # for two cores
     items = ["a", "crashes", "b", "eats", "c", "cores"]
     results = dict(run(items, job))
@@ -175,7 +176,7 @@ def test_nodes_with_another_decoder_or_other_code_are_refused(fake_ray, monkeypa
             run(["a"])
 
 
-def test_what_cannot_be_imported_there_is_said(fake_ray):
+def test_packages_missing_on_a_node_are_reported(fake_ray):
     def fails(*_):
         raise fake_ray.exceptions.RayTaskError(ModuleNotFoundError("No module named 'tsm_jax'"))
 
@@ -219,7 +220,7 @@ def test_a_wrong_address_is_one_line(fake_ray, monkeypatch):
         next(run_on_ray(str, ["a"], "auto", path_of=str, processes=2))
 
 
-def test_a_cluster_without_cores_is_waited_for_and_given_up(fake_ray, monkeypatch, capsys):
+def test_gives_up_waiting_for_a_cluster_without_cores(fake_ray, monkeypatch, capsys):
     clock = iter(np.arange(0, 1e6, 3.0).tolist())
     monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
     fake_ray.cores = 0
@@ -261,7 +262,7 @@ def test_frames_go_to_a_disk_that_all_share(videos, tmp_path):
 
 
 def test_a_folder_that_another_node_finished_is_kept(videos, tmp_path, monkeypatch):
-    """A node that was taken for lost may still be working."""
+    """A node that was believed lost may still be working."""
     job = str(videos / "a" / "clip0.mp4"), str(tmp_path / "frames" / "clip0")
     write = {"partial_root": str(tmp_path), "short_side": 24, "quality": 90}
     rename = os.rename

@@ -1,4 +1,4 @@
-"""Lists from the files of each data set, and the verdicts on their clips."""
+"""Lists made from the files of each data set, and the results of checking their clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(*arguments):
 
 @pytest.fixture
 def ucf101(tmp_path) -> Path:
-    """A UCF-101 of two classes; the second class's last clip has neither video nor frames."""
+    """A UCF-101 of two classes; the last clip of the second has neither video nor frames."""
     root = tmp_path / "ucf101"
     splits = root / "ucfTrainTestlist"
     splits.mkdir(parents=True)
@@ -207,7 +207,7 @@ def mixed(videos, tmp_path, make_video, numbered_frames) -> Path:
     return path
 
 
-def test_check_tells_which_are_broken_and_writes_the_rest(videos, mixed, capsys):
+def test_check_reports_broken_clips_and_writes_the_rest(videos, mixed, capsys):
     clean = mixed.with_name("clean.list")
     arguments = ["check", "--source", "videos", "--list", mixed, "--prefix", videos]
     run(*arguments, "--write_clean", clean, "--processes", 1)
@@ -228,7 +228,7 @@ def test_check_of_frames_misses_no_file(tmp_path, videos):
         *("frames", "--list", tmp_path / "all.list", "--prefix", videos, "--output", output),
         *("--write_list", path, "--processes", 1),
     )
-    (output / "a" / "clip0" / "img_00023.jpg").unlink()  # its last one
+    (output / "a" / "clip0" / "img_00023.jpg").unlink()  # the last frame
     (output / "a" / "clip1" / "img_00001.jpg").write_bytes(b"")
     entries = read_frame_list(path, prefix=str(output), num_classes=2)
     verdicts = check_entries(entries, "frames", processes=1)
@@ -283,14 +283,14 @@ def test_help_has_an_example(command, capsys):
         (["frames", "--list", "x", "--output", "y", "--processes", -1], "must be at least 0"),
     ],
 )
-def test_tells_what_is_wrong(arguments, message):
+def test_wrong_arguments_are_explained(arguments, message):
     with pytest.raises(UserError) as error:
         run(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_preparing_needs_no_jax(videos):
+def test_preparation_needs_no_jax(videos):
     import subprocess
     import sys
 

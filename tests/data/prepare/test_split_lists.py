@@ -1,4 +1,4 @@
-"""A folder of videos in class folders to a training and a validation list."""
+"""Turns a folder of videos in class folders into a training and a validation list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def split(root, output, **options):
-    """Of `<class>/<video>`; without a list of tests."""
+    """Splits `<class>/<video>` into lists, without a test list."""
     return split_folder(str(root), str(output), survey(root), {}, val_share=0.2, **options)
 
 
@@ -134,7 +134,7 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("share", [(), ("--val_share", "0.5")])
 @pytest.mark.parametrize("names", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_what_could_be_both_is_refused(folder, tmp_path, names, share):
+def test_ambiguous_folders_are_refused(folder, tmp_path, names, share):
     with pytest.raises(UserError, match="--layout splits to .* --layout classes to .*train|val"):
         lists(folder(*names), tmp_path / "own", *share)
     assert not (tmp_path / "own").exists()
@@ -178,7 +178,7 @@ def test_splits_that_are_wrong(folder, tmp_path, names, says):
     assert not (tmp_path / "own").exists()
 
 
-def test_what_is_left_out_is_named(folder, tmp_path, capsys):
+def test_omitted_files_are_named(folder, tmp_path, capsys):
     root = folder("a/1.mp4", "a/.2.mp4", "b/deep/er/1.mp4", "b/n\x1bote.txt", "empty/x.txt")
     (root / "a" / "circle").symlink_to(root)
     (root / "a" / "nowhere.mp4").symlink_to(root / "gone.mp4")
@@ -257,6 +257,6 @@ def test_a_folder_that_cannot_be_split(folder, tmp_path, names, message):
         ),
     ],
 )
-def test_a_command_that_makes_no_sense(tmp_path, words, message):
+def test_contradictory_options_are_refused(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         prepare.main(["lists", *words, "--output", str(tmp_path)])

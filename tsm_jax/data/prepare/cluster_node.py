@@ -122,8 +122,8 @@ def _workers(pickled: bytes) -> Workers[Any, Any]:
             if found[name] != wanted:
                 raise UserError(
                     f"{name}: {found[name] or 'not installed'} here, but"
-                    f" {wanted or 'not installed'} on the machine that runs the command: install the"
-                    " same everywhere"
+                    f" {wanted or 'not installed'} on the machine that runs the command: install"
+                    " the same everywhere"
                 )
         with suppress(OSError):  # if it is missing, so are files with relative paths
             os.chdir(order.folder)
