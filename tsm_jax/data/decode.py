@@ -313,7 +313,7 @@ def _decode_in_sequence(
 
 
 def _decode(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
-    """Yields all frames in order; ignores a broken last packet, as truncated files have it."""
+    """Yields all frames in order; ignores a broken last packet, as in truncated files."""
     error, has_frames = None, False
     for packet in packets:
         if error is not None:

@@ -91,7 +91,8 @@ def run_jobs(
 
     Raises:
         UserError: `function` raised a `StopJobsError`.
-        RuntimeError: `function` raised any other exception, which is a bug; has its traceback.
+        RuntimeError: `function` raised any other exception, which is a bug. The message is its
+            traceback.
     """
     if ray is not None:
         from tsm_jax.data.prepare.cluster import run_on_ray
