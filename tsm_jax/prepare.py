@@ -1,4 +1,4 @@
-"""From downloaded files to what recipes read: lists, frames, checks, packed folders.
+"""Prepares downloaded data sets for recipes: lists, frames, checks, packed folders.
 
 python -m tsm_jax.prepare lists --help
 """
@@ -18,15 +18,15 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import write_lines
 from tsm_jax.terminal import printable
 
-# Options that are numbers: default, lowest, highest, what stands for it, help.
+# Numeric options: default, minimum, maximum, metavar, help.
 _NUMBERS = {
-    "clips_per_shard": (512, 1, 10**6, "N", "default 512"),
-    "frames_per_clip": (64, 0, 10**6, "N", "evenly spaced frames that are kept (64); 0: all"),
-    "num_segments": (8, 1, 1024, "T", "default 8"),
-    "processes": (0, 0, 1024, "N", "0: one per core"),
-    "quality": (95, 1, 100, "1..100", "default 95"),
-    "seconds": (300.0, 0.1, 10**6, "S", "limit for one clip (default %(default)g)"),
-    "short_side": (256, 0, 2**14, "PIXELS", "larger frames are scaled down to it (256); 0: none"),
+    "clips_per_shard": (512, 1, 10**6, "N", "clips per shard (512)"),
+    "frames_per_clip": (64, 0, 10**6, "N", "evenly spaced frames to keep (64); 0: all"),
+    "num_segments": (8, 1, 1024, "T", "frames to read of each clip (8)"),
+    "processes": (0, 0, 1024, "N", "processes; 0: one per core"),
+    "quality": (95, 1, 100, "1..100", "JPEG quality (95)"),
+    "seconds": (300.0, 0.1, 10**6, "S", "seconds that a clip may take (%(default)g)"),
+    "short_side": (256, 0, 2**14, "PIXELS", "scale larger frames down to this (256); 0: keep"),
 }
 
 
@@ -41,15 +41,17 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def download(arguments: Sequence[str]) -> None:
-    """Official archives, unpacked."""
+    """Downloads and unpacks official archives."""
     parser = cli.Parser(
         "prepare download",
-        description="Downloads and unpacks a data set; run again, it continues.",
+        description="Downloads and unpacks a data set. Run it again to continue.",
         example="python -m tsm_jax.prepare download ucf101 --output data/ucf101",
     )
     parser.add_argument("dataset", metavar="DATASET", choices=["ucf101", "kinetics400"])
-    parser.add_argument("--output", metavar="DIR", help="by default data/ucf101 or data/k400")
-    parser.add_argument("--keep_archives", action="store_true", help="do not delete them after")
+    parser.add_argument("--output", metavar="DIR", help="default: data/ucf101 or data/k400")
+    parser.add_argument(
+        "--keep_archives", action="store_true", help="do not delete unpacked archives"
+    )
     options = parser.parse_args(arguments)
     from tsm_jax.data.prepare.dataset_download import download_dataset
 
@@ -57,19 +59,19 @@ def download(arguments: Sequence[str]) -> None:
 
 
 def lists(arguments: Sequence[str]) -> None:
-    """Lists of videos and frames."""
+    """Writes lists of videos and frames."""
     from tsm_jax.data.prepare.published import DATA_SETS
 
     parser = cli.Parser(
         "prepare lists",
         description=(
-            "Writes lists of clips, and labels.txt beside them. DATASET is one of"
-            f" {', '.join(DATA_SETS)}, whose lists come from the label files in --annotations and"
-            " go into the folder --output (docs/data.md has the commands); or kinetics400 or"
-            " folders: one list, the file --output, of <class>/<video> (or, for kinetics400 with"
-            " --annotations, of the videos that the csv names, wherever they lie). folders with"
-            " --val_share, or of <split>/<class>/<video>, splits being train, val and test:"
-            " train.list, val.list and test.list in the folder --output."
+            "Writes lists of clips, and labels.txt beside them. For DATASET"
+            f" {', '.join(DATA_SETS)}, the lists are made from the label files in --annotations and"
+            " written into the folder --output (see docs/data.md for the commands). For kinetics400"
+            " and folders, one list of <class>/<video> is written to the file --output (kinetics400"
+            " with --annotations: of the videos that the csv file names, in any subfolder). For"
+            " folders with --val_share, or with <split>/<class>/<video> (splits are train, val and"
+            " test), train.list, val.list and test.list are written into the folder --output."
         ),
         example=(
             "python -m tsm_jax.prepare lists folders --videos my_videos --val_share 0.2"
@@ -78,26 +80,28 @@ def lists(arguments: Sequence[str]) -> None:
     )
     choices = [*DATA_SETS, "kinetics400", "folders"]
     parser.add_argument("dataset", metavar="DATASET", choices=choices)
-    parser.add_argument("--videos", metavar="DIR", help="the videos")
-    parser.add_argument("--frames", metavar="DIR", help="the folders of extracted frames")
-    parser.add_argument("--output", metavar="PATH", required=True, help="what to write")
+    parser.add_argument("--videos", metavar="DIR", help="folder of the videos")
+    parser.add_argument("--frames", metavar="DIR", help="folder of the folders of frames")
+    parser.add_argument("--output", metavar="PATH", required=True, help="file or folder to write")
     parser.add_argument(
         *("--annotations", "--splits"),
         metavar="PATH",
-        help="the folder of the label files or splits; for kinetics400 the csv file",
+        help="folder of the label files or splits; for kinetics400, the csv file",
     )
-    parser.add_argument("--labels", metavar="FILE", help="class names in the order of the labels")
+    parser.add_argument("--labels", metavar="FILE", help="class names in label order")
     parser.add_argument(
         "--val_share",
         metavar="SHARE",
         type=float,
-        help="folders: divide the videos of every class; clips of one recording stay together",
+        help="folders: share of every class for validation; clips of a recording stay together",
     )
-    parser.add_argument("--seed", metavar="N", type=int, help="with --val_share: another split (0)")
+    parser.add_argument(
+        "--seed", metavar="N", type=int, help="seed of the split by --val_share (0)"
+    )
     parser.add_argument(
         "--layout",
         choices=["auto", "classes", "splits"],
-        help="folders: whether folders named train, val and test are classes or splits",
+        help="folders: whether folders named train, val and test are classes or splits (auto)",
     )
     options = parser.parse_args(arguments)
     if options.val_share is not None:
@@ -107,13 +111,13 @@ def lists(arguments: Sequence[str]) -> None:
     if not (options.videos or options.frames):
         parser.error("nothing to list: give --videos, --frames, or both")
     if options.layout and (options.dataset != "folders" or options.frames or options.annotations):
-        parser.error("--layout goes with folders --videos only")
+        parser.error("--layout is only allowed for folders with --videos")
     if options.dataset in DATA_SETS:
         _published_lists(parser, options)
     elif options.dataset == "folders" and not (options.frames or options.annotations):
         _lists_of_folders(parser, options)
     elif options.videos and options.frames:
-        parser.error("one list at a time: give --videos or --frames")
+        parser.error("only one list at a time: give either --videos or --frames")
     else:
         _print_list(_one_list(parser, options))
 
@@ -140,7 +144,9 @@ def _published_lists(parser: cli.Parser, options) -> None:
     for written in made:
         _print_list(written)
     if template := next((w.template for w in made if w.template not in ("", FRAME_TEMPLATE)), ""):
-        print(f"frames are named {template}: set config.data.frame_template, check --template")
+        print(
+            f"frames are named {template}: set config.data.frame_template, and --template of check"
+        )
     print(f"{len(names)} classes: {_some(names)}")
     published = DATA_SETS[options.dataset].num_classes
     if len(names) != published:
@@ -150,9 +156,9 @@ def _published_lists(parser: cli.Parser, options) -> None:
 def _check_split_options(parser: cli.Parser, options) -> None:
     for name in ("frames", "annotations", "labels"):
         if getattr(options, name) is not None:
-            parser.error(f"--val_share does not go with --{name}")
+            parser.error(f"--val_share cannot be used with --{name}")
     if options.dataset != "folders" or options.videos is None:
-        parser.error("--val_share does not go with anything but folders --videos")
+        parser.error("--val_share is only allowed for folders with --videos")
     if not 0 < options.val_share < 1:
         raise UserError(f"--val_share is {options.val_share}: it must be between 0 and 1")
 
@@ -170,15 +176,15 @@ def _lists_of_folders(parser: cli.Parser, options) -> None:
         clips = Counter(video.split(os.sep)[0] for video in found.videos)
         print(f"{made.path}: {_sizes(clips)}")
     empty = found.without_videos(2 if splits else 1)
-    _print_some("folders without videos, which are left out", empty)
-    _print_some("folders beside the splits, which are left out", left_out)
-    _print_some("other files, hidden ones, or links in a circle, which are left out", found.others)
+    _print_some("folders without videos, left out", empty)
+    _print_some("folders beside the splits, left out", left_out)
+    _print_some("other files, hidden files, or broken or circular links, left out", found.others)
 
 
 def _sizes(clips: Counter[str]) -> str:
-    """How many clips the classes have, in words."""
+    """Describes how many clips the classes have."""
     most, fewest = max(clips, key=clips.__getitem__), min(clips, key=clips.__getitem__)
-    of_each = f"{clips[most]} of each"
+    of_each = f"{clips[most]} each"
     if clips[fewest] < clips[most]:
         of_each = f"from {clips[fewest]} ({printable(fewest)}) to {clips[most]} ({printable(most)})"
     return f"{clips.total()} clips of {len(clips)} classes, {of_each}"
@@ -197,10 +203,12 @@ def _split_folder(parser: cli.Parser, options, found, splits: dict[str, str]) ->
     from tsm_jax.data.prepare.split_lists import split_folder
 
     if options.labels:
-        parser.error("--labels does not go with splits: list them one by one")
+        parser.error("--labels cannot be used with splits: list the splits one by one")
     root, output, share = options.videos, options.output, options.val_share
     if os.path.splitext(output)[1] or os.path.isfile(output):
-        raise UserError(f"--output {output}: several lists are written, so give a folder for them")
+        raise UserError(
+            f"--output {output} names a file, but several lists are written: give a folder"
+        )
     counts, recordings = split_folder(
         root, output, found, splits, val_share=share, seed=options.seed or 0
     )
@@ -209,18 +217,18 @@ def _split_folder(parser: cli.Parser, options, found, splits: dict[str, str]) ->
     how = ""
     if splits:
         folders = [f"{folder} ({name})" for name, folder in splits.items()]
-        how = f", divided by its folders {printable(', '.join(folders))}"
+        how = f", split by its folders {printable(', '.join(folders))}"
     elif recordings < clips:
-        how = f", cut from {recordings} recordings that stay together"
+        how = f", from {recordings} recordings, whose clips stay together"
     print(f"{root}: {clips} videos of {len(classes)} classes{how}")
     paths = {name: os.path.join(output, f"{name}.list") for name in counts}
     for name, path in paths.items():
         print(f"{path}: {_sizes(counts[name])}")
     print(f"{os.path.join(output, LABELS_FILE)}: {_some(classes)}")
     if "val" in splits and share is not None:
-        print("--val_share is not used: there is a folder of the validation set")
+        print("--val_share is ignored: there is already a validation folder")
     if "val" not in paths:
-        print("there is no validation set: add --val_share 0.2 to take one out of training")
+        print("there is no validation set: add --val_share 0.2 to split one off the training set")
         return
     absent = [name for name in classes if not counts["val"][name]]
     why = "" if "val" in splits else "only one recording, so "
@@ -239,7 +247,7 @@ def _one_list(parser: cli.Parser, options):
     if os.path.isdir(options.output):
         parser.error(
             f"--output {options.output} is a folder: name a file in it, or add --val_share 0.2"
-            " for a training and a validation list of folders"
+            " (with folders) to write a training and a validation list"
         )
     labels = None
     if options.labels:
@@ -257,26 +265,30 @@ def _one_list(parser: cli.Parser, options):
 
 
 def frames(arguments: Sequence[str]) -> None:
-    """Videos to folders of JPEG files."""
+    """Extracts videos to folders of JPEG files."""
     parser = cli.Parser(
         "prepare frames",
         description=(
-            "Extracts videos to folders of img_00001.jpg and so on; run again, it continues."
-            " Videos that fail are named in failed.txt in --output."
+            "Extracts videos to folders of img_00001.jpg and so on. Run it again to continue."
+            " failed.txt in --output names the videos that failed."
         ),
         example=(
             "python -m tsm_jax.prepare frames --videos data/ucf101/videos"
             " --output data/ucf101/rawframes"
         ),
     )
-    parser.add_argument("--videos", metavar="DIR", help="every video file under this folder")
+    parser.add_argument(
+        "--videos", metavar="DIR", help="extract every video file below this folder"
+    )
     _add_list(parser, required=False)
-    parser.add_argument("--output", metavar="DIR", required=True, help="folder of the folders")
-    parser.add_argument("--write_list", metavar="FILE", help="with --list: write a list of frames")
+    parser.add_argument(
+        "--output", metavar="DIR", required=True, help="where to create the folders"
+    )
+    parser.add_argument("--write_list", metavar="FILE", help="with --list: list of frames to write")
     parser.add_argument(
         "--keep_extension",
         action="store_true",
-        help="name folders name.mp4, as PaddleVideo's lists of Kinetics-400 have them",
+        help="name folders like name.mp4, as in PaddleVideo's Kinetics-400 lists",
     )
     options = _parse(parser, arguments, "short_side", "quality")
     if (options.videos is None) == (options.list is None):
@@ -314,18 +326,18 @@ def frames(arguments: Sequence[str]) -> None:
         print(f"{options.write_list}: {len(lines)} clips")
     done = len(videos) - len(failures)
     if not done:
-        raise UserError(f"no video could be extracted, the first: {failures[0][1]}")
+        raise UserError(f"no video could be extracted; the first failure: {failures[0][1]}")
     print(f"{output}: {done} of {len(videos)} videos extracted")
     _print_failures(failures, output)
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Reads every clip of a list."""
+    """Checks every clip of a list."""
     parser = cli.Parser(
         "prepare check",
         description=(
             "Reads every clip of a list as training would and reports which are broken, missing or"
-            " short. Exits with 1 if any cannot be read and --write_clean is not given."
+            " short. The exit code is 1 if any cannot be read and --write_clean is not given."
         ),
         example=(
             "python -m tsm_jax.prepare check --source videos --list data/k400/train.list"
@@ -333,8 +345,10 @@ def check(arguments: Sequence[str]) -> None:
         ),
     )
     _add_list(parser, source=True)
-    parser.add_argument("--report", metavar="FILE", help="by default LIST.check.txt")
-    parser.add_argument("--write_clean", metavar="FILE", help="the list without unreadable clips")
+    parser.add_argument("--report", metavar="FILE", help="default: LIST.check.txt")
+    parser.add_argument(
+        "--write_clean", metavar="FILE", help="write the list without unreadable clips"
+    )
     options = _parse(parser, arguments, "num_segments", seconds=60.0)
     from tsm_jax.data.prepare.check import VERDICTS, check_entries
     from tsm_jax.data.prepare.entries import clean_lines
@@ -361,18 +375,18 @@ def check(arguments: Sequence[str]) -> None:
     elif not all(usable):
         raise UserError(
             f"{usable.count(False)} of {len(verdicts)} clips cannot be read (see {report}): fix"
-            " them, or add --write_clean FILE for a list without them"
+            " them, or add --write_clean FILE to write a list without them"
         )
 
 
 def pack(arguments: Sequence[str]) -> None:
-    """A list to ArrayRecord shards."""
+    """Packs a list into ArrayRecord shards."""
     parser = cli.Parser(
         "prepare pack",
         description=(
             "Packs the clips of a list into ArrayRecord shards, which training reads with"
             " config.data.source=packed and TensorFlow Datasets with builder_from_directory."
-            " Run again, it continues."
+            " Run it again to continue."
         ),
         example=(
             "python -m tsm_jax.prepare pack --source videos --list data/k400/train.list"
@@ -380,8 +394,10 @@ def pack(arguments: Sequence[str]) -> None:
         ),
     )
     _add_list(parser, source=True)
-    parser.add_argument("--output", metavar="DIR", required=True, help="or a gs:// address")
-    parser.add_argument("--labels", metavar="FILE", help="by default labels.txt beside the list")
+    parser.add_argument("--output", metavar="DIR", required=True, help="folder or gs:// address")
+    parser.add_argument(
+        "--labels", metavar="FILE", help="class names (default: labels.txt beside the list)"
+    )
     of_records = ("frames_per_clip", "short_side", "quality")
     options = _parse(parser, arguments, "clips_per_shard", *of_records)
     from tsm_jax.data.prepare.entries import short_names
@@ -407,19 +423,19 @@ def pack(arguments: Sequence[str]) -> None:
 
 
 def _add_list(parser: cli.Parser, *, required: bool = True, source: bool = False) -> None:
-    parser.add_argument("--list", metavar="FILE", required=required, help="the list")
-    parser.add_argument("--prefix", default="", help="folder that its paths start from")
-    parser.add_argument("--suffix", default="", help="appended to its paths, such as .avi")
+    parser.add_argument("--list", metavar="FILE", required=required, help="list of clips")
+    parser.add_argument("--prefix", default="", help="folder that its paths are relative to")
+    parser.add_argument("--suffix", default="", help="suffix to append to its paths, such as .avi")
     if source:
         kinds = ["videos", "frames"]
-        parser.add_argument("--source", choices=kinds, required=True, help="of the list")
+        parser.add_argument("--source", choices=kinds, required=True, help="kind of list")
         parser.add_argument(
-            "--template", default=FRAME_TEMPLATE, help="name of a frame, for frames"
+            "--template", default=FRAME_TEMPLATE, help="name of a frame (with --source frames)"
         )
 
 
 def _parse(parser: cli.Parser, arguments: Sequence[str], *numbers: str, **defaults: float):
-    """The options, with these numbers and with those of `run_jobs`, in their ranges."""
+    """Parses the options, including these numbers and those of `run_jobs`; checks their ranges."""
     numbers = (*numbers, "processes", "seconds")
     for name in numbers:
         default, _, _, metavar, text = _NUMBERS[name]
@@ -442,7 +458,7 @@ def _entries(options, source: str):
 
 
 def _jobs(options) -> dict[str, Any]:
-    """What `run_jobs` has to know."""
+    """Returns the arguments for `run_jobs`."""
     return {"processes": options.processes, "seconds": options.seconds, "ray": options.ray}
 
 
@@ -451,7 +467,7 @@ def _print_failures(failures, output: str) -> None:
 
     if failures:
         first, report = printable(failures[0][1]), os.path.join(output, FAILED_FILE)
-        print(f"{len(failures)} failed and are left out, see {report}; the first: {first}")
+        print(f"{len(failures)} failed and were left out (see {report}); the first: {first}")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_folders_get_the_labels_of_the_models_names(model, tmp_path):
 
 def test_a_folder_that_is_no_class_is_named(model, tmp_path):
     videos = touch(tmp_path / "v", "BenchPress/a.mp4", "Surfing/b.mp4")
-    with pytest.raises(UserError, match="Surfing is not a class"):
+    with pytest.raises(UserError, match="Surfing is not one of the classes"):
         evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
 
 

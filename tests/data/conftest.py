@@ -1,4 +1,4 @@
-"""Clips made on the spot, and where real ones lie if there are any."""
+"""Generated clips, and the folder of real ones if there are any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def real_videos() -> Path:
 
 @pytest.fixture(scope="session")
 def make_video():
-    """A function that encodes frames and returns the path."""
+    """A function that encodes frames to a file and returns its path."""
     return _make_video
 
 

@@ -1,4 +1,4 @@
-"""Memory of batches: used again, but never while anybody can see it."""
+"""Batch memory is reused, but never while anything refers to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPE = (4, 1, 2, 8, 8, 3)
 
 
 def fill(memory: BatchMemory, batch: int) -> np.ndarray:
-    """A batch whose clips have the batch's number everywhere."""
+    """Makes a batch whose clips contain only the number of the batch."""
     clips = []
     for clip in range(SHAPE[0]):
         place = memory.place(batch, clip)
@@ -30,7 +30,7 @@ def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def test_is_used_again_when_nobody_holds_it():
+def test_memory_is_reused_when_nothing_holds_it():
     memory = BatchMemory(SHAPE)
     addresses = {address(fill(memory, batch)) for batch in range(6)}
     assert len(addresses) == 1
@@ -47,7 +47,7 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_is_left_alone_while_any_view_is_held(view):
+def test_memory_is_not_reused_while_a_view_is_held(view):
     memory = BatchMemory(SHAPE)
     held = [view(fill(memory, batch)) for batch in range(3)]
     for batch in range(3, 6):
@@ -63,7 +63,7 @@ def test_batches_may_be_begun_in_any_order():
     assert np.all(memory.place(1, 0) == 9)
 
 
-def test_goes_with_its_owner():
+def test_memory_is_freed_with_its_owner():
     memory = BatchMemory(SHAPE)
     video = fill(memory, 0)
     gone = weakref.ref(video)

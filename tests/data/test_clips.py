@@ -1,4 +1,4 @@
-"""Clips: draws addressed by (seed, epoch, clip), unreadable ones raised or replaced."""
+"""Clips: draws are keyed by (seed, epoch, clip); unreadable clips raise or are replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tsm_jax.errors import UnreadableClipError, UserError
 
 
 class Source:
-    """Random pictures of differing size; those in `broken` cannot be read."""
+    """Random images of different sizes; clips in `broken` cannot be read."""
 
     def __init__(self, clips=12, broken=()):
         self.clips, self.broken = clips, broken
@@ -86,14 +86,14 @@ def test_an_unreadable_clip_is_replaced_by_the_same_other_one_each_time(caplog):
     np.testing.assert_array_equal(elements[0]["video"], elements[1]["video"])
     np.testing.assert_array_equal(elements[0]["video"], clips.read(index, epoch=0)["video"])
     assert elements[0]["label"] == index % 3
-    assert f"skipped clip5 is broken; clip{index} takes its place" in caplog.text
+    assert f"unreadable clip replaced by clip{index}: clip5 is broken" in caplog.text
     indices = {int(clips.read(5, epoch)["index"]) for epoch in range(20)}
     assert len(indices) > 3  # no clip is favoured
 
 
 def test_gives_up_when_nothing_can_be_read():
     clips = train_clips(source=Source(broken=range(12)), skip_unreadable=True)
-    with pytest.raises(UserError, match="others in its place could not be read"):
+    with pytest.raises(UserError, match="20 attempts to replace it with another clip failed"):
         clips.read(5, epoch=0)
 
 
@@ -116,7 +116,7 @@ def test_colours_and_crops_have_draws_of_their_own():
     jittered = train_clips(color_jitter=0.4)
     first = jittered.read(5, epoch=2)["video"]
     np.testing.assert_array_equal(jittered.read(5, epoch=2)["video"], first)
-    # The same crop and flip: brighter or darker, but alike.
+    # Crop and flip are the same; only the colours change.
     assert np.corrcoef(plain.ravel(), first.ravel())[0, 1] > 0.8
     assert not np.array_equal(plain, first)
     assert not np.array_equal(jittered.read(5, epoch=3)["video"], first)

@@ -59,7 +59,7 @@ def test_rotation_is_applied(numbered_video: Path, tmp_path: Path):
     path.write_bytes(data)
     (frame,) = decode_frames(path, _choose(40))
     assert frame.shape == (80, 70, 3)
-    np.testing.assert_allclose(frame[:36].mean((0, 1)), 200, atol=4)  # what was left is on top
+    np.testing.assert_allclose(frame[:36].mean((0, 1)), 200, atol=4)  # the former left is on top
     np.testing.assert_allclose(frame[44:].mean((0, 1)), [200, 0, 0], atol=4)
 
 
@@ -105,7 +105,7 @@ def _damaged(path: Path, video: bytes):
         (_garbage, "Invalid data"),
         (_sound, "no video stream"),
         (_half, "Invalid data"),
-        (_damaged, "beyond frame"),
+        (_damaged, " frames: "),
     ],
 )
 def test_broken_file(
@@ -122,7 +122,7 @@ def test_broken_file(
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")  # the decoders' own complaints
+    assert capfd.readouterr() == ("", "")  # no output of the decoders themselves
 
 
 def test_text_file(tmp_path: Path):
@@ -144,7 +144,7 @@ def test_threads_get_what_one_alone_gets(tmp_path: Path, make_video, numbered_fr
         np.testing.assert_array_equal(frames, alone[i % len(paths)])
 
 
-# Runs in a process of its own: a decoder might hang it, kill it or write where it should not.
+# Runs in a separate process: a decoder might hang or kill it, or write where it should not.
 _READ_ALL = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +194,7 @@ def test_every_frame_is_what_decode_frames_numbers(numbered_video: Path):
     np.testing.assert_array_equal(list(decode.every_frame(numbered_video)), frames)
 
 
-# Frames that carry their number in their pixels, in streams that are hard to search.
+# Frames whose pixels encode their number, in streams that are hard to seek in.
 
 
 _WIDTH, _HEIGHT, _COUNT = 128, 64, 60
@@ -234,7 +234,7 @@ def _write(
     times: np.ndarray | None = None,
     lose: tuple[int, ...] = (),
 ):
-    """Writes frames 0 to 59; `times` in milliseconds, `lose` are numbers of packets left out."""
+    """Writes frames 0 to 59; `times` are in milliseconds, `lose` are numbers of omitted packets."""
     with av.open(str(path), "w", options=container or {}) as file:
         stream = file.add_stream(codec, rate=25, options=options or {})
         assert isinstance(stream, VideoStream)
@@ -255,7 +255,7 @@ def _write(
 
 
 def _edit(path: Path, *segments: tuple[int, int]):
-    """Replaces the edit list of an mp4 by (milliseconds, first time) of ISO/IEC 14496-12, 8.6.6."""
+    """Replaces an mp4's edit list with (milliseconds, first time), ISO/IEC 14496-12, 8.6.6."""
     data = bytearray(path.read_bytes())
     place = data.index(b"elst") - 4
     old = int.from_bytes(data[place : place + 4], "big")
@@ -281,7 +281,7 @@ def _append(path: Path, scale: int):
     path.write_bytes(path.read_bytes() + second.read_bytes())
 
 
-# Name of the file: codec, arguments of `_write`, what is done to the file then.
+# File name: codec, arguments of `_write`, and what is done to the file afterwards.
 _STREAMS: dict[str, tuple[str, dict, Callable[[Path], None] | None]] = {
     "b_frames.mp4": ("libx264", {"options": _X264}, None),
     "several_gops.ts": ("libx264", {"options": _X264}, None),
@@ -320,7 +320,7 @@ _STREAMS: dict[str, tuple[str, dict, Callable[[Path], None] | None]] = {
         lambda path: _edit(path, (1200, 3000), (1200, 9000)),
     ),
     "b_frames.avi": ("mpeg4", {"options": {"g": "12", "bf": "2"}}, None),
-    # With one thread, as on one core, frames would be too small to be told from none.
+    # With one thread, as on one core, frames would be too small to distinguish from uncoded ones.
     "p_frames.avi": ("mpeg4", {"options": {"g": "12", "threads": "2"}}, None),
     "program_stream.mpg": ("mpeg2video", {"options": {"g": "12", "bf": "2"}}, None),
     "mpeg1.mpg": ("mpeg1video", {"options": {"g": "12", "bf": "2"}}, None),
@@ -337,7 +337,7 @@ _STREAMS: dict[str, tuple[str, dict, Callable[[Path], None] | None]] = {
     ),
     "bare.h264": ("libx264", {"options": _X264}, None),
 }
-# Those where frames that were not asked for are skipped.
+# Files for which unrequested frames are skipped.
 _SKIPPED = {
     *("b_frames.mp4", "several_gops.ts", "variable.mkv", "variable.mp4", "trimmed.mp4"),
     *("fragmented.mp4", "open_gop_hevc.mp4", "open_gop_hevc.ts", "cut.ts"),
@@ -362,7 +362,7 @@ def _in_sequence(path: Path) -> list[np.ndarray]:
 
 
 class _Counting:
-    """Remembers the numbers of frames that a choice was asked for."""
+    """Records the numbers of frames that a choice was called with."""
 
     def __init__(self, choose: Callable[[int], np.ndarray]):
         self._choose = choose
@@ -430,8 +430,8 @@ def test_packets_of_large_files_are_read_again(streams: Path, monkeypatch: pytes
         assert [_number(frame) for frame in frames] == [expected[i] for i in (-1, 3, 20)]
 
 
-def test_index_that_was_wrong(streams: Path, monkeypatch: pytest.MonkeyPatch):
-    """Frames that come out with times other than those of the index are not taken."""
+def test_a_wrong_index_is_noticed(streams: Path, monkeypatch: pytest.MonkeyPatch):
+    """Frames whose times differ from those of the index are rejected."""
     monkeypatch.setattr(PacketIndex, "times", lambda index: [0] * index.num_frames)
     frames = decode_frames(streams / "b_frames.mp4", _choose(7, 40))
     assert [_number(frame) for frame in frames] == [7, 40]

@@ -32,7 +32,7 @@ def _encoded(image: Image.Image, file_format: str = "JPEG", **options) -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path, numbered_frames: np.ndarray) -> Path:
-    """`numbered_frames` as 50 JPEG files in a folder that is named like a video."""
+    """`numbered_frames` as 50 JPEG files in a folder named like a video."""
     path = tmp_path / "clip.mp4"
     path.mkdir()
     for number, frame in enumerate(numbered_frames, start=1):
@@ -53,7 +53,7 @@ def test_chosen_frames(folder: Path):
 def test_folder_and_video_give_the_same_clip(folder: Path, numbered_video: Path):
     from_folder = np.stack(load_frames(folder, 50, _middle)).astype(int)
     from_video = np.stack(decode_frames(numbered_video, _middle))
-    # Both lose a little to compression, the video also at the edge in colour.
+    # Both lose a little to compression; the video also loses colour at the edge.
     assert np.abs(from_folder - from_video)[:, :, :36].max() <= 4
 
 
@@ -90,7 +90,7 @@ def test_jpeg_is_decoded_as_pillow_does(mode: str, options: dict):
 @pytest.mark.parametrize("quality", [30, 90, 100])
 @pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
 def test_jpeg_of_any_quality_is_decoded_as_opencv_does(quality: int, subsampling: str):
-    image = Image.fromarray(_picture()).crop((0, 0, 61, 47))  # no multiples of a block
+    image = Image.fromarray(_picture()).crop((0, 0, 61, 47))  # sides are not multiples of a block
     data = _encoded(image, quality=quality, subsampling=subsampling)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(decode_picture(data, "a.jpg"), expected)
@@ -114,7 +114,7 @@ def test_orientation_of_a_camera_is_ignored():
 @pytest.mark.parametrize(
     ("mode", "file_format"), [("RGBA", "PNG"), ("P", "GIF"), ("L", "PNG"), ("RGB", "ICO")]
 )
-def test_other_pictures_become_rgb(mode: str, file_format: str):
+def test_other_images_become_rgb(mode: str, file_format: str):
     image = Image.fromarray(_picture()).resize((32, 32)).convert(mode)
     picture = decode_picture(_encoded(image, file_format), "a")
     assert (picture.shape, picture.dtype) == ((32, 32, 3), np.uint8)
@@ -141,19 +141,19 @@ def test_broken_file(folder: Path, capfd: pytest.CaptureFixture[str], spoil, say
 def test_frames_of_several_sizes(folder: Path):
     (folder / "img_00004.jpg").write_bytes(_encoded(Image.fromarray(_picture())))
     message = _error(folder, 50, np.array([0, 3]))
-    assert f"{folder / 'img_00004.jpg'} is 64x48, other frames of the clip are 80x70" in message
+    assert f"{folder / 'img_00004.jpg'} is 64x48, but other frames of the clip are 80x70" in message
 
 
 def test_list_that_says_too_many_frames(folder: Path):
     message = _error(folder, 51, np.array([50]))
     assert "img_00051.jpg" in message
-    assert "the list says 51 frames, the folder has 50; correct the list" in message
+    assert "the list says 51 frames, but the folder has 50; correct the list" in message
 
 
 def test_gap_in_the_numbers(folder: Path):
     (folder / "img_00030.jpg").unlink()
     message = _error(folder, 50, np.array([0, 29]))
-    assert "img_00030.jpg is missing: the folder has 49 of 50 frames with gaps" in message
+    assert "img_00030.jpg is missing: the folder has 49 of 50 frames, with gaps" in message
     assert len(load_frames(folder, 50, lambda n: np.array([28, 30]))) == 2
 
 

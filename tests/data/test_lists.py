@@ -69,11 +69,11 @@ def test_video_whose_name_ends_in_a_number(write, tmp_path: Path):
         ("a.mp4 1.0", "is not an integer"),
         ("a.mp4 1" + "0" * 4000, "is not an integer"),
         ("a.mp4 300 0", "config.data.source=frames"),
-        ("b.mp4 0\na\0b.mp4 1", "line 2: has a NUL byte"),
+        ("b.mp4 0\na\0b.mp4 1", "line 2: contains a NUL byte"),
         ("a" * 5000 + ".mp4 1", "line 1: has 5006 characters"),
         ("\x1b]0;x\x07.mp4 7", "the label 7"),
-        ("a.mp4 1\n\nb.mp4 2\na.mp4 3", "line 4: a.mp4 has label 3 here and 1 in line 1"),
-        ("\n \n", "has no lines"),
+        ("a.mp4 1\n\nb.mp4 2\na.mp4 3", "line 4: a.mp4 has label 3 here and 1 on line 1"),
+        ("\n \n", "is empty"),
     ],
 )
 def test_wrong_video_list(write, text: str, says: str):
@@ -90,9 +90,9 @@ def test_wrong_video_list(write, text: str, says: str):
         ("a 30 4", "outside 0..3"),
         ("a 3_0 1", "expected 'folder num_frames label'"),
         ("a ٣ 1", "expected 'folder num_frames label'"),
-        ("a 30 1\na 30 2", "line 2: a has label 2 here and 1 in line 1"),
+        ("a 30 1\na 30 2", "line 2: a has label 2 here and 1 on line 1"),
         ("a 0 1", "line 1: num_frames is 0"),
-        ("", "has no lines"),
+        ("", "is empty"),
     ],
 )
 def test_wrong_frame_list(write, text: str, says: str):
@@ -105,13 +105,13 @@ def test_line_ends(write, end: str):
     assert [entry.path for entry in entries] == ["a", "b"]
 
 
-def test_a_clip_may_be_there_twice(write):
+def test_a_clip_may_be_listed_twice(write):
     entries = read_video_list(write("a.mp4 1\na.mp4 1"), num_classes=2)
     assert entries == [ClipEntry("a.mp4", 1, None)] * 2
 
 
 @pytest.mark.parametrize("read", [read_video_list, read_frame_list])
-def test_a_pipe_or_a_device_is_no_list(read, tmp_path: Path):
+def test_a_pipe_or_a_device_is_not_a_list(read, tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     _check_error(read, tmp_path / "pipe", "not a regular file")
     _check_error(read, Path("/dev/zero"), "not a regular file")

@@ -1,4 +1,4 @@
-"""Labels of mirrored clips: the published pairs, no others, and no class without its partner."""
+"""Labels of mirrored clips: the published pairs, no others, and no class without a partner."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tsm_jax.data.transforms import mirrored_labels, with_direction
 from tsm_jax.errors import UserError
 from tsm_jax.weights.labels import dataset_labels, labels_for
 
-# What Something-Something has of left and right in its 174 names, which may not be passed on as a
-# whole: three pairs, and four names with the letters only. By its sorted number, that of V2, and by
-# that in the file of V1.
+# The names in Something-Something that contain left or right (all 174 names may not be
+# redistributed): three pairs, and four names that only contain the letters. Keys: number when
+# sorted, which is V2's, and number in V1's file.
 SOMETHING = {
     (86, 66): "Pulling something from left to right",
     (87, 52): "Pulling something from right to left",
@@ -34,8 +34,8 @@ def something(version):
     return [names.get(number, f"Doing something {number}") for number in range(174)]
 
 
-# mmaction2's maps of its numbers, and Jester's turns, which it lacks; of the sorted names, those
-# of the TSM descendants GST, TEA and TANet.
+# mmaction2's maps of its numbers, and Jester's turns, which it lacks. For the sorted names, the
+# maps of the TSM descendants GST, TEA and TANet.
 PAIRS = {
     "sthv1": [(2, 4), (30, 41), (52, 66)],
     "sthv2": [(86, 87), (93, 94), (166, 167)],
@@ -79,10 +79,10 @@ def test_spellings():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["wave left", "wave"], "'wave left' has no class 'wave right'"),
-        (["move left and right", "b"], "has no class 'move right and left'"),
-        (["turn left", "Turn_Left", "turn right"], "'turn left' and 'Turn_Left' are the same"),
-        (["spin counter-clockwise", "b"], "has no class 'spin clockwise'"),
+        (["wave left", "wave"], "'wave left' has no opposite class 'wave right'"),
+        (["move left and right", "b"], "has no opposite class 'move right and left'"),
+        (["turn left", "Turn_Left", "turn right"], "'turn left' and 'Turn_Left' name the same"),
+        (["spin counter-clockwise", "b"], "has no opposite class 'spin clockwise'"),
     ],
 )
 def test_a_class_without_its_mirror_image_is_an_error(names, message):

@@ -102,7 +102,7 @@ def test_files_hold_what_was_drawn(rendered: Path):
 
 
 def _shape(frame: np.ndarray) -> np.ndarray:
-    """bool[H, W]: where the bright shape is."""
+    """Returns bool[H, W]: where the bright shape is."""
     return frame.max(axis=2) > 120
 
 
@@ -111,7 +111,7 @@ def _center(frame: np.ndarray) -> np.ndarray:
 
 
 def _turn(before: np.ndarray, after: np.ndarray) -> float:
-    """Degrees clockwise in -90..90 that brings the longest axis of one shape to the other's."""
+    """Returns the clockwise rotation, -90..90 degrees, between the longest axes of two shapes."""
 
     def axis(frame: np.ndarray) -> float:
         moments = cv2.moments(_shape(frame).astype(np.uint8), binaryImage=True)
@@ -197,7 +197,7 @@ def test_ensure_refuses_another_version(rendered: Path, monkeypatch: pytest.Monk
 
 def test_nothing_of_the_users_is_overwritten(tmp_path: Path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="something else in it"):
+    with pytest.raises(UserError, match="exists but is not a complete data set"):
         ensure(tmp_path, **_SIZES)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "dataset.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Records of a packed folder, whole and damaged."""
+"""Records of a packed folder, intact and damaged."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_frames_are_those_asked_for(pictures):
 
 @pytest.mark.parametrize("record", [b"", make([]), make([b"x"], "frame"), make([b"x"])[:0]])
 def test_a_record_without_frames_is_named(record):
-    with pytest.raises(UnreadableClipError, match=r"packed: a/clip: its record has no frames"):
+    with pytest.raises(UnreadableClipError, match=r"packed: a/clip: the record has no frames"):
         read(record)
 
 
-def test_damaged_records_are_errors_or_pictures(pictures):
-    """Nothing but the error that names the clip; where it is read, all frames are pictures."""
+def test_damaged_records_are_errors_or_images(pictures):
+    """The only error names the clip; if the record can be read, all frames are images."""
     rng, whole = np.random.default_rng(0), make(pictures)
     refused = 0
     for _ in range(300):

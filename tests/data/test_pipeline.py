@@ -1,4 +1,4 @@
-"""Batches: the same whatever reads them, every clip where it belongs."""
+"""Batches are the same however they are read, and every clip is in its place."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tsm_jax.data.protocols import eval_protocol
 from tsm_jax.data.sources import EvalClips, SyntheticSource, TrainClips, VideoSource
 from tsm_jax.errors import UnreadableClipError, UserError
 
-CLIPS, BATCH, STEPS = 22, 4, 12  # 5 steps an epoch, two clips are left out of each
+CLIPS, BATCH, STEPS = 22, 4, 12  # 5 steps per epoch, each of which leaves out two clips
 TWO_THREADS, ALONE = Reading(threads=2), HostShare()
 
 
 class Numbered(SyntheticSource):
-    """Clip i is of grey level i; clip 13 can be made unreadable."""
+    """Clip i has grey level i; clip 13 can be made unreadable."""
 
     def read(self, index, choose):
         if index == 13 and self.num_frames == 0:
@@ -106,7 +106,7 @@ def test_an_epoch_shows_each_clip_at_most_once_and_epochs_differ(train):
     assert seen == set(range(CLIPS))  # the clips that are left out change with the epoch
 
 
-def test_the_order_tells_what_a_batch_holds(train):
+def test_the_order_determines_what_a_batch_holds(train):
     order = TrainOrder(CLIPS, BATCH, seed=7)
     for step, batch in enumerate(train):
         np.testing.assert_array_equal(order.batch(step), batch["index"])
@@ -132,8 +132,8 @@ def test_an_unreadable_clip_ends_the_evaluation():
         read_eval(broken=True)
 
 
-def test_a_list_travels_to_a_worker_once():
-    """What grain sends to each worker process holds every path a single time."""
+def test_a_list_is_sent_to_a_worker_once():
+    """What grain sends to a worker process contains each path only once."""
     entries = [ClipEntry(f"clip-{i:05}", 0, None) for i in range(100)]
     clips = TrainClips(VideoSource(entries), num_segments=2, crop_size=32, flip=True, seed=7)
     order = TrainOrder(100, 4, seed=7)

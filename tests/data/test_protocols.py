@@ -1,4 +1,4 @@
-"""Views at test time: frames, crops and their order against the references' formulas."""
+"""Views at test time: frames, crops and their order, compared with the references' formulas."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_dense_frames_of_a_short_video_start_over():
     np.testing.assert_array_equal(frames, [[0, 8, 16, 4, 12, 0, 8, 16]] * 10)
 
 
-# Numbers of files, which start at 1, by MIT's and mmaction2's formulas.
+# File numbers, from 1, by MIT's and mmaction2's formulas.
 WORKED_EXAMPLES = {
     (300, 8): [
         *(19, 57, 94, 132, 169, 207, 244, 282),
@@ -89,7 +89,7 @@ WORKED_EXAMPLES = {
 
 
 @pytest.mark.parametrize(("size", "expected"), WORKED_EXAMPLES.items(), ids=str)
-def test_twice_is_the_middles_and_the_beginnings(size, expected):
+def test_twice_frames_are_the_middles_and_the_beginnings(size, expected):
     found = (twice_frames(*size) + 1).tolist()
     assert found[: len(expected)] == expected
     for name in ("mit_twice_three_crop", "mmaction2_twice_three_crop"):
@@ -98,7 +98,7 @@ def test_twice_is_the_middles_and_the_beginnings(size, expected):
 
 
 def position_frames(height, width, count=2):
-    """Pixels tell their own row and column, and their frame."""
+    """Pixels encode their row, column and frame."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     frames[..., 0] = np.arange(height)[:, None]
     frames[..., 1] = np.arange(width)
@@ -134,7 +134,7 @@ def test_ten_crops_are_corners_and_centre_each_mirrored():
         np.testing.assert_array_equal(plain[:, :, ::-1], mirrored)
 
 
-def test_upright_frames_have_their_crops_above_each_other():
+def test_crops_of_portrait_frames_are_above_each_other():
     views = three_crops_of_long_side(position_frames(59, 50), 50)
     assert [int(view[0, 0, 0, 0]) for view in views] == [0, 8, 4]
 
@@ -146,7 +146,7 @@ def test_short_side_by_opencv_rounds():
 
 
 class Numbered(SyntheticSource):
-    """Frame i is of grey level i."""
+    """Frame i has grey level i."""
 
     def read(self, index, choose):
         shape = (self.height, self.width, 3)
@@ -175,7 +175,7 @@ def test_batches_have_the_views():
 
 
 class BrightnessNetwork:
-    """Logits are multiples of a clip's brightness: another answer for every view."""
+    """Logits are multiples of a clip's brightness: a different answer for every view."""
 
     def apply(self, params, batch_stats, video):
         return video.mean((1, 2, 3, 4))[:, None] * params, batch_stats
@@ -210,11 +210,11 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("name", ["paddle_dense", "mit_dense", "mmaction2_dense_ten_crop"])
-def test_dense_frames_never_stand_still(name):
-    """Windows of 64 frames have no 65 of them: a stride of 0 would show one frame over and over."""
+def test_dense_frames_never_repeat(name):
+    """A window has 64 frames; for 65 segments, a stride of 0 would repeat one frame."""
     protocol = eval_protocol(name, short_side=32, crop_size=32)
     assert (np.diff(protocol.choose_frames(300, 64).reshape(10, 64)) == 1).all()
-    with pytest.raises(UserError, match="at most one of 64 frames per segment, not 65"):
+    with pytest.raises(UserError, match="takes 64 frames, so at most 64 segments, not 65"):
         protocol.choose_frames(300, 65)
 
 

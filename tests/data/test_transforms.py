@@ -18,7 +18,7 @@ from tsm_jax.data.transforms import (
 
 
 def _pictures(height: int, width: int, count: int = 2) -> list[np.ndarray]:
-    """Smooth random pictures with detail of several pixels."""
+    """Makes smooth random images with details of several pixels."""
     rng = np.random.default_rng((height, width))
     small = rng.integers(0, 256, (count, height // 4 + 2, width // 4 + 2, 3), np.uint8)
     return [cv2.resize(picture, (width, height)) for picture in small]
@@ -45,7 +45,7 @@ def test_multi_scale_crop_reaches_every_shape_and_place_evenly():
         *((0, 0), (148, 0), (0, 64), (148, 64), (74, 32), (0, 32), (148, 32), (74, 64), (74, 0)),
         *((37, 16), (111, 16), (37, 48), (111, 48)),
     }
-    # With the full height all that differ in y alone fall together.
+    # With the full height, positions that differ only in y coincide.
     assert len({crop for crop in counts if (crop.width, crop.height) == (256, 256)}) == 5
 
 
@@ -54,13 +54,13 @@ def test_multi_scale_crop_rounds_offsets_half_to_even():
     # (321 - 210) / 4 = 27.75 a step: 0, 27.75, 55.5, 83.25, 111.
     assert {crop.left for crop in crops} == {0, 28, 56, 83, 111}
     crops = {crop for crop in _draw(240, 320, 224, 3000) if (crop.width, crop.height) == (210, 240)}
-    assert {crop.left for crop in crops} == {0, 28, 55, 82, 110}  # 27.5 and 82.5 go to even
+    assert {crop.left for crop in crops} == {0, 28, 55, 82, 110}  # 27.5 and 82.5 round to even
 
 
 def test_multi_scale_crop_snaps_to_the_crop_size():
     sides = {crop.width for crop in _draw(226, 300, 224, 300)}
     assert sides == {224, 197, 169, 149}
-    # 222 is within two pixels of 224 as well, but the picture has no more.
+    # 222 is within two pixels of 224, too, but the image is no larger.
     assert {crop.width for crop in _draw(222, 300, 224, 300)} == {222, 194, 166, 146}
 
 
@@ -68,13 +68,13 @@ def test_multi_scale_crop_snaps_to_the_crop_size():
     ("height", "width", "scaled"),
     [
         *((360, 640, (256, 341)), (640, 360, (341, 256)), (240, 320, (256, 341))),
-        *((720, 720, (341, 256)), (256, 454, (256, 454))),  # a short side that is right stays
+        *((720, 720, (341, 256)), (256, 454, (256, 454))),  # a short side that fits is kept
     ],
 )
 def test_pptsm_crop_shows_what_its_three_steps_show(height, width, scaled):
-    """Each pixel holds its place in the picture: so does each pixel of the result."""
+    """Each pixel encodes its position in the image, and so does each pixel of the result."""
     places = np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
-    pixel = max(width / scaled[1], height / scaled[0])  # of the scaled picture
+    pixel = max(width / scaled[1], height / scaled[0])  # of the scaled image
     for seed in range(20):
         crop = draw_pptsm_crop(height, width, 224, np.random.default_rng(seed))
         assert min(crop.left, crop.top) >= 0
@@ -145,7 +145,7 @@ def test_crop_resize_takes_an_array_or_a_list_that_repeats_a_frame():
 
 def test_shrinking_a_lot_does_not_alias():
     stripes = np.zeros((480, 480, 3), np.uint8)
-    stripes[:, np.arange(480) % 10 < 3] = 250  # bilinear would look at columns 4 and 5 of each ten
+    stripes[:, np.arange(480) % 10 < 3] = 250  # bilinear only reads columns 4 and 5 of ten
     result = crop_resize_flip([stripes], Crop(0, 0, 480, 480), 48, False)
     assert np.abs(result.astype(int) - 75).max() <= 1
 
@@ -188,7 +188,7 @@ def test_frames_of_the_right_short_side_are_left_alone(resize, shape: tuple[int,
 
 @pytest.mark.parametrize(
     ("width", "left"),
-    [(341, 58), (455, 116), (340, 58), (224, 0), (225, 0), (227, 2)],  # halves go to the even side
+    [(341, 58), (455, 116), (340, 58), (224, 0), (225, 0), (227, 2)],  # halves are rounded to even
 )
 def test_center_crop_offsets(width: int, left: int):
     columns = np.broadcast_to(np.arange(width) % 256, (224, width)).astype(np.uint8)

@@ -138,7 +138,7 @@ def test_the_protocol_can_be_chosen(exported, predictor, videos):
     other = tsm_jax.load(str(exported), protocol="paddle_predict")
     path = str(videos / "4.mp4")
     assert not np.array_equal(other.read(path), predictor.read(path))
-    with pytest.raises(UserError, match="there is no protocol 'other'"):
+    with pytest.raises(UserError, match="unknown protocol 'other'"):
         tsm_jax.load(str(exported), protocol="other")
     with pytest.raises(UserError, match="was exported for 4 segments, not 8"):
         tsm_jax.load(str(exported), num_segments=8)

@@ -1,9 +1,9 @@
-"""Decoding frames of a video file: a few by their number, all of them, or by time.
+"""Decodes frames of a video file: a few by number, all of them, or by time.
 
-Frame i is the i-th that FFmpeg gives when it decodes the file from its start, whatever the
-container says of times, lengths and key frames. All packets are read first; only where their data
-shows which frames they hold (`packet_index`) are any left undecoded. A container is never searched
-by time. Any number of threads may decode at once.
+Frame i is the i-th frame that FFmpeg outputs when it decodes the file from the start, whatever the
+container claims about times, lengths and key frames. All packets are read first, and packets are
+skipped only if the data shows which frames every packet holds (`packet_index`). Decoding never
+seeks by time. Any number of threads may decode at the same time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tsm_jax.files import check_regular, reason
 _ERRORS = (FFmpegError, OSError, ValueError)
 Choose = Callable[[int], np.ndarray]
 
-# Formats that open other files or addresses, and one that renders text as a film of a terminal.
+# Formats that open other files or addresses, and `tty`, which renders text as a terminal's screen.
 _REFUSED_FORMATS = (
     *("concat", "dash", "hls", "image2", "imf", "mlv", "rtp", "rtsp", "sap", "sdp", "tty"),
     *("vobsub", "webm_dash_manifest"),
@@ -42,30 +42,30 @@ _OPEN_OPTIONS = {
     "format_whitelist": ",".join(sorted(av.formats_available.difference(_REFUSED_FORMATS))),
 }
 
-# Bytes of a file whose packets are kept in memory; those of a larger one are read twice.
+# Files up to this size in bytes keep their packets in memory; larger files are read twice.
 _KEPT_PACKETS = 64 << 20
-# Bytes of frames that are kept before it is known which are wanted.
+# Up to this many bytes, frames are kept unasked: the choice may change with the number of frames.
 _KEPT_FRAMES = 64 << 20
-_LONGEST_FRAME = 3600  # seconds; a longer one is a broken time stamp
+_LONGEST_FRAME = 3600  # seconds; a longer one means a broken time stamp
 
 
 def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
     """Decodes the frames of a video that `choose` picks.
 
-    Frames are upright: a rotation stored in the file is applied.
+    A rotation stored in the file is applied, so frames are upright.
 
     Args:
         path: A video file with any codec and container that FFmpeg reads.
         choose: Maps the number of frames to zero-based indices (1-D, at least one, in any order,
             may repeat). It may be called more than once, with another number if decoding finds
-            that the packets promised another; equal numbers must give equal indices, so draw from
-            a generator that is seeded inside it.
+            a different number of frames than the packets promised. Equal numbers must give equal
+            indices, so draw from a generator that is seeded inside it.
 
     Returns:
-        T arrays uint8[H, W, 3], RGB, all of one size, in the order of the indices.
+        T arrays uint8[H, W, 3], RGB, all of the same size, in the order of the indices.
 
     Raises:
-        UnreadableClipError: The file is missing, empty, not a video or broken, in one line.
+        UnreadableClipError: The file is missing, empty, broken or not a video (one line).
     """
     path = os.path.abspath(path)
     with ExitStack() as opened:
@@ -96,13 +96,13 @@ def decode_frames(path: str | Path, choose: Choose) -> list[np.ndarray]:
 
 
 def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
-    """Decodes a video from the first frame to the last, holding few of them at a time.
+    """Decodes a video from the first frame to the last, holding few frames at a time.
 
     Yields:
         The frames that `decode_frames` would number 0, 1, 2, ...
 
     Raises:
-        UnreadableClipError: As `decode_frames`, at the first frame that cannot be decoded.
+        UnreadableClipError: As for `decode_frames`, at the first frame that cannot be decoded.
     """
     path = os.path.abspath(path)
     to_rgb, number = None, 0
@@ -120,9 +120,9 @@ def every_frame(path: str | Path) -> Generator[np.ndarray, None, None]:
 
 @contextmanager
 def open_video(path: str | Path) -> Iterator[VideoStream]:
-    """The best video stream of a file, decoded by one thread; `.container` is its container.
+    """Opens the best video stream of a file, decoded by one thread.
 
-    No other file or address is opened, whatever the file says.
+    Its container is `.container`. No other file or address is opened, whatever the file refers to.
 
     Raises:
         UnreadableClipError: The file is missing, empty or not a video.
@@ -148,16 +148,16 @@ def open_video(path: str | Path) -> Iterator[VideoStream]:
             raise UnreadableClipError(f"{path} has no video stream ({container.format.name})")
         assert isinstance(stream, VideoStream)
         if stream.codec_context is None:
-            raise UnreadableClipError(f"{path} has a video stream of an unknown codec")
+            raise UnreadableClipError(f"{path} has a video stream with an unknown codec")
         stream.codec_context.thread_count = 1
         yield stream
 
 
 class Rgb:
-    """Turns frames into uint8[H, W, 3], RGB, upright, all of the first one's size."""
+    """Converts frames to uint8[H, W, 3], RGB, upright, all of the size of the first frame."""
 
     def __init__(self, first: VideoFrame):
-        self._size = first.width, first.height  # before it is rotated as the file says
+        self._size = first.width, first.height  # before the rotation that the file asks for
         self._reformatter = VideoReformatter()
 
     def __call__(self, frame: VideoFrame) -> np.ndarray:
@@ -166,15 +166,20 @@ class Rgb:
 
 
 def frame_rate(stream: VideoStream) -> Fraction:
-    """Frames per second, as the container says; 25 if it does not."""
+    """Returns the frames per second that the container states, or 25 if it states none."""
     return min(stream.average_rate or Fraction(25), Fraction(1000))  # more: a broken header
 
 
 def shown_frames(
     path: str, stream: VideoStream, rate: float, wanted: Callable[[int], bool]
 ) -> Iterator[tuple[int, np.ndarray | None]]:
-    """What is on screen at `(i + 0.5) / rate` seconds, i = 0, 1, ...: the i-th frame where the rate
-    is constant. uint8 `[H, W, 3]`, or None where it is not wanted."""
+    """Decodes what is on screen at `(i + 0.5) / rate` seconds for i = 0, 1, ...
+
+    At a constant frame rate, this is the i-th frame.
+
+    Yields:
+        i, and the frame as uint8 `[H, W, 3]`, or None if `wanted(i)` is False.
+    """
     container, to_rgb, i = stream.container, None, 0
     assert isinstance(container, InputContainer)
     try:
@@ -190,7 +195,7 @@ def shown_frames(
 def _with_ends(
     frames: Iterator[VideoFrame], path: str, rate: float
 ) -> Iterator[tuple[VideoFrame, float]]:
-    """Frames, and when the next one is shown, seconds from the first one."""
+    """Yields frames, each with the time of the next one in seconds from the first."""
     previous, first, time = None, 0.0, 0.0
     for number, frame in enumerate(frames):
         before, time = time, number / rate if frame.time is None else frame.time
@@ -208,7 +213,7 @@ def _with_ends(
 
 
 def _packets(stream: VideoStream) -> Iterator[Packet]:
-    """All packets with data; a file cut in the middle ends where it does for FFmpeg's programs."""
+    """Yields all packets with data; a truncated file ends where FFmpeg's own programs end it."""
     container = stream.container
     assert isinstance(container, InputContainer)
     try:
@@ -216,14 +221,14 @@ def _packets(stream: VideoStream) -> Iterator[Packet]:
             if packet.size:
                 yield packet
     except FFmpegError as error:
-        if isinstance(error, OSError):  # Of the disk or network, not of the file.
+        if isinstance(error, OSError):  # An error of the disk or network, not in the file.
             raise
 
 
 def _index_packets(
     path: str, stream: VideoStream, packets: Iterable[Packet]
 ) -> tuple[PacketIndex, list[Packet] | None]:
-    """The index, and the packets if they are few enough to keep."""
+    """Returns the index, and the packets if the file is small enough to keep them."""
     index = PacketIndex(stream)
     kept = [] if os.path.getsize(path) <= _KEPT_PACKETS else None
     try:
@@ -241,13 +246,13 @@ def _index_packets(
 def _decode_from_starts(
     stream: VideoStream, packets: Iterable[Packet], index: PacketIndex, indices: np.ndarray
 ) -> dict[int, VideoFrame] | None:
-    """The frames, each decoded from the last start before it; None if that gives doubts."""
+    """Decodes each frame from the last start before it; returns None in case of doubt."""
     frames: dict[int, VideoFrame] = {}
     wanted = sorted(set(indices.tolist()))
     times = index.times()
     try:
         for number, frame in _from_starts(stream, packets, index, deque(wanted)):
-            # Frames that were patched up take their content from others, as far as there are any.
+            # Decoders patch up corrupt frames from others, of which a late start leaves fewer.
             if frame.is_corrupt or (times is not None and frame.pts != times[number]):
                 return None
             if number in wanted:
@@ -260,8 +265,9 @@ def _decode_from_starts(
 def _from_starts(
     stream: VideoStream, packets: Iterable[Packet], index: PacketIndex, wanted: deque[int]
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Numbers and frames: at least those wanted, which ascend, and few others."""
-    start, number = index.starts[0], 0  # What its data says of the encoder applies to all.
+    """Yields numbers and frames: at least the wanted ones (ascending), and few others."""
+    # Decoding always begins with the first start: what it says about the encoder applies to all.
+    start, number = index.starts[0], 0
     for i, packet in enumerate(packets):
         if i < start.packet:
             continue
@@ -282,7 +288,12 @@ def _from_starts(
 def _decode_in_sequence(
     path: str, stream: VideoStream, packets: Iterable[Packet], indices: np.ndarray
 ) -> tuple[dict[int, VideoFrame], int | None]:
-    """The frames, and others while there is room; and the number of all if none is broken."""
+    """Decodes from the first packet on.
+
+    Returns:
+        The requested frames, and others while there is room; and the number of all frames, or None
+        if one is broken.
+    """
     frames: dict[int, VideoFrame] = {}
     wanted = set(indices.tolist())
     number, size = 0, 0
@@ -302,7 +313,7 @@ def _decode_in_sequence(
 
 
 def _decode(stream: VideoStream, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
-    """All frames in order. The last packet of a file that was cut may be broken: it gives none."""
+    """Yields all frames in order; ignores a broken last packet, as in truncated files."""
     error, has_frames = None, False
     for packet in packets:
         if error is not None:
@@ -330,7 +341,7 @@ def _chosen(path: str, frames: dict[int, VideoFrame], indices: np.ndarray) -> li
 
 
 def _indices(choose: Choose, num_frames: int) -> np.ndarray:
-    """int64[T]; a wrong choice is a defect of the caller and must not look like a broken file."""
+    """Returns int64[T]. A wrong choice is a bug in the caller and must not look like a bad file."""
     indices = np.asarray(choose(num_frames), np.int64)
     if indices.ndim != 1 or not indices.size:
         raise ValueError(f"choose({num_frames}) must return indices [T], got {indices.shape}")
@@ -344,7 +355,7 @@ def _without_frames(path: str) -> UnreadableClipError:
 
 
 def _unreadable(path: str, error: Exception, after: int = 0) -> UnreadableClipError:
-    where = f" beyond frame {after}" if after else ""
+    where = f" after {after} frames" if after else ""
     return UnreadableClipError(
         f"cannot decode {path}{where}: {reason(error)}; fetch it again or leave it out"
     )

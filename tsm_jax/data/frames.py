@@ -1,4 +1,4 @@
-"""Clips that were extracted to folders of pictures: reading a few of their frames."""
+"""Reads a few frames of clips that were extracted to folders of images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from tsm_jax.data.lists import FRAME_TEMPLATE, ListSource
 from tsm_jax.errors import UnreadableClipError
 
 JPEG_START = b"\xff\xd8\xff"
-# A larger JPEG is left to OpenCV, which does not take memory for pixels that only the header has.
+# Larger JPEGs are left to OpenCV, which allocates no memory for pixels that only the header claims.
 _MOST_PIXELS = 64 << 20
-# Pillow, thus the references, ignores the orientation that a camera noted.
+# Like Pillow, and thus the references, ignore the orientation that a camera has stored.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 @dataclass(frozen=True)
 class FrameSource(ListSource):
-    """Folders of numbered pictures."""
+    """Folders of numbered images."""
 
     template: str
 
@@ -44,22 +44,22 @@ def load_frames(
     choose: Callable[[int], np.ndarray],
     template: str = FRAME_TEMPLATE,
 ) -> list[np.ndarray]:
-    """Reads the frames of a folder that `choose` picks; every file is read once.
+    """Reads the frames of a folder that `choose` picks, each file once.
 
     Args:
-        num_frames: What the list says.
+        num_frames: Number of frames according to the list.
         choose: Maps `num_frames` to zero-based indices [T], which may repeat.
-        template: `str.format` template of a file's name, given its number, which starts at 1.
+        template: `str.format` template of the file names, filled with numbers from 1.
 
     Returns:
-        T arrays uint8[H, W, 3], RGB, all of one size; a repeated frame is the same array.
+        T arrays uint8[H, W, 3], RGB, all of the same size; a repeated frame is the same array.
 
     Raises:
-        UnreadableClipError: A file is missing, broken or of another size than the first.
+        UnreadableClipError: A file is missing, broken or differs in size from the first.
 
     Reference: PaddleVideo pipelines/decode.py `FrameDecoder` and sample.py, which read the same
-    pixels with Pillow (ours are equal for JPEG and PNG), but replace a clip with a missing file by
-    a random other one.
+    pixels with Pillow (ours are equal for JPEG and PNG), but replace a clip that lacks a file with
+    a random one.
     """
     read = cache(lambda number: _read(folder, number, template, num_frames))
     numbers = [index + 1 for index in choose(num_frames).tolist()]
@@ -68,23 +68,26 @@ def load_frames(
         if frame.shape != frames[0].shape:
             (height, width), (h0, w0) = frame.shape[:2], frames[0].shape[:2]
             raise UnreadableClipError(
-                f"{os.path.join(folder, template.format(number))} is {width}x{height}, other "
-                f"frames of the clip are {w0}x{h0}; extract the frames again"
+                f"{os.path.join(folder, template.format(number))} is {width}x{height}, but "
+                f"other frames of the clip are {w0}x{h0}; extract the frames again"
             )
     return frames
 
 
 def decode_picture(data: bytes | memoryview, name: str) -> np.ndarray:
-    """Decodes a JPEG (grey and CMYK too), PNG, WebP, ...: uint8[H, W, 3], RGB.
+    """Decodes a JPEG (including grey and CMYK), PNG, WebP, ... image to uint8[H, W, 3], RGB.
+
+    Args:
+        name: What the data is, for error messages.
 
     Raises:
-        UnreadableClipError: The data is empty, cut off or not a picture; `name` is what it is.
+        UnreadableClipError: The data is empty, truncated or not an image.
     """
     if not data:
         raise UnreadableClipError(f"{name} is empty (0 bytes); extract the frames again")
     if data[:3] == JPEG_START:
-        # The pixels of OpenCV in 55 % of its time, most of the time of a training clip.
-        with suppress(ValueError):  # OpenCV reads damaged ones too
+        # OpenCV's pixels in 55 % of its time; decoding is most of the time of a training clip.
+        with suppress(ValueError):  # OpenCV also reads damaged ones
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
             if height * width <= _MOST_PIXELS:
                 return simplejpeg.decode_jpeg(data)
@@ -97,7 +100,7 @@ def decode_picture(data: bytes | memoryview, name: str) -> np.ndarray:
     try:  # Pillow reads what the others cannot, and says what is wrong with the rest.
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow's plugins raise whatever broken data leads them to.
+    except Exception as error:  # Pillow's plugins raise all kinds of errors on broken data.
         # The buffer's own description ("<_io.BytesIO object at ...>") means nothing to a user.
         reason = re.sub(r"\s*<.*>", " this data", str(error)) or repr(error)
         raise UnreadableClipError(
@@ -131,10 +134,10 @@ def _explain_missing(folder: str | Path, name: str, template: str, num_frames: i
         return f"{name} is missing, and so is every other frame; check config.data.frame_template"
     if all(template.format(i) in present for i in range(1, numbered + 1)):
         return (
-            f"{name} is missing: the list says {num_frames} frames, the folder has {numbered}; "
-            f"correct the list"
+            f"{name} is missing: the list says {num_frames} frames, but the folder has "
+            f"{numbered}; correct the list"
         )
     return (
-        f"{name} is missing: the folder has {numbered} of {num_frames} frames with gaps in their "
-        f"numbers; extract the frames again"
+        f"{name} is missing: the folder has {numbered} of {num_frames} frames, with gaps in the "
+        f"numbering; extract the frames again"
     )

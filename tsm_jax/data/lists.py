@@ -1,4 +1,4 @@
-"""PaddleVideo's list files: which clips there are, their labels, and where their files are."""
+"""Reads PaddleVideo's list files: the clips, their labels, and where their files are."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from tsm_jax import files
 from tsm_jax.errors import StopJobsError, UnreadableClipError, UserError
 from tsm_jax.terminal import printable
 
-# What is taken for a video where folders are searched.
+# Files with these suffixes count as videos when a folder is searched.
 VIDEO_SUFFIXES = (
     *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
     *(".wmv", ".flv", ".ts", ".3gp", ".ogv"),
 )
 
-FRAME_TEMPLATE = "img_{:05}.jpg"  # of frames in a folder, as `str.format` fills it
+FRAME_TEMPLATE = "img_{:05}.jpg"  # `str.format` template of the names of frames
 LABELS_FILE = "labels.txt"  # class names, beside a list
 
-_SCHEMES = ("gs://", "s3://", "az://")  # that `epath` hands to fsspec
+_SCHEMES = ("gs://", "s3://", "az://")  # which `epath` passes to fsspec
 _ENDS_IN_A_NUMBER = re.compile(r"\s[0-9]+$")
-_LONGEST_LINE = 4200  # characters: no system opens a path of more than 4096 bytes
+_LONGEST_LINE = 4200  # characters; no system opens paths of more than 4096 bytes
 
 
 class _WrongLine(Exception):
@@ -44,7 +44,7 @@ class ClipEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class ListSource:
-    """What sources whose clips are the entries of a list have in common."""
+    """Base class of the sources whose clips are the entries of a list."""
 
     entries: Sequence[ClipEntry]
 
@@ -65,15 +65,15 @@ def read_video_list(
 
     Args:
         list_path: Blank lines are ignored.
-        prefix: Folder that relative paths start from.
-        suffix: Appended to every path as it is, for lists that leave out ".avi" (UCF-101).
+        prefix: Folder that relative paths are relative to.
+        suffix: Appended to every path, for lists that omit ".avi" (UCF-101).
         num_classes: Labels must be in 0..num_classes-1.
 
     Raises:
-        UserError: The list is missing or empty, a line of it is wrong, or a clip is there twice
-            with different labels.
+        UserError: The list is missing or empty, a line is malformed, or a clip appears twice with
+            different labels.
 
-    Reference: PaddleVideo loader/dataset/video.py:49-61. Unlike there a path may contain spaces.
+    Reference: PaddleVideo loader/dataset/video.py:49-61. Unlike there, a path may contain spaces.
     """
 
     def parse(line: str) -> ClipEntry:
@@ -81,7 +81,7 @@ def read_video_list(
         if len(columns) < 2:
             raise _WrongLine(f"expected 'path label', found '{line}'")
         path = os.path.join(prefix, columns[0] + suffix)
-        # "clip 7" may be the name of a file, but with no such file it is a frame list's line.
+        # "clip 7" may be a file name; if there is no such file, it is a line of a frame list.
         if _ENDS_IN_A_NUMBER.search(columns[0]) and not os.path.exists(path):
             raise _WrongLine(
                 f"expected 'path label', found '{line}'; if this is a list of frame folders"
@@ -97,7 +97,7 @@ def read_frame_list(
 ) -> list[ClipEntry]:
     """Reads lines `folder num_frames label`; `path` of the entries is the folder.
 
-    Arguments and errors as for `read_video_list`; `num_frames` must be at least 1.
+    Arguments and errors are as for `read_video_list`; `num_frames` must be at least 1.
 
     Reference: PaddleVideo loader/dataset/frame.py:60-74.
     """
@@ -121,16 +121,18 @@ def read_frame_list(
 
 
 def list_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a list that are not blank, stripped, with their numbers, which start at 1.
+    """Yields (line number from 1, stripped line) of a list's non-blank lines.
 
     Raises:
         UserError: The list is not a readable text file.
     """
-    # Names of files need not be UTF-8 on Linux.
+    # On Linux, file names need not be UTF-8.
     text = files.read_text(list_path, "the list", errors="surrogateescape")
     if "\0" in text:
         line_number = text[: text.index("\0")].count("\n") + 1
-        raise UserError(f"{list_path}, line {line_number}: has a NUL byte; save the list as UTF-8")
+        raise UserError(
+            f"{list_path}, line {line_number}: contains a NUL byte; save the list as UTF-8"
+        )
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     for line_number, line in enumerate(text.split("\n"), start=1):
         if line := line.strip():
@@ -139,28 +141,28 @@ def list_lines(list_path: str | Path) -> Iterator[tuple[int, str]]:
 
 def _read(list_path: str | Path, parse: Callable[[str], ClipEntry]) -> list[ClipEntry]:
     entries = []
-    first: dict[str, tuple[int, int]] = {}  # of each path, the label and the line
+    first: dict[str, tuple[int, int]] = {}  # label and line number of each path
     for line_number, line in list_lines(list_path):
         try:
             if len(line) > _LONGEST_LINE:
-                raise _WrongLine(f"has {len(line)} characters, more than any path")
+                raise _WrongLine(f"has {len(line)} characters, more than any path can have")
             entry = parse(line)
             label, earlier = first.setdefault(entry.path, (entry.label, line_number))
             if label != entry.label:
                 raise _WrongLine(
-                    f"{entry.path} has label {entry.label} here and {label} in line {earlier};"
+                    f"{entry.path} has label {entry.label} here and {label} on line {earlier};"
                     " remove one of the lines"
                 )
         except _WrongLine as error:
             raise UserError(f"{list_path}, line {line_number}: {printable(error)}") from None
         entries.append(entry)
     if not entries:
-        raise UserError(f"the list {list_path} has no lines; write one clip per line")
+        raise UserError(f"the list {list_path} is empty; write one clip per line")
     return entries
 
 
 def _is_number(text: str) -> bool:
-    """Whether these are ASCII digits; `int` takes `1_0`, `+1` and other digits as well."""
+    """Whether the text is ASCII digits only; `int` also accepts `1_0`, `+1` and other digits."""
     return text.isascii() and text.isdigit() and len(text) < 19
 
 
@@ -177,29 +179,30 @@ def _label(text: str, num_classes: int) -> int:
 
 
 def is_remote(path: str | Path) -> bool:
-    """Whether it is the address of an object in a bucket."""
+    """Whether the path is the address of an object in a bucket."""
     return str(path).startswith(_SCHEMES)
 
 
 def exists(path: str | Path) -> bool:
-    """Whether there is such a file, folder or object; where it cannot be reached, there is none."""
+    """Whether the file, folder or object exists; False if its bucket cannot be reached."""
     if not is_remote(path):
         return os.path.exists(path)
     from etils import epath
 
     try:
         return epath.Path(path).exists()
-    except Exception:  # each store has its own
+    except Exception:  # each store raises its own
         return False
 
 
 @contextmanager
 def local_copy(path: str | Path) -> Iterator[str]:
-    """The path of a video on this machine: itself, or a copy that is deleted afterwards.
+    """Yields the path of a video on this machine: itself, or a copy that is deleted afterwards.
 
     Raises:
-        UnreadableClipError: there is no such object, or what is done with the file raises one.
-        StopJobsError: the bucket cannot be reached; then nor can the others be.
+        UnreadableClipError: There is no such object, or the body of the `with` statement raised
+            one, in which the copy's path is replaced by `path`.
+        StopJobsError: The bucket cannot be reached, so the other videos cannot be either.
     """
     path = os.fspath(path)
     if not is_remote(path):
@@ -208,18 +211,21 @@ def local_copy(path: str | Path) -> Iterator[str]:
     from etils import epath
 
     with tempfile.TemporaryDirectory(prefix="tsm_jax-") as folder:
-        copy = os.path.join(folder, os.path.basename(path))  # FFmpeg knows some formats by name
+        # FFmpeg recognises some formats by their file names.
+        copy = os.path.join(folder, os.path.basename(path))
         try:
             with epath.Path(path).open("rb") as source, open(copy, "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
         except FileNotFoundError as error:
-            raise UnreadableClipError(f"cannot read the video {path}: there is none") from error
+            raise UnreadableClipError(
+                f"cannot read the video {path}: there is no such object"
+            ) from error
         except ImportError as error:
             raise StopJobsError(
                 f"{path} cannot be reached: {files.reason(error)} (for gs://, pip install gcsfs;"
                 " for s3://, pip install s3fs)"
             ) from error
-        except Exception as error:  # each store has its own
+        except Exception as error:  # each store raises its own
             raise StopJobsError(f"cannot read {path}: {files.reason(error)}") from error
         try:
             yield copy

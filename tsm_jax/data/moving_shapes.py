@@ -1,11 +1,12 @@
-"""A small data set that only motion can solve: moving, turning and growing shapes.
+"""Renders a small data set that only motion can solve: moving, rotating and growing shapes.
 
-Eight classes in four pairs. The clips of a pair are drawn from one distribution, and those of its
-second class are then played backwards: no frame, and no set of frames without their order, tells
-which of the two it is. Every frame is encoded on its own at a fixed quality, so that the codec does
-not mark the first frame either.
+Eight classes form four pairs. Both classes of a pair are drawn from the same distribution, and the
+clips of the second are then reversed in time: no frame, and no unordered set of frames, reveals the
+class. Every frame is encoded on its own at a fixed quality, so that the codec does not mark the
+first frame either.
 
-Train on it without random flips: mirrored, left is right and clockwise is counterclockwise.
+Train on it without random flips: mirroring turns left into right and clockwise into
+counterclockwise.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ LABELS = (
     *("grow", "shrink"),
 )
 
-# Raise it with every change of the pixels: an older set on disk is then not taken for this one.
+# Increase it with every change of the pixels, so that older sets on disk are not reused.
 VERSION = 1
 
 _DESCRIPTION_FILE = "dataset.json"  # written last
 
 _FRAMES = (24, 49)  # half-open ranges
-# Frame sides are twice this, pixels: yuv420p needs even ones. They differ little, so that training
-# crops of an oblong frame still see most of the motion.
+# Half of the frame sides, in pixels (yuv420p needs even sides). The range is narrow, so that
+# training crops of an oblong frame still show most of the motion.
 _HALF_SIDE = (35, 46)
-_QUANTIZER = "28"  # of H.264, 0..51: noise goes, edges stay
+_QUANTIZER = "28"  # of H.264, 0..51: removes the noise, keeps the edges
 
 Progress = Callable[[int, int], None]
 
@@ -53,9 +54,9 @@ def ensure(
     seed: int,
     on_progress: Progress | None = None,
 ) -> None:
-    """`render`, unless the same set is in `directory` already.
+    """Calls `render` unless `directory` already holds the same set.
 
-    Several processes may do so at once: the first one to finish wins.
+    Several processes may call this at the same time: the first one to finish wins.
     """
     sizes = {"train_videos": train_videos, "val_videos": val_videos, "seed": seed}
     if _holds(directory, sizes):
@@ -68,14 +69,14 @@ def ensure(
 
 
 def _holds(directory: str | Path, sizes: dict[str, int]) -> bool:
-    """Whether that set is complete in `directory`; a UserError if another one is there."""
+    """Whether `directory` holds the complete set; raises a UserError if it holds another one."""
     path, wanted = Path(directory) / _DESCRIPTION_FILE, {"version": VERSION, **sizes}
     if not path.exists():
         return False
     found = read_json(path, "the description of the data set")
     if found != wanted:
         raise UserError(
-            f"{directory} holds another rendering ({found}) than the one asked for ({wanted}); "
+            f"{directory} holds a different data set ({found}) from the requested one ({wanted}); "
             "delete it or choose another folder"
         )
     return True
@@ -89,25 +90,25 @@ def render(
     seed: int,
     on_progress: Progress | None = None,
 ) -> None:
-    """Renders H.264 videos and PaddleVideo lists of them.
+    """Renders H.264 videos and their PaddleVideo lists.
 
     `directory` receives `videos/<class>/<number>.mp4`, `train.list`, `val.list` (with paths
     relative to `directory`), `labels.txt` and `dataset.json`. It appears complete or not at all.
 
     Args:
-        train_videos, val_videos: How many; classes take turns, so multiples of 8 balance them.
+        train_videos, val_videos: Numbers of videos; classes take turns, so multiples of 8 balance
+            them.
         seed: Video i of a split (0: train, 1: val) depends on (seed, split, i) alone.
-        on_progress: Called with (videos done, videos in all) after each one.
+        on_progress: Called with (videos done, total) after each video.
 
     Raises:
-        UserError: The directory has something else in it, or cannot be written.
+        UserError: The directory is not empty, or cannot be written.
     """
-    with suppress(OSError):  # it has something in it, or is not there
+    with suppress(OSError):  # not empty, or missing
         os.rmdir(directory)
     if os.path.exists(directory):
         raise UserError(
-            f"{directory} has something else in it than a complete data set; delete it or choose "
-            "another folder"
+            f"{directory} exists but is not a complete data set; delete it or choose another folder"
         )
     total = train_videos + val_videos
     lists = {"train.list": range(train_videos), "val.list": range(train_videos, total)}
@@ -138,9 +139,9 @@ def render(
 
 
 def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
-    """The frames of a clip of class `label` before they are encoded, uint8[N, H, W, 3], RGB.
+    """Draws the frames of a clip of class `label` before encoding: uint8[N, H, W, 3], RGB.
 
-    Equal generators give the two classes of a pair the same frames, in opposite order.
+    With equal generators, the two classes of a pair have the same frames in opposite order.
     """
     if label % 2:
         return _draw_forward(LABELS[label - 1], rng)[::-1]
@@ -148,13 +149,13 @@ def draw_clip(label: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_forward(motion: str, rng: np.random.Generator) -> np.ndarray:
-    """uint8[N, H, W, 3] of `move_left`, `move_up`, `rotate_clockwise` or `grow`."""
+    """Draws uint8[N, H, W, 3] of `move_left`, `move_up`, `rotate_clockwise` or `grow`."""
     num_frames = int(rng.integers(*_FRAMES))
     width, height = (2 * rng.integers(*_HALF_SIDE, size=2)).tolist()
     frames = _background(num_frames, height, width, rng)
     color = _bright_color(rng)
     centers, angles, radii = _path(motion, num_frames, rng)
-    # Everything happens in the central square, which centre crops show whole.
+    # All motion stays in the central square, which centre crops show in full.
     side = min(width, height)
     centers = (centers - 0.5) * side + (width / 2, height / 2)
     outlines = _TURNING if motion == "rotate_clockwise" else _OUTLINES
@@ -168,10 +169,10 @@ def _draw_forward(motion: str, rng: np.random.Generator) -> np.ndarray:
 def _path(
     motion: str, num_frames: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres float[N, 2], angles float[N] and radii float[N] of the shape, frame by frame.
+    """Returns the shape's centres float[N, 2], angles float[N] and radii float[N] per frame.
 
-    Centres and radii are fractions of the picture's short side, angles radians (clockwise: the
-    picture's y points down).
+    Centres and radii are fractions of the frame's short side. Angles are in radians, clockwise
+    because the y axis points down.
     """
     time = np.linspace(-0.5, 0.5, num_frames)
     center = np.full((num_frames, 2), 0.5) + rng.uniform(-0.08, 0.08, 2)
@@ -182,8 +183,9 @@ def _path(
     elif motion == "move_up":
         center += np.outer(-time * rng.uniform(0.4, 0.65), (0, 1))
     elif motion == "rotate_clockwise":
-        # Two of eight sampled frames are at most a quarter of the clip apart: at most 75 degrees,
-        # and a bar, which looks the same after 180, turns the shorter way only below 90.
+        # Neighbours among eight sampled frames are at most a quarter of the clip apart, which is
+        # at most 75 degrees. A bar looks the same after 180 degrees, so from 90 on, the shorter
+        # way would be the wrong direction.
         angle += time * np.radians(rng.uniform(150, 300))
         radius *= 1.5
     else:
@@ -192,7 +194,7 @@ def _path(
 
 
 def _background(num_frames: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """uint8[N, H, W, 3]: one dark colour with noise of 0..7 levels."""
+    """Returns uint8[N, H, W, 3]: one dark colour plus noise of 0..7 levels."""
     color = rng.integers(10, 70, 3, dtype=np.uint8)
     noise = rng.integers(256, size=(num_frames, height, width * 3), dtype=np.uint8) >> 5
     noise += np.tile(color, width)  # whole rows: NumPy is slow along an axis of three
@@ -200,7 +202,7 @@ def _background(num_frames: int, height: int, width: int, rng: np.random.Generat
 
 
 def _bright_color(rng: np.random.Generator) -> tuple[int, int, int]:
-    """RGB with one channel at 255, another from 140 up: far from every background."""
+    """Returns an RGB colour far from every background: one channel 255, another at least 140."""
     color = np.array([255, rng.integers(140, 256), rng.integers(0, 256)])
     red, green, blue = rng.permutation(color).tolist()
     return red, green, blue
@@ -208,13 +210,13 @@ def _bright_color(rng: np.random.Generator) -> tuple[int, int, int]:
 
 def _fill(frame: np.ndarray, points: np.ndarray, color: tuple[int, int, int]) -> None:
     """Fills an outline, float[P, 2] in pixels, with smooth edges."""
-    bits = 4  # fractions of a pixel, so that slow motion is smooth
+    bits = 4  # fractional bits of a coordinate, so that slow motion is smooth
     fixed = np.round((points - 0.5) * (1 << bits)).astype(np.int32)
     cv2.fillPoly(frame, [fixed], color, lineType=cv2.LINE_AA, shift=bits)
 
 
 def _regular(*radii: float, count: int) -> np.ndarray:
-    """Corners float[count, 2] on a circle, or on several circles in turn (a star)."""
+    """Returns corners float[count, 2] on a circle, or alternating between circles (a star)."""
     turn = np.arange(count) * 2 * np.pi / count
     radius = np.resize(radii, count)
     return np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=1)
@@ -245,7 +247,7 @@ def _render_file(path: Path, seed: int, split: int, i: int) -> None:
         stream = container.add_stream("libx264", rate=24)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.thread_count = 1
-        # Key frames only, at one quantizer: frames look alike whether they come first or last.
+        # Key frames only, at one quantizer: frames look the same whether they come first or last.
         stream.options = {"preset": "superfast", "g": "1", "bf": "0", "qp": _QUANTIZER}
         for frame in frames:
             yuv = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)

@@ -1,9 +1,9 @@
-"""Clips packed into ArrayRecord shards of JPEG frames, which TensorFlow Datasets opens as well.
+"""Reads clips from ArrayRecord shards of JPEG frames, which TensorFlow Datasets opens, too.
 
-A packed folder holds one list's clips in the list's order:
+A packed folder holds the clips of one list in the list's order:
 
     dataset_info.json, features.json     what `tfds.builder_from_directory` reads
-    tsm-clips.array_record-*             the records, split `clips` of the data set
+    tsm-clips.array_record-*             the records, which form the split `clips`
     clips.list                           `name num_frames label` of every record
 """
 
@@ -36,12 +36,12 @@ INFO_FILE = "dataset_info.json"
 class PackedSource(ListSource):
     """Clips of a packed folder.
 
-    Where a clip was packed with fewer frames than it had, the nearest of them replaces the one
-    asked for: the draws are those of the other sources.
+    If a clip was packed with fewer frames than it had, the nearest packed frame replaces the
+    requested one, so that frames are drawn as for the other sources.
 
     Attributes:
-        entries: names, labels and original numbers of frames.
-        records: raw records by index, readable from several threads.
+        entries: Names, labels and original numbers of frames.
+        records: Raw records by index, readable from several threads.
     """
 
     directory: str
@@ -60,7 +60,7 @@ class PackedSource(ListSource):
 
 
 def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndarray:
-    """int64[T]: positions among the `spread_frames(num_frames, num_kept)` nearest to `indices`."""
+    """Returns int64[T]: positions in `spread_frames(num_frames, num_kept)` nearest to `indices`."""
     kept = spread_frames(num_frames, num_kept)
     right = np.searchsorted(kept, indices).clip(0, num_kept - 1)
     left = (right - 1).clip(0)
@@ -69,20 +69,24 @@ def nearest_kept(indices: np.ndarray, num_frames: int, num_kept: int) -> np.ndar
 
 def _pictures(record: bytes, name: str) -> Sequence[bytes]:
     from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2  # takes a second
+    from tensorflow_datasets.proto import tf_example_pb2  # takes a second to import
 
     try:
         example = tf_example_pb2.Example.FromString(record)  # pyright: ignore
     except DecodeError as error:
-        raise UnreadableClipError(f"{name}: its record is broken; pack the list again") from error
+        raise UnreadableClipError(f"{name}: the record is broken; pack the list again") from error
     pictures = example.features.feature["frames"].bytes_list.value
     if not pictures:
-        raise UnreadableClipError(f"{name}: its record has no frames; pack the list again")
+        raise UnreadableClipError(f"{name}: the record has no frames; pack the list again")
     return pictures
 
 
 def packed_folder(directory: str) -> epath.Path:
-    """A path, or an address such as `gs://bucket/folder`; UserError if a package is missing."""
+    """Returns the path of a folder, which may be an address such as `gs://bucket/folder`.
+
+    Raises:
+        UserError: A package that the address needs is not installed.
+    """
     from etils import epath
 
     path = epath.Path(directory)
@@ -96,25 +100,28 @@ def packed_folder(directory: str) -> epath.Path:
 
 
 def open_packed(directory: str, num_classes: int) -> PackedSource:
-    """The clips that `prepare pack` wrote to a folder, or to a `gs://` address.
+    """Opens the clips that `prepare pack` wrote to a folder or a `gs://` address.
 
     Raises:
-        UserError: it is not a packed folder, or incomplete.
+        UserError: It is not a packed folder, or it is incomplete.
     """
-    import tensorflow_datasets as tfds  # takes a second
+    import tensorflow_datasets as tfds  # takes a second to import
 
     path = packed_folder(directory)
     if not (path / INFO_FILE).exists():
         raise UserError(
-            f"{directory} is not a packed folder, or not complete: run"
+            f"{directory} is not a packed folder, or is incomplete: run"
             f" {typed('prepare pack')} (again)"
         )
-    with tempfile.TemporaryDirectory() as folder:  # a list is read from this machine's disk
+    with tempfile.TemporaryDirectory() as folder:  # lists are read from a local disk
         clips = (path / CLIPS_FILE).copy(os.path.join(folder, CLIPS_FILE))
         entries = read_frame_list(os.fspath(clips), num_classes=num_classes)
     builder: Any = tfds.builder_from_directory(os.fspath(path))
     method = tfds.decode.DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split=SPLIT, deserialize_method=method).data_source
     if len(records) != len(entries):
-        raise UserError(f"{directory} has {len(records)} records, its list {len(entries)} lines")
+        raise UserError(
+            f"{directory} has {len(records)} records but its {CLIPS_FILE} has {len(entries)} lines:"
+            " delete the folder and pack the list again"
+        )
     return PackedSource(entries, directory, records)

@@ -1,10 +1,11 @@
-"""Which frames the packets of a video stream hold, and from where decoding may start.
+"""Determines which frames the packets of a video stream hold, and where decoding may start.
 
-Told from the compressed data, without decoding any. `frames_are_known` holds only where every
-packet is shown to give one frame, or none: then the number of a frame is a matter of counting, and
-decoding may start at any frame after which nothing refers to what came before it. That can be
-shown for H.264 without fields, HEVC, MPEG-4 part 2 without B-frames, VP8, VP9 and AV1, the codecs
-of nearly all data sets. Of other streams only a decode from the first packet on tells the frames.
+This uses only the compressed data; nothing is decoded. `frames_are_known` is True only if every
+packet is proven to yield one frame or none. Frames can then be numbered by counting packets, and
+decoding may start at any frame after which nothing refers to what came before it. This can be
+proven for H.264 without fields, HEVC, MPEG-4 part 2 without B-frames, VP8, VP9 and AV1, the codecs
+of nearly all data sets. The frames of other streams are known only by decoding from the first
+packet on.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from typing import NamedTuple
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-# Demuxers whose packets carry the time of presentation. That of AVI, for one, knows the order of
-# decoding only, which does not show how deep a decoder has to reorder.
+# Demuxers whose packets carry presentation times. The AVI demuxer, for example, only knows the
+# decoding order, which does not show how deep a decoder has to reorder.
 _WITH_PRESENTATION_TIMES = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "flv"}
 
 _START_CODE = b"\0\0\1"
 
 
 class _Kind(Enum):
-    """What a packet gives to a decoder that has seen all before it."""
+    """What a packet yields from a decoder that has seen all packets before it."""
 
     FRAME = "one frame"
     START = "one frame, and decoding may start here"
@@ -34,7 +35,7 @@ class _Kind(Enum):
 
 
 class Start(NamedTuple):
-    """Where decoding may start: the number of a packet and of the first frame that comes out."""
+    """Where decoding may start: the number of a packet, and of the first frame it outputs."""
 
     packet: int
     frame: int
@@ -44,10 +45,10 @@ class PacketIndex:
     """The frames of a stream, packet by packet.
 
     Attributes:
-        num_packets: added so far.
-        num_frames: of those; an estimate unless `frames_are_known`.
-        frames_are_known: every packet was shown to give one frame or none.
-        starts: where decoding may start, ascending; the first packet among them.
+        num_packets: Packets added so far.
+        num_frames: Frames in these packets; an estimate unless `frames_are_known`.
+        frames_are_known: Whether every packet was proven to yield one frame or none.
+        starts: Where decoding may start, in ascending order, including the first packet.
     """
 
     def __init__(self, stream: VideoStream):
@@ -56,8 +57,8 @@ class PacketIndex:
         self.num_frames = 0
         self.starts: list[Start] = []
         self._position = 0  # bytes from the start of the file
-        self._times: list[int | None] = []  # of the frames, in the order of the packets
-        self._reordered: list[int] = []  # of all packets, ascending
+        self._times: list[int | None] = []  # of the frames, in packet order
+        self._reordered: list[int] = []  # times of all packets, ascending
         self._reorder_depth: int | None = None
         codec = _CODECS.get(context.name)
         self.frames_are_known = codec is not None
@@ -70,7 +71,7 @@ class PacketIndex:
             self.frames_are_known = False
 
     def add(self, packet: Packet) -> None:
-        """Counts one more packet, in the order of the file."""
+        """Adds the next packet of the file."""
         kind = _Kind.FRAME
         if self.frames_are_known:
             try:
@@ -82,30 +83,30 @@ class PacketIndex:
         elif kind is _Kind.LEADING:
             self.starts[-1] = Start(self.starts[-1].packet, self.starts[-1].frame + 1)
         self.num_packets += 1
-        # Discarded ones are decoded, but not given: edit lists.
+        # Packets discarded by an edit list are decoded, but their frames are not output.
         if kind is not _Kind.HIDDEN and not packet.is_discard:
             self.num_frames += 1
             self._times.append(packet.pts)
 
     def start_before(self, frame: int) -> Start:
-        """The last place to start from to decode a frame."""
+        """Returns the last start from which `frame` can be decoded."""
         return self.starts[bisect_right(self.starts, frame, key=lambda start: start.frame) - 1]
 
     def times(self) -> list[int] | None:
-        """The time of each frame in order of presentation, if all packets have one."""
+        """Returns the frames' times in presentation order, or None if a packet has none."""
         known = [time for time in self._times if time is not None]
         return sorted(known) if len(known) == len(self._times) else None
 
     def _check(self, packet: Packet) -> _Kind:
-        """Raises a ValueError or IndexError if it is not shown what the packet gives."""
-        # `has_sidedata` takes as long as all the rest here.
+        """Returns what a packet yields; raises a ValueError or IndexError if that is uncertain."""
+        # `has_sidedata` would take as long as the rest of this function.
         if packet.is_corrupt or any(
             data.data_type == "new_extradata" for data in packet.iter_sidedata()
         ):
-            raise ValueError("broken, or decoded by other parameters from here on")
+            raise ValueError("broken, or the parameters of decoding change here")
         if packet.pos is not None:
             if packet.pos < self._position:
-                raise ValueError("an edit list repeats a part, which decoders are not made for")
+                raise ValueError("an edit list repeats a part, which decoders do not expect")
             self._position = packet.pos
         if self._reorder_depth is not None:
             self._check_reordering(packet.pts, self._reorder_depth)
@@ -114,25 +115,26 @@ class PacketIndex:
         if not self.starts and kind is not _Kind.START:
             raise ValueError("decoders withhold frames before the first start")
         if kind is _Kind.LEADING and (len(self.starts) == 1 or packet.is_discard):
-            raise ValueError("not given at the beginning of a file")
+            raise ValueError("not output at the beginning of a file")
         return kind
 
     def _check_reordering(self, time: int | None, limit: int) -> None:
-        """An H.264 decoder drops frames that come later than the announced depth allows."""
+        """Checks the reorder depth: an H.264 decoder drops frames that exceed the announced one."""
         if time is None:
-            raise ValueError("without a time of presentation")
+            raise ValueError("no presentation time")
         place = bisect_left(self._reordered, time)
         later = self._reordered[place:]
         if len(later) > limit or time in later:
-            raise ValueError("reordered deeper than announced, or two frames at one time")
+            raise ValueError("reordered deeper than announced, or two frames with the same time")
         self._reordered.insert(place, time)
 
 
 class _Codec:
-    """What the packets of a codec say about its frames.
+    """What the packets of a codec reveal about its frames.
 
-    A decoder that starts midway has seen the header and the first packet, so parameters that
-    change later make a stream undecided. They are named units here (NAL units, start codes).
+    A decoder that starts midway has seen only the header and the first packet, so a stream whose
+    parameters change later is uncertain. Parameters are stored as units (NAL units, OBUs, or
+    what follows a start code).
     """
 
     def __init__(self, extradata: bytes):
@@ -142,11 +144,11 @@ class _Codec:
             self._check_parameter(unit)
 
     def _header(self, extradata: bytes) -> list[bytes]:
-        """The parameters that a container keeps apart from the packets."""
+        """Returns the parameters that a container stores outside the packets."""
         return []
 
     def kind(self, data: bytes) -> _Kind:
-        """Raises a ValueError or IndexError if it is not shown what the packet gives."""
+        """Returns what a packet yields; raises a ValueError or IndexError if that is uncertain."""
         raise NotImplementedError
 
     def _take_parameters(self, units: list[bytes]) -> None:
@@ -159,13 +161,13 @@ class _Codec:
             raise ValueError("parameters change midway")
 
     def _check_parameter(self, unit: bytes) -> None:
-        """Raises a ValueError if with it a packet may give another number of frames."""
+        """Raises a ValueError if, with this unit, packets may yield another number of frames."""
 
 
 class _H264(_Codec):
-    """ITU-T H.264, 7.3: no fields, one picture in a packet, starts at IDR pictures."""
+    """ITU-T H.264, 7.3: no fields, one picture per packet, starts at IDR pictures."""
 
-    _length_size = 0  # bytes before a unit; 0 for start codes
+    _length_size = 0  # bytes of the length before each unit; 0 for start codes
 
     def _header(self, extradata: bytes) -> list[bytes]:
         if extradata[:1] != b"\1":
@@ -189,9 +191,9 @@ class _H264(_Codec):
 
 
 class _Hevc(_Codec):
-    """ITU-T H.265, 7.3: one layer, one picture in a packet, starts at IDR and CRA pictures."""
+    """ITU-T H.265, 7.3: one layer, one picture per packet, starts at IDR and CRA pictures."""
 
-    _length_size = 0  # bytes before a unit; 0 for start codes
+    _length_size = 0  # bytes of the length before each unit; 0 for start codes
 
     def _header(self, extradata: bytes) -> list[bytes]:
         if extradata[:1] != b"\1":
@@ -213,12 +215,12 @@ class _Hevc(_Codec):
             raise ValueError("not one picture")
         self._take_parameters([unit for kind, unit in units if kind in (32, 33, 34)])
         kinds = {kind for kind, _ in units if kind < 32 or kind in (36, 37)}
-        if kinds <= {8, 9}:  # RASL: refers to what was before the last CRA
+        if kinds <= {8, 9}:  # RASL: refers to frames before the last CRA
             return _Kind.LEADING
         if not kinds.isdisjoint((6, 7, 16, 17, 18, 36, 37)):
-            raise ValueError("RADL and frames left out at breaks are not followed here")
+            raise ValueError("RADL and frames dropped at broken links are not supported")
         if not kinds.isdisjoint((19, 20, 21)) and any(unit[2] & 64 for unit in slices):
-            raise ValueError("drops frames that were not given yet")
+            raise ValueError("drops frames that have not been output yet")
         return _start_if(kinds <= {19, 20} or kinds == {21})
 
     def _check_parameter(self, unit: bytes) -> None:
@@ -230,13 +232,13 @@ class _Hevc(_Codec):
 
 
 class _Mpeg4(_Codec):
-    """ISO/IEC 14496-2, 6.2: one coded I- or P-frame in a packet, starts at I-frames."""
+    """ISO/IEC 14496-2, 6.2: one coded I- or P-frame per packet, starts at I-frames."""
 
-    # A frame of so few bytes may be one that is not coded, which gives none.
+    # A frame of at most this many bytes may be a not-coded one, which yields no frame.
     _NOT_CODED = 19
 
     def _header(self, extradata: bytes) -> list[bytes]:
-        # All but time codes and frames.
+        # Everything except time codes and frames.
         return [unit for unit in _units(extradata, 0) if unit[0] not in (0xB3, 0xB6)]
 
     def kind(self, data: bytes) -> _Kind:
@@ -251,7 +253,7 @@ class _Mpeg4(_Codec):
 
 
 class _Vp8(_Codec):
-    """RFC 6386, 9.1: a frame in a packet, which may be hidden; starts at key frames."""
+    """RFC 6386, 9.1: one frame per packet, which may be hidden; starts at key frames."""
 
     def kind(self, data: bytes) -> _Kind:
         is_shown, is_key = data[0] >> 4 & 1, not data[0] & 1
@@ -269,7 +271,8 @@ class _Vp9(_Codec):
                 raise ValueError("not a frame")
             if bits.read(2) == 3:
                 bits.read(1)
-            shown.append((bits.read(1), bits.read(1), bits.read(1)))  # again, not key, shown
+            # show_existing_frame, frame_type (0: key), show_frame
+            shown.append((bits.read(1), bits.read(1), bits.read(1)))
         count = sum(again or show for again, _, show in shown)
         if count > 1:
             raise ValueError("several frames")
@@ -295,7 +298,7 @@ class _Av1(_Codec):
 
     def _check_parameter(self, unit: bytes) -> None:
         if unit[0] & 8:
-            raise ValueError("still pictures have other headers")
+            raise ValueError("still pictures have different headers")
 
 
 _CODECS: dict[str, Callable[[bytes], _Codec]] = {
@@ -313,7 +316,10 @@ def _start_if(is_start: bool) -> _Kind:
 
 
 def _units(data: bytes, length_size: int) -> list[bytes]:
-    """The units of a packet, each after its length in bytes, or after a start code (0)."""
+    """Splits a packet into units.
+
+    Each is preceded by its length in `length_size` bytes, or by a start code if that is 0.
+    """
     if not length_size:
         junk, *units = data.split(_START_CODE)
         if junk.strip(b"\0"):
@@ -330,7 +336,7 @@ def _units(data: bytes, length_size: int) -> list[bytes]:
 
 
 def _superframe(data: bytes) -> list[bytes]:
-    """The frames of a packet of VP9."""
+    """Splits a VP9 packet into frames."""
     marker = data[-1]
     size, count = (marker >> 3 & 3) + 1, (marker & 7) + 1
     index = data[-2 - size * count :]
@@ -345,12 +351,12 @@ def _superframe(data: bytes) -> list[bytes]:
 
 
 def _obus(data: bytes) -> list[tuple[int, bytes]]:
-    """Types and contents of the open bitstream units of AV1."""
+    """Returns the types and contents of AV1's open bitstream units."""
     units, place = [], 0
     while place < len(data):
         header = data[place]
         if header >> 2 & 1 or not header >> 1 & 1:
-            raise ValueError("several layers, or without a size")
+            raise ValueError("several layers, or no size")
         place, size, shift = place + 1, 0, 0
         while True:
             size |= (data[place] & 127) << shift
@@ -366,7 +372,7 @@ def _obus(data: bytes) -> list[tuple[int, bytes]]:
 
 
 def _counted_units(data: bytes, place: int, count: int) -> tuple[list[bytes], int]:
-    """`count` units, each after two bytes with its length; and the place after them."""
+    """Returns `count` units, each preceded by a two-byte length, and the position after them."""
     units = []
     for _ in range(count):
         size = int.from_bytes(data[place : place + 2], "big")
@@ -376,7 +382,7 @@ def _counted_units(data: bytes, place: int, count: int) -> tuple[list[bytes], in
 
 
 def _is_progressive(unit: bytes) -> bool:
-    """frame_mbs_only_flag of a sequence parameter set (ITU-T H.264, 7.3.2.1.1)."""
+    """Reads frame_mbs_only_flag from a sequence parameter set (ITU-T H.264, 7.3.2.1.1)."""
     bits = _Bits(unit[1:])
     profile = bits.read(24) >> 16
     bits.exp_golomb()
@@ -385,7 +391,7 @@ def _is_progressive(unit: bytes) -> bool:
             bits.read(1)
         bits.exp_golomb(2)
         if bits.read(2) & 1:
-            raise ValueError("has scaling lists, which are not read here")
+            raise ValueError("scaling lists are not supported")
     bits.exp_golomb()
     order = bits.exp_golomb()
     if order == 0:
@@ -410,12 +416,12 @@ class _Bits:
         self._place = 0
 
     def read(self, count: int) -> int:
-        """An unsigned number of `count` bits."""
+        """Reads an unsigned number of `count` bits."""
         self._place += count
         return int(self._bits[self._place - count : self._place], 2)
 
     def exp_golomb(self, count: int = 1) -> int:
-        """The last of `count` unsigned numbers of variable length."""
+        """Reads `count` unsigned Exp-Golomb numbers and returns the last one."""
         value = 0
         for _ in range(count):
             zeros = self._bits.index("1", self._place) - self._place

@@ -1,7 +1,7 @@
-"""From clips to batches with grain: order, parallel reading, batching, padding.
+"""Turns clips into batches with grain: order, parallel reading, batching, padding.
 
-What is read at which position of a run is a pure function of (seed, position). A run therefore
-continues from its step number alone, on any number of hosts, workers and threads.
+The clip at a position of a run is a pure function of (seed, position). A run can therefore continue
+from its step number alone, on any number of hosts, workers and threads.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ Batch = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Reading:
-    """How clips are read in parallel; it never changes what is read.
+    """How clips are read in parallel, which never changes what is read.
 
     Attributes:
-        threads: reading threads per process, 0 for an equal share of the cores that it may use.
+        threads: Reading threads per process; 0 for an equal share of the usable cores.
+        workers: Worker processes; 0 to read in the threads of this process.
     """
 
     threads: int = 0
     workers: int = 0
 
     def options(self, batch_size: int, num_views: int = 1) -> grain.ReadOptions:
-        """Grain's options for batches of `batch_size` clips with V views."""
+        """Returns grain's options for batches of `batch_size` clips with `num_views` views."""
         threads = self.threads or max(1, usable_cores() // max(1, self.workers))
         # A whole batch is read ahead, so that the threads never wait while a step computes; less
-        # of it where a clip has so many views that memory would not hold it.
+        # if clips have many views, which would not fit into memory.
         ahead = max(threads, (batch_size + 2 * threads) // num_views)
         return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
 
 
 @dataclass(frozen=True)
 class HostShare:
-    """Which part of every global batch this host reads: the `index`-th of `count` equal ones."""
+    """The part of every global batch that this host reads: the `index`-th of `count` equal ones."""
 
     index: int = 0
     count: int = 1
@@ -56,18 +57,18 @@ class HostShare:
 ALONE = HostShare()
 
 
-# What the order's randomness is drawn for; clips number their own purposes from 0.
+# Key of the random order. The random draws of clips have keys from 0 on.
 _ORDER = 2**32 - 1
 
 
 @functools.lru_cache(maxsize=2)  # hosts and threads are at most one epoch apart
 def _shuffle(num_clips: int, seed: int, epoch: int) -> np.ndarray:
-    # Not grain's own shuffle: it needs 26 ms for an epoch however short the list is.
+    # Not grain's own shuffle, which takes 26 ms per epoch even for the shortest list.
     return np.random.default_rng((seed, epoch, _ORDER)).permutation(num_clips)
 
 
 class TrainOrder:
-    """The order of training clips: each epoch a new shuffle, cut to full (global) batches."""
+    """The order of training clips: a new shuffle in each epoch, cut to full (global) batches."""
 
     def __init__(self, num_clips: int, batch_size: int, seed: int):
         self._num_clips = num_clips
@@ -76,12 +77,12 @@ class TrainOrder:
         self._seed = seed
 
     def __getitem__(self, position: int) -> tuple[int, int]:
-        """(clip, epoch) at a position of the run, counted in clips from 0."""
+        """Returns (clip, epoch) at a position of the run, counted in clips from 0."""
         epoch, offset = divmod(position, self._clips_per_epoch)
         return int(_shuffle(self._num_clips, self._seed, epoch)[offset]), epoch
 
     def batch(self, step: int) -> np.ndarray:
-        """The clips of a global batch, int64 `[B]`."""
+        """Returns the clips of the global batch of a step, int64 `[B]`."""
         positions = range(step * self._batch_size, (step + 1) * self._batch_size)
         return np.array([self[position][0] for position in positions])
 
@@ -95,10 +96,10 @@ def train_batches(
     reading: Reading,
     host: HostShare = ALONE,
 ) -> Iterator[Batch]:
-    """This host's part of the training batches of `steps`, a half-open range.
+    """Reads this host's part of the training batches of `steps`, a half-open range.
 
     Args:
-        batch_size: clips per global batch, a multiple of `host.count`.
+        batch_size: Clips per global batch, a multiple of `host.count`.
 
     Returns:
         An iterator over `{"video": uint8 [B, 1, T, S, S, 3], "label": int32 [B], "mask": bool [B],
@@ -116,10 +117,10 @@ def train_batches(
 def eval_batches(
     clips: EvalClips, *, batch_size: int, reading: Reading, host: HostShare = ALONE
 ) -> Iterator[Batch]:
-    """Every clip exactly once, in order; the last batch is padded with `mask` False.
+    """Reads every clip exactly once, in order; padding in the last batch has a False `mask`.
 
-    All hosts get the same number of batches. Arguments and result as in `train_batches`, but the
-    video is uint8 `[B, V, T, S, S, 3]` with V views and S pixels by the clips' protocol.
+    All hosts get the same number of batches. Arguments and result are as for `train_batches`, but
+    the video is uint8 `[B, V, T, S, S, 3]`: the clips' protocol decides the V views and S pixels.
     """
     num_clips = len(clips.source)
     local_size = batch_size // host.count
@@ -132,14 +133,14 @@ def eval_batches(
     return _batches(read, num_batches, (local_size, *clips.shape), reading)
 
 
-# Reads the clip at a place of a batch: (batch, clip in the batch, memory for its video or None).
+# Reads one clip of a batch: (batch, clip in the batch, memory for its video or None).
 ReadClip = Callable[[int, int, np.ndarray | None], Element]
 
 
 def _batches(
     read: ReadClip, num_batches: int, shape: tuple[int, ...], reading: Reading
 ) -> Iterator[Batch]:
-    """Batches of `shape` from clip 0 of batch 0 on."""
+    """Reads `num_batches` batches of `shape`, from batch 0 on."""
     options = reading.options(shape[0], num_views=shape[1])
     if reading.workers:
         return _batches_of_workers(read, num_batches, shape[0], reading.workers, options)
@@ -156,10 +157,10 @@ def _batches(
 def _batches_of_workers(
     read: ReadClip, num_batches: int, batch_size: int, workers: int, options: grain.ReadOptions
 ) -> Iterator[Batch]:
-    """The same batches, each made by one of the worker processes, in turn."""
+    """Reads the same batches, each in one worker process; the workers take turns."""
 
     def read_for_worker(position: int) -> Element | None:
-        # Grain gives positions to the workers in turn; a worker's own are counted here.
+        # Grain deals positions out to the workers in turn; `turn` counts those of one worker.
         turn, worker = divmod(position, workers)
         round_, clip = divmod(turn, batch_size)
         batch = round_ * workers + worker
@@ -170,16 +171,16 @@ def _batches_of_workers(
     rounds = -(-num_batches // workers)
     clips = grain.MapDataset.range(rounds * workers * batch_size).map(read_for_worker)
     batches = clips.to_iter_dataset(options).batch(batch_size)
-    # Stacked in the worker, straight into memory that this process sees too.
+    # Workers stack the batches directly in memory that they share with this process.
     return iter(batches.mp_prefetch(grain.MultiprocessingOptions(workers)))
 
 
 class BatchMemory:
-    """Memory for batches of uint8 `shape`, used again once nothing refers to an earlier batch.
+    """Memory for batches of uint8 `shape`, reused once nothing refers to an earlier batch.
 
     A batch of 16 clips takes 19 MB. Fresh memory of that size costs a page fault every 4 kB, which
-    takes longer than cropping and resizing the clips; and clips that are stacked are copied once
-    more. Here every clip is written to its place in the batch.
+    takes longer than cropping and resizing the clips, and stacking copies every clip once more.
+    Here, every clip is written directly to its place in the batch.
     """
 
     def __init__(self, shape: Sequence[int]):
@@ -189,9 +190,9 @@ class BatchMemory:
         self._lock = threading.Lock()
 
     def place(self, batch: int, clip: int) -> np.ndarray:
-        """Where the `clip`-th clip of the `batch`-th batch is to be written.
+        """Returns the memory for the `clip`-th clip of the `batch`-th batch.
 
-        Every batch is kept until `stack` takes it. Safe from several threads.
+        Every batch is kept until `stack` takes it. Thread-safe.
         """
         with self._lock:
             if batch not in self._begun:
@@ -199,7 +200,7 @@ class BatchMemory:
             return self._begun[batch][clip]
 
     def stack(self, clips: Sequence[tuple[int, Element]]) -> Element:
-        """One batch of the (batch, element) of all its clips, whose videos are in their places."""
+        """Makes a batch from (batch, element) of all its clips, whose videos are in place."""
         with self._lock:
             videos = self._begun.pop(clips[0][0])
         names = [name for name in clips[0][1] if name != "video"]
@@ -211,10 +212,11 @@ class BatchMemory:
             block = self._free.pop()
         else:
             block = mmap.mmap(-1, max(1, math.prod(self._shape)))
-            # Large pages where the system has them to give: a five-hundredth of the faults.
+            # Huge pages, where the system offers them: 1/500 of the page faults.
             with suppress(AttributeError, OSError):
                 block.madvise(mmap.MADV_HUGEPAGE)
-        # Every view refers to this array, and NumPy keeps it between them and the block.
+        # Views keep this array alive (NumPy does not skip it in favour of the block): once it is
+        # gone, the block is free.
         batch = np.ndarray(self._shape, np.uint8, block)
         weakref.finalize(batch, self._free.append, block).atexit = False
         return batch

@@ -1,7 +1,7 @@
 """How a clip is prepared for evaluation and prediction: which frames, which pixels.
 
-A protocol shows V views of a clip: each of its clips in time, in each of its crops. The scores of a
-clip are averaged over them.
+A protocol turns a clip into V views: every crop of every temporal clip. A clip's scores are the
+averages over its views.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Crops = Callable[[Sequence[np.ndarray], int], list[np.ndarray]]
 MIN_CROP_SIZE, MAX_CROP_SIZE = 32, 1024
 MAX_SHORT_SIDE = 4096
 MAX_FRAME_RATE = 1000
-# Of a resized frame: a narrow strip would become a picture of gigabytes.
+# Limit for resized frames: a narrow strip would become an image of gigabytes.
 _MAX_PIXELS = 64e6
 
 
@@ -33,10 +33,11 @@ class EvalProtocol:
     """The deterministic views of a clip.
 
     Attributes:
-        choose_frames: (number of frames, T) to the zero-based indices of all its clips in time,
+        choose_frames: Maps (number of frames, T) to the zero-based indices of all temporal clips,
             one after the other: [num_clips * T].
-        short_side, crop_size: pixels.
-        average_probabilities: scores are averaged after the softmax, not before.
+        short_side, crop_size: Pixels.
+        num_clips: Temporal clips.
+        average_probabilities: Whether scores are averaged after the softmax instead of before.
     """
 
     name: str
@@ -51,38 +52,48 @@ class EvalProtocol:
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """The number of views, V."""
         return self.num_clips * self.num_crops
 
     def check_labels(self, names: Sequence[str]) -> None:
-        """Raises a UserError if it mirrors clips although classes are told by left and right."""
+        """Raises a UserError if views are mirrored although class names tell left from right."""
         if self.crops is transforms.ten_crops and (wrong := transforms.with_direction(names)):
             raise UserError(
-                f"the protocol {self.name} mirrors half of the views, which makes"
-                f" '{printable(wrong[0])}' another class: choose one without mirrored views, such"
-                " as mit_twice_three_crop"
+                f"the protocol {self.name} mirrors half of the views, which turns"
+                f" '{printable(wrong[0])}' into another class: choose a protocol without mirrored"
+                " views, such as mit_twice_three_crop"
             )
 
     def resized(self, frames: Sequence[np.ndarray], name: str = "the clip") -> Sequence[np.ndarray]:
-        """Frames uint8 `[H, W, 3]` as they are cropped.
+        """Resizes frames, uint8 `[H, W, 3]` each, to the size that is cropped.
 
         Raises:
-            UnreadableClipError: the frames of the clip `name` are too narrow.
+            UnreadableClipError: The frames of the clip `name` are too narrow.
         """
         short, long = sorted(frames[0].shape[:2])
         if self.short_side**2 * long > _MAX_PIXELS * short:
             raise UnreadableClipError(
                 f"{name}: frames of {long}x{short} are too narrow to be resized to a short side of"
-                f" {self.short_side} px: leave it out"
+                f" {self.short_side} px: leave this clip out"
             )
         return self.resize(frames, self.short_side)
 
     def views(self, frames: Sequence[np.ndarray], name: str = "the clip") -> np.ndarray:
-        """The frames of `choose_frames`, uint8 `[H, W, 3]` each, as uint8 `[V, T, S, S, 3]`; raises
-        as `resized`."""
+        """Turns the frames of `choose_frames` into views.
+
+        Args:
+            frames: uint8 `[H, W, 3]` each.
+            name: Name of the clip, for error messages.
+
+        Returns:
+            uint8 `[V, T, S, S, 3]`.
+
+        Raises:
+            UnreadableClipError: The frames are too narrow.
+        """
         crops = self.crops(self.resized(frames, name), self.crop_size)
         if self.num_views == 1:
-            return crops[0][None]  # without a copy
+            return crops[0][None]  # avoids a copy
         video = np.stack(crops, axis=1)  # [clips * T, crops, S, S, 3]
         num_segments = len(frames) // self.num_clips
         video = video.reshape(self.num_clips, num_segments, *video.shape[1:])
@@ -100,7 +111,7 @@ _THREE = {"crops": transforms.three_crops, "num_crops": 3}
 _THREE_OF_LONG_SIDE = {"crops": transforms.three_crops_of_long_side, "num_crops": 3}
 _CENTRE = {"crops": transforms.truncated_center_crop}
 _TEN = {"crops": transforms.ten_crops, "num_crops": 10}
-_FULL = {"full_size": True}  # a crop is as large as the short side
+_FULL = {"full_size": True}  # crops are as large as the short side
 
 # MIT: `test_models.py` with --dense_sample, --twice_sample, --test_crops and, for three crops,
 # --full_res. mmaction2: the test pipelines of its TSM configs. PaddleVideo: PP-TSM's dense test.
@@ -125,18 +136,19 @@ PROTOCOLS = tuple(_PROTOCOLS)
 
 
 def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol:
-    """The protocol of that name.
+    """Returns the protocol with this name.
 
-    `test`: the middle frame of each segment, the short side scaled with the picture's ratio kept
-    (PaddleVideo's `--test` and validation, MIT's). `paddle_predict`: what PaddleVideo's
-    `tools/predict.py` does instead, another frame rule and a picture of 4:3 whatever its shape was.
-    The others show several views, as their names say; some take the short side as crop size.
+    `test` takes the middle frame of each segment and scales the short side, keeping the aspect
+    ratio (like PaddleVideo's `--test` and validation, and MIT's). `paddle_predict` is what
+    PaddleVideo's `tools/predict.py` does instead: a different rule for frames, and images of 4:3
+    whatever their shape. The names of the others describe their views; some use the short side as
+    crop size.
 
     Raises:
-        UserError: there is no such protocol, or the crop is larger than the short side.
+        UserError: There is no such protocol, or the crop is larger than the short side.
     """
     if name not in _PROTOCOLS:
-        raise UserError(f"there is no protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
+        raise UserError(f"unknown protocol {name!r}: choose one of {', '.join(PROTOCOLS)}")
     if not 1 <= crop_size <= short_side:
         raise UserError(
             f"cannot cut {crop_size} px out of frames with a short side of {short_side} px: correct"
@@ -150,13 +162,13 @@ def eval_protocol(name: str, *, short_side: int, crop_size: int) -> EvalProtocol
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels and time, as in `config.data`, and the protocol the network was validated with.
+    """Image sizes and frame rate, as in `config.data`, and the protocol used for validation.
 
-    `frame_rate` is how many frames of a second the network sees, see
-    `tsm_jax.data.sources.measure_frame_rate`; 0 where that is not known.
+    `frame_rate` is the number of frames that the network sees per second (see
+    `tsm_jax.data.sources.measure_frame_rate`), or 0 if it is unknown.
 
     Raises:
-        UserError: a value is of another type, not one of its choices or out of range.
+        UserError: A value has the wrong type, is not one of the choices, or is out of range.
     """
 
     crop_size: int = field(default=224, metadata=between(MIN_CROP_SIZE, MAX_CROP_SIZE))
@@ -179,7 +191,7 @@ class Preprocessing:
 
 
 def protocol_of(preprocessing: Preprocessing, name: str | None = None) -> EvalProtocol:
-    """The views that a network is shown: its own protocol, or the one of that name."""
+    """Returns the network's own protocol, or the one called `name`."""
     return eval_protocol(
         name or preprocessing.protocol,
         short_side=preprocessing.short_side,

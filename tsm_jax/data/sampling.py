@@ -1,7 +1,8 @@
-"""What of a clip the network sees: a frame from each of T equal segments; in training, which crop.
+"""Chooses what the network sees of a clip: one frame of each of T segments; in training, a crop.
 
-Functions of one clip return int64[T], zero-based and in order of time; indices repeat when the clip
-has fewer frames than segments. Those of several clips return them one after the other, [clips * T].
+Functions for one temporal clip return indices int64[T], zero-based and in temporal order, which
+repeat if the video has fewer frames than segments. Functions for several clips return their indices
+one after the other, [clips * T].
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _DENSE_FRAMES = 64
 def random_frame_of_each_segment(
     num_frames: int, num_segments: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Training: a frame drawn uniformly from each segment of `num_frames // num_segments` frames.
+    """Training: draws a frame uniformly from each segment of `num_frames // num_segments` frames.
 
-    The last `num_frames % num_segments` frames are never drawn, as in the references. A clip
-    shorter than `num_segments` is spread evenly and nothing is drawn.
+    The last `num_frames % num_segments` frames are never drawn, as in the references. With fewer
+    frames than segments, nothing is drawn and the frames are spread evenly.
 
     Reference: PaddleVideo pipelines/sample.py:270-303 (`select_left`) and MIT ops/dataset.py
-    (`_sample_indices`); for short clips these repeat frame 0, and mmaction2 spreads as here (but
-    rounds i*N/T where this truncates, so that the last frame is not favoured).
+    (`_sample_indices`). For short clips, both repeat frame 0, while mmaction2 spreads the frames as
+    here (but rounds i*N/T, which is truncated here so as not to favour the last frame).
     """
     _check(num_frames, num_segments)
     segment = np.arange(num_segments, dtype=np.int64)
@@ -40,11 +41,12 @@ def random_frame_of_each_segment(
 def random_frame_of_whole_clip(
     num_frames: int, num_segments: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Training: a frame drawn uniformly from each of T parts, which together are the whole clip.
+    """Training: draws a frame uniformly from each of T parts, which together are the whole clip.
 
-    Parts differ by at most one frame. Where clips have few frames for each segment the rule of the
-    references leaves out much of the end: with 20 frames and 8 segments it draws from the first 16,
-    and testing spreads over all 20. Short clips are spread evenly, as there.
+    The lengths of the parts differ by at most one frame. If clips have few frames per segment, the
+    references' rule leaves out much of the end: with 20 frames and 8 segments, it draws from the
+    first 16, while testing spreads over all 20. Short clips are spread evenly, as in
+    `random_frame_of_each_segment`.
     """
     _check(num_frames, num_segments)
     starts = np.arange(num_segments + 1, dtype=np.int64) * num_frames // num_segments
@@ -54,7 +56,7 @@ def random_frame_of_whole_clip(
 
 
 def random_dense_frames(num_frames: int, num_segments: int, rng: np.random.Generator) -> np.ndarray:
-    """Training: every `64//T`-th frame of one of the windows of `dense_frames`, drawn uniformly.
+    """Training: draws one window of `dense_frames` uniformly and takes every `64//T`-th frame.
 
     Reference: PaddleVideo pipelines/sample.py and MIT ops/dataset.py (`dense_sample`), which never
     draw the last window.
@@ -63,7 +65,7 @@ def random_dense_frames(num_frames: int, num_segments: int, rng: np.random.Gener
     return (rng.integers(starts) + window) % num_frames
 
 
-# By `config.data.sampling`.
+# Values of `config.data.sampling`.
 TRAINING = {
     "uniform": random_frame_of_each_segment,
     "whole": random_frame_of_whole_clip,
@@ -75,7 +77,7 @@ def middle_frame_of_each_segment(num_frames: int, num_segments: int) -> np.ndarr
     """Testing: `int(N/T/2 + N/T*i)`, in float64 and truncated, for every N.
 
     Reference: MIT ops/dataset.py `_get_test_indices` and mmaction2 `SampleFrames`. PaddleVideo's
-    `--test` agrees for N > T; for N <= T it takes frame 0 alone.
+    `--test` agrees for N > T; for N <= T, it takes only frame 0.
     """
     _check(num_frames, num_segments)
     tick = num_frames / num_segments
@@ -85,8 +87,8 @@ def middle_frame_of_each_segment(num_frames: int, num_segments: int) -> np.ndarr
 def paddle_predict_frames(num_frames: int, num_segments: int) -> np.ndarray:
     """Testing as PaddleVideo's `tools/predict.py` does: `(N//T - 1)//2 + i*(N//T)`.
 
-    It differs from `middle_frame_of_each_segment` by a few frames; it exists to reproduce that
-    command's scores. With N < T the frames are taken in turn, starting over after the last.
+    This differs from `middle_frame_of_each_segment` by a few frames and exists to reproduce that
+    command's scores. If N < T, the frames are taken in turn, starting over after the last.
 
     Reference: PaddleVideo pipelines/sample.py:239-268 (without `select_left`).
     """
@@ -99,7 +101,7 @@ def paddle_predict_frames(num_frames: int, num_segments: int) -> np.ndarray:
 
 
 def twice_frames(num_frames: int, num_segments: int) -> np.ndarray:
-    """Two clips: the middle frames of the segments, then their first frames `int(N/T*i)`.
+    """Testing, two clips: the middle frames of the segments, then their first frames `int(N/T*i)`.
 
     Reference: MIT ops/dataset.py (`--twice_sample`), mmaction2 `SampleFrames(twice_sample=True)`.
     """
@@ -109,9 +111,9 @@ def twice_frames(num_frames: int, num_segments: int) -> np.ndarray:
 
 
 def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
-    """`DENSE_CLIPS` clips of every `64//T`-th frame of windows of 64 frames, spread over the video.
+    """Testing, `DENSE_CLIPS` clips: every `64//T`-th frame of windows of 64 frames.
 
-    A window that is longer than the video starts over.
+    The windows are spread over the video. A window longer than the video starts over.
 
     Reference: MIT ops/dataset.py (`--dense_sample`), mmaction2 `DenseSampleFrames`.
     """
@@ -121,11 +123,11 @@ def dense_frames(num_frames: int, num_segments: int) -> np.ndarray:
 
 
 def _dense_windows(num_frames: int, num_segments: int) -> tuple[int, np.ndarray]:
-    """How many places a window can start at, and its frames from there."""
+    """Returns the number of possible starts of a window, and its frames relative to the start."""
     _check(num_frames, num_segments)
     if num_segments > _DENSE_FRAMES:
         raise UserError(
-            f"dense sampling takes at most one of {_DENSE_FRAMES} frames per segment, not"
+            f"dense sampling takes {_DENSE_FRAMES} frames, so at most {_DENSE_FRAMES} segments, not"
             f" {num_segments}: choose another protocol"
         )
     stride = _DENSE_FRAMES // num_segments
@@ -134,7 +136,7 @@ def _dense_windows(num_frames: int, num_segments: int) -> tuple[int, np.ndarray]
 
 
 def spread_frames(num_frames: int, count: int) -> np.ndarray:
-    """The middles of `count` equal parts, at most `num_frames`, of a clip: int64[count], rising."""
+    """Returns the middle frames of `count` <= `num_frames` equal parts: int64[count], ascending."""
     return ((2 * np.arange(count, dtype=np.int64) + 1) * num_frames) // (2 * count)
 
 
@@ -145,8 +147,8 @@ def _check(num_frames: int, num_segments: int) -> None:
 
 MULTI_SCALES = (1, 0.875, 0.75, 0.66)
 
-# The 13 places of a multi-scale crop as (x, y) in quarters of the free space: corners, centre,
-# middles of the edges, then the quarters' corners (the order of the references).
+# The 13 positions of a multi-scale crop as (x, y) in quarters of the free space, in the references'
+# order: corners, centre, middles of the edges, points halfway between centre and corners.
 PLACES = (
     *((0, 0), (4, 0), (0, 4), (4, 4), (2, 2)),
     *((0, 2), (4, 2), (2, 4), (2, 0)),
@@ -156,7 +158,7 @@ PLACES = (
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A rectangle inside a picture, in pixels."""
+    """A rectangle inside an image, in pixels."""
 
     left: int
     top: int
@@ -171,14 +173,15 @@ def draw_multi_scale_crop(
     rng: np.random.Generator,
     scales: Sequence[float] = MULTI_SCALES,
 ) -> Crop:
-    """Draws a shape (sides from `scales` of the short side) and one of 13 places.
+    """Draws a crop's shape (sides are `scales` of the short side) and one of 13 positions.
 
-    The two sides are at most one scale apart; a side within 2 px of `crop_size` becomes
-    `crop_size`, but never more than the picture has. Places are uniform even where they coincide.
+    The two sides are at most one scale apart. A side within 2 px of `crop_size` becomes
+    `crop_size`, but never exceeds the short side. Positions are drawn uniformly even where they
+    coincide.
 
     Reference: PaddleVideo pipelines/augmentations.py `MultiScaleCrop(allow_duplication=True)`,
-    which steps by a float quarter of the free space; Pillow's `crop` then rounds half to even. (At
-    such a half its right edge can end up one pixel off; here the sides keep their length. MIT and
+    which steps by a float quarter of the free space; Pillow's `crop` then rounds half to even. (In
+    such a tie, its right edge can be one pixel off; here, the sides keep their length. MIT and
     mmaction2 step by an integer.)
     """
     short_side = min(height, width)
@@ -199,15 +202,15 @@ def draw_pptsm_crop(
     rng: np.random.Generator,
     scales: Sequence[float] = MULTI_SCALES,
 ) -> Crop:
-    """Draws what PP-TSM's three steps leave of a picture, in pixels of the picture itself.
+    """Draws the region that PP-TSM's three steps leave of an image, in pixels of the original.
 
-    It is scaled to 4:3 with a short side of 8/7 of `crop_size` (256 for 224); a multi-scale crop is
-    scaled to a square of that side; a random square of `crop_size` is cut out. What is seen is then
-    up to 7/8 of the short side, and of pictures wider than 4:3 it is narrowed. One rectangle,
-    resized once, shows the same; its sides are rounded to pixels.
+    The image is scaled to 4:3 with a short side of 8/7 of `crop_size` (256 for 224), a multi-scale
+    crop is scaled to a square of that side, and a random square of `crop_size` is cut out. The
+    result shows up to 7/8 of the short side, narrowed if the image is wider than 4:3. A single
+    rectangle, resized once, shows the same; its sides are rounded to pixels.
 
     Reference: the training transforms of PaddleVideo's pptsm_*.yaml (`Scale`, `MultiScaleCrop`,
-    `RandomCrop`), whose `allow_duplication=False` leaves out some places that coincide.
+    `RandomCrop`), whose `allow_duplication=False` leaves out some positions that coincide.
     """
     side = round(crop_size * 8 / 7)
     scaled_height, scaled_width = fixed_ratio(height, width, side)
@@ -224,12 +227,12 @@ def draw_pptsm_crop(
     return Crop(left, top, new_width, new_height)
 
 
-# By `config.data.crop`.
+# Values of `config.data.crop`.
 TRAINING_CROPS = {"multi_scale": draw_multi_scale_crop, "pptsm": draw_pptsm_crop}
 
 
 def fixed_ratio(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """Height and width that `transforms.resize_fixed_ratio` gives a picture."""
+    """Returns the height and width that `transforms.resize_fixed_ratio` gives an image."""
     if min(height, width) == short_side:
         return height, width
     long_side = int(short_side * 4 / 3)

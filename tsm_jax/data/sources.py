@@ -1,10 +1,10 @@
-"""Clips: sources read chosen frames of the i-th one, readers make elements of batches of them.
+"""Sources read chosen frames of the i-th clip; readers turn clips into batch elements.
 
-Every random draw is addressed by (seed, epoch, clip), never taken from a running stream: the same
-clip looks the same in the same epoch whatever thread, worker, host or restart reads it.
+Every random draw is keyed by (seed, epoch, clip), never taken from a running stream: a clip looks
+the same in the same epoch, whatever thread, worker, host or restart reads it.
 
-Sources of pictures and of packed clips are in modules of their own (`frames`, `packed`), loaded
-where they are used.
+The sources of image folders and of packed clips have modules of their own (`frames`, `packed`),
+which are imported where they are used.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ from tsm_jax.host import keep_freed_memory
 
 Element = dict[str, np.ndarray]
 
-# From the number of frames that a clip has to the zero-based indices of those to read.
+# Maps a clip's number of frames to the zero-based indices of the frames to read.
 ChooseFrames = Callable[[int], np.ndarray]
 
-# Purposes that a clip's randomness is drawn for, so that none depends on another's draws.
+# Keys of a clip's random draws, so that none depends on the others.
 _FRAMES, _CROP, _FLIP, _REPLACEMENT, _COLOR = range(5)
 
 MAX_REPLACEMENTS = 20
-_TIMED_VIDEOS = 32  # only what stands before their frames is read
+_TIMED_VIDEOS = 32  # whose containers are opened to read the duration
 
 _log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """Random access to clips. Reading is safe from several threads."""
+    """Random access to clips. Reading is thread-safe."""
 
     def __len__(self) -> int: ...
 
     def label(self, index: int) -> int: ...
 
     def name(self, index: int) -> str:
-        """Path of clip `index`, for messages."""
+        """Returns the path of clip `index`, for messages."""
         ...
 
     def read(self, index: int, choose: ChooseFrames) -> Sequence[np.ndarray]:
-        """The frames of clip `index` that `choose` picks.
+        """Reads the frames of clip `index` that `choose` picks.
 
-        `choose` may be called more than once and must answer the same.
+        `choose` may be called more than once and must return equal indices for equal numbers.
 
         Returns:
             T frames, uint8 `[H, W, 3]`, RGB.
 
         Raises:
-            UnreadableClipError: names the file.
+            UnreadableClipError: The clip cannot be read; the message names the file.
         """
         ...
 
@@ -76,7 +76,7 @@ class VideoSource(ListSource):
 
 @dataclass(frozen=True)
 class SyntheticSource:
-    """Random pixels, the same for every clip: to measure everything but reading."""
+    """Random pixels, the same for every clip, to measure everything except reading."""
 
     clips: int
     num_classes: int
@@ -101,16 +101,17 @@ class SyntheticSource:
 
 @dataclass(frozen=True)
 class TrainClips:
-    """Reads augmented training clips: a random frame a segment, a random crop, flip of half.
+    """Reads augmented training clips: random frames, a random crop, and a random flip.
 
     Attributes:
-        crop_size: of the result, pixels.
-        skip_unreadable: replace an unreadable clip by another one, chosen by (seed, epoch, clip)
+        crop_size: Side of the resulting frames in pixels.
+        flip: Whether to mirror half of the clips.
+        skip_unreadable: Replace an unreadable clip with another one, chosen by (seed, epoch, clip)
             alone, instead of raising.
-        mirrored_labels: for each class that of its mirrored clips; None to keep their labels.
-        crop, sampling: names in `TRAINING_CROPS` and `TRAINING`.
-        crop_scales: sides of a crop, of the short side.
-        color_jitter: strength of `jitter_color`, 0 for none.
+        mirrored_labels: The label of each class's mirrored clips; None to keep labels.
+        crop, sampling: Keys of `TRAINING_CROPS` and `TRAINING`.
+        crop_scales: Sides of a crop, as fractions of the short side.
+        color_jitter: Strength of `jitter_color`; 0 for none.
     """
 
     source: Source
@@ -127,17 +128,17 @@ class TrainClips:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a clip's video: (1, T, S, S, 3), one view."""
+        """Shape of a clip's video: (1, T, S, S, 3), one view."""
         return (1, self.num_segments, self.crop_size, self.crop_size, 3)
 
     def read(self, index: int, epoch: int, out: np.ndarray | None = None) -> Element:
-        """The clip's batch element, whose `index` is that of the clip that was read.
+        """Reads a clip's batch element, whose `index` is that of the clip actually read.
 
         Args:
-            out: uint8 of `shape`, C-contiguous, that receives the video; a new array if None.
+            out: Receives the video: uint8 of `shape`, C-contiguous; None for a new array.
 
         Raises:
-            UserError: neither the clip nor any replacement could be read.
+            UserError: Neither the clip nor any replacement could be read.
         """
         try:
             return self._read(index, epoch, out)
@@ -182,10 +183,10 @@ class TrainClips:
                 element = self._read(other, epoch, out)
             except UnreadableClipError:
                 continue
-            _log.warning("skipped %s; %s takes its place", error, self.source.name(other))
+            _log.warning("unreadable clip replaced by %s: %s", self.source.name(other), error)
             return element
         raise UserError(
-            f"{error}; {MAX_REPLACEMENTS} others in its place could not be read either:"
+            f"{error}; {MAX_REPLACEMENTS} attempts to replace it with another clip failed, too:"
             " check the training list"
         )
 
@@ -195,11 +196,11 @@ class TrainClips:
 
 @dataclass(frozen=True)
 class EvalClips:
-    """Reads clips by a protocol; nothing is random and nothing is ever replaced.
+    """Reads clips according to a protocol; nothing is random and no clip is ever replaced.
 
     Attributes:
-        skip_unreadable: let an unreadable clip count for nothing, instead of raising. Training
-            clips only: every clip of an evaluation counts.
+        skip_unreadable: Let an unreadable clip count for nothing, instead of raising. Only for
+            training clips, because every clip of an evaluation counts.
     """
 
     source: Source
@@ -209,15 +210,15 @@ class EvalClips:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a clip's video: (V, T, S, S, 3)."""
+        """Shape of a clip's video: (V, T, S, S, 3)."""
         size = self.protocol.crop_size
         return (self.protocol.num_views, self.num_segments, size, size, 3)
 
     def read(self, index: int, out: np.ndarray | None = None) -> Element:
-        """The clip's batch element; `out` as in `TrainClips.read`.
+        """Reads a clip's batch element; `out` is as for `TrainClips.read`.
 
         Raises:
-            UnreadableClipError: naming the file.
+            UnreadableClipError: The clip cannot be read; the message names the file.
         """
         try:
             return self.element(self.read_frames(index), index, out)
@@ -227,7 +228,7 @@ class EvalClips:
             return self.padding(out)
 
     def read_frames(self, index: int) -> Sequence[np.ndarray]:
-        """The frames that the protocol chooses, as they are in the clip."""
+        """Reads the frames that the protocol chooses, unchanged."""
 
         def choose(num_frames: int) -> np.ndarray:
             return self.protocol.choose_frames(num_frames, self.num_segments)
@@ -238,12 +239,12 @@ class EvalClips:
     def element(
         self, frames: Sequence[np.ndarray], index: int, out: np.ndarray | None = None
     ) -> Element:
-        """The batch element of frames that were read."""
+        """Makes the batch element of frames that have been read."""
         video = self.protocol.views(frames, self.source.name(index))
         return _element(video, self.source.label(index), index, out)
 
     def padding(self, out: np.ndarray | None = None) -> Element:
-        """An element that fills up the last batch and counts for nothing."""
+        """Returns an element that pads the last batch and counts for nothing."""
         return _element(np.zeros(self.shape, np.uint8), 0, -1, out, counts=False)
 
 
@@ -261,8 +262,11 @@ def _element(
 
 
 def measure_frame_rate(source: Source, num_segments: int) -> float:
-    """Frames per second that a network sees in training, three digits: T over the median duration
-    of the videos; 0 where the source does not know times, as images in folders do not."""
+    """Returns the frames per second that a network sees in training, to three digits.
+
+    This is T over the median duration of (a sample of) the videos, or 0 if the source has no
+    durations, such as folders of images.
+    """
     if not isinstance(source, VideoSource) or not len(source):
         return 0.0
     chosen = spread_frames(len(source), min(_TIMED_VIDEOS, len(source)))
@@ -273,12 +277,12 @@ def measure_frame_rate(source: Source, num_segments: int) -> float:
 
 
 def _duration(path: str) -> float:
-    """Seconds of a video by what its container says; 0 if that is nothing, or it cannot be read."""
+    """Returns a video's seconds according to its container; 0 if unknown or unreadable."""
     try:
         with local_copy(path) as local, open_video(local) as stream:
             if stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
             assert isinstance(stream.container, InputContainer)
             return (stream.container.duration or 0) / av.time_base
-    except UnreadableClipError:  # training or evaluation will say so
+    except UnreadableClipError:  # training or evaluation will report it
         return 0.0

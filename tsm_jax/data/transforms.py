@@ -1,7 +1,7 @@
-"""Cropping, resizing and flipping of uint8 RGB frames, and what flipping makes of their class.
+"""Crops, resizes and flips uint8 RGB frames, and finds the classes of flipped clips.
 
-A clip's frames come as `Frames`: a list of T uint8[H, W, 3] of one size (where a frame repeats it
-may be the same object), or uint8[T, H, W, 3]. No function changes the frames it is given.
+A clip's frames come as `Frames`: a list of T arrays uint8[H, W, 3] of the same size (a repeated
+frame may be the same object), or uint8[T, H, W, 3]. Functions never modify the `Frames` they get.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tsm_jax.terminal import printable
 
 Frames: TypeAlias = "Sequence[np.ndarray] | np.ndarray"
 
-# Parallelism comes from the threads that read clips; OpenCV's own would only compete with them.
+# Clips are read by many threads already; OpenCV's own threads would only compete with them.
 cv2.setNumThreads(0)
 
 
@@ -29,10 +29,11 @@ def crop_resize_flip(
 ) -> np.ndarray:
     """Cuts `crop` out of every frame, resizes it to a square and mirrors it if `flip`.
 
-    Bilinear, or averaging areas where a side shrinks more than twice (bilinear would skip pixels).
+    Interpolation is bilinear, or area averaging if a side shrinks to less than half (bilinear would
+    skip pixels).
 
     Returns:
-        uint8[T, size, size, 3], `out` if given, which must be C-contiguous.
+        uint8[T, size, size, 3]: `out` (which must be C-contiguous) if given.
     """
     if out is None:
         out = np.empty((len(frames), size, size, 3), np.uint8)
@@ -49,18 +50,18 @@ def crop_resize_flip(
     return out
 
 
-# Of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in Pillow.
+# Weights of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in Pillow.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def jitter_color(video: np.ndarray, strength: float, rng: np.random.Generator) -> None:
-    """Changes brightness, contrast and saturation of uint8[T, H, W, 3], alike for all frames.
+    """Changes brightness, contrast and saturation of uint8[T, H, W, 3] in place.
 
-    Three factors are drawn from `[1 - strength, 1 + strength]`, so that what moves keeps its look
-    from frame to frame. In place.
+    The three factors, drawn from `[1 - strength, 1 + strength]`, are the same for all frames, so
+    that a moving object looks the same from frame to frame.
 
-    Reference: torchvision's `ColorJitter`, always in the order brightness, contrast (about the mean
-    brightness of the clip), saturation, and rounded once.
+    Reference: torchvision's `ColorJitter`, but always in the order brightness, contrast (about the
+    clip's mean brightness), saturation, and rounded only once.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     grey = float(video.mean((0, 1, 2)) @ _LUMA)
@@ -71,9 +72,9 @@ def jitter_color(video: np.ndarray, strength: float, rng: np.random.Generator) -
 
 
 def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
-    """Resizes to `short_side` pixels on the short side and keeps the ratio (long side truncated).
+    """Resizes the short side to `short_side` pixels, keeping the ratio (long side truncated).
 
-    Frames whose short side is right already are returned as they are.
+    Frames whose short side already fits are returned as they are.
 
     Reference: PaddleVideo pipelines/augmentations.py `Scale(fixed_ratio=False)`; Pillow's
     bilinear filter, which averages when it shrinks.
@@ -85,19 +86,19 @@ def resize_short_side(frames: Frames, short_side: int) -> list[np.ndarray]:
 
 
 def resize_fixed_ratio(frames: Frames, short_side: int) -> list[np.ndarray]:
-    """Resizes to 4:3 whatever the ratio was, so that it may distort: 256 gives 341x256.
+    """Resizes to 4:3 whatever the original ratio, which may distort: 256 gives 341x256.
 
-    The result is upright if the frames are upright or square. Frames whose short side is right
-    already are returned as they are, whatever the long side.
+    The result is portrait (3:4) if the frames are portrait or square. Frames whose short side
+    already fits are returned as they are, whatever their long side.
 
-    Reference: PaddleVideo's `Scale` by default, thus its `tools/predict.py`.
+    Reference: PaddleVideo's `Scale` by default, and thus its `tools/predict.py`.
     """
     height, width = frames[0].shape[:2]
     return _resize(frames, *fixed_ratio(height, width, short_side))
 
 
 def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
-    """As `resize_short_side`, but with OpenCV's bilinear filter and the long side rounded.
+    """Like `resize_short_side`, but with OpenCV's bilinear filter and the long side rounded.
 
     Reference: mmaction2's `Resize(scale=(-1, 256))`, which does not average when it shrinks.
     """
@@ -110,12 +111,12 @@ def resize_short_side_cv2(frames: Frames, short_side: int) -> list[np.ndarray]:
 
 
 def one_crop(frames: Frames, size: int) -> list[np.ndarray]:
-    """The central square: one uint8[T, size, size, 3].
+    """Returns the central square: one uint8[T, size, size, 3].
 
     Raises:
-        ValueError: The frames are smaller than `size`, as for all crops.
+        ValueError: The frames are smaller than `size` (all crops raise this).
 
-    Reference: PaddleVideo's `CenterCrop` and torchvision's: offsets are rounded half to even
+    Reference: PaddleVideo's and torchvision's `CenterCrop`: offsets are rounded half to even
     (mmaction2 truncates).
     """
     width, height = _free_space(frames, size)
@@ -124,7 +125,7 @@ def one_crop(frames: Frames, size: int) -> list[np.ndarray]:
 
 
 def truncated_center_crop(frames: Frames, size: int) -> list[np.ndarray]:
-    """As `one_crop`, but an odd free space is halved down.
+    """Like `one_crop`, but half of an odd free space is rounded down.
 
     Reference: mmaction2 `CenterCrop`.
     """
@@ -132,16 +133,16 @@ def truncated_center_crop(frames: Frames, size: int) -> list[np.ndarray]:
 
 
 def three_crops(frames: Frames, size: int) -> list[np.ndarray]:
-    """Left, right and centre of the middle: three of uint8[T, size, size, 3].
+    """Returns crops at the left, right and centre at mid-height: three uint8[T, size, size, 3].
 
-    Reference: MIT ops/transforms.py `GroupFullResSample`, PaddleVideo's of the same name; they
-    step by whole quarters of the free space, and show upright frames three times alike.
+    Reference: `GroupFullResSample` in MIT ops/transforms.py and in PaddleVideo. Both step by whole
+    quarters of the free space, and show portrait frames three times alike.
     """
     return _crops(frames, size, ((0, 2), (4, 2), (2, 2)))
 
 
 def three_crops_of_long_side(frames: Frames, size: int) -> list[np.ndarray]:
-    """Both ends and the centre of the long side: three of uint8[T, size, size, 3].
+    """Returns crops at both ends and the centre of the long side: uint8[T, size, size, 3] each.
 
     Reference: mmaction2 `ThreeCrop`, which steps by whole halves of the free space.
     """
@@ -151,7 +152,7 @@ def three_crops_of_long_side(frames: Frames, size: int) -> list[np.ndarray]:
 
 
 def ten_crops(frames: Frames, size: int) -> list[np.ndarray]:
-    """Four corners and the centre, each followed by its mirror image.
+    """Returns the four corners and the centre, each followed by its mirror image.
 
     Reference: MIT ops/transforms.py `GroupOverSample`, mmaction2 and PaddleVideo `TenCrop`.
     """
@@ -162,7 +163,7 @@ def ten_crops(frames: Frames, size: int) -> list[np.ndarray]:
 def _crops(
     frames: Frames, size: int, places: Sequence[tuple[int, int]], parts: int = 4
 ) -> list[np.ndarray]:
-    """Crops at (x, y) whole parts of the free space."""
+    """Returns crops at (x, y) steps; a step is the free space // `parts`."""
     width, height = _free_space(frames, size)
     step_x, step_y = width // parts, height // parts
     return [
@@ -172,7 +173,7 @@ def _crops(
 
 
 def _free_space(frames: Frames, size: int) -> tuple[int, int]:
-    """Pixels of the width and of the height that a crop leaves."""
+    """Returns the pixels of width and height that a crop leaves free."""
     height, width = frames[0].shape[:2]
     if min(height, width) < size:
         raise ValueError(f"cannot cut {size}x{size} out of a frame of {width}x{height}")
@@ -180,7 +181,7 @@ def _free_space(frames: Frames, size: int) -> tuple[int, int]:
 
 
 def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:
-    """By Pillow's bilinear filter; frames that have that size are returned as they are."""
+    """Resizes with Pillow's bilinear filter; frames of that size are returned as they are."""
     if frames[0].shape[:2] == (height, width):
         return list(frames)
     size, bilinear = (width, height), Image.Resampling.BILINEAR
@@ -190,8 +191,8 @@ def _resize(frames: Frames, height: int, width: int) -> list[np.ndarray]:
 _PAIRS = (("left", "right"), ("clockwise", "counterclockwise"), ("左", "右"), ("顺时针", "逆时针"))
 _OPPOSITE = {a: b for one, other in _PAIRS for a, b in ((one, other), (other, one))}
 
-# Whole words, `leftwards` and `left-handed` among them, but not `leftover` or `upright`; nor words
-# that are no direction: Something-Something has `pulling it right out`.
+# Whole words, including `leftwards` and `left-handed`, but not `leftover` or `upright`, and not
+# words that mean no direction, as in Something-Something's `pulling it right out`.
 _DIRECTION = re.compile(
     r"\b(?:left(?! (?:over|behind)\b)|right(?! (?:out|away)\b))(?=(?:wards?|hand|handed|most)?\b)"
     r"|\b(?:counter)?clockwise\b|左|右|顺时针|逆时针"
@@ -199,14 +200,13 @@ _DIRECTION = re.compile(
 
 
 def mirrored_labels(names: Sequence[str]) -> tuple[int, ...]:
-    """For each class, by its name, the one that a mirrored clip of it is of; most often itself.
+    """Returns the label of each class's mirrored clips, judged by names; usually its own label.
 
-    Two classes are each other's mirror image if their names differ in left and right, or in
-    clockwise and counterclockwise (or anticlockwise), and in nothing but those, case, blanks and
-    punctuation.
+    Two classes mirror each other if their names differ only in left and right, or clockwise and
+    counterclockwise (or anticlockwise), apart from case, blanks and punctuation.
 
     Raises:
-        UserError: a class that names a direction has no such partner, or two.
+        UserError: A class that names a direction has no such partner, or has two.
     """
     own = [_comparable(name) for name in names]
     labels = {name: label for label, name in enumerate(own) if _mirrored(name) != name}
@@ -216,21 +216,21 @@ def mirrored_labels(names: Sequence[str]) -> tuple[int, ...]:
             continue
         why = ""
         if opposite not in labels:
-            why = f"'{names[label]}' has no class '{opposite}'"
+            why = f"'{names[label]}' has no opposite class '{opposite}'"
         elif labels[name] != label:
-            why = f"'{names[label]}' and '{names[labels[name]]}' are the same direction"
+            why = f"'{names[label]}' and '{names[labels[name]]}' name the same direction"
         if why:
             raise UserError(
-                f"the label of a mirrored clip is not known, as {printable(why)}: set"
+                f"the label of mirrored clips is unknown, because {printable(why)}: set"
                 " --config.data.flip=False, or --config.data.flip_labels=keep if left and right"
-                " make no difference there"
+                " make no difference"
             )
         mirrored[label] = labels[opposite]
     return tuple(mirrored)
 
 
 def with_direction(names: Sequence[str]) -> list[str]:
-    """Those names that a mirrored clip makes wrong."""
+    """Returns the names that do not describe a mirrored clip of their class."""
     return [name for name in names if _mirrored(_comparable(name)) != _comparable(name)]
 
 

@@ -26,7 +26,7 @@ def videos(tmp_path_factory, make_video) -> Path:
 
 @pytest.fixture
 def video_list(videos, tmp_path) -> Path:
-    """A list of them, relative to their folder."""
+    """A list of the videos, relative to their folder."""
     path = tmp_path / "train.list"
     names = sorted(str(path.relative_to(videos)) for path in videos.rglob("*.mp4"))
     path.write_text("".join(f"{name} {int(name[0] == 'b')}\n" for name in names))

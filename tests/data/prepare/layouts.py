@@ -1,4 +1,4 @@
-"""Tiny copies of data sets as they are downloaded, with clips missing and blanks in names."""
+"""Tiny copies of data sets as downloaded, with missing clips and blanks in names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Layout:
     """A data set below a folder.
 
     Attributes:
-        arguments: of `prepare lists`, but for --output.
-        recipe: that trains on it.
-        prefix: folder that the paths of the lists start from.
-        lists: what has to be in them, that of training first and that of validation last.
-        labels: the classes in their order.
+        arguments: Arguments of `prepare lists`, except --output.
+        recipe: Recipe that trains on it.
+        prefix: Folder that the paths in the lists are relative to.
+        lists: Expected lists, the training list first and the validation list last.
+        labels: Classes in label order.
     """
 
     arguments: list[str]

@@ -1,6 +1,7 @@
-"""Work on a cluster: the results of one machine, whatever is lost; nodes that differ are refused.
+"""A cluster gives the results of one machine, whatever is lost; nodes that differ are refused.
 
-Ray is the stand-in of tests/fake_ray.py here; tests/data/prepare/test_ray.py starts the real one.
+These tests use tests/fake_ray.py instead of Ray; tests/data/prepare/test_ray.py starts the real
+one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def run(items, function=str, **more):
     return list(run_on_ray(function, items, "10.0.0.1:6379", path_of=str, **more))
 
 
-def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypatch):
+def test_results_are_in_order_and_few_tasks_run_at_once(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_AHEAD", 40)
     fake_ray.work, fake_ray.cores = fake_ray.at_once, 10
     taken = 0
@@ -47,10 +48,10 @@ def test_results_are_in_order_and_few_tasks_are_there_at_once(fake_ray, monkeypa
     assert fake_ray.items != sorted(fake_ray.items)
 
 
-def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
+def test_large_results_do_not_pile_up(fake_ray, monkeypatch):
     monkeypatch.setattr(cluster, "_MOST_BYTES", 10_000)
     fake_ray.work = fake_ray.at_once
-    # The first one comes last, as long as there are others.
+    # The first one comes last while there are others.
     fake_ray.wait = lambda references, timeout: (references[-1:], [])
     taken = []
     items = (taken.append(i) or i for i in range(300))
@@ -60,19 +61,19 @@ def test_large_results_are_not_piled_up(fake_ray, monkeypatch):
     assert len(list(jobs)) == 299
 
 
-def test_processes_leave_each_other_memory_of_a_gpu(fake_ray, monkeypatch):
+def test_processes_share_the_memory_of_a_gpu(fake_ray, monkeypatch):
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
     assert run(["XLA_PYTHON_CLIENT_PREALLOCATE"], os.getenv)[0][1] == "false"
 
 
-def test_what_is_lost_is_done_again_and_nothing_twice(fake_ray):
+def test_lost_items_are_repeated_and_no_others(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: fake_ray.rng.random() < 0.4
     assert run(range(200)) == [(i, str(i)) for i in range(200)]
     assert len(fake_ray.tasks) > 250
 
 
-def test_short_items_share_a_task_and_what_is_lost_is_done_alone(fake_ray):
+def test_short_items_share_a_task_and_lost_items_are_repeated_alone(fake_ray):
     fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.02
     lost = []
     fake_ray.lose = lambda item: item == 250 and len(lost) < 3 and not lost.append(item)
@@ -84,7 +85,7 @@ def test_short_items_share_a_task_and_what_is_lost_is_done_alone(fake_ray):
     )
 
 
-def test_a_mistake_in_a_task_of_several_comes_after_the_results_before_it(fake_ray):
+def test_an_error_in_a_task_comes_after_the_results_before_it(fake_ray):
     fake_ray.work, fake_ray.seconds = fake_ray.at_once, 0.001
     items = [*"abcdefghijklmnopqrstuvw", "fails", *"xyz"]
     jobs = run_on_ray(job, items, "a:1", path_of=str)
@@ -95,17 +96,17 @@ def test_a_mistake_in_a_task_of_several_comes_after_the_results_before_it(fake_r
     assert any(len(task) > 1 and "fails" in task for task in fake_ray.tasks)
 
 
-def test_an_item_that_takes_every_worker_with_it_ends_the_run(fake_ray):
+def test_an_item_that_takes_down_every_worker_ends_the_run(fake_ray):
     fake_ray.work = fake_ray.at_once
     fake_ray.lose = lambda item: item == 3
     jobs = run_on_ray(str, range(100), "a:1", path_of=str)
-    with pytest.raises(UserError, match=r"^3: 10 workers were lost .* the same command continues"):
+    with pytest.raises(UserError, match=r"^3: 10 workers were lost .* command again to continue"):
         list(jobs)
     assert fake_ray._waiting == {}
 
 
 @pytest.mark.parametrize("code, attempts", [(-11, 1), (-9, 3)])
-def test_a_process_that_was_killed_may_have_been_that_of_a_dying_node(fake_ray, code, attempts):
+def test_a_killed_process_may_have_been_on_a_dying_node(fake_ray, code, attempts):
     failure = JobFailure(f"the decoder crashed (exit code {code})", "crashed", code)
     fake_ray.work = lambda order, items: [fake_ray.done(failure, path) for _, path in items]
     assert run(["a"]) == [("a", failure)]
@@ -122,7 +123,7 @@ def test_a_node_that_sees_other_files_ends_the_run(fake_ray, tmp_path):
 
     for size, seen in ((None, "nothing"), (4, "4 bytes"), (-1, "a folder")):
         fake_ray.work = lambda *_, size=size: done(size)
-        message = rf"node 10.0.0.7 sees {seen} at {path}, this machine 5 bytes: all need the same"
+        message = rf"node 10.0.0.7 sees {seen} at {path}, but this machine sees 5 bytes: all mach"
         with pytest.raises(UserError, match=message):
             run([path])
     fake_ray.work = lambda *_: done(None)
@@ -144,13 +145,13 @@ def job(item):
     return os.getpid()
 
 
-def test_a_file_costs_itself_and_nothing_else(fake_ray):
-    """In real processes."""
+def test_a_bad_file_affects_only_itself(fake_ray):
+    """Uses real processes."""
     fake_ray.memory = 4 << 30  # for two cores
     items = ["a", "crashes", "b", "eats", "c", "cores"]
     results = dict(run(items, job))
     assert results["crashes"] == JobFailure("the decoder crashed (exit code -11)", "crashed", -11)
-    assert results["eats"].reason.startswith("it takes more memory than 2048 MB")
+    assert results["eats"].reason.startswith("it needs more memory than 2048 MB")
     assert all(isinstance(results[name], int) for name in "abc")
     assert results["cores"] == 1
     with pytest.raises(UserError, match="node 10.0.0.7: the disk is full"):
@@ -171,16 +172,16 @@ def test_nodes_with_another_decoder_or_other_code_are_refused(fake_ray, monkeypa
         monkeypatch.setattr(cluster_node, "versions", real),
     )[1]
     for changed in ("av", "tsm_jax"):
-        with pytest.raises(UserError, match=f"node 10.0.0.7: {changed} is 17.0, on the machine"):
+        with pytest.raises(UserError, match=f"node 10.0.0.7: {changed}: 17.0 here, but .* on the"):
             run(["a"])
 
 
-def test_what_cannot_be_imported_there_is_said(fake_ray):
+def test_packages_missing_on_a_node_are_reported(fake_ray):
     def fails(*_):
         raise fake_ray.exceptions.RayTaskError(ModuleNotFoundError("No module named 'tsm_jax'"))
 
     fake_ray.work = fails
-    with pytest.raises(UserError, match="has not the packages .*No module named 'tsm_jax'.*same"):
+    with pytest.raises(UserError, match="lacks packages .*No module named 'tsm_jax'.*same"):
         run(["a"])
 
 
@@ -202,31 +203,31 @@ def test_a_wrong_address_is_one_line(fake_ray, monkeypatch):
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(UserError, match="there is no cluster, it is something else that ans"):
+        with pytest.raises(UserError, match="there is no cluster, something other than Ray"):
             next(run_on_ray(str, ["a"], f"127.0.0.1:{port}", path_of=str))
         thread.join()
     wrong = {
-        f"127.0.0.1:{port}": "nothing answers (Connection refused): ray start --head starts one",
-        "somewhere": "give local, auto or HOST:PORT, such as 10.0.0.1:6379",
-        "ray://10.0.0.1:10001": "start the command on a node of the cluster",
+        f"127.0.0.1:{port}": "nothing answers (Connection refused): start one with ray start",
+        "somewhere": "expected local, auto or HOST:PORT, such as 10.0.0.1:6379",
+        "ray://10.0.0.1:10001": "run the command on a node of the cluster",
     }
     for address, message in wrong.items():
         with pytest.raises(UserError) as raised:
             next(run_on_ray(str, ["a"], address, path_of=str))
         assert message in str(raised.value) and address in str(raised.value)
         assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="--processes does not go with --ray auto"):
+    with pytest.raises(UserError, match="--processes cannot be used with --ray auto"):
         next(run_on_ray(str, ["a"], "auto", path_of=str, processes=2))
 
 
-def test_a_cluster_without_cores_is_waited_for_and_given_up(fake_ray, monkeypatch, capsys):
+def test_gives_up_waiting_for_a_cluster_without_cores(fake_ray, monkeypatch, capsys):
     clock = iter(np.arange(0, 1e6, 3.0).tolist())
     monkeypatch.setattr(cluster.time, "monotonic", lambda: next(clock))
     fake_ray.cores = 0
     fake_ray.wait = lambda references, timeout: ([], references)
     with pytest.raises(UserError, match="has had no node with a core for 600 s"):
         run(["a"])
-    assert capsys.readouterr().err.count("waiting for one") == 1
+    assert capsys.readouterr().err.count("waiting for a node") == 1
 
 
 @pytest.mark.parametrize("command", ["check", "frames", "pack"])
@@ -254,14 +255,14 @@ def test_commands_write_the_same_on_a_cluster(fake_ray, videos, video_list, tmp_
 def test_frames_go_to_a_disk_that_all_share(videos, tmp_path):
     job = str(videos / "a" / "clip0.mp4"), str(tmp_path / "frames" / "clip0")
     write = {"short_side": 24, "quality": 90}
-    with pytest.raises(StopJobsError, match="has to be on one that all nodes share"):
+    with pytest.raises(StopJobsError, match="must be on a disk that all nodes share"):
         extract._extract_video(job, partial_root=str(tmp_path / "not here"), **write)
-    with pytest.raises(UserError, match="prepare pack writes to a bucket"):
+    with pytest.raises(UserError, match="use prepare pack to write to a bucket"):
         extract.extract([], [], "gs://bucket/frames")
 
 
 def test_a_folder_that_another_node_finished_is_kept(videos, tmp_path, monkeypatch):
-    """A node that was taken for lost may still be working."""
+    """A node that was believed lost may still be working."""
     job = str(videos / "a" / "clip0.mp4"), str(tmp_path / "frames" / "clip0")
     write = {"partial_root": str(tmp_path), "short_side": 24, "quality": 90}
     rename = os.rename

@@ -1,4 +1,4 @@
-"""Data sets from a server on this machine: told, fetched, unpacked, continued."""
+"""Data sets from a server on this machine: announced, fetched, unpacked, continued."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def published(tmp_path):
-    """The folder that the server shows, and its address."""
+    """The folder that the server serves, and its address."""
     folder = tmp_path / "published"
     folder.mkdir()
     Handler.requested.clear()
@@ -78,10 +78,10 @@ def test_parts_are_merged_and_deleted(kinetics, tmp_path, capsys):
     assert (output / "train.list").read_text() == "zumba/a.mp4 0\n"
     assert not list(output.rglob("*.tar.gz"))
     first = capsys.readouterr().out.splitlines()[0]
-    assert "about 0.0 GB to download" in first and "are free" in first
+    assert "about 0.0 GB to download" in first and "GB free" in first
 
 
-def test_what_is_unpacked_is_not_fetched_again(kinetics, tmp_path):
+def test_unpacked_archives_are_not_fetched_again(kinetics, tmp_path):
     output = tmp_path / "k400"
     fetch_dataset(kinetics, str(output), keep_archives=False)
     before = len(Handler.requested)
@@ -105,15 +105,15 @@ def test_continues_after_a_broken_part(kinetics, published, tmp_path):
     assert Handler.requested.count("/part_0.tar.gz") == 1
 
 
-def test_too_little_space_is_told_before_anything_is_fetched(kinetics, tmp_path):
+def test_too_little_space_is_reported_before_any_download(kinetics, tmp_path):
     huge = replace(kinetics, unpacked_bytes=10**18)
-    with pytest.raises(UserError, match=r"it takes 1000000000\.0 GB"):
+    with pytest.raises(UserError, match=r"needs 1000000000\.0 GB"):
         fetch_dataset(huge, str(tmp_path / "k400"), keep_archives=False)
     assert not Handler.requested
 
 
 def test_equal_names_of_different_archives(kinetics, published, tmp_path):
-    """The parts of training and of validation may be called the same."""
+    """Parts of training and validation may have the same names."""
     folder, url = published
     (folder / "val").mkdir()
     write_tar(folder / "val" / "part_0.tar.gz", ["val/zumba/v.mp4"])
@@ -133,7 +133,7 @@ def test_files_of_one_name_in_two_parts(kinetics, tmp_path):
     fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)  # as after a killed run
     (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").write_bytes(b"xyz")
     (tmp_path / "k400" / "archives" / "part_1.tar.gz.unpacked").unlink()
-    with pytest.raises(UserError, match=r"c.mp4 is another file than .* in part_1.tar.gz"):
+    with pytest.raises(UserError, match=r"c.mp4 exists and differs from .* in part_1.tar.gz"):
         fetch_dataset(kinetics, str(tmp_path / "k400"), keep_archives=True)
     assert (tmp_path / "k400" / "videos" / "zumba" / "c.mp4").read_bytes() == b"xyz"
 
@@ -143,14 +143,14 @@ def test_an_address_without_a_file_name(published, tmp_path, end):
     folder, url = published
     (folder / "link.list").write_text(f"{url}/{end}\n")
     dataset = DataSet("k400", 10, 10, link_lists=[f"{url}/link.list"])
-    with pytest.raises(UserError, match="does not end in the name of a file"):
+    with pytest.raises(UserError, match="does not end in a file name"):
         fetch_dataset(dataset, str(tmp_path / "k400"), keep_archives=False)
 
 
-def test_a_damaged_archive_stays_and_leaves_nothing(kinetics, published, tmp_path):
+def test_a_damaged_archive_is_kept_and_leaves_no_files(kinetics, published, tmp_path):
     folder, _ = published
     data = bytearray((folder / "part_1.tar.gz").read_bytes())
-    data[-6] ^= 1  # of the checksum
+    data[-6] ^= 1  # in the checksum
     (folder / "part_1.tar.gz").write_bytes(data)
     output = tmp_path / "k400"
     with pytest.raises(UserError, match=r"part_1.tar.gz cannot be unpacked: CRC check failed"):
@@ -174,7 +174,7 @@ def ucf101(published) -> DataSet:
 
 
 def test_a_rar_goes_to_an_installed_program(ucf101, tmp_path, monkeypatch):
-    """`unrar` here is a script that unpacks a tar, as the arguments of the real one say."""
+    """`unrar` is a script here that unpacks a tar file, given the arguments of the real one."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "unrar").write_text('#!/bin/sh\ntar -xzf "$5" -C "$6"\n')
@@ -189,14 +189,14 @@ def test_a_rar_goes_to_an_installed_program(ucf101, tmp_path, monkeypatch):
 
 
 def only(monkeypatch, program: str) -> None:
-    """Makes `program` the only one that there is for rar."""
+    """Makes `program` the only one available for rar."""
     others = {name: None for name in UNRAR if name != program}
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: others.get(name, which(name)))
 
 
 def write_rar(path: Path, files: dict[str, bytes]) -> None:
-    """An archive of version 4 that stores its files as they are."""
+    """Makes an archive of version 4 that stores files uncompressed."""
 
     def block(kind: int, flags: int, body: bytes, data: bytes = b"") -> bytes:
         head = struct.pack("<BHH", kind, flags, 7 + len(body)) + body

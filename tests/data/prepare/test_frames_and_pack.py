@@ -1,4 +1,4 @@
-"""Extraction and packing: what is written, what is repeated, what fails."""
+"""Extraction and packing: what is written, repeated, or fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tsm_jax.errors import UserError
 
 
 def start(*arguments) -> subprocess.Popen:
-    """`python -m tsm_jax.prepare ...` in a process of its own."""
+    """Starts `python -m tsm_jax.prepare ...` in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "tsm_jax.prepare", *map(str, arguments)],
         cwd=Path(__file__).parents[3],
@@ -34,7 +34,7 @@ def start(*arguments) -> subprocess.Popen:
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """The hash of every file under a folder, and every folder, by its path."""
+    """Returns the hash of every file below a folder, and every folder, by path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         if path.is_file()
@@ -58,7 +58,7 @@ def pack(video_list, videos, output, *more):
 
 @pytest.fixture(scope="module")
 def made(videos, tmp_path_factory) -> Path:
-    """A list, its clips as folders of frames with their list, and packed: 8 frames of each."""
+    """A list, its clips as folders of frames with a list, and packed with 8 frames each."""
     root = tmp_path_factory.mktemp("made")
     names = sorted(str(path.relative_to(videos)) for path in videos.rglob("*.mp4"))
     lines = [f"{name} {int(name[0] == 'b')}\n" for name in names]
@@ -111,8 +111,8 @@ def test_one_folder_for_two_videos_is_refused(videos, video_list, tmp_path, make
         run("frames", "--videos", tmp_path, "--output", tmp_path / "frames")
 
 
-def test_what_stops_every_video_stops_at_the_first(videos, video_list, tmp_path):
-    """Otherwise a full disk would make a small data set."""
+def test_an_error_of_every_video_stops_the_run_at_the_first(videos, video_list, tmp_path):
+    """Otherwise, a full disk would silently make the data set smaller."""
     (tmp_path / "frames" / "a").mkdir(parents=True)
     (tmp_path / "frames" / "a" / "clip0").write_bytes(b"a file where the folder belongs")
     with pytest.raises(UserError, match=r"cannot write .*a/clip0: Not a directory"):
@@ -168,7 +168,7 @@ def test_a_packed_folder_keeps_its_list_options_and_bytes(videos, video_list, ma
     with pytest.raises(UserError, match="from another list or with other options"):
         pack(video_list, videos, output, "--frames_per_clip", 8, "--quality", 50)
     (output / "dataset_info.json").unlink()
-    with pytest.raises(UserError, match="not complete"):
+    with pytest.raises(UserError, match="is incomplete"):
         open_packed(str(output), num_classes=2)
 
 
@@ -248,7 +248,7 @@ def test_killed_at_ten_random_moments(videos, video_list, tmp_path, name):
         process = start(*command, tmp_path / "killed")
         time.sleep(rng.uniform(0.2, 1) * seconds)
         process.kill()
-        if process.wait() == 0:  # it was done before
+        if process.wait() == 0:  # it finished before it was killed
             assert digest(tmp_path / "killed") == expected
             shutil.rmtree(tmp_path / "killed")
         killed += process.returncode < 0
@@ -259,7 +259,7 @@ def test_killed_at_ten_random_moments(videos, video_list, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["frames", "pack"])
 def test_killed_while_it_writes(videos, video_list, tmp_path, name):
-    """As above, once, at the moment when the first result is there."""
+    """Like the test above, but once, as soon as the first result exists."""
     command = commands(videos, video_list, processes=1)[name]
     output = tmp_path / "killed"
     process = start(*command, output)

@@ -1,7 +1,7 @@
 """Packing to `gs://` and reading from there, with a bucket on this machine.
 
-Python's side reaches it as a file system of fsspec, ArrayRecord's own client of Google Cloud
-Storage through the address of an emulator.
+Python code reaches it as a file system of fsspec, and ArrayRecord's own Google Cloud Storage client
+as an emulator's address.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Bucket(MemoryFileSystem):
 
 
 class Emulator(BaseHTTPRequestHandler):
-    """Objects, whole or a range of them, and what is known about them."""
+    """Serves objects, whole or in ranges, and their metadata."""
 
     def do_GET(self):
         path, _, query = self.path.partition("?")
@@ -71,7 +71,7 @@ class Emulator(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def nothing_opened():
-    """No file system that another test has opened is used again."""
+    """Prevents reuse of file systems that other tests have opened."""
     cached = backend._FileSystemSpecBackend._get_filesystem
     cached.cache_clear()
     yield
@@ -126,7 +126,7 @@ def test_videos_in_a_bucket_are_those_of_a_disk(bucket, videos):
         assert Path(copy).read_bytes() == (videos / name).read_bytes()
     assert not Path(copy).exists()
     gone = ClipEntry("gs://bucket/gone.mp4", 1, None)
-    with pytest.raises(UnreadableClipError, match=r"the video gs://bucket/gone.mp4: there is none"):
+    with pytest.raises(UnreadableClipError, match=r"video gs://bucket/gone.mp4: there is no such"):
         VideoSource([gone]).read(0, np.arange)
     fsspec.filesystem("gcs").pipe("gs://bucket/text.mp4", b"no video")
     with pytest.raises(UnreadableClipError, match=r"^cannot decode gs://bucket/text.mp4: Invalid"):

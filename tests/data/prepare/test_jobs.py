@@ -1,4 +1,4 @@
-"""Files that hang, crash or fail cost themselves and nothing else."""
+"""Files that hang, crash or fail affect only themselves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def job(item):
         case "defect":
             raise KeyError("ours")
         case "killed":
-            # While the pipe takes what follows, 64 kB at a time.
+            # Killed while the pipe transfers the result, 64 kB at a time.
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGKILL)).start()
             return bytes(1 << 28)
         case "slow":
@@ -38,11 +38,11 @@ def test_results_come_in_order_whatever_happens_to_others():
     results = list(run_jobs(job, items, processes=2, seconds=1.5))
     assert [item for item, _ in results] == items
     reasons = [result.reason for _, result in results if isinstance(result, JobFailure)]
-    assert reasons == ["not done after 1.5 s", "the decoder crashed (exit code -11)", "two lines"]
+    assert reasons == ["timed out after 1.5 s", "the decoder crashed (exit code -11)", "two lines"]
     assert [result for _, result in results if isinstance(result, str)] == ["slow", *"1234"]
 
 
-def test_a_defect_of_ours_is_not_blamed_on_the_file():
+def test_our_bug_is_not_blamed_on_the_file():
     with pytest.raises(RuntimeError, match="KeyError: 'ours'"):
         list(run_jobs(job, ["defect"], processes=1))
 
@@ -69,7 +69,7 @@ def test_no_process_survives_an_interruption():
     assert multiprocessing.active_children() == []
 
 
-def test_one_that_is_killed_while_it_answers_costs_nobody_else():
+def test_a_process_killed_while_it_answers_affects_no_other():
     items = [1, 2, "killed", 3, 4, 5]
     results = [result for _, result in run_jobs(job, items, processes=2, seconds=20)]
     assert results.pop(2) == JobFailure("the decoder crashed (exit code -9)", "crashed", -9)

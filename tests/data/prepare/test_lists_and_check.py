@@ -1,4 +1,4 @@
-"""Lists from the files of each data set, and the verdicts on their clips."""
+"""Lists made from the files of each data set, and the results of checking their clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(*arguments):
 
 @pytest.fixture
 def ucf101(tmp_path) -> Path:
-    """A UCF-101 of two classes; the second class's last clip has neither video nor frames."""
+    """A UCF-101 of two classes; the last clip of the second has neither video nor frames."""
     root = tmp_path / "ucf101"
     splits = root / "ucfTrainTestlist"
     splits.mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_folders_of_classes(videos, tmp_path):
     assert (path.parent / "labels.txt").read_text() == "a\nb b\n"
     (videos.parent / "loose").mkdir()
     (videos.parent / "loose" / "x.mp4").touch()
-    with pytest.raises(UserError, match="is in no class"):
+    with pytest.raises(UserError, match="is not in a class folder"):
         run("lists", "folders", "--videos", videos.parent / "loose", "--output", path)
 
 
@@ -96,7 +96,7 @@ def test_a_validation_list_with_other_classes_is_refused(videos, tmp_path):
     (tmp_path / "val" / "b b").mkdir(parents=True)
     (tmp_path / "val" / "b b" / "x.mp4").touch()
     arguments = ["lists", "folders", "--videos", tmp_path / "val"]
-    with pytest.raises(UserError, match="give it as --labels"):
+    with pytest.raises(UserError, match="pass it as --labels"):
         run(*arguments, "--output", tmp_path / "val.list")
     run(*arguments, "--output", tmp_path / "val.list", "--labels", tmp_path / "labels.txt")
     assert (tmp_path / "val.list").read_text() == "b b/x.mp4 1\n"  # not 0
@@ -112,7 +112,7 @@ def test_classes_in_any_script_keep_their_own_labels(tmp_path):
     assert (tmp_path / "all.list").read_text().splitlines() == expected
     for path in ("twice.txt", "spelled.txt"):
         (tmp_path / path).write_text("a.b\na:b\n走る\n打篮球\n跑步\n" * (1 + (path[0] == "t")))
-        with pytest.raises(UserError, match="a name twice|is not a class of"):
+        with pytest.raises(UserError, match="repeats a name|is not one of the classes"):
             run(
                 *("lists", "folders", "--videos", tmp_path / "videos"),
                 *("--labels", tmp_path / path, "--output", tmp_path / "x" / "all.list"),
@@ -146,7 +146,7 @@ def test_kinetics_folders_have_the_published_labels(tmp_path):
     assert [labels[number] for number in numbers] == list(KINETICS)
     (tmp_path / "videos" / "nonsense").mkdir()
     (tmp_path / "videos" / "nonsense" / "a.mp4").touch()
-    with pytest.raises(UserError, match="nonsense is not a class"):
+    with pytest.raises(UserError, match="nonsense is not one of the classes"):
         run("lists", "kinetics400", "--videos", tmp_path / "videos", "--output", path)
 
 
@@ -207,7 +207,7 @@ def mixed(videos, tmp_path, make_video, numbered_frames) -> Path:
     return path
 
 
-def test_check_tells_which_are_broken_and_writes_the_rest(videos, mixed, capsys):
+def test_check_reports_broken_clips_and_writes_the_rest(videos, mixed, capsys):
     clean = mixed.with_name("clean.list")
     arguments = ["check", "--source", "videos", "--list", mixed, "--prefix", videos]
     run(*arguments, "--write_clean", clean, "--processes", 1)
@@ -228,7 +228,7 @@ def test_check_of_frames_misses_no_file(tmp_path, videos):
         *("frames", "--list", tmp_path / "all.list", "--prefix", videos, "--output", output),
         *("--write_list", path, "--processes", 1),
     )
-    (output / "a" / "clip0" / "img_00023.jpg").unlink()  # its last one
+    (output / "a" / "clip0" / "img_00023.jpg").unlink()  # the last frame
     (output / "a" / "clip1" / "img_00001.jpg").write_bytes(b"")
     entries = read_frame_list(path, prefix=str(output), num_classes=2)
     verdicts = check_entries(entries, "frames", processes=1)
@@ -264,7 +264,10 @@ def test_help_has_an_example(command, capsys):
         ([], "required: COMMAND"),
         (["list"], "invalid choice: 'list'"),
         (["lists", "folders", "--output", "x"], "give --videos, --frames, or both"),
-        (["lists", "folders", "--videos", "/nowhere", "--output", "x"], "no folder /nowhere"),
+        (
+            ["lists", "folders", "--videos", "/nowhere", "--output", "x"],
+            "the folder /nowhere does not exist",
+        ),
         (["frames", "--output", "x"], "either --videos or --list"),
         (["check", "--source", "videos", "--list", "/nowhere"], "/nowhere"),
         (
@@ -280,14 +283,14 @@ def test_help_has_an_example(command, capsys):
         (["frames", "--list", "x", "--output", "y", "--processes", -1], "must be at least 0"),
     ],
 )
-def test_tells_what_is_wrong(arguments, message):
+def test_wrong_arguments_are_explained(arguments, message):
     with pytest.raises(UserError) as error:
         run(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_preparing_needs_no_jax(videos):
+def test_preparation_needs_no_jax(videos):
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""Published data sets, as they are downloaded, become lists that recipes read."""
+"""Published data sets, as downloaded, become lists that recipes read."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_lists_have_the_clips_that_are_there(name, make, tmp_path, capsys):
 
 
 def test_full_label_files_have_the_published_classes(tmp_path):
-    """V1 and V2 of Something-Something have the same names, in another order of their files."""
+    """V1 and V2 of Something-Something have the same names; their files order them differently."""
     names = sorted(f"Doing something, number {k}" for k in range(174))
     gestures = dataset_labels("jester_mmaction2")
     frames = tmp_path / "frames" / "1"
@@ -99,19 +99,19 @@ def test_full_label_files_have_the_published_classes(tmp_path):
             run(*lists, "--output", tmp_path / "file", "--labels", labels / "labels.csv")
             assert (tmp_path / "file" / "labels.txt").read_text().splitlines() == gestures
             assert (tmp_path / "file" / "train_frames.list").read_text() == "1 1 26\n"
-            with pytest.raises(UserError, match="has other classes, or in another order"):
+            with pytest.raises(UserError, match="has different classes or a different order"):
                 run(*lists, "--output", tmp_path / "file")
     assert found["sthv1"] == found["sthv2"] == names
     assert found["jester"] == dataset_labels("jester")
 
 
 V1, HMDB51 = "label files/something-something-v1", "testTrainMulti_7030_splits/wave_test_split1"
-# Of a data set the file that is changed, what in it, and what the error says. Without old text
-# the file is a new one, without a new one it is deleted.
+# Data set, changed file, old text, new text, and part of the error message. Without old text, the
+# file is new; without either, it is deleted.
 MISTAKES = [
     ("sthv1", f"{V1}-train.csv", "t1;", "t1;x", "line 2: 'xLaying .* one of the 4"),
     ("sthv1", f"{V1}-train.csv", ";", ",", "line 1: expected 'id;class', found 't0,Push"),
-    ("sthv1", f"{V1}-labels.csv", "\n\n", "\nA\nA\n", "has a name twice"),
+    ("sthv1", f"{V1}-labels.csv", "\n\n", "\nA\nA\n", "repeats a name"),
     ("sthv1", f"{V1}-labels.csv", "", "", "expected one file labels.csv"),
     ("sthv2", "labels/train.json", "Holding", "x", "item 3: 'x something' is not one"),
     ("sthv2", "labels/train.json", "}]", "}", "is not valid JSON"),
@@ -119,7 +119,7 @@ MISTAKES = [
     ("sthv2", "labels/labels.json", '"2"', '"3"', "numbered from 0 without gaps"),
     ("sthv2", "labels/x-train.json", "", "[]", "several: train.json, x-train.json"),
     ("hmdb51", f"{HMDB51}.txt", " 2", " 7", "expected 'name.avi' and 0, 1 or 2"),
-    ("diving48", "Diving48_V2_train.json", '"label": 1', '"label": 2', "is not below 2"),
+    ("diving48", "Diving48_V2_train.json", '"label": 1', '"label": 2', "label 2 is not in 0..1"),
     ("diving48", "Diving48_vocab.json", "[[", '[["a"], ["a"], [', "names a class twice"),
     ("diving48", "Diving48_vocab.json", "[[", "[1, [", "a list of lists of words"),
     ("moments", "moments_categories.txt", ",1", ",0", "numbered from 0 without gaps"),
@@ -148,14 +148,14 @@ def test_wrong_label_files_are_named_and_nothing_is_written(
     assert not (tmp_path / "lists").exists()
 
 
-def test_what_is_given_must_fit_the_data_set(make, tmp_path):
+def test_options_must_fit_the_data_set(make, tmp_path):
     layout = make("jester")
     labels, clips = layout.arguments[1], layout.arguments[3]
     lists = ["lists", "jester", "--output", tmp_path / "lists"]
     for arguments, message in (
         (["--frames", clips], "needs --annotations"),
         (["--annotations", labels, "--videos", clips], "comes as folders of frames"),
-        (["--annotations", labels, "--frames", tmp_path / "no"], "there is no folder"),
+        (["--annotations", labels, "--frames", tmp_path / "no"], "no does not exist"),
         (["--annotations", tmp_path / "no", "--frames", clips], "the folder of the label files"),
         (["--annotations", labels, "--frames", labels], "none of the 4 clips .* such as t0"),
     ):
@@ -164,7 +164,7 @@ def test_what_is_given_must_fit_the_data_set(make, tmp_path):
 
 
 def recipe_of(layout, folder, **changes):
-    """The arguments of a command for the recipe of a data set, and its lists in a folder."""
+    """Returns the arguments of a command for a data set's recipe, with its lists in a folder."""
     train_list, *_, val_list = layout.lists
     values = {
         "data.train_list": folder / "lists" / train_list,
@@ -190,7 +190,7 @@ def recipe_of(layout, folder, **changes):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_recipes_read_what_is_there(name, make, tmp_path):
-    """Clips of training, labels of mirrored ones swapped, and the views of evaluation."""
+    """Training clips, with swapped labels if mirrored, and the views of evaluation."""
     layout = make(name)
     run("lists", name, *layout.arguments, "--output", tmp_path / "lists")
     _, path, *overrides = recipe_of(layout, tmp_path, **{"data.flip": True})
@@ -216,7 +216,7 @@ def test_recipes_read_what_is_there(name, make, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_from_the_download_to_the_accuracy(name, make, tmp_path, capsys, monkeypatch):
-    """Lists, one epoch and evaluations with several protocols, as a user types them."""
+    """Lists, one epoch, and evaluation with several protocols, as a user types them."""
     mesh = make_mesh(jax.devices()[:1])  # there are fewer clips than the tests have devices
     for module in (assemble_train, assemble_evaluate):
         monkeypatch.setattr(module, "make_mesh", lambda: mesh)

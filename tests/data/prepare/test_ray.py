@@ -1,4 +1,4 @@
-"""The real Ray, with three nodes on this machine; one of them is killed while it works."""
+"""Tests with the real Ray: three nodes on this machine, one of which is killed while it works."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def nodes():
 
 @pytest.fixture(scope="module")
 def many(videos, tmp_path_factory):
-    """A folder of 60 links to six videos and a broken one, and a list of them."""
+    """A folder of 60 links to six videos and a broken one, and the list of the links."""
     root = tmp_path_factory.mktemp("many")
     found = sorted(videos.rglob("*.mp4"))
     names = [f"{i:02}_{found[i % 7].parent.name[0]}_{found[i % 7].name}" for i in range(60)]
@@ -64,7 +64,7 @@ def content(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-def test_a_node_is_killed_and_nothing_is_lost_nor_there_twice(nodes, many, tmp_path):
+def test_a_killed_node_neither_loses_nor_repeats_results(nodes, many, tmp_path):
     here = pack(many, tmp_path / "here").communicate()
     process = pack(many, tmp_path / "there", "--ray", nodes.address)
     while process.poll() is None and not list((tmp_path / "there").glob("*.array_record*")):
@@ -72,12 +72,12 @@ def test_a_node_is_killed_and_nothing_is_lost_nor_there_twice(nodes, many, tmp_p
     nodes.remove_node(nodes.others.pop(), allow_graceful=False)
     there = process.communicate()
     assert there[0].replace("there", "here") == here[0]
-    assert there[1] == here[1] == ""  # Ray's own messages are not for this terminal
+    assert there[1] == here[1] == ""  # none of Ray's own messages
     assert process.returncode == 0
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
-def test_a_run_that_was_cut_off_goes_on(nodes, many, tmp_path):
+def test_an_interrupted_run_continues(nodes, many, tmp_path):
     process = pack(many, tmp_path / "cut", "--ray", nodes.address)
     while process.poll() is None and not list((tmp_path / "cut").glob("*.array_record*")):
         time.sleep(0.01)
@@ -91,22 +91,22 @@ def test_a_run_that_was_cut_off_goes_on(nodes, many, tmp_path):
     assert content(tmp_path / "cut") == content(tmp_path / "here")
 
 
-def test_crashes_hangs_and_a_lack_of_memory_are_verdicts(nodes):
+def test_crashes_hangs_and_a_lack_of_memory_are_results(nodes):
     items = [signal.SIGSEGV, signal.SIGURG, signal.SIGABRT, signal.SIGKILL]
     crashed = [r for _, r in run_jobs(_raise, items, ray=nodes.address)]
     assert [r.exit_code for r in (crashed[0], *crashed[2:])] == [-11, -6, -9]
     hung = [r for _, r in run_jobs(time.sleep, [0, 600, 0], ray=nodes.address, seconds=2)]
-    assert hung == [None, JobFailure("not done after 2 s", "late"), None]
+    assert hung == [None, JobFailure("timed out after 2 s", "late"), None]
     large = [r for _, r in run_jobs(bytes, [1, 1 << 40, 2], ray=nodes.address)]
     assert large[::2] == [b"\0", b"\0\0"]
-    assert "it takes more memory than" in large[1].reason
+    assert "it needs more memory than" in large[1].reason
 
 
-# Of the standard library, so that the nodes can import it.
+# From the standard library, so that the nodes can import it.
 _raise = signal.raise_signal
 
 
-def test_a_cluster_of_its_own_leaves_nothing(many, tmp_path, monkeypatch):
+def test_a_local_cluster_leaves_no_files(many, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'tsm-jax[ray]'")
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
         monkeypatch.setenv("TMPDIR", folder)

@@ -1,4 +1,4 @@
-"""A folder of videos in class folders to a training and a validation list."""
+"""Turns a folder of videos in class folders into a training and a validation list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
 
 
 def split(root, output, **options):
-    """Of `<class>/<video>`; without a list of tests."""
+    """Splits `<class>/<video>` into lists, without a test list."""
     return split_folder(str(root), str(output), survey(root), {}, val_share=0.2, **options)
 
 
@@ -115,7 +115,7 @@ def test_folders_of_splits_are_the_splits(folder, tmp_path, capsys, names, share
     assert written["train"] == train - drawn and drawn <= train
     assert len(drawn) in (0, 3)  # half of each class
     out = capsys.readouterr().out
-    assert f"divided by its folders {names[0]} (train)" in out
+    assert f"split by its folders {names[0]} (train)" in out
     if not drawn:
         assert "train.list: 6 clips of 2 classes, from 2 (b) to 4 (a)" in out
     assert ("there is no validation set" in out) == (not written["val"])
@@ -134,8 +134,8 @@ AMBIGUOUS = {
 
 @pytest.mark.parametrize("share", [(), ("--val_share", "0.5")])
 @pytest.mark.parametrize("names", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_what_could_be_both_is_refused(folder, tmp_path, names, share):
-    with pytest.raises(UserError, match="--layout splits they .* --layout classes .*train|val"):
+def test_ambiguous_folders_are_refused(folder, tmp_path, names, share):
+    with pytest.raises(UserError, match="--layout splits to .* --layout classes to .*train|val"):
         lists(folder(*names), tmp_path / "own", *share)
     assert not (tmp_path / "own").exists()
 
@@ -148,10 +148,10 @@ def test_the_layout_decides(folder, tmp_path, capsys):
     lists(root, tmp_path / "splits", "--layout", "splits")
     assert (tmp_path / "splits" / "labels.txt").read_text() == "a\nb\n"
     out = capsys.readouterr().out
-    assert "1 folders beside the splits, which are left out: archery" in out
+    assert "1 folders beside the splits, left out: archery" in out
     assert "1 classes, not in validation: b" in out
     shutil.rmtree(root / "val")
-    with pytest.raises(UserError, match="cannot be read as splits, since there is no folder val"):
+    with pytest.raises(UserError, match="cannot be read as splits, because there is no folder v"):
         lists(root, tmp_path / "x", "--layout", "splits")
 
 
@@ -160,12 +160,15 @@ def test_the_layout_decides(folder, tmp_path, capsys):
     [
         (["train/a/1.mp4", "train/b/1.mp4", "val/c/1.mp4"], "val/c has no folder with videos in"),
         (["train/a/1.mp4", "train/b/1.mp4", "test/c/1.mp4"], "test/c has no folder with videos"),
-        (["train/a/1.mp4", "train/b/1.mp4", "val/a/x.txt"], "val has no videos"),
-        (["train/a/1.mp4", "val/a/1.mp4"], "one class only, a"),
-        (["train/ a/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "blanks around it"),
-        (["train/a\u2028c/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "not a line of text"),
+        (["train/a/1.mp4", "train/b/1.mp4", "val/a/x.txt"], "val contains no videos"),
+        (["train/a/1.mp4", "val/a/1.mp4"], "only one class, a"),
+        (["train/ a/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "surrounding blanks"),
+        (
+            ["train/a\u2028c/1.mp4", "train/b/1.mp4", "val/b/1.mp4"],
+            "must be one line of UTF-8 text",
+        ),
         (["train/a\udcff/1.mp4", "train/b/1.mp4", "val/b/1.mp4"], "UTF-8"),
-        (["train/a/1\n2.mp4", "train/b/1.mp4", "val/b/1.mp4"], "line break in it"),
+        (["train/a/1\n2.mp4", "train/b/1.mp4", "val/b/1.mp4"], "line breaks"),
     ],
 )
 def test_splits_that_are_wrong(folder, tmp_path, names, says):
@@ -175,7 +178,7 @@ def test_splits_that_are_wrong(folder, tmp_path, names, says):
     assert not (tmp_path / "own").exists()
 
 
-def test_what_is_left_out_is_named(folder, tmp_path, capsys):
+def test_omitted_files_are_named(folder, tmp_path, capsys):
     root = folder("a/1.mp4", "a/.2.mp4", "b/deep/er/1.mp4", "b/n\x1bote.txt", "empty/x.txt")
     (root / "a" / "circle").symlink_to(root)
     (root / "a" / "nowhere.mp4").symlink_to(root / "gone.mp4")
@@ -183,8 +186,8 @@ def test_what_is_left_out_is_named(folder, tmp_path, capsys):
     lists(root, tmp_path / "all.list")
     assert (tmp_path / "all.list").read_text() == "a/1.mp4 0\nb/deep/er/1.mp4 1\n"
     out = capsys.readouterr().out
-    assert "2 clips of 2 classes, 1 of each" in out
-    assert "1 folders without videos, which are left out: empty" in out
+    assert "2 clips of 2 classes, 1 each" in out
+    assert "1 folders without videos, left out: empty" in out
     assert "6 other files" in out and "\x1b" not in out and "a/circle" in out
 
 
@@ -192,7 +195,7 @@ def test_lists_of_other_videos_are_not_left_beside(folder, tmp_path):
     lists(folder("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4"), tmp_path / "own")
     root = folder("train/a/1.mp4", "train/b/1.mp4", "test/a/2.mp4")
     shutil.rmtree(root / "val")
-    with pytest.raises(UserError, match=r"val.list is there from other videos"):
+    with pytest.raises(UserError, match=r"val.list was made from other videos"):
         lists(root, tmp_path / "own")
 
 
@@ -203,7 +206,7 @@ def test_one_list_needs_a_file(folder, tmp_path):
 
 def test_several_lists_need_a_folder(folder, tmp_path):
     root = folder("train/a/1.mp4", "train/b/1.mp4", "val/a/2.mp4")
-    with pytest.raises(UserError, match="give a folder for them"):
+    with pytest.raises(UserError, match="several lists are written: give a folder"):
         lists(root, tmp_path / "train.list")
 
 
@@ -213,7 +216,7 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
     prepare.main([*arguments, "--val_share", "0.2"])
     out = capsys.readouterr().out
     assert "1 classes, only one recording, so not in validation: b" in out
-    assert "train.list: 2 clips of 2 classes, 1 of each" in out
+    assert "train.list: 2 clips of 2 classes, 1 each" in out
     assert f"--config.data.train_list={tmp_path}/own/train.list" in out
     monkeypatch.chdir(tmp_path)
     prepare.main([*arguments[:-1], "data/own", "--val_share", "0.2"])
@@ -223,10 +226,10 @@ def test_a_class_of_one_recording_only_trains(folder, tmp_path, capsys, monkeypa
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["1.mp4"], "1.mp4 is in no class"),
-        (["a/1.mp4", "a/2.mp4"], "one class only, a"),
-        (["a/1.mp4", "b/1.mp4"], "nothing to validate on"),
-        (["a/readme.txt"], "has no video files"),
+        (["1.mp4"], "1.mp4 is not in a class folder"),
+        (["a/1.mp4", "a/2.mp4"], "only one class, a"),
+        (["a/1.mp4", "b/1.mp4"], "nothing for validation"),
+        (["a/readme.txt"], "contains no video files"),
     ],
 )
 def test_a_folder_that_cannot_be_split(folder, tmp_path, names, message):
@@ -239,12 +242,21 @@ def test_a_folder_that_cannot_be_split(folder, tmp_path, names, message):
     ("words", "message"),
     [
         (["folders", "--videos", "v", "--val_share", "1"], "--val_share is 1.0"),
-        (["ucf101", "--videos", "v", "--val_share", "0.2"], "but folders --videos"),
-        (["folders", "--videos", "v", "--labels", "l", "--val_share", "0.2"], "with --labels"),
+        (
+            ["ucf101", "--videos", "v", "--val_share", "0.2"],
+            "only allowed for folders with --videos",
+        ),
+        (
+            ["folders", "--videos", "v", "--labels", "l", "--val_share", "0.2"],
+            "cannot be used with --labels",
+        ),
         (["folders", "--videos", "v", "--seed", "1"], "--seed needs --val_share"),
-        (["kinetics400", "--videos", "v", "--layout", "splits"], "--layout goes with folders"),
+        (
+            ["kinetics400", "--videos", "v", "--layout", "splits"],
+            "--layout is only allowed for folders",
+        ),
     ],
 )
-def test_a_command_that_makes_no_sense(tmp_path, words, message):
+def test_contradictory_options_are_refused(tmp_path, words, message):
     with pytest.raises(UserError, match=message):
         prepare.main(["lists", *words, "--output", str(tmp_path)])

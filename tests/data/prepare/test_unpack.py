@@ -1,4 +1,4 @@
-"""Damaged, hostile and oversized archives: all of an archive is unpacked, or it is an error."""
+"""Archives, damaged, hostile or oversized: they are unpacked completely or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONTENT = {
 
 
 def tar(members, mode: str = "w") -> bytes:
-    """A tar of (name or header, content)."""
+    """Makes a tar file of (name or header, content)."""
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode=mode) as archive:
         for header, content in members:
@@ -54,7 +54,7 @@ FORMATS = {
 
 
 def unpacked(folder: Path, name: str, data: bytes) -> dict[str, bytes]:
-    """The files that come out of an archive of these bytes."""
+    """Unpacks an archive of these bytes and returns its files."""
     (folder / name).write_bytes(data)
     shutil.rmtree(folder / "out", ignore_errors=True)
     (folder / "out").mkdir()
@@ -76,8 +76,8 @@ def test_everything_is_unpacked(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, name):
-    """A tar alone has checksums of its headers, the first 512 bytes of each member, only."""
+def test_a_flipped_bit_is_an_error_or_harmless(tmp_path, name):
+    """A plain tar has checksums only for its headers, the first 512 bytes of each member."""
     data = FORMATS[name]()
     rng = random.Random(1)
     errors = 0
@@ -104,15 +104,15 @@ def test_a_truncated_archive_is_an_error(tmp_path, name):
         refused(tmp_path, name, data[:length])
 
 
-def test_a_damaged_header_is_not_the_end(tmp_path):
+def test_a_damaged_header_does_not_end_an_archive(tmp_path):
     data = bytearray(FORMATS["a.tar"]())
     data[data.index(b"top/a/noise.avi")] ^= 1
     assert "a header is damaged" in refused(tmp_path, "a.tar", bytes(data))
 
 
-def test_what_follows_the_end_is_not_left_out(tmp_path):
+def test_data_after_the_end_is_not_ignored(tmp_path):
     data = FORMATS["a.tar"]()
-    assert "follows the end" in refused(tmp_path, "a.tar", data + data)
+    assert "after the end" in refused(tmp_path, "a.tar", data + data)
 
 
 def header(name: str, **attributes) -> tarfile.TarInfo:
@@ -195,7 +195,7 @@ def test_more_than_the_disk_has(tmp_path, monkeypatch):
 
 
 def program(folder: Path, monkeypatch, script: str) -> Path:
-    """An archive, and an `unrar` that does this in the folder that it is given."""
+    """Installs an `unrar` that runs `script` in the target folder; returns `folder`."""
     (folder / "unrar").write_text(f'#!/bin/sh\ncd "$6"\n{script}\n')
     (folder / "unrar").chmod(0o700)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -214,7 +214,7 @@ def program(folder: Path, monkeypatch, script: str) -> Path:
         ("read password || exit 1", "unrar says"),
     ],
 )
-def test_what_a_program_for_rar_may_do(tmp_path, monkeypatch, script, says):
+def test_bad_output_of_a_rar_program_is_refused(tmp_path, monkeypatch, script, says):
     monkeypatch.setattr(module, "MAX_MEMBERS", 3)
     program(tmp_path, monkeypatch, script)
     assert says in refused(tmp_path, "a.rar", b"Rar!")

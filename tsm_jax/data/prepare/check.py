@@ -1,4 +1,4 @@
-"""Reads every clip of a list as training would, and reports which cannot be read."""
+"""Reads every clip of a list as training would, and reports the unreadable ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ OK, SHORT, BROKEN, MISSING = VERDICTS = ("ok", "short", "broken", "missing")
 
 @dataclass(frozen=True)
 class Verdict:
-    """About one clip: `short` is readable, but has fewer frames than segments; why in one line."""
+    """The result for one clip.
+
+    Attributes:
+        kind: One of `VERDICTS`; a `short` clip is readable, but has fewer frames than segments.
+        detail: The reason, in one line.
+    """
 
     path: str
     kind: str
@@ -41,11 +46,11 @@ def check_entries(
     template: str = FRAME_TEMPLATE,
     **jobs: Any,
 ) -> list[Verdict]:
-    """Reads `num_segments` frames of every clip, the first and the last frame among them.
+    """Reads `num_segments` frames of every clip, including the first and the last one.
 
     Args:
         source: `videos` or `frames`.
-        jobs: `processes`, `seconds` and `ray` of `run_jobs`.
+        jobs: Arguments `processes`, `seconds` and `ray` of `run_jobs`.
     """
     check = partial(_check, source=source, num_segments=num_segments, template=template)
     verdicts = []

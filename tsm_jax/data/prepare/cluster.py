@@ -1,7 +1,7 @@
-"""Many files through one function on the nodes of a Ray cluster: `run_jobs` on several machines.
+"""Applies a function to many files on the nodes of a Ray cluster: `run_jobs` on several machines.
 
-`cluster_node.py` is what a node does. It keeps the faults of files to itself, so whatever Ray loses
-was lost by no fault of a file and is done again elsewhere.
+`cluster_node.py` runs on the nodes and contains failures of files there. Ray therefore never loses
+a task because of a file, and lost tasks are run again elsewhere.
 """
 
 from __future__ import annotations
@@ -34,38 +34,38 @@ Result = TypeVar("Result")
 
 LOCAL = "local"
 
-# What decides the pixels of a decoded and encoded frame, besides our own code.
+# Besides our own code, these decide the pixels of decoded and encoded frames.
 PACKAGES = ("av", "numpy", "opencv-python-headless", "pillow", "protobuf")
 
-# Tasks that Ray has at once, for each core: one that runs and one that is on its way. A cluster
-# that grows with its work starts from some that wait.
+# Tasks submitted to Ray at a time, per core: one that runs and one that is on its way. A cluster
+# that grows with its work needs some waiting tasks to start from.
 _TASKS_PER_CORE, _FEWEST_TASKS = 2, 16
 
-# Results that wait for an earlier one.
+# Limits for items whose results wait for an earlier one: their number, and bytes of results.
 _MOST_AHEAD, _MOST_BYTES = 4096, 512 << 20
 
-# A task takes 1.5 ms of processor time, a tenth of what a short clip takes. So a task gets as many
-# items as keep a core busy for this long: little enough to do again when a node is lost.
+# A task costs 1.5 ms of CPU time, a tenth of what a short clip takes. It therefore gets as many
+# items as keep a core busy for this many seconds: little enough to repeat if a node is lost.
 _TASK_SECONDS, _MOST_ITEMS = 0.25, 32
 
-# After which an item is no longer given to another worker. A process that was killed, rather than
-# crashed, may have been one of a node that was going down.
+# After so many lost workers or killed processes, an item is not given to another worker. A process
+# that was killed, rather than crashed, may have been on a node that was shutting down.
 _MOST_LOSSES, _MOST_KILLS = 10, 3
 _KILLED = (-9, -15)
 
 _CONNECT_SECONDS = 5.0
-# Of the folder for temporary files: names of Ray's sockets are below it, and may have 107 bytes.
+# Longest path of the temporary folder: Ray's sockets are below it, and theirs may have 107 bytes.
 _LONGEST_FOLDER = 24
-# RFC 9113, 3.4: Ray's protocol is gRPC, and both sides of such a connection begin with settings.
+# RFC 9113, 3.4: Ray uses gRPC over HTTP/2, where both sides begin with a SETTINGS frame.
 _HTTP2_SETTINGS = b"\x04"
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
-_COUNT_SECONDS = 2.0  # between two looks at the size of the cluster
-_PATIENCE = 600.0  # seconds without any node that has a core
+_COUNT_SECONDS = 2.0  # between two checks of the cluster's size
+_PATIENCE = 600.0  # seconds to wait while no node has a core
 
 
 @dataclass
 class _Slot:
-    """An item on its way."""
+    """An item in progress."""
 
     item: Any
     path: str
@@ -82,33 +82,33 @@ def run_on_ray(
     path_of: Callable[[Item], str],
     processes: int = 0,
     seconds: float = math.inf,
-    prepare: Callable[[], object] = tuple,  # that does nothing
+    prepare: Callable[[], object] = tuple,  # does nothing
     packages: Iterable[str] = (),
     on_gpus: bool = False,
 ) -> Generator[tuple[Item, Result | JobFailure], None, None]:
-    """As `run_jobs`, on the cores of a cluster; the same results in the same order.
+    """Like `run_jobs`, but on the cores of a cluster: the same results in the same order.
 
     Args:
-        function: importable on the nodes.
-        address: `local` for a cluster of this machine alone that ends with the run; `auto` for the
-            one that this machine belongs to; or the `HOST:PORT` of one.
-        path_of: the file of an item, which nodes and this machine have to see alike.
-        processes: cores of a local cluster, 0 for all.
-        prepare: called in a new process before its first item.
-        packages: besides `PACKAGES`, those that have to be the same everywhere.
-        on_gpus: a cluster that has GPUs works on the nodes with GPUs alone.
+        function: Must be importable on the nodes.
+        address: `local` for a cluster of only this machine, which ends with the run; `auto` for the
+            cluster that this machine belongs to; or a cluster's `HOST:PORT`.
+        path_of: Returns the file of an item, which must be the same on all nodes and this machine.
+        processes: Cores of a local cluster; 0 for all.
+        prepare: Called in each new process before its first item.
+        packages: Packages, in addition to `PACKAGES`, whose versions must be the same everywhere.
+        on_gpus: If the cluster has GPUs, use only the nodes that have some.
 
     Raises:
-        UserError: as `run_jobs`; or the cluster cannot be reached, its nodes differ from this
-            machine in what decides the results, or an item took worker after worker with it.
-        RuntimeError: as `run_jobs`.
+        UserError: As for `run_jobs`; or the cluster cannot be reached, its nodes differ from this
+            machine in something that affects the results, or an item took down worker after worker.
+        RuntimeError: As for `run_jobs`.
     """
     same_everywhere = versions((*PACKAGES, *packages))
     order = pickle.dumps(Order(function, prepare, seconds, os.getcwd(), same_everywhere))
     with _connected(address, processes) as ray:
         resource = "GPU" if on_gpus and ray.cluster_resources().get("GPU") else "CPU"
         options: dict[str, Any] = {"num_cpus": 1, "max_retries": 0}
-        if resource == "GPU":  # one for each of the cores that decode for it
+        if resource == "GPU":  # a share of a GPU for each core that decodes for it
             total = ray.cluster_resources()
             options["num_gpus"] = min(1.0, round(total["GPU"] / total.get("CPU", 1), 4))
         task = ray.remote(**options)(work)
@@ -124,7 +124,7 @@ def run_on_ray(
 def _in_order(
     ray: Any, slots: Iterator[_Slot], submit: Callable[[list[_Slot]], Any]
 ) -> Generator[_Slot, None, None]:
-    """The slots with what became of them. A bounded number of tasks and results is held."""
+    """Yields the finished slots in order. The number of tasks and results held is bounded."""
     begun: deque[_Slot] = deque()
     running: dict[Any, list[_Slot]] = {}
     held, all_begun, items_per_task = 0, False, 1
@@ -150,30 +150,33 @@ def _in_order(
             for reference in ready:
                 some = running.pop(reference)
                 _take(ray, reference, some)
-                # Alone, so that an item that takes its worker with it costs no other.
+                # Each alone, so that an item that takes its worker down affects no other.
                 running |= {submit([slot]): [slot] for slot in some if slot.done is None}
                 done = [slot.done for slot in some if slot.done is not None]
                 held += sum(len(one.result) for one in done)
                 items_per_task = _items_per_task(done, items_per_task)
     finally:
         for reference in running:
-            with suppress(Exception):  # the connection may be what was lost
+            with suppress(Exception):  # the connection itself may be lost
                 ray.cancel(reference)
 
 
 def _items_per_task(done: Sequence[Done], now: int) -> int:
-    """From what the items of a task took. The first one of a process takes long: it starts."""
+    """Returns the number of items for the next tasks, from those of a finished task.
+
+    The first item of a process takes long, because the process has to start.
+    """
     if not done:
         return now
     seconds = sum(one.seconds for one in done) / len(done)
     size = sum(len(one.result) for one in done) / len(done)
-    # As many results as the tasks of 16 cores bring may come while an earlier one is waited for.
+    # The results of the tasks of 16 cores must fit while an earlier one is awaited.
     fit = min(_TASK_SECONDS / max(seconds, 1e-6), _MOST_BYTES / 32 / max(size, 1))
     return max(1, min(int(fit), 2 * now, _MOST_ITEMS))
 
 
 def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
-    """Notes what the node says; a slot without has to be done again."""
+    """Stores the node's answers; a slot without an answer has to be run again."""
     errors = ray.exceptions
     try:
         answers: list[Done] = ray.get(reference)
@@ -181,8 +184,8 @@ def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
         if isinstance(error.cause, ImportError) or "failed to import" in str(error):
             why = str(error.cause or error).strip().splitlines()[-1]
             raise UserError(
-                f"a node of the cluster has not the packages of this machine ({why}): install the"
-                " same there"
+                f"a node of the cluster lacks packages of this machine ({why}): install the same"
+                " packages there"
             ) from None
         raise
     except errors.RayError as error:
@@ -190,15 +193,15 @@ def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
             slot.losses += 1
             if slot.losses >= _MOST_LOSSES:
                 raise UserError(
-                    f"{printable(slot.path)}: {slot.losses} workers were lost while they had it,"
-                    f" the last because: {reason(error)[:300]}; give the nodes more memory or fewer"
-                    " cores (ray start --num-cpus), or take it off the list; the same command"
-                    " continues"
+                    f"{printable(slot.path)}: {slot.losses} workers were lost while processing it"
+                    f" (last error: {reason(error)[:300]}); give the nodes more memory or fewer"
+                    " cores (ray start --num-cpus), or remove it from the list, and run the same"
+                    " command again to continue"
                 ) from error
         return
-    for slot, done in zip(slots, answers, strict=False):  # none after one that ends the run
+    for slot, done in zip(slots, answers, strict=False):  # none after an answer that ends the run
         if done.result:
-            _check_sight(slot.path, done)
+            _check_same_file(slot.path, done)
             result = pickle.loads(done.result)
             if isinstance(result, JobFailure) and result.exit_code in _KILLED:
                 slot.kills += 1
@@ -207,8 +210,11 @@ def _take(ray: Any, reference: Any, slots: list[_Slot]) -> None:
         slot.done = done
 
 
-def _check_sight(path: str, done: Done) -> None:
-    """Otherwise a node without the disk of the videos would make a small data set."""
+def _check_same_file(path: str, done: Done) -> None:
+    """Raises a UserError if the node sees a different file.
+
+    Otherwise, a node without the videos' disk would make the data set too small.
+    """
     here = size_of(path)
     if here != done.size:
 
@@ -216,9 +222,9 @@ def _check_sight(path: str, done: Done) -> None:
             return "nothing" if size is None else "a folder" if size < 0 else f"{size} bytes"
 
         raise UserError(
-            f"node {done.node} sees {seen(done.size)} at {printable(path)}, this machine"
-            f" {seen(here)}: all need the same files under the same paths, on a disk that they"
-            " share; or give the list gs:// or s3:// addresses"
+            f"node {done.node} sees {seen(done.size)} at {printable(path)}, but this"
+            f" machine sees {seen(here)}: all machines need the same files under the same paths, on"
+            " a shared disk; or use gs:// or s3:// addresses in the list"
         )
 
 
@@ -233,14 +239,14 @@ def _result(slot: _Slot) -> Any:
 
 
 class _Cores:
-    """How many cores the cluster has. Nodes come and go."""
+    """Counts the cores of the cluster, whose nodes come and go."""
 
     def __init__(self, ray: Any):
         self._ray = ray
         self._looked = -math.inf
         self._count = 0
         self._last_seen = time.monotonic()
-        self._has_said = False
+        self._has_warned = False
 
     def count(self) -> int:
         now = time.monotonic()
@@ -248,24 +254,24 @@ class _Cores:
             self._looked = now
             self._count = int(self._ray.cluster_resources().get("CPU", 0))
             if self._count:
-                self._last_seen, self._has_said = now, False
+                self._last_seen, self._has_warned = now, False
             elif now - self._last_seen > _PATIENCE:
                 raise UserError(
                     f"the cluster has had no node with a core for {_PATIENCE:.0f} s: add one and"
-                    " run the same command again, it continues"
+                    " run the same command again to continue"
                 )
-            elif not self._has_said and now - self._last_seen > 2 * _COUNT_SECONDS:
-                print("the cluster has no node with a core: waiting for one", file=sys.stderr)
-                self._has_said = True
+            elif not self._has_warned and now - self._last_seen > 2 * _COUNT_SECONDS:
+                print("waiting for a node: the cluster has none with a core", file=sys.stderr)
+                self._has_warned = True
         return self._count
 
 
 @contextmanager
 def _connected(address: str, processes: int) -> Iterator[Any]:
-    """The module `ray`, connected; a connection that the process has already is used."""
-    # Ray sends statistics of its use unless it is told not to before it is imported.
+    """Yields the module `ray`, connected; reuses a connection that the process already has."""
+    # Ray sends usage statistics unless this is set before it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # and warns of a change
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # avoids a warning
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -277,7 +283,9 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
         return
     is_local = address == LOCAL
     if processes and not is_local:
-        raise UserError(f"--processes does not go with --ray {address}: its nodes have their cores")
+        raise UserError(
+            f"--processes cannot be used with --ray {address}: the nodes decide the number of cores"
+        )
     if not is_local:
         _check_address(address)
     folder = tempfile.gettempdir()
@@ -288,7 +296,7 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
             "num_cpus": processes or host.usable_cores(),
             "include_dashboard": False,
             "_temp_dir": folder,
-            # The kernel ends what takes too much memory, as without Ray: the file's own process.
+            # As without Ray, the kernel kills what takes too much memory: the file's own process.
             "_system_config": {"memory_monitor_refresh_ms": 0},
         }
         try:
@@ -301,11 +309,11 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
                 )
         except Exception as error:  # whatever it raises, there is no cluster
             raise UserError(
-                f"--ray {address}: there is no cluster that can be used ({reason(error)[:300]})"
+                f"--ray {address}: there is no usable cluster ({reason(error)[:300]})"
             ) from error
         try:
-            # It prints what befalls its nodes to the standard output, among our results, and has no
-            # switch for it.
+            # Ray prints messages about its nodes to standard output, among our results, and has no
+            # option to stop it.
             ray._private.worker.print_to_stdstream = lambda *_, **__: None
             yield ray
         finally:
@@ -314,18 +322,20 @@ def _connected(address: str, processes: int) -> Iterator[Any]:
 
 
 def _check_address(address: str) -> None:
-    """Ray would take minutes to say so."""
+    """Raises a UserError for an address without a cluster; Ray would take minutes to do so."""
     if "://" in address:
         raise UserError(
-            f"--ray {address}: start the command on a node of the cluster, with HOST:PORT or auto;"
-            " from elsewhere, ray job submit -- COMMAND does so"
+            f"--ray {address}: run the command on a node of the cluster, with HOST:PORT or auto;"
+            " from elsewhere, use ray job submit -- COMMAND"
         )
     if address == "auto":
         return
     host_name, _, port = address.rpartition(":")
     if not host_name or not port.isdecimal():
-        raise UserError(f"--ray {address}: give local, auto or HOST:PORT, such as 10.0.0.1:6379")
-    why = "it is something else that answers"
+        raise UserError(
+            f"--ray {address}: expected local, auto or HOST:PORT, such as 10.0.0.1:6379"
+        )
+    why = "something other than Ray answers"
     try:
         place = (host_name.strip("[]"), int(port))
         with socket.create_connection(place, _CONNECT_SECONDS) as connection:
@@ -337,14 +347,14 @@ def _check_address(address: str) -> None:
     except (OSError, OverflowError) as error:
         why = f"nothing answers ({reason(error)})"
     raise UserError(
-        f"--ray {address}: there is no cluster, {why}: ray start --head starts one and prints its"
-        " address"
+        f"--ray {address}: there is no cluster, {why}: start one with ray start --head, which"
+        " prints its address"
     )
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Without what Ray's C++ side writes past Python to the standard error."""
+    """Suppresses what Ray's C++ code writes to standard error, bypassing Python."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,8 +1,7 @@
-"""What a node of a Ray cluster does with a task: its items, one after the other.
+"""Runs a task on a node of a Ray cluster: its items, one after the other.
 
-Each core of a node works through a process of its own (`jobs.Workers`), as on a single machine: a
-file that hangs, crashes or takes too much memory costs only itself, neither Ray's worker nor the
-run.
+Each core of a node uses a process of its own (`jobs.Workers`), as on a single machine: a file that
+hangs, crashes or takes too much memory affects only itself, not Ray's worker or the run.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from tsm_jax.errors import UnreadableClipError, UserError
 
 
 class Order(NamedTuple):
-    """What every task of a run has in common.
+    """What all tasks of a run have in common.
 
     Attributes:
-        seconds: limit per item, see `jobs.run_jobs`.
-        folder: that relative paths start from.
-        versions: see `versions`.
+        seconds: Time limit per item, see `jobs.run_jobs`.
+        folder: Folder that relative paths are relative to.
+        versions: Required versions, see `versions`.
     """
 
     function: Callable[[Any], Any]
@@ -41,15 +40,15 @@ class Order(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of an item on a node.
+    """The outcome of an item on a node.
 
     Attributes:
-        node: its address.
-        seconds: the item took.
-        result: pickled.
-        stopped: a mistake of the user's that ends the run.
-        defect: a traceback of ours, which ends it too.
-        size: of the item's file as the node sees it, see `size_of`.
+        node: Address of the node.
+        seconds: Time that the item took.
+        result: The pickled result.
+        stopped: Message of a user error, which ends the run.
+        defect: Traceback of a bug, which also ends the run.
+        size: Size of the item's file as the node sees it, see `size_of`.
     """
 
     node: str
@@ -61,7 +60,7 @@ class Done(NamedTuple):
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Versions of packages, None for a missing one, and a digest of the code of `tsm_jax`."""
+    """Returns the versions of packages (None if missing), and a digest of the code of `tsm_jax`."""
     found: dict[str, str | None] = {}
     for name in packages:
         try:
@@ -72,12 +71,12 @@ def versions(packages: Iterable[str]) -> dict[str, str | None]:
     code = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         code.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    found["tsm_jax"] = f"of the code {code.hexdigest()[:12]}"
+    found["tsm_jax"] = f"code {code.hexdigest()[:12]}"
     return found
 
 
 def size_of(path: str) -> int | None:
-    """Bytes of a file, -1 for a folder, None for an address and for what does not exist."""
+    """Returns the bytes of a file, -1 for a folder, or None for an address or a missing file."""
     if "://" in path:
         return None
     try:
@@ -86,14 +85,14 @@ def size_of(path: str) -> int | None:
         return None
 
 
-_current: tuple[bytes, Workers[Any, Any]] | None = None  # of this worker of Ray's
+_current: tuple[bytes, Workers[Any, Any]] | None = None  # of this Ray worker
 
 
 def work(order: bytes, items: Sequence[tuple[Any, str]]) -> list[Done]:
-    """The task: one answer per item (item, path), fewer if one of them ends the run.
+    """Runs a task: returns one answer per (item, path), or fewer if an item ends the run.
 
     Args:
-        order: a pickled `Order`.
+        order: A pickled `Order`.
     """
     import ray  # pyright: ignore[reportMissingImports]
 
@@ -112,7 +111,7 @@ def work(order: bytes, items: Sequence[tuple[Any, str]]) -> list[Done]:
 
 
 def _workers(pickled: bytes) -> Workers[Any, Any]:
-    """The process of this worker of Ray's, kept from one task to the next."""
+    """Returns the process of this Ray worker, which is kept from one task to the next."""
     global _current
     if _current is None or _current[0] != pickled:
         if _current is not None:
@@ -122,12 +121,13 @@ def _workers(pickled: bytes) -> Workers[Any, Any]:
         for name, wanted in order.versions.items():
             if found[name] != wanted:
                 raise UserError(
-                    f"{name} is {found[name] or 'not installed'}, on the machine of the command"
-                    f" {wanted or 'not installed'}: install the same everywhere"
+                    f"{name}: {found[name] or 'not installed'} here, but"
+                    f" {wanted or 'not installed'} on the machine that runs the command: install"
+                    " the same everywhere"
                 )
-        with suppress(OSError):  # where it is missing, relative paths are not seen either
+        with suppress(OSError):  # if it is missing, so are files with relative paths
             os.chdir(order.folder)
-        # A process would import Ray's program once more, as its main module.
+        # Otherwise, the new process would import Ray's program again as its main module.
         vars(sys.modules["__main__"]).pop("__file__", None)
         memory = _memory_of_a_core()
         workers = Workers(
@@ -140,26 +140,29 @@ def _workers(pickled: bytes) -> Workers[Any, Any]:
 
 
 def _memory_of_a_core() -> int | None:
-    """A core's share of the node in bytes, so that no file takes the node down; None: no limit."""
+    """Returns a core's share of the node's memory in bytes, or None for no limit.
+
+    With this limit, no file can take the node down.
+    """
     import ray  # pyright: ignore[reportMissingImports]
 
     own = ray.get_runtime_context().get_node_id()
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
-    if not resources.get("memory") or resources.get("GPU"):  # drivers of GPUs map what they like
+    if not resources.get("memory") or resources.get("GPU"):  # GPU drivers map any amount
         return None
     return int(resources["memory"] / max(1, resources.get("CPU", 1)))
 
 
 @dataclass(frozen=True)
 class _Start:
-    """Prepares a new process: one core, a limit of memory, then what the run needs."""
+    """Prepares a new process: one core, a memory limit, then what the run needs."""
 
     prepare: Callable[[], object]
     memory: int | None
 
     def __call__(self) -> None:
         host.use_cores(1)
-        # Of a GPU that several processes share jax would take three quarters for each.
+        # Several processes may share a GPU; jax would reserve three quarters of it for each.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         if self.memory is not None:
             import resource
@@ -171,7 +174,7 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Bounded:
-    """The function, with a lack of memory as a failure of the item alone."""
+    """Wraps the function so that a lack of memory is a failure of the item alone."""
 
     function: Callable[[Any], Any]
     memory: int | None
@@ -180,10 +183,12 @@ class _Bounded:
         try:
             return self.function(item)
         except Exception as error:
-            # OpenCV has an error of its own for it.
+            # OpenCV raises an error of its own.
             if not isinstance(error, MemoryError) and "Insufficient memory" not in str(error):
                 raise
-        most = f" than {self.memory >> 20} MB, its core's share of the node" if self.memory else ""
+        most = (
+            f"{self.memory >> 20} MB, its core's share of the node" if self.memory else "there is"
+        )
         raise UnreadableClipError(
-            f"it takes more memory{most}: give the nodes fewer cores (ray start --num-cpus)"
+            f"it needs more memory than {most}: give the nodes fewer cores (ray start --num-cpus)"
         )

@@ -1,8 +1,8 @@
-"""The official archives of UCF-101 and Kinetics-400: downloaded, unpacked, continued if stopped.
+"""Downloads and unpacks the official archives of UCF-101 and Kinetics-400; can be continued.
 
-Archives lie in `archives/` below the output until they are unpacked; an archive that was fetched in
-another way can be put there. Unpacking goes to another name first, so that what has its final name
-is complete and its checksums are verified.
+Archives stay in `archives/` below the output until they are unpacked; an archive obtained in
+another way can be put there. Archives are unpacked under another name first, so whatever has its
+final name is complete and its checksums are verified.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class DataSet:
     """Where a data set is published.
 
     Attributes:
-        download_bytes, unpacked_bytes: of all archives and of what is in them, roughly.
-        files: addresses of files that stay as they are.
-        archives: (address, folder for its content); its own top folder is left out.
-        link_lists: addresses of lists of further archives, whose content goes to `videos`.
+        name: Default folder below data/.
+        download_bytes, unpacked_bytes: Approximate sizes of all archives and of their content.
+        files: Addresses of files that are kept as they are.
+        archives: (address, folder for the content); an archive's own top folder is left out.
+        link_lists: Addresses of lists of further archives, whose content goes to `videos`.
     """
 
     name: str
@@ -47,7 +48,7 @@ _UCF101 = "https://www.crcv.ucf.edu/data/UCF101"
 _K400_LISTS = "https://videotag.bj.bcebos.com/PaddleVideo/Data/Kinetic400"
 _K400_VIDEOS = "https://ai-rank.bj.bcebos.com/Kinetics400"
 
-# Sizes as PaddleVideo's pages on data preparation give them.
+# Sizes according to PaddleVideo's pages on data preparation.
 DATASETS = {
     "ucf101": DataSet(
         "ucf101",
@@ -71,16 +72,16 @@ DATASETS = {
 
 
 def download_dataset(name: str, output: str | None = None, *, keep_archives: bool = False) -> None:
-    """`fetch_dataset` of one of `DATASETS`, by default into data/."""
+    """Calls `fetch_dataset` for one of `DATASETS`, by default into data/."""
     dataset = DATASETS[name]
     fetch_dataset(dataset, output or os.path.join("data", dataset.name), keep_archives)
 
 
 def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
-    """Downloads and unpacks a data set; prints first how much space it takes.
+    """Downloads and unpacks a data set; first prints how much space it takes.
 
     Raises:
-        UserError: there is not enough space, no program to unpack with, or a download fails.
+        UserError: There is not enough space or no program to unpack rar, or a download fails.
     """
     try:
         os.makedirs(output, exist_ok=True)
@@ -103,28 +104,28 @@ def fetch_dataset(dataset: DataSet, output: str, keep_archives: bool) -> None:
 
 
 def _check_space(dataset: DataSet, output: str) -> None:
-    # An archive is deleted as soon as it is unpacked, so both sizes are needed at once only where
+    # An archive is deleted as soon as it is unpacked, so both sizes are needed at once only if
     # there is a single one.
     needed = dataset.unpacked_bytes + (0 if dataset.link_lists else dataset.download_bytes)
     used = sum(path.stat().st_size for path in Path(output).rglob("*") if path.is_file())
     free = shutil.disk_usage(output).free
     print(
         f"{output}: about {dataset.download_bytes / _GB:.1f} GB to download,"
-        f" {dataset.unpacked_bytes / _GB:.1f} GB unpacked; {used / _GB:.1f} GB are there,"
-        f" {free / _GB:.1f} GB are free",
+        f" {dataset.unpacked_bytes / _GB:.1f} GB unpacked; {used / _GB:.1f} GB already there,"
+        f" {free / _GB:.1f} GB free",
         flush=True,
     )
     if needed > used + free:
         raise UserError(
-            f"{output}: it takes {needed / _GB:.1f} GB and {free / _GB:.1f} GB are free: make room"
-            " or choose another --output"
+            f"{output}: the data set needs {needed / _GB:.1f} GB, but only {free / _GB:.1f} GB are"
+            " free: free some space or choose another --output"
         )
 
 
 def _file_name(url: str) -> str:
     name = url.rpartition("/")[2]
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", name):
-        raise UserError(f"{url!a}: this address does not end in the name of a file")
+        raise UserError(f"{url!a}: this address does not end in a file name")
     return name
 
 
@@ -138,7 +139,7 @@ def _linked_archives(dataset: DataSet, output: str) -> list[tuple[str, str]]:
 
 
 def _distinct_names(archives: Sequence[tuple[str, str]]) -> list[str]:
-    """The archives' file names; of equal ones all but the first get their folder's name, too."""
+    """Returns the archives' file names; repeated ones are prefixed with their folder's name."""
     names: list[str] = []
     for url, _ in archives:
         name = _file_name(url)
@@ -159,7 +160,7 @@ def _fetch(url: str, path: Path) -> Path:
 def _unpack(archive: Path, target: Path, *, is_shared: bool) -> None:
     name = archive.name
     partial = archive.parents[1] / f".unpacking-{name}"
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir()
     try:
         unpack(archive, partial)
@@ -173,7 +174,7 @@ def _unpack(archive: Path, target: Path, *, is_shared: bool) -> None:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if hasattr(os, "sync"):
-        os.sync()  # before the archive, which could replace it, is deleted
+        os.sync()  # before deleting the archive, from which the content could be restored
     archive.with_name(f"{name}.unpacked").touch()
     print(f"{target}: {name} unpacked", flush=True)
 
@@ -183,7 +184,7 @@ def _merge(content: Path, target: Path, name: str) -> None:
         if path.is_file():
             place = target / path.relative_to(content)
             place.parent.mkdir(parents=True, exist_ok=True)
-            # The same file is there after a killed run.
+            # After a killed run, the same file may be there already.
             if place.exists() and not filecmp.cmp(path, place, shallow=False):
-                raise UserError(f"{place} is another file than the one of this name in {name}")
+                raise UserError(f"{place} exists and differs from the file of this name in {name}")
             os.replace(path, place)

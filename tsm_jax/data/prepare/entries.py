@@ -1,4 +1,4 @@
-"""Which clips a command works on: those of a list, or the video files under a folder."""
+"""Finds the clips a command works on: those of a list, or the video files below a folder."""
 
 from __future__ import annotations
 
@@ -19,49 +19,53 @@ from tsm_jax.data.lists import (
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
-_ANY_LABEL = 2**31  # preparation does not know how many classes the model will have
+_ANY_LABEL = 2**31  # the model's number of classes is unknown during preparation
 
 
 def read_entries(source: str, list_path: str, *, prefix: str, suffix: str) -> list[ClipEntry]:
-    """The entries of a list for `source`, `videos` or `frames`.
+    """Reads the entries of a list for `source`, `videos` or `frames`.
 
     Raises:
-        UserError: the list is wrong, or its frames are behind addresses.
+        UserError: The list is malformed, or contains addresses of folders of frames.
     """
     read = read_frame_list if source == "frames" else read_video_list
     entries = read(list_path, prefix=prefix, suffix=suffix, num_classes=_ANY_LABEL)
     if source == "frames" and (away := next((e.path for e in entries if is_remote(e.path)), "")):
         raise UserError(
-            f"{printable(away)}: folders of frames are read from a disk, not from a bucket; videos"
-            " and packed folders may be there"
+            f"{printable(away)}: folders of frames are read from a disk, not from a bucket; use"
+            " videos or a packed folder"
         )
     return entries
 
 
 def clean_lines(list_path: str, usable: Sequence[bool]) -> list[str]:
-    """The list's own lines whose entries are usable, as they stand there."""
+    """Returns the list's own lines whose entries are usable."""
     pairs = zip(list_lines(list_path), usable, strict=True)
     return [line for (_, line), keep in pairs if keep]
 
 
 def list_line(path: str, label: int, num_frames: int | None = None) -> str:
-    """A line of a list of videos, or of frames; a UserError if it would be read as another path."""
+    """Formats a line of a list of videos, or of frames if `num_frames` is given.
+
+    Raises:
+        UserError: The line would be read as another path.
+    """
     if path != path.strip() or "\n" in path or "\r" in path:
         raise UserError(
-            f"{printable(repr(path))}: a list cannot name a path with a line break in it or blanks"
-            " around it; rename it"
+            f"{printable(repr(path))}: a list cannot contain a path with line breaks or surrounding"
+            " blanks; rename it"
         )
     return f"{path} {label}" if num_frames is None else f"{path} {num_frames} {label}"
 
 
 @dataclass
 class Found:
-    """What is below a folder; all paths relative to it.
+    """What is below a folder; all paths are relative to it.
 
     Attributes:
-        others: files that are not videos, hidden ones, pipes, and links that lead nowhere or in a
-            circle.
-        folders: the first two levels of folders, with or without videos.
+        others: Files that are not videos, hidden files and folders, pipes, and broken or circular
+            links.
+        folders: The first two levels of folders, with or without videos.
     """
 
     videos: list[str] = field(default_factory=list)
@@ -69,7 +73,7 @@ class Found:
     folders: list[str] = field(default_factory=list)
 
     def without_videos(self, level: int) -> list[str]:
-        """Folders `level` (1 or 2) below that have no videos in them."""
+        """Returns the folders at `level` (1 or 2) that contain no videos."""
         used = {os.sep.join(video.split(os.sep)[:level]) for video in self.videos}
         return [
             name for name in self.folders if name.count(os.sep) == level - 1 and name not in used
@@ -77,13 +81,13 @@ class Found:
 
 
 def survey(root: str | Path) -> Found:
-    """Everything below a folder, sorted. Links are followed, but not to where they came from.
+    """Lists everything below a folder, sorted. Links are followed, except circular ones.
 
     Raises:
-        UserError: the folder does not exist, one in it cannot be read, or there are no videos.
+        UserError: The folder does not exist, a folder in it cannot be read, or there are no videos.
     """
     if not os.path.isdir(root):
-        raise UserError(f"there is no folder {root}: give the folder of the videos")
+        raise UserError(f"the folder {root} does not exist: give the folder of the videos")
     found = Found()
     try:
         _walk(os.fspath(root), "", [], found)
@@ -93,12 +97,12 @@ def survey(root: str | Path) -> Found:
     for names in (found.videos, found.others, found.folders):
         names.sort()
     if not found.videos:
-        raise UserError(f"{root} has no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
+        raise UserError(f"{root} contains no video files ({', '.join(sorted(VIDEO_SUFFIXES))})")
     return found
 
 
 def find_videos(root: str | Path) -> list[str]:
-    """Paths of the video files under `root`, relative to it and sorted; raises as `survey`."""
+    """Returns the sorted paths of the video files below `root`, relative to it; see `survey`."""
     return survey(root).videos
 
 
@@ -123,10 +127,10 @@ def _walk(root: str, inside: str, above: list[os.stat_result], found: Found) -> 
 
 
 def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
-    """What to call each entry: its path under `prefix`, or `<class>/<file>` of an absolute one.
+    """Returns a name for each entry: its path below `prefix`, or `<class>/<file>` outside of it.
 
     Raises:
-        UserError: two entries would get one name.
+        UserError: Two entries would get the same name.
     """
     path_of: dict[str, str] = {}
     names = []
@@ -138,6 +142,6 @@ def short_names(entries: Sequence[ClipEntry], prefix: str) -> list[str]:
         if (other := path_of.setdefault(names[-1], path)) != path:
             raise UserError(
                 f"{other} and {path} would both be called {names[-1]}: write the list with paths"
-                " relative to one folder and give that as --prefix"
+                " relative to one folder and pass that folder as --prefix"
             )
     return names

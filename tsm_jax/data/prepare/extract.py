@@ -1,8 +1,8 @@
-"""Videos to folders of numbered JPEG files.
+"""Extracts videos to folders of numbered JPEG files.
 
-A folder is filled under another name and renamed when it is complete, so that a folder which is
-there is finished. What the options were is noted beside the folders: frames of two sizes never end
-up in one data set.
+A folder is filled under another name and renamed when it is complete, so an existing folder is
+finished. The options are stored beside the folders, so that frames of two sizes never end up in one
+data set.
 """
 
 from __future__ import annotations
@@ -46,27 +46,28 @@ def extract(
     """Extracts every video that has no folder yet.
 
     Args:
-        folders: for each, the folder under `output` that its frames go to.
-        output: made if need be. It gets `failed.txt` with the videos that failed.
-        short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are. It and
-            `quality` (of the JPEG files, 1 to 100) must be those of earlier runs into `output`.
-        jobs: `processes`, `seconds` and `ray` of `run_jobs`; the nodes of a cluster write to
-            `output`.
+        folders: For each video, the folder below `output` that its frames go to.
+        output: Created if necessary. Receives `failed.txt` with the videos that failed.
+        short_side: In pixels; larger frames are scaled down to it. 0 keeps all sizes. Like
+            `quality`, it must be the same as in earlier runs into `output`.
+        quality: JPEG quality, 1 to 100.
+        jobs: Arguments `processes`, `seconds` and `ray` of `run_jobs`; the nodes of a cluster write
+            to `output`.
 
     Returns:
-        The numbers of frames of the videos, None where it failed; and (video, reason) of those.
+        The number of frames of each video, None if it failed; and (video, reason) of the failures.
 
     Raises:
         UserError: `output` was made with other options, or cannot be written.
     """
     if "://" in output:
         raise UserError(
-            f"--output {output}: frames are files on a disk; prepare pack writes to a bucket"
+            f"--output {output}: frames go to a disk; use prepare pack to write to a bucket"
         )
     options = {"short_side": short_side, "quality": quality}
     _check_options(output, options)
-    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # of a killed run
-    # The name is new, so that a node of a cluster that finds it sees this machine's disk.
+    shutil.rmtree(os.path.join(output, _PARTIAL), ignore_errors=True)  # left by a killed run
+    # The name is new, so a node of a cluster that finds it sees this machine's disk.
     partial_root = os.path.join(output, _PARTIAL, uuid.uuid4().hex)
     try:
         os.makedirs(partial_root)
@@ -101,24 +102,24 @@ def _check_options(output: str, options: dict[str, int]) -> None:
     found = read_text(path, "the options of an earlier extraction").strip()
     if found != wanted:
         raise UserError(
-            f"{output} has frames extracted with {found}, not {wanted}: use the same options or"
-            " another --output"
+            f"{output} contains frames extracted with {found}, not {wanted}: use the same"
+            " options or another --output"
         )
 
 
 def _extract_video(
     job: tuple[str, str], *, partial_root: str, short_side: int, quality: int
 ) -> int:
-    """Extracts one video to its folder, and gives the number of frames there."""
+    """Extracts one video to its folder and returns its number of frames."""
     video, folder = job
     if not os.path.isdir(partial_root):
         raise StopJobsError(
-            f"cannot write {folder}: this is not the disk of the machine of the command; --output"
-            " has to be on one that all nodes share"
+            f"cannot write {folder}: this node does not share the disk of the machine that runs the"
+            " command; --output must be on a disk that all nodes share"
         )
     if os.path.isdir(folder):
         return count_frames(folder)
-    # Not by its number: processes of several machines have the same.
+    # Not named by process number, because processes of several machines may share it.
     partial_folder = os.path.join(partial_root, uuid.uuid4().hex)
     count = 0
     try:
@@ -134,7 +135,7 @@ def _extract_video(
             try:
                 os.rename(partial_folder, folder)
             except OSError:
-                # A node that was taken for lost has finished it as well.
+                # A node that was believed lost may have finished it, too.
                 if not os.path.isdir(folder):
                     raise
     finally:
@@ -144,7 +145,7 @@ def _extract_video(
 
 @contextmanager
 def _writing(folder: str) -> Iterator[None]:
-    """What fails here would fail for the next video, too."""
+    """Turns an OSError into a StopJobsError, because writing the next video would fail, too."""
     try:
         yield
     except OSError as error:
@@ -152,7 +153,7 @@ def _writing(folder: str) -> Iterator[None]:
 
 
 def encode_frame(frame: np.ndarray, short_side: int, quality: int) -> bytes:
-    """uint8[H, W, 3], RGB, as a JPEG file, scaled down to `short_side` pixels if it is larger."""
+    """Encodes uint8[H, W, 3], RGB, as JPEG, scaled down to `short_side` pixels if it is larger."""
     height, width = frame.shape[:2]
     if 0 < short_side < min(height, width):
         scale = short_side / min(height, width)
@@ -161,5 +162,5 @@ def encode_frame(frame: np.ndarray, short_side: int, quality: int) -> bytes:
     done, data = cv2.imencode(
         ".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
-    assert done, "a uint8 picture can always be encoded"
+    assert done, "a uint8 image can always be encoded"
     return data.tobytes()

@@ -1,11 +1,11 @@
-"""Many files through one function, in processes of their own, which no file can stop.
+"""Applies a function to many files in separate processes, so that no file can stop the run.
 
-A decoder that hangs is killed after a time limit and one that crashes is replaced; both become a
-`JobFailure` of that file. Results come in the order of the items, whoever finishes first.
+A decoder that hangs is killed after a time limit, and one that crashes is replaced; both become a
+`JobFailure` of that file. Results come in the order of the items, whichever finishes first.
 """
 
-# `pebble` is not used: its workers answer through one pipe, so that one that is killed for its
-# memory while it sends a record stops all others.
+# `pebble` is not used: its workers answer through one pipe, so a worker that is killed (for its
+# memory) while it sends a record stops all others.
 
 from __future__ import annotations
 
@@ -31,21 +31,22 @@ from tsm_jax.host import usable_cores
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Items per process that may be finished before an earlier one: a slow file delays the others'
-# results, but must not pile them up without end.
+# Items per process that may be started before the earliest unfinished one is done: a slow file
+# delays the results of others, which must not pile up without limit.
 _AHEAD = 8
 
-# For what an orphaned process has to do, once it sees that its pipe is closed.
+# Seconds that an orphaned process has to clean up, once it sees its pipe closed.
 _LAST_SECONDS = 5
 
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a file gave no result, in one line.
+    """Why a file has no result.
 
     Attributes:
-        kind: the function refused it; it took too long; or its process ended.
-        exit_code: of a process that ended, negative for a signal.
+        reason: One line.
+        kind: `refused` by the function, `late` (took too long), or `crashed` (its process ended).
+        exit_code: Exit code of a process that ended, negative for a signal.
     """
 
     reason: str
@@ -54,12 +55,12 @@ class JobFailure:
 
 
 class ProcessLostError(RuntimeError):
-    """A process was killed, or ended before it was ready: not by the doing of an item."""
+    """A process was killed, or ended before it was ready, and no item is to blame."""
 
 
 @dataclass(frozen=True)
 class _Raised:
-    """An exception that is not that of the item, as text: not every exception can be pickled."""
+    """An exception that is not a failure of the item, as text: not all of them can be pickled."""
 
     kind: type[Exception]
     text: str
@@ -74,23 +75,24 @@ def run_jobs(
     ray: str | None = None,
     path_of: Callable[[Item], str] = str,
 ) -> Generator[tuple[Item, Result | JobFailure], None, None]:
-    """Calls `function` on every item.
+    """Calls `function` on every item in separate processes.
 
     Args:
-        function: importable, since it is sent to the processes. Its `UserError` is a failure of
-            the item.
-        items: picklable. They are taken as they are needed.
-        processes: how many, 0 for one per core.
-        seconds: after which the process of an item is killed.
-        ray: the address of a Ray cluster whose nodes do it, see `cluster.run_on_ray`.
-        path_of: the file of an item, for a cluster.
+        function: Must be importable, since it is sent to the processes. A `UserError` that it
+            raises is a failure of the item.
+        items: Must be picklable. They are taken from the iterable as needed.
+        processes: Number of processes; 0 for one per core.
+        seconds: Time limit per item, after which its process is killed.
+        ray: Address of a Ray cluster to run on, see `cluster.run_on_ray`.
+        path_of: Returns the file of an item; used on a cluster.
 
     Yields:
         (item, result or `JobFailure`) in the order of the items.
 
     Raises:
         UserError: `function` raised a `StopJobsError`.
-        RuntimeError: `function` raised something else: a defect, with the traceback from there.
+        RuntimeError: `function` raised any other exception, which is a bug. The message is its
+            traceback.
     """
     if ray is not None:
         from tsm_jax.data.prepare.cluster import run_on_ray
@@ -122,18 +124,18 @@ def _nothing() -> None:
 
 
 class _End:
-    """Follows the last result of an iterator."""
+    """Marks the end of an iterator's results."""
 
 
 class Workers(Generic[Item, Result]):
-    """Processes, each used by one thread at a time, and started when all others are busy.
+    """Processes, each used by one thread at a time; a new one starts if all others are busy.
 
     Args:
-        function: see `run_jobs`. For `stream` it may also return an iterator of results.
-        seconds: of waiting for an item's results, after which its process is killed.
-        prepare: called in a new process before its first item.
-        orphaned: called in a process whose parent is gone, before it ends.
-        name: of the processes.
+        function: See `run_jobs`. For `stream`, it may also return an iterator of results.
+        seconds: Time to wait for an item's results before its process is killed.
+        prepare: Called in each new process before its first item.
+        orphaned: Called in a process whose parent is gone, before the process ends.
+        name: Name of the processes.
     """
 
     def __init__(
@@ -147,28 +149,28 @@ class Workers(Generic[Item, Result]):
     ):
         self._arguments = (function, prepare, orphaned)
         self._seconds, self._name = seconds, name
-        # Forked copies of a process with threads deadlock, in decoders above all.
+        # Forks of a process with threads deadlock, especially in decoders.
         self._context = multiprocessing.get_context("spawn")
         self._idle: list[tuple[SpawnProcess, Connection]] = []
         self._all: set[SpawnProcess] = set()
         self._closed = False
-        # Two threads that wait for processes could take the exit codes from each other.
+        # Two threads that wait for processes could steal each other's exit codes.
         self._lock = threading.Lock()
 
     def call(self, item: Item) -> Result | JobFailure:
-        """The result for an item.
+        """Returns the result for an item.
 
         Raises:
-            UserError: `function` raised a `StopJobsError`, or `prepare` a UserError.
-            RuntimeError: `function` or `prepare` raised something else.
-            ProcessLostError: a process ended before it was ready.
+            UserError: `function` raised a `StopJobsError`, or `prepare` a `UserError`.
+            RuntimeError: `function` or `prepare` raised another exception.
+            ProcessLostError: A process ended before it was ready.
         """
         return next(self.stream(item))
 
     def stream(self, item: Item) -> Generator[Result | JobFailure, None, None]:
-        """The results for an item of which the function makes several; raises as `call`.
+        """Yields the results for an item, of which there may be several; raises as `call` does.
 
-        A failure is the last of them. Closed before its end, it kills the process.
+        A failure is the last result. Closing the generator before its end kills the process.
         """
         process, connection = self._take()
         left = self._seconds
@@ -178,7 +180,7 @@ class Workers(Generic[Item, Result]):
                 start = time.monotonic()
                 if not connection.poll(None if math.isinf(left) else max(left, 0)):
                     self._end(process)
-                    yield JobFailure(f"not done after {self._seconds:g} s", "late")
+                    yield JobFailure(f"timed out after {self._seconds:g} s", "late")
                     return
                 left -= time.monotonic() - start
                 result = connection.recv()
@@ -199,16 +201,16 @@ class Workers(Generic[Item, Result]):
             yield result
 
     def start(self) -> None:
-        """Starts a process ahead of its first item; raises as `call`."""
+        """Starts a process ahead of its first item; raises as `call` does."""
         self._idle.append(self._start())
 
     @property
     def pids(self) -> list[int]:
-        """The processes that run."""
+        """IDs of the running processes."""
         return [process.pid for process in list(self._all) if process.pid is not None]
 
     def close(self) -> None:
-        with self._lock:  # none that is being started is forgotten
+        with self._lock:  # so that no process being started is missed
             self._closed = True
         for process in list(self._all):
             self._end(process)
@@ -233,14 +235,16 @@ class Workers(Generic[Item, Result]):
         )
         with self._lock:
             if self._closed:
-                raise ProcessLostError("no more processes are started")
+                raise ProcessLostError("the worker processes have been closed")
             process.start()
             self._all.add(process)
         theirs.close()
         try:
-            refused = ours.recv()  # all is prepared, the clock may start
+            refused = ours.recv()  # preparation is done, so the clock may start
         except (EOFError, OSError):
-            raise ProcessLostError(f"a process ended with {self._end(process)}") from None
+            raise ProcessLostError(
+                f"a process ended before it was ready (exit code {self._end(process)})"
+            ) from None
         if isinstance(refused, _Raised):
             self._end(process)
             raise refused.kind(refused.text)
@@ -267,7 +271,7 @@ def _serve(
     orphaned: Callable[[], None],
     connection: Connection,
 ) -> None:
-    """What a worker does: items in, results out, until there is nobody to work for."""
+    """Runs in a worker process: receives items and sends results until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     watcher = threading.Thread(target=_die_with_parent, args=[orphaned], daemon=True)
     watcher.start()
@@ -310,7 +314,7 @@ def _result(function: Callable[[Any], Any], item: Any) -> Any:
 
 
 def _die_with_parent(orphaned: Callable[[], None]) -> None:
-    """A killed parent must not leave writers that race with its successor."""
+    """Ends this process with its parent, so that no writers are left to race with a new run."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,4 +1,4 @@
-"""Lists as PaddleVideo writes them, of Kinetics-400 or any folders of classes."""
+"""Writes lists in PaddleVideo's format, of Kinetics-400 or any folders of classes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from tsm_jax.terminal import printable
 
 @dataclass(frozen=True)
 class ClipList:
-    """A list, by its path, and the clips that belong in it but are not there.
+    """A list, and the clips that belong in it but are missing.
 
     Attributes:
-        template: of the names of frames; empty for a list of videos.
+        path: Path of the list file.
+        lines: Lines of the list.
+        missing: Names of the missing clips.
+        template: Template of the names of frames; empty for a list of videos.
     """
 
     path: str
@@ -40,10 +43,17 @@ def clip_list(
     *,
     absolute: bool = False,
 ) -> ClipList:
-    """The list of clips, each by its name, its label and its path below `root`, None if missing.
+    """Makes a list of clips.
+
+    Args:
+        path: Path of the list file.
+        root: Folder of the clips.
+        clips: (name, label, path below `root` or None if missing) of each clip.
+        template: Template of the names of frames; empty for videos.
+        absolute: Whether to list absolute paths instead of paths below `root`.
 
     Raises:
-        UserError: none of the clips is there, or the name of one would not fit on a line.
+        UserError: None of the clips exists, or a path would not fit on a line.
     """
     lines, missing = [], []
     for clip, label, found in clips:
@@ -63,18 +73,18 @@ def clip_list(
 
 
 def write_lists(lists: Sequence[ClipList], names: Sequence[str]) -> None:
-    """Writes lists, all in one folder, and `labels.txt` beside them.
+    """Writes lists, all into the same folder, and `labels.txt` beside them.
 
     Raises:
-        UserError: a name of a class would not fit on a line, or a `labels.txt` there has other
-            classes. Then nothing is written.
+        UserError: A class name would not fit on a line, or an existing `labels.txt` has other
+            classes. Nothing is written then.
     """
     check_class_names(names)
     labels_path = Path(lists[0].path).with_name(LABELS_FILE)
     if labels_path.exists() and read_text(labels_path, "the class names").splitlines() != [*names]:
         raise UserError(
-            f"{labels_path} has other classes, or in another order: give it as --labels, or write"
-            " to another folder"
+            f"{labels_path} has different classes or a different order: pass it as --labels, or"
+            " write to another folder"
         )
     for made in lists:
         write_lines(made.path, made.lines)
@@ -82,7 +92,7 @@ def write_lists(lists: Sequence[ClipList], names: Sequence[str]) -> None:
 
 
 def count_frames(folder: str, template: str = FRAME_TEMPLATE) -> int:
-    """Files in a folder that are named as `template` says; 0 without a folder."""
+    """Counts the files in a folder whose names match `template`; 0 if there is no such folder."""
     start, end = re.split(r"\{.*\}", template)
     name = re.compile(rf"{re.escape(start)}\d+{re.escape(end)}")
     try:
@@ -92,17 +102,21 @@ def count_frames(folder: str, template: str = FRAME_TEMPLATE) -> int:
 
 
 def read_names(path: str) -> list[str]:
-    """Class names, one a line; a UserError if the file cannot be read, is empty or repeats one."""
+    """Reads class names, one per line.
+
+    Raises:
+        UserError: The file cannot be read, is empty or repeats a name.
+    """
     names = [name for _, name in numbered_lines(path)]
     if not names:
-        raise UserError(f"{path} has no names: write one class name a line")
+        raise UserError(f"{path} contains no names: write one class name per line")
     if len(set(names)) < len(names):
-        raise UserError(f"{path} has a name twice: write every class name once")
+        raise UserError(f"{path} repeats a name: write every class name once")
     return names
 
 
 def numbered_lines(path: str) -> Iterator[tuple[str, str]]:
-    """The lines of a file that are not blank, stripped, each with its place for messages."""
+    """Yields a file's non-blank lines, stripped, each preceded by its place for messages."""
     for number, line in enumerate(read_text(path, "the file").splitlines(), start=1):
         if line := line.strip():
             yield f"{path}, line {number}", line
@@ -113,19 +127,21 @@ def folder_list(
 ) -> ClipList:
     """Writes the list of `<class>/<video>`, or of `<class>/<folder of frames>`, below `root`.
 
-    `labels.txt` goes beside it.
+    `labels.txt` is written beside it.
 
     Args:
-        labels: class names in the order of the labels, found as `_label_finder` does; None for
-            the folders' names, sorted.
+        labels: Class names in label order, matched with folders by `_label_finder`; None for the
+            sorted names of the folders.
 
     Raises:
-        UserError: there are no clips, a folder is not a class, or `labels.txt` there has others.
+        UserError: There are no clips, a folder is not a class, or an existing `labels.txt` has
+            other classes.
     """
     clips = _frame_folders(root) if frames else find_videos(root)
     if loose := [clip for clip in clips if os.sep not in clip]:
         raise UserError(
-            f"{printable(os.path.join(root, loose[0]))} is in no class: expected <class>/<video>"
+            f"{printable(os.path.join(root, loose[0]))} is not in a class folder: expected"
+            " <class>/<video>"
         )
     classes = sorted({clip.split(os.sep)[0] for clip in clips})
     names = classes if labels is None else labels
@@ -142,11 +158,11 @@ def annotated_list(
 ) -> ClipList:
     """Writes the list of a Kinetics annotation file (`label,youtube_id,time_start,time_end,split`).
 
-    Videos are found by name, `<youtube_id>_<start>_<end>` with six digits each, anywhere under
-    `root`; those that are missing are counted. Other arguments as for `folder_list`.
+    Videos are found by name, `<youtube_id>_<start>_<end>` with six digits each, anywhere below
+    `root`; missing ones are counted. Other arguments are as for `folder_list`.
 
     Raises:
-        UserError: the file is not such a csv, has an unknown class, or no video is there.
+        UserError: The file is not such a csv, has an unknown class, or none of the videos exists.
     """
     clips = _frame_folders(root) if frames else find_videos(root)
     by_stem = {Path(clip).stem: clip for clip in clips}
@@ -161,25 +177,26 @@ def annotated_list(
 
 
 def check_class_names(names: Sequence[str]) -> None:
-    """Raises a UserError for a name that would be read from `labels.txt` as another one."""
+    """Raises a UserError for a name that would be read differently from `labels.txt`."""
     for name in names:
         is_utf8 = not any("\ud800" <= letter <= "\udfff" for letter in name)
         if name.splitlines() != [name.strip()] or not is_utf8:
             raise UserError(
-                f"the class {printable(repr(name))} is not a line of text in UTF-8 without blanks"
-                " around it: rename its folder"
+                f"the class name {printable(repr(name))} must be one line of UTF-8 text without"
+                " surrounding blanks: rename its folder"
             )
 
 
 def class_key(name: str) -> str:
-    """Kinetics' folders spell `massaging person's head` in several ways: only letters count."""
+    """Reduces a name to letters and digits: `massaging person's head` has several spellings."""
     return re.sub(r"[\W_]", "", name.lower())
 
 
 def _label_finder(names: Sequence[str]) -> Callable[[str, str], int]:
-    """From a class, and what it is to the user, to its label.
+    """Returns a function that maps a class name, and its description for messages, to its label.
 
-    That of the same name, else of the only one with its key; a UserError if there is none.
+    This is the label of the same name, or else of the only name with the same key. If there is
+    none, the function raises a UserError.
     """
     exact = {name: label for label, name in enumerate(names)}
     labels_of_key = defaultdict(list)
@@ -190,14 +207,16 @@ def _label_finder(names: Sequence[str]) -> Callable[[str, str], int]:
         of_key = labels_of_key.get(class_key(name), [])
         label = exact.get(name, of_key[0] if len(of_key) == 1 else None)
         if label is None:
-            raise UserError(f"{printable(what)} is not a class of {names[0]} to {names[-1]}")
+            raise UserError(
+                f"{printable(what)} is not one of the classes {names[0]} to {names[-1]}"
+            )
         return label
 
     return find
 
 
 def _annotations(path: str) -> Iterator[tuple[str, str]]:
-    """(name of the video without extension, class)."""
+    """Yields (name of the video without extension, class)."""
     text = read_text(path, "the annotations")
     try:
         for row in csv.DictReader(io.StringIO(text, newline="")):
@@ -212,9 +231,9 @@ def _annotations(path: str) -> Iterator[tuple[str, str]]:
 
 
 def _frame_folders(root: str) -> list[str]:
-    """`<class>/<folder>` under `root`, sorted."""
+    """Returns `<class>/<folder>` below `root`, sorted."""
     if not os.path.isdir(root):
-        raise UserError(f"there is no folder {root}: give the folder of the frames")
+        raise UserError(f"the folder {root} does not exist: give the folder of the frames")
     return [
         os.path.join(name, clip)
         for name in sorted(os.listdir(root))

@@ -1,11 +1,10 @@
-"""A list of clips into a packed folder, on this machine's cores or those of a Ray cluster.
+"""Packs a list of clips into a folder, on this machine's cores or those of a Ray cluster.
 
-While a folder is being packed, `.packing/` in it holds a note for every shard that is complete
-(which clips it has, which failed). A shard gets its name after its note is written, and
-`dataset_info.json` comes last: a folder that has it is complete.
+While a folder is being packed, its subfolder `.packing/` holds a note for every complete shard (its
+clips, and those that failed). A shard gets its final name after its note is written, and
+`dataset_info.json` is written last: a folder that has it is complete.
 
-Everything goes through `epath`, so that `gs://` addresses work wherever they do for TensorFlow
-Datasets.
+All access goes through `epath`, so `gs://` addresses work wherever they do for TensorFlow Datasets.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from tsm_jax.terminal import progress
 
 PLAN_FILE = "packing.json"
 _NOTES = ".packing"
-_ERRORS = "surrogateescape"  # names of files need not be UTF-8
+_ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 Clip = tuple[str, ClipEntry]
 
@@ -48,12 +47,14 @@ Clip = tuple[str, ClipEntry]
 class RecordOptions:
     """What a record keeps of a clip.
 
-    Frames that are JPEG files of the right size already are taken over byte by byte.
+    Frames that are JPEG files of a suitable size are copied byte by byte.
 
     Attributes:
-        source: of the list, `videos` or `frames`.
-        frames_per_clip: evenly spaced frames kept; 0 for all of them.
-        short_side: pixels; larger frames are scaled down to it. 0 keeps all as they are.
+        source: Source of the list, `videos` or `frames`.
+        template: Template of the names of frames.
+        frames_per_clip: Number of evenly spaced frames to keep; 0 for all.
+        short_side: In pixels; larger frames are scaled down to it. 0 keeps all sizes.
+        quality: JPEG quality, 1 to 100.
     """
 
     source: str
@@ -72,17 +73,17 @@ class Record:
 
 
 def pack(shards: Shards, **jobs: Any) -> list[tuple[str, str]]:
-    """Writes the shards that are missing, and then what describes them.
+    """Writes the missing shards, and then the files that describe them.
 
     Args:
-        jobs: `processes`, `seconds` and `ray` of `run_jobs`. Whoever makes the records, it is this
-            machine that writes them.
+        jobs: Arguments `processes`, `seconds` and `ray` of `run_jobs`. This machine writes the
+            records, wherever they are made.
 
     Returns:
-        (clip, reason) of those that failed; they are left out.
+        (clip, reason) of the failed clips, which are left out.
 
     Raises:
-        UserError: the folder is another list's or cannot be written, or no clip could be read.
+        UserError: The folder belongs to another list or cannot be written, or no clip can be read.
     """
     try:
         if not shards.begin():
@@ -100,8 +101,8 @@ def pack(shards: Shards, **jobs: Any) -> list[tuple[str, str]]:
 
 
 def make_record(clip: Clip, options: RecordOptions) -> Record:
-    """The record of (name, entry); the same bytes every time."""
-    from tensorflow_datasets.proto import tf_example_pb2  # takes a second
+    """Makes the record of (name, entry); always the same bytes."""
+    from tensorflow_datasets.proto import tf_example_pb2  # takes a second to import
 
     name, entry = clip
     read = _pictures_of_folder if options.source == "frames" else _pictures_of_video
@@ -137,7 +138,7 @@ def _pictures_of_video(entry: ClipEntry, options: RecordOptions) -> tuple[Sequen
 def _pictures_of_folder(entry: ClipEntry, options: RecordOptions) -> tuple[Sequence[bytes], int]:
     assert entry.num_frames is not None, "a frame list gives the number of frames"
     indices = _kept(entry.num_frames, options)
-    # Decoded even where the file is taken over: a broken one must not get into the records.
+    # Decoded even if the file is copied: a broken one must not get into the records.
     frames = load_frames(entry.path, entry.num_frames, lambda _: indices, options.template)
     pictures = []
     for index, frame in zip(indices.tolist(), frames, strict=True):
@@ -151,12 +152,13 @@ def _pictures_of_folder(entry: ClipEntry, options: RecordOptions) -> tuple[Seque
 
 @dataclass(frozen=True)
 class Shards:
-    """A packed folder in the making.
+    """A packed folder that is being written.
 
     Attributes:
-        directory: a path, or an address that `epath` knows.
+        directory: A path, or an address that `epath` supports.
         clips: (name, entry) in the list's order.
-        clips_per_shard: of the list; a shard has fewer where clips fail.
+        clips_per_shard: Clips of the list per shard; a shard has fewer if clips fail.
+        labels: Class names in label order; empty if unknown.
     """
 
     directory: str
@@ -174,15 +176,15 @@ class Shards:
         return self.clips[start : start + self.clips_per_shard]
 
     def missing(self) -> list[int]:
-        """Shards that are still to be written."""
+        """Returns the shards that have not been written yet."""
         return [i for i in range(self.count) if not self._path(self._shard_name(i)).exists()]
 
     def begin(self) -> bool:
-        """Makes the folder, or continues in it; whether there is something left to do.
+        """Creates the folder or continues in it; returns whether anything is left to do.
 
         Raises:
-            UserError: it holds another list's clips, was begun with other options, or is out of
-                reach.
+            UserError: It holds another list's clips, was begun with other options, or cannot be
+                reached.
         """
         plan = packed_folder(self.directory) / PLAN_FILE
         text = "\n".join(f"{name} {entry.label} {entry.num_frames}" for name, entry in self.clips)
@@ -199,7 +201,7 @@ class Shards:
         elif plan.read_text() != wanted:
             raise UserError(
                 f"{self.directory} was packed from another list or with other options (see"
-                f" {PLAN_FILE} there): use the same, or another --output"
+                f" {PLAN_FILE} there): use the same list and options, or another --output"
             )
         is_complete = self._path(INFO_FILE).exists()
         if is_complete:
@@ -207,12 +209,12 @@ class Shards:
         return not is_complete
 
     def write(self, shard: int, results: Iterable[Record | JobFailure]) -> None:
-        """Writes a shard from what became of its clips, in order."""
+        """Writes a shard from the results for its clips, in order."""
         from array_record.python.array_record_module import ArrayRecordWriter
 
         note = {"clips": [], "failed": [], "bytes": 0}
         with self._publishing(self._shard_name(shard)) as path:
-            # One record a group for random access; JPEG files do not get smaller by compression.
+            # One record per group for random access; compression does not make JPEG files smaller.
             writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
             for (name, entry), result in zip(self.clips_of(shard), results, strict=True):
                 if isinstance(result, JobFailure):
@@ -230,11 +232,11 @@ class Shards:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # of ArrayRecord, when the disk is full
+        except RuntimeError as error:  # raised by ArrayRecord when the disk is full
             raise UserError(f"cannot write {self.directory}: {reason(error)}") from error
 
     def finish(self) -> list[tuple[str, str]]:
-        """Writes what describes the shards, when all are there; (clip, reason) of what failed."""
+        """Writes what describes the shards, once all exist; returns (clip, reason) of failures."""
         notes = [
             json.loads(self._path(f"{_NOTES}/{i}.json").read_text()) for i in range(self.count)
         ]
@@ -302,7 +304,7 @@ class Shards:
 
     @contextmanager
     def _publishing(self, name: str) -> Iterator[str]:
-        """Gives the name of a local file to write, which becomes `name` in the folder."""
+        """Yields the name of a local file to write, which then becomes `name` in the folder."""
         is_remote = "://" in self.directory
         notes = os.path.join(self.directory, _NOTES)
         with tempfile.TemporaryDirectory() if is_remote else nullcontext(notes) as folder:

@@ -1,7 +1,7 @@
-"""Data sets whose lists are made from their label files, as those are downloaded.
+"""Makes the lists of published data sets from their label files, as downloaded.
 
-Each is a row of `DATA_SETS`. Classes are told by their names, never by their number: both versions
-of Something-Something have 174, and repositories number those of the first one differently.
+Each data set is a row of `DATA_SETS`. Classes are identified by name, never by number: both
+versions of Something-Something have 174, and repositories number those of the first differently.
 """
 
 from __future__ import annotations
@@ -24,26 +24,28 @@ from tsm_jax.errors import UserError
 from tsm_jax.files import read_json
 from tsm_jax.terminal import printable
 
-# Of folders of frames: ours, mmaction2's and PaddleVideo's; as Something-Something V1 and Jester
-# come; MIT's for Something-Something V2.
+# Names of frames: those of this project, mmaction2 and PaddleVideo; those of Something-Something V1
+# and Jester as downloaded; and MIT's for Something-Something V2.
 TEMPLATES = (FRAME_TEMPLATE, "{:05}.jpg", "{:06}.jpg")
 
 
-# Its path without the suffix, its class, and where that was read, for messages.
+# Path without suffix, class, and where it was read, for messages.
 _Clip = tuple[str, str, str]
-_Parts = dict[str, list[_Clip]]  # by the name of their list
-_Annotations = tuple[list[str], _Parts]  # the first: the classes in the order of the labels
+_Parts = dict[str, list[_Clip]]  # clips by the name of their list
+_Annotations = tuple[list[str], _Parts]  # classes in label order, and parts
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """How a data set is downloaded.
+    """The layout of a data set as downloaded.
 
     Attributes:
-        suffixes: of its videos, the first that is there; none if it comes as frames.
-        folders: of a part's clips, below that of all, where there may be one.
-        lists: names of a part's lists of videos and of frames.
-        paddle: paths as PaddleVideo's lists of UCF-101 have them: absolute, without the suffix.
+        num_classes: Published number of classes.
+        read: Reads the label files of a folder.
+        suffixes: Suffixes of its videos, tried in this order; empty if it comes as frames.
+        folders: Optional subfolder for each part's clips.
+        lists: Templates of the names of a part's lists, of videos and of frames.
+        paddle: Whether paths are absolute and without suffix, as in PaddleVideo's UCF-101 lists.
     """
 
     num_classes: int
@@ -54,7 +56,7 @@ class DataSet:
     paddle: bool = False
 
     def find(self, root: str, part: str, template: str) -> Callable[[str], str | None]:
-        """What finds the clips of a part below `root`."""
+        """Returns a function that finds the clips of a part below `root`."""
         folders = [f"{self.folders[part]}/", ""] if part in self.folders else [""]
         endings = ("",) if template else self.suffixes
         exists = os.path.isdir if template else os.path.isfile
@@ -81,16 +83,16 @@ def published_lists(
     """Writes the lists of a data set into the folder `output`, and `labels.txt` beside them.
 
     Args:
-        videos: the folder of its videos; None for no lists of videos.
-        frames: the folder of the folders of its frames; None for no lists of frames.
-        labels: names of the classes in another order than that of the data set.
+        videos: Folder of the videos; None for no lists of videos.
+        frames: Folder of the folders of frames; None for no lists of frames.
+        labels: Class names in an order that differs from the data set's.
 
     Returns:
-        The names in the order of the labels, and the lists.
+        The class names in label order, and the lists.
 
     Raises:
-        UserError: a file of labels is missing or wrong, a clip is of an unknown class, or none of
-            the clips of a list is there.
+        UserError: A label file is missing or malformed, a clip has an unknown class, or none of the
+            clips of a list exists.
     """
     data_set = DATA_SETS[name]
     if videos and not data_set.suffixes:
@@ -99,7 +101,7 @@ def published_lists(
     names = names if labels is None else list(labels)
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) < len(names):
-        raise UserError(f"{annotations} names a class twice: every class needs a name of its own")
+        raise UserError(f"{annotations} names a class twice: every class needs a unique name")
     lists = []
     for part, clips in parts.items():
         for _, label, where in clips:
@@ -110,7 +112,7 @@ def published_lists(
             if root is None:
                 continue
             if not os.path.isdir(root):
-                raise UserError(f"there is no folder {root}: give the folder of the clips")
+                raise UserError(f"the folder {root} does not exist: give the folder of the clips")
             template = ""
             if root is frames:
                 find = data_set.find(root, part, FRAME_TEMPLATE)
@@ -124,7 +126,7 @@ def published_lists(
 
 
 def _template(root: str, folders: Iterable[str | None]) -> str:
-    """How the frames of the first folder that has any are named."""
+    """Returns the template of the names of frames, from the first folder that has any."""
     for folder in folders:
         for template in TEMPLATES if folder else ():
             if os.path.isfile(os.path.join(root, folder or "", template.format(1))):
@@ -134,12 +136,12 @@ def _template(root: str, folders: Iterable[str | None]) -> str:
 
 def _names_in(folder: str) -> list[str]:
     if not os.path.isdir(folder):
-        raise UserError(f"there is no folder {folder}: give the folder of the label files")
+        raise UserError(f"the folder {folder} does not exist: give the folder of the label files")
     return sorted(os.listdir(folder))
 
 
 def _file(folder: str, *endings: str) -> str:
-    """The file of a folder whose name is one of these endings, or ends in `-` or `_` and one."""
+    """Finds the file named as one of `endings`, possibly after a prefix that ends in `-` or `_`."""
     wanted = re.compile(rf"(.*[-_])?({'|'.join(map(re.escape, endings))})", re.IGNORECASE)
     found = [name for name in _names_in(folder) if wanted.fullmatch(name)]
     if len(found) != 1:
@@ -152,8 +154,12 @@ def _file(folder: str, *endings: str) -> str:
 
 
 def _ucf101(folder: str) -> _Annotations:
-    """`classInd.txt` has `1 ApplyEyeMakeup`, for label 0; lists have `Class/v_....avi`, and the
-    training lists a number after it. Of the three splits all but the first may be missing."""
+    """Reads UCF-101's label files.
+
+    `classInd.txt` has lines such as `1 ApplyEyeMakeup` (for label 0). The lists have lines
+    `Class/v_....avi`, followed by a number in training lists. The second and third split may be
+    missing.
+    """
     path = _file(folder, "classInd.txt")
     rows = [line.split() for _, line in numbered_lines(path)]
     if not rows or any(len(row) != 2 or row[0] != str(i) for i, row in enumerate(rows, start=1)):
@@ -171,7 +177,10 @@ def _ucf101(folder: str) -> _Annotations:
 
 
 def _hmdb51(folder: str) -> _Annotations:
-    """`<class>_test_split<1..3>.txt` has `name.avi 1` for training, 2 for testing, 0 for unused."""
+    """Reads HMDB51's label files.
+
+    `<class>_test_split<1..3>.txt` has lines `name.avi 1` for training, 2 for testing, 0 for unused.
+    """
     pattern = re.compile(r"(.+)_test_split([123])\.txt")
     files = [match for name in _names_in(folder) if (match := pattern.fullmatch(name))]
     parts: _Parts = {}
@@ -185,15 +194,15 @@ def _hmdb51(folder: str) -> _Annotations:
                 path = f"{file[1]}/{os.path.splitext(clip[0])[0]}"
                 parts.setdefault(part, []).append((path, file[1], where))
     if not parts:
-        raise UserError(f"{folder} has no files CLASS_test_split1.txt: unpack HMDB51's splits")
+        raise UserError(f"{folder} contains no files CLASS_test_split1.txt: unpack HMDB51's splits")
     return sorted({file[1] for file in files}), parts
 
 
 def _semicolons(folder: str) -> _Annotations:
-    """Something-Something V1 and Jester: `labels.csv` has a name a line, the others `id;name`.
+    """Reads Something-Something V1 or Jester.
 
-    Labels are sorted, as MIT's; mmaction2's are those of `labels.csv`, which can be given as
-    --labels.
+    `labels.csv` has one name per line, the other files have lines `id;name`. Labels are sorted,
+    like MIT's; mmaction2's follow `labels.csv`, which can be passed as --labels.
     """
     parts: _Parts = {part: [] for part in ("train", "val")}
     for part, endings in _parts("csv").items():
@@ -210,8 +219,11 @@ def _parts(suffix: str) -> dict[str, list[str]]:
 
 
 def _something_v2(folder: str) -> _Annotations:
-    """`labels.json` numbers the templates without their brackets; the others have items with `id`
-    and `template`, which has brackets."""
+    """Reads Something-Something V2.
+
+    `labels.json` numbers the templates without brackets; the other files have items with `id` and
+    `template`, which has brackets.
+    """
     path = _file(folder, "labels.json")
     numbers = read_json(path, "the labels")
     if not isinstance(numbers, dict):
@@ -224,8 +236,10 @@ def _something_v2(folder: str) -> _Annotations:
 
 
 def _diving48(folder: str) -> _Annotations:
-    """Items with `vid_name` and `label`; `Diving48_vocab.json`, which may be missing, has four
-    words for each class."""
+    """Reads Diving48: items with `vid_name` and `label`.
+
+    `Diving48_vocab.json`, which may be missing, has four words for each class.
+    """
     items = {
         part: _items(_file(folder, ending), vid_name=(str,), label=(int,))
         for part, ending in {"train": "train.json", "val": "test.json"}.items()
@@ -242,13 +256,17 @@ def _diving48(folder: str) -> _Annotations:
     for part, placed in items.items():
         for where, item in placed:
             if not 0 <= item["label"] < len(names):
-                raise UserError(f"{where}: the label {item['label']} is not below {len(names)}")
+                raise UserError(f"{where}: the label {item['label']} is not in 0..{len(names) - 1}")
             parts[part].append((item["vid_name"], names[item["label"]], where))
     return names, parts
 
 
 def _moments(folder: str) -> _Annotations:
-    """`moments_categories.txt` has `name,number`; the csv files start with `class/name.mp4`."""
+    """Reads Moments in Time.
+
+    `moments_categories.txt` has lines `name,number`; lines of the csv files start with
+    `class/name.mp4`.
+    """
     path = _file(folder, "moments_categories.txt")
     words = [line.rpartition(",") for _, line in numbered_lines(path)]
     parts: _Parts = {"train": [], "val": []}
@@ -263,7 +281,7 @@ def _moments(folder: str) -> _Annotations:
 
 
 def _items(path: str, **types: tuple[type, ...]) -> list[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON list, each with its place, whose values are of these types."""
+    """Reads a JSON list of objects with values of these types; returns each with its place."""
     items = read_json(path, "the annotations")
     if not isinstance(items, list):
         raise UserError(f"{path}: expected a list of objects with {' and '.join(types)}")
@@ -276,7 +294,7 @@ def _items(path: str, **types: tuple[type, ...]) -> list[tuple[str, dict[str, An
 
 
 def _in_order(pairs: Sequence[tuple[str, Any]], path: str) -> list[str]:
-    """Names by their numbers, which are 0, 1, 2 and so on, as numbers or as text."""
+    """Returns names in the order of their numbers: 0, 1, 2 and so on, as numbers or text."""
     names = {str(number).strip(): name.strip() for name, number in pairs}
     wanted = [str(number) for number in range(len(pairs))]
     if not pairs or names.keys() != set(wanted) or len(set(names.values())) < len(pairs):

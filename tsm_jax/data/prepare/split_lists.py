@@ -1,6 +1,6 @@
-"""One folder of videos to lists of training, validation and test.
+"""Turns a folder of videos into lists for training, validation and test.
 
-Its folders are the classes, or splits with the classes in them.
+Its subfolders are the classes, or splits that contain the classes.
 """
 
 from __future__ import annotations
@@ -20,31 +20,33 @@ from tsm_jax.terminal import printable
 
 _SPLITS = ("train", "val", "test")
 
-# How folders of splits are called, in any case.
+# Names of folders of splits, in upper or lower case.
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 
-# Names of clips that were cut from one recording: UCF-101's v_Archery_g01_c02 and Kinetics'
+# Names of clips that were cut from the same recording: UCF-101's v_Archery_g01_c02 and Kinetics'
 # <youtube id>_000004_000014.
 _RECORDINGS = (re.compile(r"(.+_g\d+)_c\d+$"), re.compile(r"(.+)_\d{6}_\d{6}$"))
 
-# Of each split its folder below the root, and its clips as `<class>/<video>`.
+# For each split, its folder below the root and its clips as `<class>/<video>`.
 _Members = dict[str, tuple[str, list[str]]]
 
 
 def understand(root: str, found: Found, layout: str = "auto") -> tuple[dict[str, str], list[str]]:
-    """How a folder is read: by the names of its folders, or as `layout` (auto, classes or splits)
-    says.
+    """Decides how to read a folder.
+
+    Args:
+        layout: `classes`, `splits`, or `auto` to decide by the names of the subfolders.
 
     Returns:
-        From `train`, `val` and `test` to the folders that are those, nothing where the folders are
-        classes; and the folders beside those of the splits, which are left out.
+        The folder of each of the splits `train`, `val` and `test`, empty if the subfolders are
+        classes; and the folders beside the splits, which are left out.
 
     Raises:
-        UserError: they could be both, or cannot be what `layout` says.
+        UserError: The subfolders could be either, or cannot be what `layout` says.
     """
     folders = [name for name in found.folders if os.sep not in name]
     named = [name for name in folders if name.lower() in _SPLIT_OF]
@@ -57,21 +59,23 @@ def understand(root: str, found: Found, layout: str = "auto") -> tuple[dict[str,
         why = objection or f"{printable(strangers[0])} is not a split"
         some = ", ".join(map(printable, folders[:5])) + ", ..." * (len(folders) > 5)
         raise UserError(
-            f"{root}: the folders {', '.join(named)} are named as splits, but {why}: with --layout"
-            f" splits they are read as <split>/<class>/<video>, with --layout classes {some} are"
-            " the classes"
+            f"{root}: the folders {', '.join(named)} are named like splits, but {why}: use --layout"
+            f" splits to read them as <split>/<class>/<video>, or --layout classes to read {some}"
+            " as classes"
         )
     if objection:
-        raise UserError(f"{root}: it cannot be read as splits, since {objection}")
+        raise UserError(f"{root} cannot be read as splits, because {objection}")
     for name in named:
         if name in empty:
-            raise UserError(f"{os.path.join(root, name)} has no videos: add some or delete it")
+            raise UserError(
+                f"{os.path.join(root, name)} contains no videos: add some or delete the folder"
+            )
     folder_of = {_SPLIT_OF[name.lower()]: name for name in named}
     return {split: folder_of[split] for split in _SPLITS if split in folder_of}, strangers
 
 
 def _objection(found: Found, named: Sequence[str]) -> str:
-    """Why these folders cannot be splits; empty if they can."""
+    """Returns why these folders cannot be splits; empty if they can."""
     splits = [_SPLIT_OF[name.lower()] for name in named]
     if "train" not in splits:
         return "there is no folder train"
@@ -82,7 +86,7 @@ def _objection(found: Found, named: Sequence[str]) -> str:
     for video in found.videos:
         parts = video.split(os.sep)
         if len(parts) == 1 or (len(parts) == 2 and parts[0] in named):
-            return f"{printable(video)} is in no class"
+            return f"{printable(video)} is not in a class folder"
     return ""
 
 
@@ -97,23 +101,23 @@ def split_folder(
 ) -> tuple[dict[str, Counter[str]], int]:
     """Writes `train.list`, `val.list`, `test.list` and `labels.txt`, with absolute paths.
 
-    Splits that are folders of `root` stay as they are. Otherwise every class gives `val_share` of
-    its recordings, rounded, but at least one, to validation. Clips in one folder below their class,
-    or named as clips of one recording, stay together: otherwise validation would show what
-    training has seen. Whether a recording validates depends on its name and the seed, so new videos
-    move few of the others.
+    Splits that are folders of `root` are kept. Otherwise, each class gives `val_share` of its
+    recordings (rounded, at least one) to validation. Clips in the same folder below their
+    class, or named as clips of the same recording, stay together: otherwise, validation would show
+    what training has seen. Whether a recording is used for validation depends on its name and the
+    seed, so adding videos moves few of the others.
 
     Args:
-        found, splits: what `survey` and `understand` say of `root`.
-        val_share: in (0, 1), of a training set without a validation set; None for no validation.
+        found, splits: Results of `survey` and `understand` for `root`.
+        val_share: Share in (0, 1), used if there is no validation set; None for no validation.
 
     Returns:
-        For each list, by its split, the clips of each of its classes, which `train` has all; and
-        how many groups of clips stay together, as many as clips if there are none.
+        For each split, the number of clips per class (`train` has all classes); and the number of
+        recordings, which equals the number of clips if none belong together.
 
     Raises:
-        UserError: a video is in no class, there is one class only, none has a second recording, or
-            validation or test has a class that training does not have.
+        UserError: A video is not in a class folder, there is only one class, no class has a second
+            recording, or validation or test has a class that training lacks.
     """
     members: _Members = {
         name: (folder, [v.removeprefix(start) for v in found.videos if v.startswith(start)])
@@ -138,7 +142,7 @@ def _write(root: str, output: str, classes: list[str], members: _Members) -> Non
     for name in paths.keys() - members.keys():
         if os.path.exists(paths[name]):
             raise UserError(
-                f"{paths[name]} is there from other videos: delete it or choose another --output"
+                f"{paths[name]} was made from other videos: delete it or choose another --output"
             )
     label_of = {name: label for label, name in enumerate(classes)}
     lists = []
@@ -153,13 +157,13 @@ def _write(root: str, output: str, classes: list[str], members: _Members) -> Non
 def _drawn_split(
     root: str, clips: Sequence[str], val_share: float, seed: int
 ) -> tuple[list[str], list[str]]:
-    """Training and validation of `<class>/<video>`."""
+    """Splits clips, `<class>/<video>` each, into training and validation."""
     by_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for clip in clips:
         if os.sep not in clip:
             raise UserError(
-                f"{printable(os.path.join(root, clip))} is in no class: put every video into a"
-                " folder named as its class"
+                f"{printable(os.path.join(root, clip))} is not in a class folder: put every"
+                " video into a folder named after its class"
             )
         by_class[_class_of(clip)][recording_of(clip)].append(clip)
     train, val = [], []
@@ -177,7 +181,7 @@ def _drawn_split(
 
 
 def recording_of(clip: str) -> str:
-    """What a clip, `<class>/<video>` or `<class>/<folder>/<video>`, was cut from."""
+    """Returns what a clip, `<class>/<video>` or `<class>/<folder>/<video>`, was cut from."""
     folder, name = os.path.split(clip)
     if os.sep in folder:
         return folder
@@ -195,18 +199,18 @@ def _class_of(clip: str) -> str:
 def _check(root: str, classes: Sequence[str], members: _Members) -> None:
     if len(classes) < 2:
         raise UserError(
-            f"{root} has one class only, {printable(classes[0])}: expected <class>/<video> with at"
-            " least two"
+            f"{root} has only one class, {printable(classes[0])}: expected <class>/<video> with at"
+            " least two classes"
         )
     for name, (folder, clips) in members.items():
         strangers = sorted({_class_of(clip) for clip in clips} - set(classes))
         if strangers:
             raise UserError(
                 f"{root}: {folder}/{printable(strangers[0])} has no folder with videos in"
-                f" {members['train'][0]}: the classes must be the same"
+                f" {members['train'][0]}: training must have every class"
             )
         if not clips and name == "val":
             raise UserError(
-                f"{root}: every class has one video (or one recording) only, so there is nothing to"
-                " validate on: add videos"
+                f"{root}: every class has only one video (or recording), which leaves nothing for"
+                " validation: add videos"
             )

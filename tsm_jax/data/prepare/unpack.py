@@ -1,7 +1,7 @@
-"""Archives to folders: all of one, with its checksums verified, or an error.
+"""Unpacks archives into folders: completely and with verified checksums, or with an error.
 
-Only files and folders below the target are taken. What an archive may grow to is bounded before it
-is written.
+Only files and folders below the target are accepted. The size to which an archive may grow is
+limited.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tsm_jax import files
 from tsm_jax.errors import UserError
 from tsm_jax.terminal import printable
 
-# Videos hardly get smaller and text rarely tenfold, but a bomb of zeros a thousandfold.
+# Videos hardly shrink and text rarely by a factor of ten, but a bomb of zeros by a thousand.
 MAX_RATIO = 100
-SMALL = 100 * 10**6  # bytes that are fine whatever the ratio
+SMALL = 100 * 10**6  # bytes that are accepted whatever the ratio
 MAX_MEMBERS = 10**6
 
-# Programs that unpack rar, and their arguments. First the one that certainly notices a wrong
-# checksum: `unrar` may be the free one, which like bsdtar lets some pass.
+# Programs that unpack rar, and their arguments. The one that certainly notices wrong checksums is
+# the first: `unrar` may be the free one, which, like bsdtar, misses some.
 UNRAR = {
     "unar": ["-quiet", "-force-overwrite", "-no-directory", "-o", "{folder}", "{archive}"],
     "unrar": ["x", "-idq", "-y", "-p-", "{archive}", "{folder}/"],
@@ -45,10 +45,10 @@ _CHUNK = 2**20
 
 
 class _Damaged(Exception):
-    """What is wrong with an archive."""
+    """Something is wrong with an archive; the message says what."""
 
 
-# What the standard library raises for a damaged archive, an `OSError` without a number included.
+# What the standard library raises for damaged archives, including an `OSError` without a number.
 _FAULTS = (
     *(_Damaged, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error),
     *(EOFError, NotImplementedError, ValueError, OSError),
@@ -56,7 +56,7 @@ _FAULTS = (
 
 
 class _Member(NamedTuple):
-    """A file or a folder (then without content) in an archive."""
+    """A file, or a folder (without content), in an archive."""
 
     name: str
     size: int
@@ -67,7 +67,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpacks a zip, tar or rar file into an empty folder.
 
     Raises:
-        UserError: it is damaged, encrypted or suspicious, there is no space, or no program for rar
+        UserError: It is damaged, encrypted or suspicious, there is no space, or no program for rar
             is installed. What was unpacked until then stays in `folder`.
     """
     try:
@@ -93,7 +93,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 class _Limit:
-    """How much may come out of an archive."""
+    """Limits what may come out of an archive."""
 
     def __init__(self, archive: Path, folder: Path):
         size = archive.stat().st_size
@@ -102,7 +102,7 @@ class _Limit:
         self._ratio_bytes = MAX_RATIO * size + SMALL
 
     def check_written(self) -> None:
-        """Checks what a program has written since."""
+        """Checks how much a program has written so far."""
         self.check(max(0, self._free - shutil.disk_usage(self._folder).free), 0)
 
     def check(self, num_bytes: int, members: int) -> None:
@@ -117,7 +117,7 @@ class _Limit:
 def _inside(folder: Path, name: str) -> str:
     path = os.path.abspath(folder / name)
     if not Path(path).is_relative_to(os.path.abspath(folder)):
-        raise _Damaged(f"{name!r} lies outside of it")
+        raise _Damaged(f"{name!r} lies outside the target folder")
     return path
 
 
@@ -129,11 +129,11 @@ def _write(member: _Member, path: str) -> None:
     with member.content as content, open(path, "wb") as file:
         shutil.copyfileobj(content, file, _CHUNK)
         if file.tell() != member.size:
-            raise _Damaged(f"{member.name!r} is cut off")
+            raise _Damaged(f"{member.name!r} is truncated")
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A tar header; `tarfile` itself takes a damaged one for the end of the archive."""
+    """A tar header that must be intact; `tarfile` takes damaged ones for the archive's end."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
@@ -157,7 +157,7 @@ def _tar_members(archive: Path) -> Iterator[_Member]:
         # The checksum of the compressed stream comes after everything else.
         while block := tar.fileobj.read(_CHUNK):  # type: ignore[union-attr]
             if block.strip(b"\0"):
-                raise _Damaged("something follows the end of the archive")
+                raise _Damaged("there is data after the end of the archive")
 
 
 @contextmanager
@@ -186,16 +186,16 @@ def _zip_members(archive: Path) -> Iterator[_Member]:
 
 
 def find_unrar() -> str:
-    """The name of an installed program that unpacks rar. Raises `UserError` if there is none."""
+    """Returns the name of an installed program that unpacks rar; a UserError if there is none."""
     for program in filter(shutil.which, UNRAR):
-        # Debian's 7-Zip comes without its part for rar.
+        # Debian's 7-Zip lacks support for rar.
         if program not in ("7z", "7zz"):
             return program
         formats = subprocess.run([program, "i"], capture_output=True, text=True, errors="replace")
         if " rar " in formats.stdout.lower():
             return program
     raise UserError(
-        f"UCF101.rar needs one of the programs {', '.join(UNRAR)}: install it, for example with"
+        f"UCF101.rar needs one of the programs {', '.join(UNRAR)}: install one, for example with"
         " apt install unar, brew install unar or conda install libarchive"
     )
 
@@ -205,18 +205,18 @@ def _unpack_rar(archive: Path, folder: Path, limit: _Limit) -> None:
     words = [word.format(archive=archive, folder=folder) for word in UNRAR[program]]
     with subprocess.Popen(
         [program, *words],
-        stdin=subprocess.DEVNULL,  # it would ask for a password
+        stdin=subprocess.DEVNULL,  # otherwise it would ask for a password
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
     ) as process:
         try:
-            said = _watched(process, limit)
+            output = _watched(process, limit)
         finally:
             process.kill()
     if process.returncode:
-        raise _Damaged(f"{program} says: {' '.join(said.split())[:300]}")
+        raise _Damaged(f"{program} says: {' '.join(output.split())[:300]}")
     for count, path in enumerate(folder.rglob("*"), start=1):
         limit.check(0, count)
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
@@ -224,7 +224,7 @@ def _unpack_rar(archive: Path, folder: Path, limit: _Limit) -> None:
 
 
 def _watched(process: subprocess.Popen[str], limit: _Limit) -> str:
-    """What a program says, until it ends or has written too much."""
+    """Returns a program's output once it ends; raises if it has written too much."""
     while True:
         try:
             return process.communicate(timeout=1)[0]
