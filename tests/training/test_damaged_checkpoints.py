@@ -49,10 +49,10 @@ def test_a_pipe_or_a_device_instead_of_a_file(checkpoint):
     array = checkpoint / "model" / "array"
     array.unlink()
     os.mkfifo(array)
-    assert files.find_damage(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is missing"
     array.unlink()
     array.symlink_to("/dev/zero")
-    assert files.find_damage(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is missing"
     (checkpoint / files.CHECKSUMS_FILE).unlink()
     os.mkfifo(checkpoint / files.CHECKSUMS_FILE)
     assert files.find_damage(str(checkpoint))

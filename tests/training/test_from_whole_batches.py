@@ -27,7 +27,7 @@ from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.network import normalize
 from tsm_jax.training.checkpoint import Checkpoints
-from tsm_jax.training.loop import _finish_epoch, _is_precise
+from tsm_jax.training.loop import _ends_precise_epoch, _finish_epoch
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training.state import TrainState
@@ -224,7 +224,8 @@ def test_the_first_of_so_many_epochs_and_the_last(every, epochs):
     config.epochs, config.precise_batch_norm = 5, every
     plan = Plan(steps_per_epoch=4, total_steps=20, boundaries=(), warmup_steps=0)
     parts: Any = SimpleNamespace(config=config, plan=plan)
-    assert [step for step in range(1, 21) if _is_precise(parts, step)] == [4 * e for e in epochs]
+    ends = [step for step in range(1, 21) if _ends_precise_epoch(parts, step)]
+    assert ends == [4 * epoch for epoch in epochs]
 
 
 def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
@@ -236,7 +237,7 @@ def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
         preemption = Preemption()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, _stopped_in_the_first(getattr(module, name), preemption))
-            with pytest.raises(Preempted, match=f"step {at_step} .* from the last checkpoint"):
+            with pytest.raises(Preempted, match=f"step {at_step} .* since the last checkpoint"):
                 train(recipe(data, tmp_path, checkpoint_every=2), preemption)
     state = train(recipe(data, tmp_path))
     for found, right in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):

@@ -248,7 +248,7 @@ def test_steps_that_are_not_finite_are_skipped_until_one_stops_the_run(
     out = capsys.readouterr().out
     assert "step 2 is not finite" in out
     assert "skipped (1 of 1)" in out
-    assert "the state before, of step 4: val loss" in out
+    assert "last finite state (step 4): val loss" in out
     reported = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
     assert reported == {
         "bad_step": {"kind": "bad_step", "step": 2, "bad_steps": 1, "clips": bad_batches[0]},

@@ -44,7 +44,7 @@ def test_batches_that_divide(batch_size, group, num_devices):
 @pytest.mark.parametrize(
     "batch_size, group, num_devices, message",
     [
-        (12, 0, 8, "config.batch_size is 12: it must be a multiple of the 8 devices"),
+        (12, 0, 8, "batch_size is 12: it must be a multiple of the number of devices, 8"),
         (48, 16, 8, "its 3 groups .*batch_norm_group=16.* 8 devices; make it a multiple of 128"),
         (144, 16, 6, "its 9 groups"),
     ],

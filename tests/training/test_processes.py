@@ -191,7 +191,7 @@ def test_without_process_0_the_other_ends_with_one_line(tmp_path):
     assert "gone" in line or "broke" in line
 
 
-def test_a_process_whose_others_do_not_come_says_so(tmp_path):
+def test_a_process_reports_that_the_others_do_not_appear(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM.format(body="    pass"))
     place = {processes.ADDRESS: "127.0.0.1:1", processes.COUNT: "2", processes.INDEX: "1"}
     result = subprocess.run(
@@ -203,8 +203,8 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: do all run, and"
-        " can they reach that address?\n"
+        "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: check that all"
+        " are running and can reach that address\n"
     )
 
 
@@ -215,11 +215,11 @@ PAGE = "E0101 Polled an error from coordination service: gone\n  @ 0x1 a stack t
     ("said", "shown"),
     [
         ("of another\n" + PAGE, "of another\n" + lost_process._LINE.decode()),
-        ("error: process 0 is gone\n" + PAGE, "error: process 0 is gone\n"),
+        ("error: lost process 0\n" + PAGE, "error: lost process 0\n"),
         ("error: clip.mp4\nlast\n", "error: clip.mp4\nlast\n"),
     ],
 )
-def test_whoever_notices_first_tells_it_alone(said, shown):
+def test_only_the_first_to_notice_reports_a_lost_process(said, shown):
     command = [sys.executable, lost_process.__file__]
     passed_on = subprocess.run(command, input=said, capture_output=True, text=True, timeout=60)
     assert passed_on.stderr == shown
