@@ -46,7 +46,7 @@ def test_nothing_to_count(recipe, tmp_path):
     with pytest.raises(UserError, match="prepare lists folders --videos DIR --val_share 0.2"):
         with_num_classes(recipe())
     (tmp_path / "train.list").write_text("a.mp4 0\n")
-    with pytest.raises(UserError, match="There is no labels.txt beside it"):
+    with pytest.raises(UserError, match="there is no labels.txt beside it"):
         with_num_classes(recipe())
     (tmp_path / "labels.txt").write_text("")
     with pytest.raises(UserError, match="has no labels"):

@@ -78,7 +78,7 @@ def test_ucf101_is_its_test_list(model, ucf101, tmp_path):
 
 def test_ucf101_needs_a_network_of_its_classes(ucf101, tmp_path):
     other = Model(Architecture("resnet18", 3, 4), Preprocessing(), ["a", "b", "c"], {})
-    with pytest.raises(UserError, match=r"the model knows 3 classes \(a, ...\)"):
+    with pytest.raises(UserError, match=r"the model has 3 classes \(a, ...\)"):
         evaluation_data.ucf101(other, ucf101, str(tmp_path / "out"))
 
 

@@ -73,9 +73,9 @@ def test_clips_of_both_lists_are_reported(trained, data, tmp_path, one_device, c
     lines = [(data / name).read_text().splitlines() for name in ("train.list", "val.list")]
     mixed.write_text("\n".join(lines[0][:3] + lines[1]))
     train_recipe(recipe(data, tmp_path / "work"), one_device)
-    assert "clips are both" not in capsys.readouterr().out
+    assert "clips are in both" not in capsys.readouterr().out
     train_recipe(recipe(data, tmp_path / "work", **{"data.val_list": mixed}), one_device)
-    warning = "warning: 3 clips are both in the training and the validation list"
+    warning = "warning: 3 clips are in both the training and the validation list"
     assert warning in capsys.readouterr().out
 
 

@@ -45,7 +45,7 @@ def test_renders_the_data_set_of_a_recipe_at_first_use(tmp_path, capsys):
 def test_tells_what_is_wrong(arguments, tmp_path):
     short = tmp_path / "short.list"
     short.write_text("a.mp4 0\n")
-    with pytest.raises(UserError, match="measure on at least 16"):
+    with pytest.raises(UserError, match="use a list of at least 16"):
         benchmark.main(["data", *arguments, f"--config.data.train_list={short}"])
     with pytest.raises(UserError, match="--clips must be at least 1"):
         benchmark.main(["data", *arguments, "--clips", "0"])

@@ -86,7 +86,7 @@ def test_reports_are_compared_as_the_evaluations_they_are_of(two, tmp_path, caps
     assert f"p = {comparison.p_value:.4g}, {folders[0]} is better" in out
     for arguments, message in (
         (["--compare", *folders, "--report", str(tmp_path / "x")], "is a report itself"),
-        (["--compare", *folders, "--weights", "x"], "takes the place of --weights"),
+        (["--compare", *folders, "--weights", "x"], "replaces --weights: give only one"),
         (["--compare", folders[0], str(tmp_path / "nothing")], "there are no weights"),
     ):
         with pytest.raises(UserError, match=message):
