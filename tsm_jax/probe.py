@@ -1,4 +1,4 @@
-"""Measures in minutes how far a linear classifier on frozen features gets: training's baseline.
+"""Measures in minutes how well a linear classifier on frozen features does: the baseline.
 
 python -m tsm_jax.probe own_videos_mobilenet
 """

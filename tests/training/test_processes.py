@@ -1,4 +1,4 @@
-"""Several processes as one run: how they are found, and that they end together."""
+"""Runs with several processes: how they are detected, and that they end together."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def environment(monkeypatch):
     return use
 
 
-def test_a_process_on_its_own_needs_nothing(environment):
+def test_a_single_process_needs_no_setup(environment):
     assert environment() is None
     with processes.joined():
         pass
     assert environment("host:1234", "1", "0") is None
 
 
-def test_several_are_found_from_variables_and_schedulers(environment):
+def test_several_processes_are_detected_from_variables_and_schedulers(environment):
     assert environment("host:1234", "4", "3") == {
         "coordinator_address": "host:1234",
         "num_processes": 4,
@@ -47,7 +47,7 @@ def test_several_are_found_from_variables_and_schedulers(environment):
     }
     slurm = {"SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "node[1-2]"}
     assert environment("", "", "", **slurm) == {"cluster_detection_method": "slurm"}
-    # A batch script outside of srun is one process, however many tasks it has asked for.
+    # A batch script outside of srun is one process, however many tasks it requested.
     assert environment("", "", "", SLURM_STEP_NODELIST="", SLURM_NTASKS="1") is None
 
 
@@ -100,7 +100,7 @@ def two_processes(tmp_path):
     return run
 
 
-def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
+def test_processes_agree_and_detect_a_directory_that_is_not_shared(two_processes):
     result = two_processes(
         """
     print("first", from_first(10 + index))
@@ -119,7 +119,7 @@ def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_in_one_ends_all_and_all_print_it(two_processes, failing):
+def test_an_error_in_one_process_ends_all_and_all_print_it(two_processes, failing):
     result = two_processes(
         f"""
     from_first(0)

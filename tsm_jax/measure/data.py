@@ -36,7 +36,7 @@ def measure_reading(
     threads: Sequence[int] | None = None,
     workers: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yields one line for JSON per measurement.
+    """Yields one JSON-compatible line per measurement.
 
     Args:
         config: the recipe.

@@ -34,8 +34,8 @@ def measure_prediction(
     the ratio of two combinations is valid on a busy machine, too.
 
     Yields:
-        Lines for JSON: if there are videos, a `read` line (milliseconds per video, one thread);
-        then a `network` line per combination (milliseconds per clip), the fastest first.
+        JSON-compatible lines: if there are videos, a `read` line (milliseconds per video, one
+        thread); then a `network` line per combination (milliseconds per clip), the fastest first.
 
     Raises:
         UserError: `folder` is not an exported folder, or nothing can be timed.

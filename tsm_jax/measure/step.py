@@ -37,7 +37,7 @@ def measure_step(
     batches: Iterator[dict[str, np.ndarray]] | None = None,
     profile: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """Yields one line for JSON per measurement.
+    """Yields one JSON-compatible line per measurement.
 
     Args:
         config: the recipe.

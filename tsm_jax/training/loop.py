@@ -144,7 +144,7 @@ def _ends_precise_epoch(run: TrainingRun, step: int) -> bool:
 def _finish_epoch(
     run: TrainingRun, state: TrainState, step: int, preempted: bool, stop: Callable[[], bool]
 ) -> TrainState:
-    """Applies the computations from whole batches that the recipe requests after this step."""
+    """Returns the state after the computations from whole batches that are due at this step."""
 
     def before_batch() -> None:
         # This step is not saved: its checkpoint would not show that a computation is missing.

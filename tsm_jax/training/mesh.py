@@ -98,7 +98,7 @@ def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
 
 
 def eval_batch_size(wanted: int, num_clips: int, mesh: Mesh) -> int:
-    """Returns `wanted`, at most `num_clips`, rounded up to a multiple of the devices (padding)."""
+    """Returns `wanted`, at most `num_clips`, padded to a multiple of the number of devices."""
     return -(-min(wanted, num_clips) // mesh.size) * mesh.size
 
 

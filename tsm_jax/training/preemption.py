@@ -53,7 +53,7 @@ class Preemption:
         os.close(self._writer)  # ends the thread
 
     def steps_taken(self) -> None:
-        """Lets later signals wait until the loop has saved."""
+        """Makes later signals wait until the loop has saved."""
         self._nothing_to_save = False
 
     def _watch(self) -> None:

@@ -71,7 +71,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Diverged(UserError):
-    """More bad steps than `config.max_bad_steps`; the train state is the one before the last."""
+    """More bad steps than `config.max_bad_steps`; the train state precedes the last of them."""
 
 
 def skip_bad_step(
