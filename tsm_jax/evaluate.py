@@ -117,7 +117,8 @@ def _evaluate(options: argparse.Namespace, config: ConfigDict | None) -> None:
             found = (evaluate_weights(config, options.weights, average=options.average),)
         elif options.report and is_report(options.compare[0]):
             raise UserError(
-                f"--report needs weights, but {options.compare[0]} is already a report: omit it"
+                f"{options.compare[0]} is already a report: give weights to evaluate, or omit"
+                " --report"
             )
         else:
             found = evaluate_both(config, *options.compare, average=options.average)

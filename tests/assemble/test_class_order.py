@@ -1,4 +1,4 @@
-"""Weights that number the classes differently from the data are neither evaluated nor trained."""
+"""Weights whose class order differs from the data are neither evaluated nor trained on."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_validations_of_older_versions_count_until_one_has_the_metric(opened, ca
     assert not caplog.records
     checkpoints.choose_best_by("mean_recall")
     (record,) = caplog.records
-    assert "steps 1, 2, without mean_recall" in record.getMessage()
+    assert "steps 1, 2 were validated without mean_recall" in record.getMessage()
     assert (checkpoints.best_metric, checkpoints.best_step()) == ("top1", 1)
     validated(checkpoints, 3, 0.1, 0.1)
     assert (checkpoints.best_metric, checkpoints.best_step()) == ("mean_recall", 3)

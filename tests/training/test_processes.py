@@ -188,7 +188,7 @@ def test_without_process_0_the_other_ends_with_one_line(tmp_path):
     other, line = errors.splitlines()
     assert other == "of another program"
     assert line.startswith("error: ")
-    assert "gone" in line or "broke" in line
+    assert "lost" in line or "broke" in line
 
 
 def test_a_process_reports_that_the_others_do_not_appear(tmp_path):

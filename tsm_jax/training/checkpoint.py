@@ -133,8 +133,8 @@ class Checkpoints:
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
-                "%s: the checkpoints of steps %s were validated by an older version of tsm_jax,"
-                " without %s, and cannot be chosen as the best by this metric",
+                "%s: the checkpoints of steps %s were validated without %s, by an older version of"
+                " tsm_jax, and cannot be chosen as the best by this metric",
                 self._directory,
                 ", ".join(lacking),
                 metric,
