@@ -1,4 +1,4 @@
-"""Measures parts of the program; prints JSON lines.
+"""Measures the speed of parts of the program, and prints JSON lines.
 
 python -m tsm_jax.benchmark predict --model inference/TSM
 """
@@ -18,31 +18,35 @@ def main(arguments: Sequence[str]) -> None:
         "benchmark",
         {"train": train, "data": data, "predict": predict},
         arguments,
-        description="Measures a part of the program; `benchmark COMMAND --help` says more.",
+        description="Measures a part of the program; see `benchmark COMMAND --help`.",
         example="python -m tsm_jax.benchmark predict --help",
     )
 
 
 def train(arguments: Sequence[str]) -> None:
-    """The training step on the devices."""
+    """Measures the training step on the devices."""
     parser = cli.Parser(
         "benchmark train",
         description=(
-            "Times the training step of a recipe. Prints a line of JSON for each of: compiling"
+            "Times the training step of a recipe. Prints one JSON line each for compilation"
             " (without and with the cache), planned memory, the step, its share of the device's"
-            " roofline, peak memory."
+            " roofline, and peak memory."
         ),
         example=("python -m tsm_jax.benchmark train tsm_k400_frames --batch_size=64"),
     )
     parser.add_recipe(required=True)
-    parser.add_argument("--steps", metavar="N", type=int, default=20, help="to time (20)")
+    parser.add_argument(
+        "--steps", metavar="N", type=int, default=20, help="number of steps to time (default: 20)"
+    )
     parser.add_argument(
         "--input",
         choices=("synthetic", "recipe"),
         default="synthetic",
-        help="random pixels that lie on the devices (default), or the recipe's training clips",
+        help="random pixels stored on the devices (default), or the recipe's training clips",
     )
-    parser.add_argument("--profile", metavar="DIR", default="", help="write a trace of three steps")
+    parser.add_argument(
+        "--profile", metavar="DIR", default="", help="write a trace of three steps to DIR"
+    )
     options, config = parser.parse_with_recipe(arguments)
     assert config is not None
     if options.steps < 1:
@@ -58,22 +62,30 @@ def train(arguments: Sequence[str]) -> None:
 
 
 def data(arguments: Sequence[str]) -> None:
-    """Reading, decoding, transforming, batching."""
+    """Measures reading, decoding, transforming and batching."""
     parser = cli.Parser(
         "benchmark data",
         description=(
-            "Prints a line of JSON for each of: reading and decoding the training clips of the"
-            " recipe on one core, the same with augmentation, and the whole pipeline with every"
-            " number of --threads and --workers."
+            "Prints one JSON line each for reading and decoding the training clips of the recipe"
+            " on one core, the same with augmentation, and the whole pipeline with every"
+            " combination of --threads and --workers."
         ),
         example=("python -m tsm_jax.benchmark data tsm_k400_packed --threads 1 2 4"),
     )
     parser.add_recipe(required=True)
     parser.add_argument(
-        "--clips", metavar="N", type=int, default=256, help="to measure on (default 256)"
+        "--clips",
+        metavar="N",
+        type=int,
+        default=256,
+        help="number of clips to measure on (default: 256)",
     )
-    parser.add_argument("--threads", type=int, nargs="+", help="by default config.data.threads")
-    parser.add_argument("--workers", type=int, nargs="+", help="by default config.data.workers")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", help="numbers of threads (default: config.data.threads)"
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="numbers of workers (default: config.data.workers)"
+    )
     options, config = parser.parse_with_recipe(arguments)
     assert config is not None
     if options.clips < 1:
@@ -85,29 +97,42 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def predict(arguments: Sequence[str]) -> None:
-    """The network by engine, precision and batch, and reading of videos."""
+    """Measures the network by engine, precision and batch size, and the reading of videos."""
     parser = cli.Parser(
         "benchmark predict",
-        description="Times an exported network in every engine that is installed, in turns.",
+        description="Times an exported network in all installed engines, in turn.",
         example="python -m tsm_jax.benchmark predict --model inference/TSM --batch_sizes 1 4",
     )
     parser.add_argument("--model", metavar="DIR", required=True, help="an exported folder")
     parser.add_argument(
-        "--engines", metavar="NAME", nargs="+", help="jax, onnxruntime, openvino (all installed)"
+        "--engines",
+        metavar="NAME",
+        nargs="+",
+        help="jax, onnxruntime, openvino (default: all installed)",
     )
     parser.add_argument(
         "--precisions",
         metavar="NAME",
         nargs="+",
         default=["float32"],
-        help="float32, bfloat16, int8 (float32)",
+        help="float32, bfloat16, int8 (default: float32)",
     )
     parser.add_argument(
-        "--batch_sizes", metavar="N", type=int, nargs="+", default=[1], help="clips at once (1)"
+        "--batch_sizes",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="numbers of clips per batch (default: 1)",
     )
-    parser.add_argument("--repeats", metavar="N", type=int, default=10, help="rounds (10)")
     parser.add_argument(
-        "--input", metavar="PATH", nargs="+", help="videos, folders or lists, to time reading them"
+        "--repeats", metavar="N", type=int, default=10, help="number of rounds (default: 10)"
+    )
+    parser.add_argument(
+        "--input",
+        metavar="PATH",
+        nargs="+",
+        help="videos, folders or lists, whose reading is timed as well",
     )
     options = parser.parse_args(arguments)
     if min(options.repeats, *options.batch_sizes) < 1:
@@ -132,7 +157,7 @@ def predict(arguments: Sequence[str]) -> None:
 
 
 def _print(lines: Iterable[dict[str, Any]]) -> None:
-    """Each as soon as it is measured."""
+    """Prints each line as soon as it has been measured."""
     for line in lines:
         print(json.dumps(line), flush=True)
 

@@ -26,18 +26,18 @@ def evaluate(
     average: str | None = None,
     report: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
-    """Evaluates weights on a validation list, every clip once.
+    """Evaluates weights on every clip of a validation list once.
 
     Args:
-        weights: anything that `tsm_jax.load` takes; None for `config.workdir`.
-        config: the recipe, or its file, whose `data.val_list` to evaluate on; None for that of the
-            run in `weights`.
-        average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
-            does.
+        weights: anything that `tsm_jax.load` accepts; None for `config.workdir`.
+        config: the recipe with the `data.val_list` to evaluate on, or its file; None for the recipe
+            of the run in `weights`.
+        average: what to average over the views of a clip: `logits` or `probabilities`; None for
+            the protocol's choice.
         report: a folder for tables, pictures and report.html; an earlier report is replaced.
 
     Returns:
-        What was found: `metrics`, `labels`, `logits` and more; `summary()` is its text.
+        The evaluation, with `metrics`, `labels`, `logits` and more; `summary()` describes it.
 
     Raises:
         UserError: the weights, the list or a clip cannot be read; the report cannot be written.
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "evaluate",
         description=(
-            "Evaluates weights on config.data.val_list, every clip once. Without --config the"
-            " recipe of the run in --weights is taken; without --weights, config.workdir."
+            "Evaluates weights on every clip of config.data.val_list once. --config defaults to"
+            " the recipe of the run in --weights, and --weights to config.workdir."
             " docs/evaluating.md explains the report."
         ),
         example="python -m tsm_jax.evaluate --weights output/quickstart --report quickstart_report",
@@ -71,30 +71,30 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--weights",
         metavar="PATH",
-        help="a workdir, a model directory, a file of weights, a URL or a name of the zoo",
+        help="a workdir, a model directory, a file of weights, a URL or a name in the zoo",
     )
     parser.add_argument(
         "--report",
         metavar="DIR",
-        help="write tables, pictures and report.html there; an earlier report is replaced",
+        help="write tables, pictures and report.html to DIR, replacing an earlier report",
     )
     parser.add_argument(
         "--compare",
         nargs=2,
         metavar=("A", "B"),
         help=(
-            "evaluate two weights on the same clips, in place of --weights, and test whether one is"
-            " better; each may also be a report's folder"
+            "evaluate two sets of weights on the same clips, instead of --weights, and test whether"
+            " one is better; each may also be the folder of a report"
         ),
     )
     parser.add_argument(
         "--average",
         choices=("logits", "probabilities"),
-        help="what is averaged over the views of a clip (what config.data.protocol does)",
+        help="what to average over the views of a clip (default: as config.data.protocol does)",
     )
     options, config = parser.parse_with_recipe(arguments)
     if options.compare and options.weights:
-        parser.error("--compare A B takes the place of --weights")
+        parser.error("--compare A B replaces --weights: give only one of them")
     if options.weights is None and config is None and not options.compare:
         raise UserError("nothing to evaluate: give --config, --weights, or both")
     _evaluate(options, config)
@@ -116,7 +116,10 @@ def _evaluate(options: argparse.Namespace, config: ConfigDict | None) -> None:
         if not options.compare:
             found = (evaluate_weights(config, options.weights, average=options.average),)
         elif options.report and is_report(options.compare[0]):
-            raise UserError(f"--report is of weights, but {options.compare[0]} is a report itself")
+            raise UserError(
+                f"{options.compare[0]} is already a report: give weights to evaluate, or omit"
+                " --report"
+            )
         else:
             found = evaluate_both(config, *options.compare, average=options.average)
         if not first:

@@ -1,4 +1,4 @@
-"""Answers in minutes how far a linear classifier on frozen features gets: the floor for training.
+"""Measures in minutes how well a linear classifier on frozen features does: the baseline.
 
 python -m tsm_jax.probe own_videos_mobilenet
 """
@@ -14,13 +14,13 @@ def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "probe",
         description="Cross-validates a linear classifier on features of the frozen network that a"
-        " recipe starts from. Features are kept in the recipe's workdir.",
+        " recipe starts from. The features are stored in the recipe's workdir.",
         example="python -m tsm_jax.probe own_videos_mobilenet",
     )
     parser.add_recipe(required=True)
     _, config = parser.parse_with_recipe(arguments)
     assert config is not None
-    # Late: a mistake in the command is reported at once.
+    # Late: mistakes in the command are reported at once.
     from tsm_jax.assemble.probe import in_words, probe_recipe
 
     print(in_words(probe_recipe(config)), flush=True)

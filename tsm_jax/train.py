@@ -1,4 +1,4 @@
-"""Trains a recipe; run again, it continues.
+"""Trains a recipe, or continues its run.
 
 python -m tsm_jax.train quickstart
 """
@@ -16,17 +16,17 @@ from tsm_jax.training.preemption import EXIT_CODE, Preempted, Preemption
 
 
 def train(config: ConfigDict | str | os.PathLike[str]) -> str:
-    """Trains a recipe on every device that jax sees; called again, it continues.
+    """Trains a recipe on all devices that jax sees; if called again, continues the run.
 
     Args:
-        config: a recipe as `tsm_jax.load_recipe` gives it, changed or not; or its file.
+        config: a recipe from `tsm_jax.load_recipe`, changed or not, or the path of its file.
 
     Returns:
         The workdir of the run, for `tsm_jax.load` and `tsm_jax.evaluate`.
 
     Raises:
-        UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
-            loss is not finite.
+        UserError: the recipe, a list or a clip cannot be used; a file cannot be written; the loss
+            is not finite.
     """
     recipe = cli.recipe_of(config)
     from tsm_jax.assemble.train import train_recipe
@@ -38,17 +38,17 @@ def train(config: ConfigDict | str | os.PathLike[str]) -> str:
 def main(arguments: Sequence[str]) -> None:
     parser = cli.Parser(
         "train",
-        description="Trains a recipe on every device it sees. The same command continues a run.",
+        description="Trains a recipe on all devices. The same command continues an existing run.",
         example="python -m tsm_jax.train quickstart --epochs=5",
     )
     parser.add_recipe(required=True)
     parser.add_argument(
-        "--wandb", action="store_true", help="log to Weights & Biases as well (extra wandb)"
+        "--wandb", action="store_true", help="also log to Weights & Biases (extra wandb)"
     )
     options, config = parser.parse_with_recipe(arguments)
     assert config is not None
     with Preemption() as preemption:
-        # Late: a mistake in the command is reported at once, and reading workers need no jax.
+        # Late: mistakes in the command are reported at once, and reader processes need no jax.
         from tsm_jax.assemble.train import train_recipe
         from tsm_jax.training.processes import joined
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
             try:
                 train_recipe(config, preemption=preemption, loggers=loggers)
             except Preempted as reason:
-                print(f"{reason}: the same command continues", flush=True)
+                print(f"{reason}: run the same command to continue", flush=True)
                 sys.exit(EXIT_CODE)
 
 

@@ -1,4 +1,4 @@
-"""How many classes a recipe has where it does not say so."""
+"""The number of classes of a recipe that does not set it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def recipe(tmp_path):
     return load
 
 
-def test_as_many_as_there_are_names(recipe, tmp_path):
+def test_the_number_of_classes_is_the_number_of_names(recipe, tmp_path):
     (tmp_path / "labels.txt").write_text("run\nwalk\nswim\n")
     config = recipe()
     counted = with_num_classes(config)
     assert counted.model.num_classes == 3
     assert class_names(counted) == ["run", "walk", "swim"]
-    assert config.model.num_classes == 0  # what was given stays as it was
+    assert config.model.num_classes == 0  # the given recipe is unchanged
     (tmp_path / "others.txt").write_text("run\nwalk\n")
     other = recipe(**{"data.labels": tmp_path / "others.txt"})
     assert with_num_classes(other).model.num_classes == 2
 
 
-def test_a_number_that_is_given_is_kept(recipe, tmp_path):
+def test_a_given_number_is_kept(recipe, tmp_path):
     (tmp_path / "labels.txt").write_text("run\nwalk\nswim\n")
     config = recipe(**{"model.num_classes": 4})
     assert with_num_classes(config).model.num_classes == 4
@@ -42,11 +42,11 @@ def test_a_number_that_is_given_is_kept(recipe, tmp_path):
         class_names(config)
 
 
-def test_nothing_to_count(recipe, tmp_path):
+def test_no_names_to_count(recipe, tmp_path):
     with pytest.raises(UserError, match="prepare lists folders --videos DIR --val_share 0.2"):
         with_num_classes(recipe())
     (tmp_path / "train.list").write_text("a.mp4 0\n")
-    with pytest.raises(UserError, match="There is no labels.txt beside it"):
+    with pytest.raises(UserError, match="there is no labels.txt beside it"):
         with_num_classes(recipe())
     (tmp_path / "labels.txt").write_text("")
     with pytest.raises(UserError, match="has no labels"):

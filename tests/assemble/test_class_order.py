@@ -1,4 +1,4 @@
-"""Weights that number the classes otherwise than the data are not evaluated, nor trained on."""
+"""Weights whose class order differs from the data are neither evaluated nor trained on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipe(tmp_path):
 
 @pytest.mark.parametrize("given", [True, False])
 def test_evaluation(recipe, tmp_path, given):
-    """The names are those of the recipe, or lie beside the list."""
+    """The class names come from the recipe or from a file beside the list."""
     if given:
         recipe.data.labels = str(tmp_path / "labels.txt")
     with pytest.raises(

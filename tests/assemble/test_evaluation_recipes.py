@@ -1,4 +1,4 @@
-"""Recipes for videos that come without one."""
+"""Recipes for videos that have none."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def clips(config):
     return [(source.name(i), source.label(i)) for i in range(len(source))]
 
 
-def test_folders_get_the_labels_of_the_models_names(model, tmp_path):
+def test_folders_get_the_labels_of_the_model(model, tmp_path):
     videos = touch(tmp_path / "v", "Clean_and_Jerk/a.mp4", "bench press/b.mp4")
     config = evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
     validate(config)
@@ -44,13 +44,13 @@ def test_folders_get_the_labels_of_the_models_names(model, tmp_path):
     assert (config.model.num_classes, config.model.num_segments) == (3, 4)
 
 
-def test_a_folder_that_is_no_class_is_named(model, tmp_path):
+def test_a_folder_that_is_not_a_class_is_named(model, tmp_path):
     videos = touch(tmp_path / "v", "BenchPress/a.mp4", "Surfing/b.mp4")
     with pytest.raises(UserError, match="Surfing is not one of the classes"):
         evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
 
 
-def test_other_weights_may_follow_in_the_same_folder(model, tmp_path):
+def test_other_weights_can_be_evaluated_in_the_same_folder(model, tmp_path):
     videos = touch(tmp_path / "v", "BenchPress/a.mp4")
     evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
     other = Model(Architecture("resnet18", 2, 4), Preprocessing(), ["Surfing", "BenchPress"], {})
@@ -70,20 +70,20 @@ def ucf101(tmp_path):
     return str(tmp_path / "ucf")
 
 
-def test_ucf101_is_its_test_list(model, ucf101, tmp_path):
+def test_ucf101_uses_its_test_list(model, ucf101, tmp_path):
     config = evaluation_data.ucf101(model, ucf101, str(tmp_path / "out"))
     validate(config)
     assert clips(config) == [(f"{ucf101}/videos/CleanAndJerk/v_CleanAndJerk_g01_c01.avi", 2)]
 
 
-def test_ucf101_needs_a_network_of_its_classes(ucf101, tmp_path):
+def test_ucf101_needs_a_model_of_its_classes(ucf101, tmp_path):
     other = Model(Architecture("resnet18", 3, 4), Preprocessing(), ["a", "b", "c"], {})
-    with pytest.raises(UserError, match=r"the model knows 3 classes \(a, ...\)"):
+    with pytest.raises(UserError, match=r"the model has 3 classes \(a, ...\)"):
         evaluation_data.ucf101(other, ucf101, str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(("most", "kept"), [(0, 40), (40, 40), (90, 40), (13, 13), (1, 1)])
-def test_at_most_so_many_clips_in_their_order_and_always_the_same(model, tmp_path, most, kept):
+def test_a_limit_keeps_the_order_and_always_the_same_clips(model, tmp_path, most, kept):
     videos = touch(tmp_path / "v", *(f"BenchPress/{i:02}.mp4" for i in range(40)))
     every = evaluation_data.class_folders(model, videos, str(tmp_path / "out"))
     of_all = clips(every)

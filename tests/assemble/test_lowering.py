@@ -1,4 +1,4 @@
-"""The steps of every recipe become programs for GPU and TPU on a machine that has neither."""
+"""The steps of recipes can be lowered for GPU and TPU on a machine that has neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLATFORMS = ("cuda", "tpu")
 
 
 def _programs():
-    """A few recipes that have each kind of network, of shift and of rule between them."""
+    """A few recipes that together cover each kind of network, shift and optimizer rule."""
     configs = {path: _config(path) for path in RECIPES}
     kinds = {path: _kinds(config) for path, config in configs.items()}
     missing, chosen = set().union(*kinds.values()), []
@@ -36,7 +36,7 @@ def _programs():
 def _config(path):
     config = cli.load_recipe(str(path))
     config.model.num_classes = config.model.num_classes or 10
-    config.dtype = "bfloat16"  # what `auto` is there
+    config.dtype = "bfloat16"  # what `auto` means there
     config.batch_size = min(config.batch_size, 2 * (config.model.batch_norm_group or 8))
     return config
 

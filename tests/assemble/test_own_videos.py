@@ -1,4 +1,4 @@
-"""One's own videos in class folders: from the folder to an evaluated model, as README says."""
+"""Your own videos in class folders: from the folder to an evaluated model, as in the README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tsm_jax.training.mesh import make_mesh
 
 RECIPE = str(Path(__file__).parents[2] / "configs" / "own_videos.py")
 
-# Smaller than the recipe, so that this takes seconds; nothing that a user would have to give.
+# Smaller than in the recipe, so that this takes seconds; a user need not set any of these.
 SMALLER = {
     "model.backbone": "toy",
     "model.width": 8,
@@ -32,7 +32,7 @@ SMALLER = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """24 videos in folders named as their classes."""
+    """24 videos in folders named after their classes."""
     root = tmp_path_factory.mktemp("own")
     moving_shapes.render(root / "shapes", train_videos=24, val_videos=8, seed=0)
     shutil.move(root / "shapes" / "videos", root / "my videos")
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 
 def test_from_a_folder_to_an_evaluated_model(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for module in (training_run, evaluation_run):  # the other seven devices only take time here
+    for module in (training_run, evaluation_run):  # the other seven would only cost time here
         monkeypatch.setattr(module, "make_mesh", lambda: make_mesh(jax.devices()[:1]))
     prepare.main(
         ["lists", "folders", "--videos", str(folder), "--val_share", "0.25", "--output", "data/own"]

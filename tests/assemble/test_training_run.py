@@ -1,6 +1,6 @@
 """The commands end to end on rendered videos: train, continue, evaluate, predict, export.
 
-The backbone is one that only the tests know: whatever works here works with its name alone.
+Only the tests know the backbone: whatever works here needs nothing but its name.
 """
 
 from __future__ import annotations
@@ -60,22 +60,22 @@ def test_a_run_leaves_checkpoints_metrics_labels_and_events(trained, data):
     assert any("tfevents" in name for name in os.listdir(workdir / "tensorboard"))
 
 
-def test_a_finished_run_has_nothing_left_to_do(trained, data, one_device):
+def test_a_finished_run_does_nothing_more(trained, data, one_device):
     workdir, state = trained
     again = train_recipe(recipe(data, workdir), one_device)
     assert int(again.step) == int(state.step)
     assert len(metrics(workdir, "train")) == 4
 
 
-def test_clips_of_both_lists_are_reported(trained, data, tmp_path, one_device, capsys):
+def test_clips_in_both_lists_are_reported(trained, data, tmp_path, one_device, capsys):
     shutil.copytree(trained[0], tmp_path / "work")
     mixed = tmp_path / "val.list"
     lines = [(data / name).read_text().splitlines() for name in ("train.list", "val.list")]
     mixed.write_text("\n".join(lines[0][:3] + lines[1]))
     train_recipe(recipe(data, tmp_path / "work"), one_device)
-    assert "clips are both" not in capsys.readouterr().out
+    assert "clips are in both" not in capsys.readouterr().out
     train_recipe(recipe(data, tmp_path / "work", **{"data.val_list": mixed}), one_device)
-    warning = "warning: 3 clips are both in the training and the validation list"
+    warning = "warning: 3 clips are in both the training and the validation list"
     assert warning in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def best(workdir):
 
 
 @pytest.mark.parametrize("batch_size", [16, 24])
-def test_evaluate_gives_the_best_accuracy_again(trained, data, batch_size):
+def test_evaluate_reproduces_the_best_accuracy(trained, data, batch_size):
     workdir, _ = trained
     evaluation = evaluate_weights(recipe(data, workdir, eval_batch_size=batch_size), None)
     result = evaluation.metrics
@@ -118,7 +118,7 @@ def test_evaluate_takes_the_recipe_from_the_run(trained, capsys):
     assert f"top1 {best(workdir)['top1']:.5f}" in capsys.readouterr().out
 
 
-def test_training_and_evaluation_are_functions_too(trained, data, one_device, monkeypatch):
+def test_training_and_evaluation_are_also_functions(trained, data, one_device, monkeypatch):
     workdir, _ = trained
     monkeypatch.setattr(training_run, "make_mesh", lambda: one_device)
     config = recipe(data, workdir)
@@ -144,7 +144,7 @@ def test_evaluate_shows_the_views_of_a_protocol(trained, data):
     assert "(mit_twice_three_crop: views 6, mean of logits)" in evaluation.summary()
 
 
-def test_views_are_averaged_as_asked(trained, data):
+def test_views_are_averaged_as_requested(trained, data):
     config = recipe(data, trained[0], **{"data.protocol": "mit_three_crop"})
     as_mit, logits, probabilities = (
         evaluate_weights(config, None, average=average)
@@ -155,7 +155,7 @@ def test_views_are_averaged_as_asked(trained, data):
     assert probabilities.average == "probabilities"
 
 
-def test_a_report_says_what_evaluate_prints(trained, tmp_path, capsys):
+def test_a_report_contains_what_evaluate_prints(trained, tmp_path, capsys):
     workdir, folder = str(trained[0]), tmp_path / "report"
     evaluate.main(["--weights", workdir, "--report", str(folder)])
     printed = capsys.readouterr().out
@@ -173,7 +173,7 @@ def test_a_report_says_what_evaluate_prints(trained, tmp_path, capsys):
     assert len(os.listdir(folder / "mistakes")) == min(wrong, 12)
 
 
-def test_a_report_is_refused_before_the_work(trained, data):
+def test_a_bad_report_folder_is_refused_before_the_evaluation(trained, data):
     with pytest.raises(UserError, match="files that do not belong to a report"):
         evaluate.main(["--weights", str(trained[0]), "--report", str(data)])
 
@@ -192,7 +192,7 @@ def test_an_unreadable_clip_stops_the_evaluation_and_leaves_no_report(
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
+def test_a_model_directory_predicts_the_same_as_the_run(trained, data, tmp_path):
     workdir, _ = trained
     directory = str(tmp_path / "model")
     write_model_directory(load_model(str(workdir)), directory)
@@ -205,8 +205,8 @@ def test_a_model_directory_answers_as_the_run(trained, data, tmp_path):
     assert from_run.predict(video) == from_directory.predict(video)
 
 
-def test_what_is_given_away_names_no_folder(trained, data, tmp_path, tmp_path_factory):
-    """Lists, workdir and videos are all given by absolute paths in `recipe`."""
+def test_published_files_contain_no_folder_names(trained, data, tmp_path, tmp_path_factory):
+    """In `recipe`, lists, workdir and videos are all given by absolute paths."""
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     workdir = str(trained[0])
     convert.main(["--input", workdir, "--output", str(tmp_path / "model")])
@@ -238,7 +238,7 @@ def test_weights_that_are_not_finite_are_refused(trained, monkeypatch):
         load_model(str(trained[0]))
 
 
-def test_a_recipe_of_no_network_is_refused(trained, monkeypatch):
+def test_a_recipe_with_an_impossible_network_is_refused(trained, monkeypatch):
     stored = Checkpoints.recipe
 
     def changed(self, step):
@@ -251,7 +251,7 @@ def test_a_recipe_of_no_network_is_refused(trained, monkeypatch):
         load_model(str(trained[0]))
 
 
-def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path, formats):
+def test_an_exported_run_predicts_the_same_as_evaluate(trained, data, tmp_path, formats):
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed")
     workdir = str(trained[0])
     export_model(load_model(workdir), str(tmp_path / "TSM"), formats=formats)
@@ -268,7 +268,7 @@ def test_an_exported_run_answers_as_evaluate_counts(trained, data, tmp_path, for
         assert hits / len(labels) == pytest.approx(result[name])
 
 
-def test_predict_names_classes_and_goes_on_after_a_broken_video(trained, data, tmp_path, capsys):
+def test_predict_names_classes_and_continues_after_a_broken_video(trained, data, tmp_path, capsys):
     video = str(next((data / "videos" / "grow").iterdir()))
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
@@ -303,7 +303,7 @@ def test_forward_and_predict_agree(trained, data):
 
 @pytest.fixture
 def with_a_broken_video(data, tmp_path):
-    """The data with one training video cut in half."""
+    """Copies the data with one training video truncated to half."""
     copy = tmp_path / "broken"
     shutil.copytree(data, copy)
     video = copy / (copy / "train.list").read_text().split()[0]
@@ -322,7 +322,7 @@ def test_a_broken_video_is_skipped_and_counted(with_a_broken_video, tmp_path, on
     data, video = with_a_broken_video
     config = recipe(data, tmp_path / "work", **{"data.on_error": "skip"})
     train_recipe(config, one_device)
-    # Each epoch has all clips.
+    # Each epoch contains all clips.
     assert [line["replaced_clips"] for line in metrics(tmp_path / "work", "train")][1::2] == [1, 2]
     assert f"{video.name}" in caplog.text
 

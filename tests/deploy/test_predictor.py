@@ -47,7 +47,8 @@ def test_other_weights_run_in_jax(model, exported, predictor, videos, tmp_path):
     maps = other.activation_maps(clip, 2)
     np.testing.assert_allclose(maps, predictor.activation_maps(clip, 2), atol=1e-4)
     for engine, precision in (("onnxruntime", "float32"), ("auto", "int8")):
-        with pytest.raises(UserError, match=r"is not an exported folder: \w+ runs what python -m"):
+        message = r"is not an exported folder, which \w+ requires: write one with python -m"
+        with pytest.raises(UserError, match=message):
             tsm_jax.load(str(tmp_path / "model"), engine=engine, precision=precision)
 
 

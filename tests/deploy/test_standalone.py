@@ -95,4 +95,5 @@ def test_other_weights_need_the_whole_package(videos, tmp_path, run_with_only):
     result = run_with_only(PREDICT.format(arguments=arguments), blocked=OF_TRAINING)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "is not an exported folder, and other weights need the whole of tsm_jax" in result.stderr
+    message = "is not an exported folder, and other weights need the full tsm_jax package"
+    assert message in result.stderr

@@ -1,4 +1,4 @@
-"""The benchmark of the data: lines of JSON that add up."""
+"""The data benchmark: JSON lines that are consistent."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_line_of_json_for_each_measurement(arguments, capsys):
         assert line["ms_per_clip"] == pytest.approx(1000 / line["clips_per_second"], rel=0.01)
 
 
-def test_renders_the_data_set_of_a_recipe_at_first_use(tmp_path, capsys):
+def test_renders_the_data_set_of_a_recipe_on_first_use(tmp_path, capsys):
     values = {"data.train_list": tmp_path / "new" / "train.list", "data.rendered_clips": "(16, 8)"}
     overrides = [f"--config.{key}={value}" for key, value in values.items()]
     benchmark.main(["data", "--config", RECIPE, *overrides, "--clips", "1"])
@@ -42,10 +42,10 @@ def test_renders_the_data_set_of_a_recipe_at_first_use(tmp_path, capsys):
     assert lines[-1]["threads"] == usable_cores()
 
 
-def test_tells_what_is_wrong(arguments, tmp_path):
+def test_errors_name_what_is_wrong(arguments, tmp_path):
     short = tmp_path / "short.list"
     short.write_text("a.mp4 0\n")
-    with pytest.raises(UserError, match="measure on at least 16"):
+    with pytest.raises(UserError, match="use a list of at least 16"):
         benchmark.main(["data", *arguments, f"--config.data.train_list={short}"])
     with pytest.raises(UserError, match="--clips must be at least 1"):
         benchmark.main(["data", *arguments, "--clips", "0"])
@@ -54,7 +54,7 @@ def test_tells_what_is_wrong(arguments, tmp_path):
 
 
 def test_help_has_an_example(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [benchmark.__file__])  # as after python -m
+    monkeypatch.setattr(sys, "argv", [benchmark.__file__])  # as with python -m
     with pytest.raises(SystemExit):
         benchmark.main(["data", "--help"])
     assert "\n  python -m tsm_jax.benchmark data tsm_k400_packed --" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The benchmark of prediction measures what it says."""
+"""The prediction benchmark measures what it reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_line_per_combination(exported, videos, capsys):
         (["predict", "--model", "x", "--repeats", "0"], "must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, message):
+def test_a_mistake_is_reported_in_one_line(arguments, message):
     with pytest.raises(UserError) as error:
         benchmark.main(arguments)
     assert message in str(error.value)

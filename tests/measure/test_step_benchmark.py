@@ -1,4 +1,4 @@
-"""The benchmark of the training step: its counts, its lines, and that it needs little."""
+"""The training-step benchmark: its counts, its lines, and its few requirements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def by_measure(output):
     return {line["measure"]: line for line in map(json.loads, output.splitlines())}
 
 
-def test_counts_products_convolutions_and_what_calls_them():
+def test_counts_products_and_convolutions_also_in_nested_calls():
     x, w = jnp.zeros((5, 7)), jnp.zeros((7, 3))
     once = Cost(2 * 5 * 7 * 3, 4 * (5 * 7 + 7 * 3 + 5 * 3))
     assert count(jnp.dot, x, w) == once
@@ -44,7 +44,7 @@ def test_counts_products_convolutions_and_what_calls_them():
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_convolution_and_its_gradients_take_three_times_the_operations(stride):
+def test_a_convolution_with_its_gradients_costs_three_times_the_operations(stride):
     def convolve(x, w):
         numbers = ("NHWC", "HWIO", "NHWC")
         y = jax.lax.conv_general_dilated(
@@ -66,7 +66,7 @@ def test_counts_the_published_operations_of_the_network():
     )
     video = jax.ShapeDtypeStruct((1, 8, 224, 224, 3), "float32")
     cost = count(network.apply, params, batch_stats, video)
-    # The paper, table 2: TSM of 8 frames on ResNet-50 takes 33 G multiplications with additions.
+    # Table 2 of the paper: TSM with 8 frames on ResNet-50 takes 33 G multiply-adds.
     assert cost.operations / 2 == pytest.approx(33e9, rel=0.02)
 
 

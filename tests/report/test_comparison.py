@@ -85,8 +85,8 @@ def test_reports_compare_like_their_evaluations(two, tmp_path, capsys):
     assert f"good: top1 {two[0].metrics['top1']:.5f} on 80 clips, 95 % interval: {low:.5f}" in out
     assert f"p = {comparison.p_value:.4g}, {folders[0]} is better" in out
     for arguments, message in (
-        (["--compare", *folders, "--report", str(tmp_path / "x")], "is a report itself"),
-        (["--compare", *folders, "--weights", "x"], "takes the place of --weights"),
+        (["--compare", *folders, "--report", str(tmp_path / "x")], "is already a report"),
+        (["--compare", *folders, "--weights", "x"], "replaces --weights: give only one"),
         (["--compare", folders[0], str(tmp_path / "nothing")], "there are no weights"),
     ):
         with pytest.raises(UserError, match=message):

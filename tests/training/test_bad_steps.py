@@ -1,4 +1,4 @@
-"""Which state a step leaves behind that is not finite."""
+"""The state after a step that is not finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def state(value, step=0, bad_steps=0):
 
 
 def run(losses, max_bad_steps, grad_norms=None):
-    """The last state, and the metrics of each step; a step adds one to every array."""
+    """Returns the last state, and the metrics of each step; a step adds one to every array."""
     current, reported = state(0.0), []
     for loss, norm in zip(losses, grad_norms or [1.0] * len(losses), strict=True):
         updated = state(current.params["kernel"] + 1, current.step + 1, current.bad_steps)
@@ -39,17 +39,17 @@ def test_good_steps_pass_unchanged():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["loss", "grad_norm"])
-def test_a_bad_step_counts_and_changes_nothing_else(value, where):
+def test_a_bad_step_is_counted_and_changes_nothing_else(value, where):
     numbers = [1.0, value, 1.0]
     final, reported = run(numbers, 1) if where == "loss" else run([1.0] * 3, 1, numbers)
-    # Two updates, three steps; optax's own counter belongs to the updates.
+    # Three steps, two of them with updates; optax's own counter counts updates.
     assert values(final) == [3, 2.0, 2.0, final.opt_state[0]["count"].item(), 2.0, 1]
     assert reported == [(False, 0), (True, 1), (False, 1)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["params", "batch_stats", "opt_state"])
-def test_a_step_whose_update_alone_is_not_finite_is_bad(value, where):
+def test_a_step_is_bad_if_only_its_update_is_not_finite(value, where):
     before, after = state(0.0), state(1.0, 1)
     after = after._replace(**{where: getattr(state(value, 1), where)})
     kept, metrics = skip_bad_step(
@@ -59,9 +59,9 @@ def test_a_step_whose_update_alone_is_not_finite_is_bad(value, where):
     assert values(kept) == [1, *values(before)[1:-1], 1]
 
 
-def test_the_run_stands_still_from_the_step_that_stops_it():
+def test_the_state_is_frozen_from_the_step_that_stops_the_run():
     final, reported = run([1.0, np.nan, np.nan, 1.0, np.nan, 1.0], 1)
     assert reported[2] == (True, 2)
     final = last_finite(final, 1)
-    # As before the second bad step: two steps done, one of them bad.
+    # The state before the second bad step: two steps done, one of them bad.
     assert [int(final.step), int(final.bad_steps), float(final.params["kernel"])] == [2, 1, 1.0]

@@ -1,4 +1,4 @@
-"""Which checkpoint is the best, by which metric, for the run and for whoever reads it later."""
+"""Which checkpoint is the best by which metric, for the run and for later readers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tsm_jax.training.state import TrainState
 
 
 def validated(checkpoints, step, top1, mean_recall=None):
-    """Saves a checkpoint with its validation; without mean recall as 0.1.0 did."""
+    """Saves a checkpoint with its validation; without mean recall, as version 0.1.0 did."""
     zero = jnp.zeros((), jnp.int32)
     tensors = {"a": jnp.ones(2)}
     state = TrainState(jnp.asarray(step, jnp.int32), tensors, tensors, tensors, zero)
@@ -28,7 +28,7 @@ def validated(checkpoints, step, top1, mean_recall=None):
 
 @pytest.fixture
 def opened(tmp_path):
-    """Opens the run's checkpoints; all are closed in the end."""
+    """Opens the run's checkpoints, which are closed after the test."""
     found = []
 
     def open_(*, read_only=False):
@@ -41,12 +41,12 @@ def opened(tmp_path):
 
 
 @pytest.mark.parametrize(("metric", "best"), [("top1", 1), ("mean_recall", 2)])
-def test_the_metric_decides_and_readers_find_the_same(opened, metric, best):
+def test_the_metric_decides_for_the_run_and_for_readers(opened, metric, best):
     checkpoints = opened()
     checkpoints.choose_best_by(metric)
-    validated(checkpoints, 1, 0.6875, 0.25)  # always answers the largest class
+    validated(checkpoints, 1, 0.6875, 0.25)  # always predicts the largest class
     validated(checkpoints, 2, 0.6, 0.55)
-    validated(checkpoints, 3, 0.6875, 0.55)  # as good by either, but later
+    validated(checkpoints, 3, 0.6875, 0.55)  # equally good by either metric, but later
     for step in (4, 5):
         validated(checkpoints, step, 0.1, 0.1)
     assert checkpoints.best_step() == best
@@ -57,7 +57,7 @@ def test_the_metric_decides_and_readers_find_the_same(opened, metric, best):
     assert sorted(name for name in names if name.isdigit()) == [str(best), "4", "5"]
 
 
-def test_another_metric_chooses_among_what_is_there(opened):
+def test_another_metric_chooses_among_existing_checkpoints(opened):
     checkpoints = opened()
     checkpoints.choose_best_by("top1")
     validated(checkpoints, 1, 0.7, 0.3)
@@ -67,20 +67,20 @@ def test_another_metric_chooses_among_what_is_there(opened):
     assert opened(read_only=True).best_step() == 2
 
 
-def test_validations_of_older_versions_count_until_there_is_one_with_the_metric(opened, caplog):
+def test_validations_of_older_versions_count_until_one_has_the_metric(opened, caplog):
     checkpoints = opened()
     validated(checkpoints, 1, 0.9)
     validated(checkpoints, 2, 0.8)
     assert not caplog.records
     checkpoints.choose_best_by("mean_recall")
     (record,) = caplog.records
-    assert "steps 1, 2, without mean_recall" in record.getMessage()
+    assert "steps 1, 2 were validated without mean_recall" in record.getMessage()
     assert (checkpoints.best_metric, checkpoints.best_step()) == ("top1", 1)
     validated(checkpoints, 3, 0.1, 0.1)
     assert (checkpoints.best_metric, checkpoints.best_step()) == ("mean_recall", 3)
 
 
-def test_a_run_of_an_older_version_is_read_by_top1(opened, tmp_path):
+def test_the_best_of_a_run_of_an_older_version_is_chosen_by_top1(opened, tmp_path):
     checkpoints = opened()
     validated(checkpoints, 1, 0.9, 0.1)
     validated(checkpoints, 2, 0.8, 0.2)
@@ -90,7 +90,7 @@ def test_a_run_of_an_older_version_is_read_by_top1(opened, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"best_metric": "loss"}'])
-def test_a_damaged_choice_is_named(opened, tmp_path, content):
+def test_a_damaged_metric_file_is_named(opened, tmp_path, content):
     opened()
     (tmp_path / "checkpoints" / BEST_METRIC_FILE).write_text(content)
     with pytest.raises(UserError, match=BEST_METRIC_FILE):

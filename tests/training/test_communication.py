@@ -1,6 +1,6 @@
-"""What the devices send each other in a training step: gradients once, activations never.
+"""What devices send each other in a training step: gradients once, activations never.
 
-Read from the compiled program for eight devices, so that no clock is needed.
+This is read from the program compiled for eight devices, so no timing is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BYTES = {"f32": 4, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1, "bf16": 2}
 
 
 def collectives(batch_norm_group, accumulation_steps=1):
-    """(name, bytes) of every collective operation, and the bytes of gradients and statistics."""
+    """Returns (name, bytes) of collective operations, and the bytes of gradients and statistics."""
     mesh = make_mesh(jax.devices()[:DEVICES])
     network = Network(
         lambda: TSM(
@@ -80,7 +80,7 @@ def size(tensor):
     return BYTES[dtype] * int(np.prod([int(n) for n in shape.split(",") if n]))
 
 
-def test_with_whole_groups_on_a_device_gradients_are_all_that_is_sent():
+def test_with_whole_groups_per_device_only_gradients_are_sent():
     found, gradients_and_statistics = collectives(BATCH // DEVICES)
     assert {name for name, _ in found} == {"all-reduce"}
     # One sum of everything, and one of a few numbers (loss, counts) that it needs before.
@@ -99,7 +99,7 @@ def test_parts_of_a_batch_stay_on_their_devices():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", [4, 8, 0])
-def test_groups_over_several_devices_send_their_statistics_and_no_activations(group):
+def test_groups_over_several_devices_send_statistics_but_no_activations(group):
     found, gradients_and_statistics = collectives(group)
     assert {name for name, _ in found} == {"all-reduce"}
     # Each batch norm: the typical value, the sums of distances from it, those of the gradient.

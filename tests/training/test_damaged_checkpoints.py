@@ -1,4 +1,4 @@
-"""Which folders count as whole checkpoints; none of them makes a reader hang or crash."""
+"""Which folders count as intact checkpoints; none of them makes a reader hang or crash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tsm_jax.training.log import RunLog
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A folder as a save leaves it, at step 3."""
+    """A checkpoint folder as a save leaves it, at step 3."""
     folder = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "array").write_bytes(b"weights")
@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
     return folder.rename(folder.with_name("3"))
 
 
-def test_what_a_save_leaves_is_whole_also_with_a_file_of_others(checkpoint):
+def test_a_finished_save_is_intact_even_with_an_extra_file(checkpoint):
     assert files.find_damage(str(checkpoint)) == ""
     (checkpoint / ".DS_Store").write_text("x")
     assert files.find_damage(str(checkpoint)) == ""
@@ -49,10 +49,10 @@ def test_a_pipe_or_a_device_instead_of_a_file(checkpoint):
     array = checkpoint / "model" / "array"
     array.unlink()
     os.mkfifo(array)
-    assert files.find_damage(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is missing"
     array.unlink()
     array.symlink_to("/dev/zero")
-    assert files.find_damage(str(checkpoint)) == "model/array is not there"
+    assert files.find_damage(str(checkpoint)) == "model/array is missing"
     (checkpoint / files.CHECKSUMS_FILE).unlink()
     os.mkfifo(checkpoint / files.CHECKSUMS_FILE)
     assert files.find_damage(str(checkpoint))
@@ -69,25 +69,25 @@ def test_a_pipe_or_a_device_instead_of_a_file(checkpoint):
         '{"loss": 1, "top1": NaN, "count": 1}',
     ],
 )
-def test_a_damaged_validation_counts_as_none(checkpoint, validation):
+def test_a_damaged_validation_is_treated_as_missing(checkpoint, validation):
     (checkpoint / files.VALIDATION_FILE).write_text(validation)
     assert files.read_validations(str(checkpoint.parent)) == {}
 
 
-def test_a_validation_without_a_finite_loss_is_one(checkpoint):
+def test_a_validation_without_a_finite_loss_is_valid(checkpoint):
     metrics = {"loss": None, "top1": 0.0, "top5": 0.0, "count": 7}
     (checkpoint / files.VALIDATION_FILE).write_text(json.dumps(metrics))
     assert files.read_validations(str(checkpoint.parent)) == {3: metrics}
 
 
-def test_a_log_with_lines_that_are_not_ours(tmp_path):
+def test_a_log_with_foreign_lines(tmp_path):
     good = json.dumps({"kind": "train", "step": 1})
     (tmp_path / "metrics.jsonl").write_text("\n".join([good, "[" * 100_000, "{", "7", "\x00"]))
     RunLog(str(tmp_path), first_step=2).__exit__()
     assert (tmp_path / "metrics.jsonl").read_text() == good + "\n"
 
 
-def test_names_cannot_steer_the_terminal(tmp_path, capsys):
+def test_names_cannot_send_escape_sequences_to_the_terminal(tmp_path, capsys):
     log = RunLog(str(tmp_path), first_step=0)
     log.say("on the clip \x1b[2Ja.mp4")
     log.__exit__()

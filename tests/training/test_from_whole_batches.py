@@ -1,4 +1,4 @@
-"""What takes the place of what training has come to: statistics of batch norm, the classifier."""
+"""Batch-norm statistics and the classifier, computed from whole batches instead of by training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tsm_jax.errors import UnreadableClipError, UserError
 from tsm_jax.models.architecture import CLASSIFIER, CLASSIFIER_BIAS
 from tsm_jax.models.network import normalize
 from tsm_jax.training.checkpoint import Checkpoints
-from tsm_jax.training.loop import _finish_epoch, _is_precise
+from tsm_jax.training.loop import _ends_precise_epoch, _finish_epoch
 from tsm_jax.training.mesh import make_mesh, put_batch
 from tsm_jax.training.preemption import Preempted, Preemption
 from tsm_jax.training.state import TrainState
@@ -71,7 +71,7 @@ def batches(config, first_step, count=STEPS):
 
 
 def stem(video, kernel):
-    """Sums of products of a 3x3 convolution of stride 2, with one pixel around: float64."""
+    """Computes a 3x3 convolution with stride 2 and one pixel of padding, in float64."""
     images = np.asarray(normalize(video[:, 0]), np.float64).reshape(-1, *video.shape[3:])
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     height, width = images.shape[1:3]
@@ -82,8 +82,8 @@ def stem(video, kernel):
     )
 
 
-def test_they_are_means_over_the_batches_to_come(run):
-    """The first layer's in the last checkpoint, computed again with NumPy from the same clips."""
+def test_statistics_are_means_over_the_next_batches(run):
+    """Those of the first layer in the last checkpoint are recomputed with NumPy from the clips."""
     config, workdir, state = run
     kernel = state.params["backbone.stem.conv.kernel"]
     with closing(Checkpoints(str(workdir), read_only=True)) as checkpoints:
@@ -100,7 +100,7 @@ def test_they_are_means_over_the_batches_to_come(run):
 
 
 def statistics(run, step, *, devices=1, parts=1, mixup=0.0):
-    """Those of the run's first batch."""
+    """Returns the statistics of the run's first batch."""
     config, _, state = run
     mesh = make_mesh(jax.devices()[:devices])
     compute = make_statistics_step(
@@ -110,8 +110,8 @@ def statistics(run, step, *, devices=1, parts=1, mixup=0.0):
     return jax.device_get(compute(state.params, np.int32(step), put_batch(batch, mesh)))
 
 
-def test_with_those_of_one_batch_evaluation_answers_as_training_does(run):
-    """Every layer's: each one has to be that of its batch for the logits to agree."""
+def test_with_the_statistics_of_a_batch_evaluation_equals_training(run):
+    """The logits agree only if the statistics of every layer are those of the batch."""
     config, _, state = run
     network, ours = build_training_network(config), statistics(run, 0)
     video = normalize(batches(config, 0, 1)[0]["video"][:, 0])
@@ -124,7 +124,7 @@ def test_with_those_of_one_batch_evaluation_answers_as_training_does(run):
     assert errors[0] < 1e-4 < 1e-2 < errors[1]
 
 
-def test_in_parts_on_devices_they_are_the_same(run, data, tmp_path):
+def test_statistics_are_the_same_in_parts_and_on_devices(run, data, tmp_path):
     config = recipe(data, tmp_path, **{"model.batch_norm_group": 2})
     run = (config, *run[1:])
     found = statistics(run, 5, mixup=0.3)
@@ -135,7 +135,7 @@ def test_in_parts_on_devices_they_are_the_same(run, data, tmp_path):
 
 
 def plain_batches(config):
-    """The training clips without augmentation."""
+    """Returns batches of the training clips without augmentation."""
     source = build_source(config.data, "train", config.model.num_classes)
     clips = EvalClips(source, 4, protocol_of(preprocessing_of(config.data)))
     return list(eval_batches(clips, batch_size=config.batch_size, reading=Reading(1)))
@@ -152,8 +152,8 @@ def moments(run, *, devices=1):
     return Moments(*(np.sum(part, 0, np.float64) for part in zip(*found, strict=True)))
 
 
-def test_the_classifier_is_that_of_the_plain_clips(run):
-    """Found again by least squares from the features of each clip, and not by their moments."""
+def test_the_classifier_is_fitted_to_clips_without_augmentation(run):
+    """It is recomputed by least squares from the features of each clip instead of their moments."""
     config, _, state = run
     network = build_training_network(config)
     shown = plain_batches(config)
@@ -195,7 +195,7 @@ def test_moments_are_the_same_on_devices(run):
         np.testing.assert_allclose(other, found, rtol=1e-4, atol=1e-5)
 
 
-def test_scores_spread_as_those_before():
+def test_scores_spread_as_much_as_before():
     rng = np.random.default_rng(0)
     clips = np.hstack([rng.normal(size=(40, 5)) + 1, np.ones((40, 1))])
     targets = np.eye(3)[rng.integers(3, size=40)]
@@ -209,7 +209,7 @@ def test_scores_spread_as_those_before():
     assert spreads[0] == pytest.approx(spreads[1], rel=1e-5)
 
 
-def test_features_that_are_all_alike_leave_the_classifier():
+def test_identical_features_leave_the_classifier_unchanged():
     clips, targets = np.ones((8, 4)), np.eye(2)[np.arange(8) % 2]
     sums = Moments(clips.T @ clips, targets.T @ clips)
     assert not np.isfinite(fit_classifier(sums, 8, 0.1, np.ones((3, 2)), np.ones(2))[0]).all()
@@ -219,24 +219,23 @@ def test_features_that_are_all_alike_leave_the_classifier():
     ("every", "epochs"),
     [(1, [1, 2, 3, 4, 5]), (2, [1, 3, 5]), (3, [1, 4, 5]), (9, [1, 5])],
 )
-def test_the_first_of_so_many_epochs_and_the_last(every, epochs):
+def test_every_nth_epoch_from_the_first_and_the_last_are_precise(every, epochs):
     config = default()
     config.epochs, config.precise_batch_norm = 5, every
     plan = Plan(steps_per_epoch=4, total_steps=20, boundaries=(), warmup_steps=0)
     parts: Any = SimpleNamespace(config=config, plan=plan)
-    assert [step for step in range(1, 21) if _is_precise(parts, step)] == [4 * e for e in epochs]
+    ends = [step for step in range(1, 21) if _ends_precise_epoch(parts, step)]
+    assert ends == [4 * epoch for epoch in epochs]
 
 
-def test_asked_to_stop_in_between_it_goes_on_as_if_nothing_had_been(
-    run, data, tmp_path, monkeypatch
-):
+def test_a_run_stopped_during_the_computation_continues_unchanged(run, data, tmp_path, monkeypatch):
     _, workdir, expected = run
     module = assemble_whole_batches
     for name, at_step in (("make_statistics_step", 3), ("make_moments_step", 9)):
         preemption = Preemption()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, _stopped_in_the_first(getattr(module, name), preemption))
-            with pytest.raises(Preempted, match=f"step {at_step} .* from the last checkpoint"):
+            with pytest.raises(Preempted, match=f"step {at_step} .* since the last checkpoint"):
                 train(recipe(data, tmp_path, checkpoint_every=2), preemption)
     state = train(recipe(data, tmp_path))
     for found, right in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -258,7 +257,7 @@ def _stopped_in_the_first(make, preemption):
     return make_and_stop
 
 
-def test_a_clip_that_is_skipped_counts_for_nothing(data):
+def test_a_skipped_clip_has_no_influence(data):
     config = default()
     config.data.train_list, config.data.prefix = str(data / "train.list"), str(data)
     source = build_source(config.data, "train", 8)
@@ -273,7 +272,7 @@ def test_a_clip_that_is_skipped_counts_for_nothing(data):
     assert not replace(clips, skip_unreadable=True).read(0)["mask"]
 
 
-def test_what_is_not_finite_is_not_taken():
+def test_values_that_are_not_finite_are_rejected():
     config, said = default(), []
     config.precise_batch_norm, config.refit_classifier = 1, 1.0
     state = TrainState(np.int32(0), {"w": np.ones(2)}, {"mean": np.ones(2)}, (), np.int32(0))
@@ -286,11 +285,12 @@ def test_what_is_not_finite_is_not_taken():
         log=SimpleNamespace(say=said.append),
     )
     assert _finish_epoch(parts, state, 1, False, lambda: False) is state
-    assert [line.split()[1] for line in said] == ["batch", "classifier"]
-    assert all("not finite; it stays as it was" in line for line in said)
+    for name, line in zip(("batch-norm statistics", "classifier"), said, strict=True):
+        assert f"computing the {name} " in line
+        assert "not finite; the previous values are kept" in line
 
 
-def test_frozen_layers_have_none(data, tmp_path):
+def test_frozen_layers_cannot_have_precise_statistics(data, tmp_path):
     with pytest.raises(UserError, match="frozen_batch_norm=all: frozen layers keep"):
         recipe(data, tmp_path, **{"model.frozen_batch_norm": "all"})
 

@@ -1,4 +1,4 @@
-"""Runs that are killed, preempted, out of disk or not finite, and continued."""
+"""Runs that are killed, preempted, out of disk space or not finite, and then continued."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TIMES = ("batch_seconds", "reader_seconds", "clips_per_second")
 
 
 def arguments(data, workdir, **changes):
-    """Of 3 steps in an epoch: checkpoints lie within a log line's average."""
+    """With 3 steps per epoch, so that checkpoints fall between log lines."""
     return overrides(data, workdir, **{"log_every": 2, "checkpoint_every": 1, **changes})
 
 
@@ -106,7 +106,7 @@ train_recipe(cli.load_recipe(sys.argv[2], sys.argv[3:]), make_mesh(jax.devices()
 """
 
 
-def test_killed_in_a_save(data, undisturbed, tmp_path, capsys):
+def test_killed_during_a_save(data, undisturbed, tmp_path, capsys):
     cache = jax.config.jax_compilation_cache_dir
     process = subprocess.run(
         [sys.executable, "-c", KILLED_IN_A_SAVE, cache, RECIPE, *arguments(data, tmp_path)],
@@ -128,7 +128,7 @@ def send(number, preemption):
         time.sleep(0.001)
 
 
-def test_preempted_in_a_step_and_in_the_validation(
+def test_preempted_during_a_step_and_during_the_validation(
     data, undisturbed, tmp_path, monkeypatch, capsys
 ):
     never = {"checkpoint_every": 0}
@@ -173,7 +173,7 @@ def largest_file(folder):
     return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
 
 
-def test_a_torn_checkpoint_and_a_foreign_one_are_set_aside(data, undisturbed, tmp_path, caplog):
+def test_truncated_and_foreign_checkpoints_are_moved_aside(data, undisturbed, tmp_path, caplog):
     workdir = tmp_path / "work"
     shutil.copytree(undisturbed[0], workdir)
     newest, before = saved(workdir)[-1], saved(workdir)[-2]
@@ -191,7 +191,7 @@ def test_a_torn_checkpoint_and_a_foreign_one_are_set_aside(data, undisturbed, tm
     assert_same_run(workdir, state, undisturbed)
 
 
-def test_a_torn_checkpoint_is_not_evaluated(undisturbed, tmp_path):
+def test_a_truncated_checkpoint_is_not_evaluated(undisturbed, tmp_path):
     workdir = tmp_path / "work"
     shutil.copytree(undisturbed[0], workdir)
     for step in saved(workdir):
@@ -203,9 +203,9 @@ def test_a_torn_checkpoint_is_not_evaluated(undisturbed, tmp_path):
         load_model(str(workdir))
 
 
-# Orbax's own background task may still report to the loop that the failure has closed.
+# Orbax's background task may still report to the event loop that the failure has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_keeps_the_last_good_checkpoint(data, undisturbed, tmp_path):
+def test_the_last_good_checkpoint_survives_a_full_disk(data, undisturbed, tmp_path):
     workdir = tmp_path / "work"
     shutil.copytree(undisturbed[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
@@ -224,7 +224,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(data, undisturbed, tmp_path)
 
 @pytest.fixture
 def bad_batches(data, monkeypatch):
-    """The second and fifth training batch have no finite loss; gives the paths of their clips."""
+    """The second and fifth training batch have no finite loss; yields the paths of their clips."""
     entries = read_video_list(data / "train.list", prefix=str(data), num_classes=8)
     order = TrainOrder(len(entries), 8, seed=1234)
     batches = [[entries[clip] for clip in order.batch(step)] for step in (1, 4)]
@@ -239,16 +239,14 @@ def bad_batches(data, monkeypatch):
     return [[entry.path for entry in batch] for batch in batches]
 
 
-def test_steps_that_are_not_finite_are_skipped_until_one_stops_the_run(
-    data, bad_batches, tmp_path, capsys
-):
+def test_steps_that_are_not_finite_are_skipped_until_the_limit(data, bad_batches, tmp_path, capsys):
     with pytest.raises(Diverged, match="step 5 is not finite: loss nan") as error:
         train(data, tmp_path, checkpoint_every=0, max_bad_steps=1)
     assert all(path in str(error.value) for path in bad_batches[1][:4])
     out = capsys.readouterr().out
     assert "step 2 is not finite" in out
     assert "skipped (1 of 1)" in out
-    assert "the state before, of step 4: val loss" in out
+    assert "last finite state (step 4): val loss" in out
     reported = {line["kind"]: line for line in lines(tmp_path) if "clips" in line}
     assert reported == {
         "bad_step": {"kind": "bad_step", "step": 2, "bad_steps": 1, "clips": bad_batches[0]},
@@ -261,7 +259,7 @@ def test_steps_that_are_not_finite_are_skipped_until_one_stops_the_run(
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_goes_on_as_if_it_had_been_allowed_to(data, bad_batches, tmp_path):
+def test_a_stopped_run_continues_as_if_the_limit_had_been_higher(data, bad_batches, tmp_path):
     stopped, allowed = tmp_path / "stopped", tmp_path / "allowed"
     for max_bad_steps, step in ((0, 2), (1, 5)):
         with pytest.raises(Diverged, match=f"step {step} is not finite"):
@@ -302,7 +300,7 @@ def test_killed_at_twenty_random_moments(data, tmp_path):
     rng, kills = random.Random(0), 0
     while kills < 20:
         process = subprocess.Popen(command(data, killed), env=environment)
-        # Some while it starts, most while it trains, saves and validates.
+        # Some of them during the start, most during training, saving and validation.
         written = number_of_lines(killed) + rng.choice([0, 1, 1, 2, 3])
         while process.poll() is None and number_of_lines(killed) < written:
             time.sleep(0.005)

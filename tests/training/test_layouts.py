@@ -1,4 +1,4 @@
-"""A run on 1 x 1, 1 x 4 and 2 x 2 (processes x devices): equal steps, checkpoints that fit."""
+"""A run on 1 x 1, 1 x 4 and 2 x 2 (processes x devices): equal steps, exchangeable checkpoints."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def on_one_device(run_here, tmp_path_factory):
 
 
 def state(workdir, step):
-    """Parameters, statistics and velocities of a checkpoint, on any layout."""
+    """Returns parameters, statistics and velocities of a checkpoint of any layout."""
     checkpoints = Checkpoints(str(workdir), read_only=True)
     config = checkpoints.recipe(step)
     network = build_training_network(config)
@@ -109,9 +109,9 @@ def state(workdir, step):
 
 
 def assert_same_step(workdir, expected, step):
-    """What a step gave, its validation included, from the same state on two layouts.
+    """Compares one step from the same state on two layouts, including its validation.
 
-    Only of one step can that be asked: in several, a network of float32 makes any rounding grow.
+    Only single steps can be compared: over several, a float32 network amplifies rounding errors.
     """
     for kind in ("train", "val"):
         ours, theirs = curve(workdir, kind)[step], curve(expected, kind)[step]
@@ -128,7 +128,7 @@ def assert_same_step(workdir, expected, step):
         np.testing.assert_allclose(ours[name], array, rtol=0, atol=1e-4 * largest, err_msg=name)
 
 
-def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, launch, tmp_path):
+def test_a_run_can_move_between_layouts(on_one_device, run_here, launch, tmp_path):
     after_one, after_two = on_one_device
 
     four = tmp_path / "four"
@@ -149,7 +149,7 @@ def test_a_run_moves_between_layouts_without_a_trace(on_one_device, run_here, la
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_preempted_save_one_step_and_continue(launch, tmp_path):
+def test_two_preempted_processes_save_the_same_step_and_continue(launch, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     process = launch(undisturbed, epochs=9)
     output, _ = process.communicate()

@@ -1,4 +1,4 @@
-"""The probe: groups stay together, a fold is not seen by its classifier, rare classes count."""
+"""The probe: groups stay together, classifiers do not see their fold, rare classes count."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_folds_keep_groups_together_and_classes_even():
     assert (counts.max(0) - counts.min(0) <= 2).all()
 
 
-def test_it_finds_what_tells_the_classes_and_nothing_where_nothing_does():
+def test_it_finds_informative_features_and_only_chance_without_any():
     features, groups = clips()
     fold = folds(features.labels, groups)
     right = cross_validated(features, fold, CLASSES) == features.labels
@@ -54,8 +54,8 @@ def test_it_finds_what_tells_the_classes_and_nothing_where_nothing_does():
     assert mean_recall(shuffled.labels, right) < 0.55
 
 
-def test_copies_of_a_clip_do_not_help_when_they_are_one_group():
-    """Without groups, features that tell clips apart look as if they told classes."""
+def test_copies_of_a_clip_do_not_help_within_a_group():
+    """Without groups, features that distinguish clips seem to distinguish classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(CLASSES, size=40).repeat(3)
     features = Features({"of_the_clip": rng.normal(size=(40, 30)).repeat(3, axis=0)}, labels)
@@ -66,7 +66,7 @@ def test_copies_of_a_clip_do_not_help_when_they_are_one_group():
     assert accuracy["together"] < 0.6 < 0.9 < accuracy["apart"]
 
 
-def test_a_rare_class_is_answered():
+def test_a_rare_class_is_predicted():
     features, groups = clips(counts=(180, 12, 12), noise=1.8)
     fold = folds(features.labels, groups)
     answers = cross_validated(features, fold, CLASSES)
@@ -92,6 +92,6 @@ def test_scores_are_those_of_weighted_ridge_regression():
 
 
 @pytest.mark.parametrize("groups", [3, 1])
-def test_there_are_no_more_folds_than_groups(groups):
+def test_there_are_at_most_as_many_folds_as_groups(groups):
     labels = np.arange(12) % 2
     assert len(np.unique(folds(labels, [str(i % groups) for i in range(12)]))) == groups

@@ -1,4 +1,4 @@
-"""What metrics.jsonl and TensorBoard's files hold, whatever happened before."""
+"""Contents of metrics.jsonl and TensorBoard's files, whatever happened before."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def stopped_at_4(tmp_path):
     return tmp_path
 
 
-def test_lines_of_steps_that_will_be_done_again_are_removed(stopped_at_4):
+def test_lines_of_steps_to_be_repeated_are_removed(stopped_at_4):
     with open_log(stopped_at_4, 4):
         pass
     assert steps(stopped_at_4) == [("train", 2), ("train", 4), ("val", 4), ("best", 4)]
 
 
-def test_a_validation_that_will_be_done_again_is_removed(stopped_at_4):
+def test_lines_of_a_validation_to_be_repeated_are_removed(stopped_at_4):
     with open_log(stopped_at_4, 4, validated=False):
         pass
     assert steps(stopped_at_4) == [("train", 2), ("train", 4)]
 
 
 @pytest.mark.parametrize("torn", [1, 5, 20])
-def test_a_torn_last_line_does_not_spoil_the_next(stopped_at_4, torn):
+def test_a_truncated_last_line_does_not_corrupt_the_next(stopped_at_4, torn):
     path = stopped_at_4 / METRICS_FILE
     path.write_bytes(path.read_bytes()[:-torn])  # one byte less: a whole line without its end
     with open_log(stopped_at_4, 6) as log:
@@ -61,7 +61,7 @@ def test_a_torn_last_line_does_not_spoil_the_next(stopped_at_4, torn):
     assert steps(stopped_at_4)[4:] == [*expected, ("train", 8)]
 
 
-def test_what_is_not_finite_becomes_null(tmp_path):
+def test_values_that_are_not_finite_become_null(tmp_path):
     with open_log(tmp_path) as log:
         log.record("train", 1, {"loss": float("nan"), "clips": ["a"], "seconds": None})
     text = (tmp_path / METRICS_FILE).read_text()
@@ -70,8 +70,8 @@ def test_what_is_not_finite_becomes_null(tmp_path):
 
 @pytest.fixture
 def event_pb2(monkeypatch):
-    """The messages as another package knows them."""
-    monkeypatch.setitem(sys.modules, "torch", None)  # which it would import: three seconds
+    """The message types as defined by another package."""
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it takes three seconds
     return pytest.importorskip("tensorboardX.proto.event_pb2")
 
 
@@ -99,7 +99,7 @@ def masked_crc32c(data):
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def test_event_files_hold_the_numbers_and_where_a_run_went_on(tmp_path, event_pb2):
+def test_event_files_hold_the_numbers_and_where_a_run_continued(tmp_path, event_pb2):
     step = 2**40 + 300  # of several bytes
     with open_log(tmp_path, step - 1) as log:
         log.record("train", step, {"loss": 0.5, "größte" * 30: -3.0e38, "clips": ["a"]})
@@ -121,7 +121,7 @@ def test_runs_that_start_within_a_second_keep_their_events(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["metrics", "events"])
-def test_a_full_disk_fails_at_the_line(tmp_path, full):
+def test_a_full_disk_is_reported_at_the_line(tmp_path, full):
     earlier = json.dumps({"kind": "train", "step": 0, "clips": ["a" * 1000]}) + "\n"
     if full == "metrics":
         (tmp_path / METRICS_FILE).write_text(earlier)
@@ -157,7 +157,7 @@ def test_other_loggers_get_the_numbers_and_are_closed(tmp_path):
     assert recorder.closed
 
 
-def test_weights_and_biases_goes_on_in_the_same_run(tmp_path, monkeypatch):
+def test_weights_and_biases_continues_the_same_run(tmp_path, monkeypatch):
     runs = []
 
     class Wandb:
@@ -193,7 +193,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_bars_follow_each_other_on_stderr_and_lines_stay_on_stdout(tmp_path, monkeypatch, capsys):
+def test_bars_replace_each_other_on_stderr_and_lines_go_to_stdout(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setenv("TERM", "xterm")
     with open_log(tmp_path) as log:
@@ -207,14 +207,14 @@ def test_bars_follow_each_other_on_stderr_and_lines_stay_on_stdout(tmp_path, mon
     assert "a line" not in shown
 
 
-def test_there_is_no_speed_before_a_step_was_timed():
+def test_no_speed_is_reported_before_a_step_was_timed():
     timer = StepTimer()
     assert (timer.batch_seconds, timer.reader_seconds) == (None, None)
     timer.count(0.5)
     assert timer.reader_seconds == 0.5
 
 
-def test_the_remaining_time_has_every_validation_that_is_to_come():
+def test_the_remaining_time_includes_every_remaining_validation():
     plan = Plan(steps_per_epoch=10, total_steps=30, boundaries=(), warmup_steps=0)
     remaining = RemainingTime(plan, validation_steps=4.0)
     assert remaining.seconds(1) is None

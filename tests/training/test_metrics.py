@@ -33,11 +33,11 @@ def sums(mask):
     return {k: v.item() for k, v in clip_sums(ranks, jnp.array(mask), losses).items()}
 
 
-def test_counts_ranks_ties_against_and_never_a_clip_that_is_not_finite():
+def test_ties_and_scores_that_are_not_finite_count_as_wrong():
     assert sums([True] * 5) == {"count": 5, "top1": 1, "top5": 2, "loss": 15.0}
 
 
-def test_padding_counts_for_nothing():
+def test_padding_is_not_counted():
     assert sums([False, True, False, False, False]) == {
         "count": 1,
         "top1": 0,
@@ -68,7 +68,7 @@ def test_meter_divides_by_all_clips_not_by_batches():
         assert meter.result(num_classes) == means
 
 
-def test_counts_by_class_leave_out_padding_and_scores_that_are_not_finite():
+def test_counts_by_class_omit_padding_and_scores_that_are_not_finite():
     ranks = clip_ranks(LOGITS, LABELS)
     clips, right, answers = class_sums(LOGITS, LABELS, ranks, jnp.array([True] * 5)).tolist()
     assert clips == [3, 0, 0, 0, 1, 1]
@@ -79,7 +79,7 @@ def test_counts_by_class_leave_out_padding_and_scores_that_are_not_finite():
     assert padded.dtype == jnp.int32
 
 
-def test_counts_by_class_are_those_of_their_definition():
+def test_counts_by_class_match_their_definition():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(300, 7)), rng.integers(0, 7, 300)
     mask, answers = rng.random(300) < 0.8, logits.argmax(1)
@@ -93,7 +93,7 @@ def test_counts_by_class_are_those_of_their_definition():
         ]
 
 
-def test_weights_of_classes_are_one_on_average_over_clips():
+def test_class_weights_average_to_one_over_clips():
     counts = [40, 10, 0]
     for exponent in (0.0, 0.5, 1.0):
         weights = class_weights(counts, exponent)

@@ -49,7 +49,7 @@ def compiled_step(mesh, **arguments):
 
 
 def losses(steps=1, *, mixup=ALPHA, devices=1, start=0, **arguments):
-    """Mean loss of each step; the rate is 0, so that every one sees the same network."""
+    """Returns the mean loss of each step; the learning rate is 0, so the network never changes."""
     mesh = make_mesh(jax.devices()[:devices])
     step = compiled_step(mesh, mixup=mixup, **arguments)
     params = {"kernel": jnp.asarray(KERNEL)}
@@ -64,7 +64,7 @@ def losses(steps=1, *, mixup=ALPHA, devices=1, start=0, **arguments):
 
 
 def expected(share, label_smoothing=0.0):
-    """The mean loss if each clip is mixed with the one from the other end of the batch."""
+    """Returns the mean loss if each clip is mixed with the one at the mirrored position."""
     clips, labels = np.asarray(normalize(batch()["video"][:, 0])), np.eye(CLASSES)[batch()["label"]]
     labels = (1 - label_smoothing) * labels + label_smoothing / CLASSES
     mixed = share * clips + (1 - share) * clips[::-1]
@@ -73,8 +73,8 @@ def expected(share, label_smoothing=0.0):
     return float((np.log(np.exp(logits).sum(1)) - (targets * logits).sum(1)).mean())
 
 
-def test_clips_and_targets_are_mixed_in_one_share():
-    """Steps of other shares lie on the curve of losses that one number runs through."""
+def test_clips_and_targets_are_mixed_by_the_same_share():
+    """All steps lie on the curve of losses that is parametrised by the share."""
     label_smoothing = 0.1
     shares = np.linspace(0.5, 1, 5001)
     curve = np.array([expected(share, label_smoothing) for share in shares])
@@ -89,7 +89,7 @@ def test_zero_mixes_nothing():
     assert losses(mixup=0.0) == pytest.approx([expected(1.0)], rel=1e-6)
 
 
-def test_a_step_mixes_alike_after_a_restart_on_devices_and_in_parts():
+def test_a_step_mixes_the_same_after_a_restart_on_devices_and_in_parts():
     first, second = losses(2)
     assert losses(1, start=1) == [second] and first != second
     assert losses(2, devices=4) == pytest.approx([first, second], rel=1e-6)

@@ -122,7 +122,7 @@ def test_cosine_ends_at_zero():
     )
 
 
-def test_frozen_parts_keep_their_values_and_the_others_do_as_without_them():
+def test_frozen_parts_keep_their_values_and_do_not_affect_the_others():
     stem = {"backbone.stem.conv.kernel", "backbone.stem.norm.scale", "backbone.stem.norm.bias"}
     frozen, free, start = (
         ours(frozen=("backbone.stem",), clip_norm=0.0),
@@ -139,8 +139,8 @@ def test_a_part_is_a_whole_name():
     assert not is_in("backbone.blocks.10.project.conv.kernel", ("backbone.blocks.1",))
 
 
-def test_whole_cosine_runs_below_the_warm_up():
-    """PP-TSM: 0.962 of the peak after 10 of 80 epochs, which the warm-up goes to from its start."""
+def test_the_warm_up_of_whole_cosine_ends_below_the_peak():
+    """PP-TSM: the warm-up rises to 0.962 of the peak, its value after 10 of 80 epochs."""
     found = rates(
         [0, 5, 10, 40, 80],
         schedule="whole_cosine",

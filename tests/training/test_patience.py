@@ -1,4 +1,4 @@
-"""A run ends when its validations have not become better for some epochs."""
+"""A run ends when its validations have not improved for some epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PLAN = Plan(steps_per_epoch=5, total_steps=50, boundaries=(), warmup_steps=0)
 
 
 def run(patience, *, best_epoch=2, first_step=0):
-    """A run that becomes better up to an epoch, 0 for no validation with a finite loss."""
+    """A run that improves up to an epoch; 0 for no validation with a finite loss."""
     config = default()
     config.patience = patience
     said: list[str] = []
@@ -36,7 +36,7 @@ def run(patience, *, best_epoch=2, first_step=0):
 
 
 @pytest.mark.parametrize(("patience", "end"), [(0, 50), (3, 25), (1, 15), (20, 50)])
-def test_it_ends_that_many_epochs_after_the_best(patience, end):
+def test_a_run_ends_that_many_epochs_after_the_best(patience, end):
     done, said = run(patience)
     assert done == end
     assert len(said) == (end < 50)
@@ -44,11 +44,11 @@ def test_it_ends_that_many_epochs_after_the_best(patience, end):
         assert f"for {patience} epochs" in said[0] and "since step 10" in said[0]
 
 
-def test_without_any_finite_validation_it_ends_too():
+def test_a_run_also_ends_without_any_finite_validation():
     assert run(2, best_epoch=0)[0] == 10
 
 
-def test_a_run_that_has_ended_does_no_more_steps_but_goes_on_with_more_patience():
+def test_an_ended_run_trains_no_more_steps_unless_given_more_patience():
     assert run(3, first_step=25)[0] == 25
     assert run(5, first_step=25)[0] == 35
     assert run(3, first_step=22)[0] == 25  # stopped within the last epoch

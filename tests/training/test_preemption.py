@@ -1,4 +1,4 @@
-"""What a process does at a scheduler's signal, in processes of its own."""
+"""What a process does on a scheduler's signal, tested in separate processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tsm_jax.training.preemption import Preemption
 with Preemption() as preemption:
     print("ready", flush=True)
 """
-# Like a compilation: Python's own handlers wait for minutes.
+# Like a compilation, during which Python's own handlers wait for minutes.
 DEEP_IN_C = START + "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
 SAVING = (
     START.replace("    print", "    preemption.steps_taken()\n    print").replace(
@@ -44,14 +44,14 @@ def started():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_ends_at_once_while_there_is_nothing_to_save(started, number):
+def test_the_process_ends_at_once_if_there_is_nothing_to_save(started, number):
     process = started(DEEP_IN_C)
     process.send_signal(number)
     assert process.wait() == 75
     assert b"nothing to save" in process.stdout.read()
 
 
-def test_the_same_sigterm_passed_on_by_a_launcher_does_not_end_it(started):
+def test_a_sigterm_repeated_by_a_launcher_does_not_end_the_process(started):
     process = started(SAVING.format(same_signal_seconds=3600))
     process.send_signal(signal.SIGUSR1)
     for _ in range(3):
@@ -60,7 +60,7 @@ def test_the_same_sigterm_passed_on_by_a_launcher_does_not_end_it(started):
     assert process.poll() is None
 
 
-def test_a_second_sigterm_ends_at_once(started):
+def test_a_second_sigterm_ends_the_process_at_once(started):
     process = started(SAVING.format(same_signal_seconds=0))
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
@@ -76,7 +76,7 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_stays_an_interrupt_and_handlers_are_put_back(interruptible):
+def test_ctrl_c_still_interrupts_and_handlers_are_restored(interruptible):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         assert signal.getsignal(signal.SIGTERM) != before[0]

@@ -1,4 +1,4 @@
-"""Several processes as one run: how they are found, and that they end together."""
+"""Runs with several processes: how they are detected, and that they end together."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def environment(monkeypatch):
     return use
 
 
-def test_a_process_on_its_own_needs_nothing(environment):
+def test_a_single_process_needs_no_setup(environment):
     assert environment() is None
     with processes.joined():
         pass
     assert environment("host:1234", "1", "0") is None
 
 
-def test_several_are_found_from_variables_and_schedulers(environment):
+def test_several_processes_are_detected_from_variables_and_schedulers(environment):
     assert environment("host:1234", "4", "3") == {
         "coordinator_address": "host:1234",
         "num_processes": 4,
@@ -47,7 +47,7 @@ def test_several_are_found_from_variables_and_schedulers(environment):
     }
     slurm = {"SLURM_NTASKS": "16", "SLURM_STEP_NODELIST": "node[1-2]"}
     assert environment("", "", "", **slurm) == {"cluster_detection_method": "slurm"}
-    # A batch script outside of srun is one process, however many tasks it has asked for.
+    # A batch script outside of srun is one process, however many tasks it requested.
     assert environment("", "", "", SLURM_STEP_NODELIST="", SLURM_NTASKS="1") is None
 
 
@@ -100,7 +100,7 @@ def two_processes(tmp_path):
     return run
 
 
-def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
+def test_processes_agree_and_detect_a_directory_that_is_not_shared(two_processes):
     result = two_processes(
         """
     print("first", from_first(10 + index))
@@ -119,7 +119,7 @@ def test_they_agree_and_see_whether_a_directory_is_shared(two_processes):
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_in_one_ends_all_and_all_print_it(two_processes, failing):
+def test_an_error_in_one_process_ends_all_and_all_print_it(two_processes, failing):
     result = two_processes(
         f"""
     from_first(0)
@@ -188,10 +188,10 @@ def test_without_process_0_the_other_ends_with_one_line(tmp_path):
     other, line = errors.splitlines()
     assert other == "of another program"
     assert line.startswith("error: ")
-    assert "gone" in line or "broke" in line
+    assert "lost" in line or "broke" in line
 
 
-def test_a_process_whose_others_do_not_come_says_so(tmp_path):
+def test_a_process_reports_that_the_others_do_not_appear(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM.format(body="    pass"))
     place = {processes.ADDRESS: "127.0.0.1:1", processes.COUNT: "2", processes.INDEX: "1"}
     result = subprocess.run(
@@ -203,8 +203,8 @@ def test_a_process_whose_others_do_not_come_says_so(tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: do all run, and"
-        " can they reach that address?\n"
+        "error: process 1 of 2 did not find all others at 127.0.0.1:1 within 1 s: check that all"
+        " are running and can reach that address\n"
     )
 
 
@@ -215,11 +215,11 @@ PAGE = "E0101 Polled an error from coordination service: gone\n  @ 0x1 a stack t
     ("said", "shown"),
     [
         ("of another\n" + PAGE, "of another\n" + lost_process._LINE.decode()),
-        ("error: process 0 is gone\n" + PAGE, "error: process 0 is gone\n"),
+        ("error: lost process 0\n" + PAGE, "error: lost process 0\n"),
         ("error: clip.mp4\nlast\n", "error: clip.mp4\nlast\n"),
     ],
 )
-def test_whoever_notices_first_tells_it_alone(said, shown):
+def test_only_the_first_to_notice_reports_a_lost_process(said, shown):
     command = [sys.executable, lost_process.__file__]
     passed_on = subprocess.run(command, input=said, capture_output=True, text=True, timeout=60)
     assert passed_on.stderr == shown

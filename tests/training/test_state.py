@@ -1,4 +1,4 @@
-"""Where a training state comes from."""
+"""How a training state is initialised."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def start(parts, loaded=None, seed=5):
     return init_state(network, optimizer, seed, mesh, loaded)
 
 
-def test_what_is_loaded_is_taken_and_the_rest_is_drawn_as_ever(parts):
+def test_loaded_values_are_used_and_the_rest_is_random_as_usual(parts):
     kernel, mean = "backbone.stem.conv.kernel", "backbone.stem.norm.mean"
     fresh = start(parts)
     rng = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def test_a_state_starts_the_same_on_any_mesh(parts):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_an_abstract_state_is_one_without_values(parts):
+def test_an_abstract_state_matches_a_state(parts):
     def description(state):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state)
 
@@ -55,7 +55,7 @@ def test_an_abstract_state_is_one_without_values(parts):
 
 
 @pytest.mark.parametrize("frozen", [(), ("backbone.stem",)])
-def test_an_optimizer_starts_as_it_says_itself(parts, frozen):
+def test_the_optimizer_state_equals_that_of_its_init(parts, frozen):
     network, _, mesh = parts
     optimizer = make_optimizer(
         lambda step: 0.1 / (1 + step),
@@ -75,7 +75,7 @@ def test_an_optimizer_starts_as_it_says_itself(parts, frozen):
         np.testing.assert_array_equal(ours, its)
 
 
-def test_whether_all_is_finite_is_computed_once_and_not_for_each_tensor():
+def test_the_finite_check_is_computed_once_and_not_for_each_tensor():
     tensors = {str(i): jax.ShapeDtypeStruct((4 + i, 3), "float32") for i in range(25)}
     counter = jax.ShapeDtypeStruct((), "int32")
     state = TrainState(counter, tensors, {}, tensors, counter)

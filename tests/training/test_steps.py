@@ -1,4 +1,4 @@
-"""The jitted steps: one compilation, the same on one device and on eight."""
+"""The jitted steps: compiled once, and the same on one device and on eight."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def batch(step, size=BATCH):
 
 
 class CountingNetwork(Network):
-    """Notes whether it is for training, each time that a step of it is traced."""
+    """Records, each time one of its steps is traced, whether it is for training."""
 
     def __init__(self, make_model):
         super().__init__(make_model)
@@ -41,8 +41,8 @@ class CountingNetwork(Network):
 class Training:
     """A small training on some devices.
 
-    Given `states`, each of its steps starts from the state before that step: over several steps a
-    network of float32 makes any rounding grow.
+    Given `states`, each of its steps starts from the state before that step: over several steps, a
+    float32 network amplifies rounding errors.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ def eight_devices(one_device):
     return Training(8, batch_norm_group=4, states=one_device.states)
 
 
-def test_eight_devices_give_the_steps_of_one(one_device, eight_devices):
+def test_eight_devices_give_the_same_steps_as_one(one_device, eight_devices):
     for name in ("loss", "grad_norm", "learning_rate", "count"):
         np.testing.assert_allclose(
             [metrics[name] for metrics in eight_devices.metrics],
@@ -134,7 +134,7 @@ def test_eight_devices_give_the_steps_of_one(one_device, eight_devices):
 
 
 @pytest.mark.parametrize(("devices", "parts"), [(2, 2), pytest.param(1, 4, marks=pytest.mark.slow)])
-def test_accumulated_parts_give_what_the_whole_batch_gives(one_device, devices, parts):
+def test_accumulated_parts_give_the_same_as_the_whole_batch(one_device, devices, parts):
     accumulated = Training(
         devices, batch_norm_group=4, accumulation_steps=parts, states=one_device.states
     )
@@ -204,10 +204,10 @@ def test_evaluation_does_not_depend_on_batches_or_padding(one_device, eight_devi
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_a_network_that_always_answers_one_class_has_its_share_as_top1(
+def test_the_top1_of_a_constant_prediction_is_the_share_of_its_class(
     one_device, eight_devices, devices
 ):
-    """Of 24 clips 14, 4, 3 and 3 are of the four classes; the network knows the first alone."""
+    """The four classes have 14, 4, 3 and 3 of 24 clips; the network only knows the first class."""
     training = one_device if devices == 1 else eight_devices
     labels = np.repeat([0, 1, 2, 3], [14, 4, 3, 3]).astype(np.int32)
     clips = {**batch(7, 24), "label": labels}
@@ -231,8 +231,8 @@ def test_a_network_that_always_answers_one_class_has_its_share_as_top1(
     assert "(0: 'normal')" in warning(metrics, ["normal", "b", "c", "d"])
 
 
-def test_weights_and_frozen_parts_change_the_gradient_and_nothing_that_is_logged(one_device):
-    """One step with both against its parts: the loss of weighted clips, and no early gradient."""
+def test_class_weights_and_frozen_parts_change_gradients_but_not_metrics(one_device):
+    """One step with both: the logged loss is unweighted, and only frozen parts are unchanged."""
     frozen = ("backbone.stem", "backbone.expand")
     other = Training(
         1,

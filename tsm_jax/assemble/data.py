@@ -1,4 +1,4 @@
-"""From the data part of a recipe to batches: sources, readers, class names, rendered videos."""
+"""Builds the data part of a recipe: sources, readers, class names, rendered videos, batches."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ RENDER_SEED = 0
 
 
 def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
-    """The clips of a list of `config.data`, `train` or `val`, whose labels are below `num_classes`.
+    """Opens the clips of a list of `config.data`; imports only what its kind of source needs.
 
-    What only some sources need is imported for those.
+    Args:
+        split: `train` or `val`.
+        num_classes: labels must be below this number.
     """
     list_path = data.train_list if split == "train" else data.val_list
     prefix = data.prefix or (os.path.dirname(list_path) if data.render else "")
@@ -61,10 +63,10 @@ def build_source(data: ConfigDict, split: str, num_classes: int) -> Source:
 
 
 def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
-    """The reader of augmented training clips.
+    """Returns the reader of augmented training clips.
 
     Raises:
-        UserError: clips are mirrored and a class of theirs is missing, as in `mirrored_labels`.
+        UserError: the class of some mirrored clips is unknown (see `mirrored_labels`).
     """
     swap = config.data.flip_labels == "swap" and config.data.flip
     return TrainClips(
@@ -83,7 +85,7 @@ def build_train_clips(config: ConfigDict, source: Source) -> TrainClips:
 
 
 def read_train_batches(config: ConfigDict, clips: TrainClips, steps: range) -> Iterator[Batch]:
-    """This process's part of the training batches of some steps of the run."""
+    """Yields this process's part of the training batches for some steps of the run."""
     return train_batches(
         clips,
         TrainOrder(len(clips.source), config.batch_size, config.seed),
@@ -95,7 +97,7 @@ def read_train_batches(config: ConfigDict, clips: TrainClips, steps: range) -> I
 
 
 def read_eval_batches(config: ConfigDict, clips: EvalClips, batch_size: int) -> Iterator[Batch]:
-    """This process's part of the batches of all clips, padded at the end."""
+    """Yields this process's part of the batches of all clips, padded at the end."""
     reading, host = _reading(config), _host_share()
     return eval_batches(clips, batch_size=batch_size, reading=reading, host=host)
 
@@ -109,19 +111,20 @@ def _host_share() -> HostShare:
 
 
 def clips_by_class(config: ConfigDict, source: Source) -> np.ndarray:
-    """How many clips each class has, int `[K]`."""
+    """Returns the number of clips of each class, int `[K]`."""
     labels = [source.label(index) for index in range(len(source))]
     return np.bincount(labels, minlength=config.model.num_classes)
 
 
 def class_names(config: ConfigDict) -> list[str]:
-    """The names of `config.model.num_classes` classes, in the order of the labels.
+    """Returns the names of `config.model.num_classes` classes, in the order of the labels.
 
-    From `config.data.labels`; else from a labels.txt beside the training list; else, by their
-    number, those of Kinetics-400 or UCF-101; else `class 0`, `class 1` and so on.
+    The names are those in `config.data.labels`; else those in labels.txt beside the training list;
+    else those of Kinetics-400 or UCF-101, if the number of classes matches; else `class 0`,
+    `class 1` and so on.
 
     Raises:
-        UserError: the file cannot be read or has another number of lines.
+        UserError: the file cannot be read or has a different number of lines.
     """
     num_classes = config.model.num_classes
     path = _labels_file(config)
@@ -130,14 +133,15 @@ def class_names(config: ConfigDict) -> list[str]:
     names = read_labels(path)
     if len(names) != num_classes:
         raise UserError(
-            f"{path} has {len(names)} class names, config.model.num_classes is {num_classes}: set"
-            f" --config.model.num_classes={len(names)}, or --config.data.labels to another file"
+            f"{path} has {len(names)} class names, but config.model.num_classes is {num_classes}:"
+            f" set --config.model.num_classes={len(names)}, or set --config.data.labels to another"
+            " file"
         )
     return names
 
 
 def with_num_classes(config: ConfigDict) -> ConfigDict:
-    """The recipe with its number of classes: where that is 0, as many as there are class names.
+    """Returns the recipe with its number of classes; 0 becomes the number of class names.
 
     Raises:
         UserError: there are no class names to count, or they cannot be read.
@@ -147,14 +151,15 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
     path, train_list = _labels_file(config), config.data.train_list
     if path is None and not os.path.exists(train_list):
         raise UserError(
-            f"there is no {train_list}: write it with `{typed('prepare')} lists folders"
-            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or give"
+            f"{train_list} does not exist: create it with `{typed('prepare')} lists folders"
+            f" --videos DIR --val_share 0.2 --output {os.path.dirname(train_list) or '.'}`, or set"
             " --config.data.train_list"
         )
     if path is None:
         raise UserError(
-            f"how many classes has {train_list}? There is no {LABELS_FILE} beside it: set"
-            " --config.data.labels to a file of class names, or --config.model.num_classes"
+            f"{train_list} has an unknown number of classes, as there is no {LABELS_FILE} beside"
+            " it: set --config.data.labels to a file of class names, or set"
+            " --config.model.num_classes"
         )
     counted = copy.deepcopy(config)
     counted.model.num_classes = len(read_labels(path))
@@ -162,7 +167,10 @@ def with_num_classes(config: ConfigDict) -> ConfigDict:
 
 
 def with_frame_rate(config: ConfigDict, source: Source) -> ConfigDict:
-    """The recipe with the frame rate of its training clips, where that is 0 and can be measured."""
+    """Returns the recipe with its frame rate; 0 becomes the measured one of the training clips.
+
+    It stays 0 if it cannot be measured.
+    """
     if config.data.frame_rate:
         return config
     measured = copy.deepcopy(config)
@@ -176,10 +184,10 @@ def _labels_file(config: ConfigDict) -> str | None:
 
 
 def ensure_rendered(config: ConfigDict) -> None:
-    """Renders the recipe's data set beside its training list unless it is there already.
+    """Renders the recipe's data set beside its training list, unless it already exists.
 
     Raises:
-        UserError: another data set lies there.
+        UserError: the folder contains another data set.
     """
     if config.data.render != "moving_shapes":
         return

@@ -29,11 +29,11 @@ from tsm_jax.weights.model_directory import LABELS_FILE, Model, check_tensors
 def evaluate_weights(
     config: ConfigDict | None, weights: str | None, *, average: str | None = None
 ) -> Evaluation:
-    """Evaluates weights on a validation list, every clip once.
+    """Evaluates weights on every clip of a validation list once.
 
     Args:
-        config: whose validation list to evaluate on; None for that of the run in `weights`.
-        weights: anything that `tsm_jax.load` takes; None for `config.workdir`.
+        config: the recipe with the validation list; None for the recipe of the run in `weights`.
+        weights: anything that `tsm_jax.load` accepts; None for `config.workdir`.
         average: as for `evaluate_model`.
 
     Raises:
@@ -48,14 +48,16 @@ def evaluate_weights(
 def evaluate_both(
     config: ConfigDict | None, first: str, second: str, *, average: str | None = None
 ) -> tuple[Evaluation | Answers, Evaluation | Answers]:
-    """Evaluates two weights on the same list; of either, the folder of a report is read instead.
+    """Evaluates two sets of weights on the same list; a report's folder is read instead.
 
     Args:
-        config: as for `evaluate_weights`; None for the recipe of the first that is a workdir.
+        config: as for `evaluate_weights`; None for the recipe of the first one that is a workdir.
+        first: anything that `tsm_jax.load` accepts, or the folder of a report.
+        second: the same.
         average: as for `evaluate_model`.
 
     Raises:
-        UserError: something cannot be read.
+        UserError: the weights, a report, the list or a clip cannot be read.
     """
     weights = [path for path in (first, second) if not is_report(path)]
     if config is None and weights:
@@ -68,9 +70,9 @@ def evaluate_both(
 
 
 def _recipe_of(weights: str) -> ConfigDict:
-    """The recipe of the run in a workdir."""
+    """Returns the recipe of the run in a workdir."""
     if not is_workdir(weights):
-        load_model(weights)  # says what is wrong with the path, if anything is
+        load_model(weights)  # raises a more specific error if the path is wrong
         raise UserError(f"{weights} has no recipe: give --config with the list to evaluate on")
     return read_recipe(weights)
 
@@ -78,22 +80,22 @@ def _recipe_of(weights: str) -> ConfigDict:
 def evaluate_model(
     config: ConfigDict, model: Model, *, weights: str = "the model", average: str | None = None
 ) -> Evaluation:
-    """Evaluates a model that was read, every clip of `config.data.val_list` once.
+    """Evaluates a loaded model on every clip of `config.data.val_list` once.
 
     Args:
-        config: a recipe; its data, batch size and dtype count, not its model.
+        config: a recipe; its data, batch size and dtype are used, its model is not.
         model: the network with its weights.
-        weights: its name, for messages.
-        average: `logits` or `probabilities`, over the views of a clip; None for what the protocol
-            does.
+        weights: the name of the model, for messages.
+        average: what to average over the views of a clip: `logits` or `probabilities`; None for
+            the protocol's choice.
 
     Raises:
-        UserError: the list or a clip cannot be read, or has other classes than the model.
+        UserError: the list or a clip cannot be read, or its classes are not those of the model.
     """
     architecture = model.architecture
     if config.model.num_classes not in (0, architecture.num_classes):
         raise UserError(
-            f"{weights} has {architecture.num_classes} classes, the recipe"
+            f"{weights} has {architecture.num_classes} classes, but the recipe has"
             f" {config.model.num_classes}: evaluate on a list with the classes it was trained on"
         )
     class_names = _class_names(config, model, weights)
@@ -124,7 +126,10 @@ def evaluate_model(
 
 
 def _class_names(config: ConfigDict, model: Model, weights: str) -> list[str]:
-    """Those of the recipe, else those of the model, which are compared with the list's own."""
+    """Returns the recipe's class names, else the model's; checks their order.
+
+    The model's names are compared with those of the recipe, else with those beside the list.
+    """
     names = list(model.labels)
     beside = os.path.join(os.path.dirname(config.data.val_list), LABELS_FILE)
     if config.data.labels:
@@ -139,7 +144,7 @@ def _class_names(config: ConfigDict, model: Model, weights: str) -> list[str]:
 def _evaluate_clips(
     config: ConfigDict, model: Model, clips: EvalClips, mesh: Mesh, average: str, weights: str
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Metrics, and `clips` of the evaluation step in the order of the list."""
+    """Returns metrics, and the `clips` of the evaluation step in the order of the list."""
     num_clips = len(clips.source)
     batch_size = eval_batch_size(config.eval_batch_size or part_size(config), num_clips, mesh)
     network = build_network(model.architecture, config.dtype)

@@ -1,4 +1,4 @@
-"""Recipes to evaluate a model on videos that come without one: class folders, or UCF-101."""
+"""Recipes for evaluating a model on videos that have none: class folders, or UCF-101."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from tsm_jax.weights.model_directory import Model
 
 
 def class_folders(model: Model, videos: str, output: str) -> ConfigDict:
-    """A recipe for the `<class>/<video>` of a folder, whose list goes to `output`.
+    """Returns a recipe for the `<class>/<video>` files of a folder; writes its list to `output`.
 
-    The folders need not be all of the model's classes; only letters and digits are compared.
+    The folders need not cover all of the model's classes. In class names, only letters and digits
+    are compared.
 
     Raises:
         UserError: there are no videos, or a folder is not one of the model's classes.
     """
     folder = Path(output, "class_folders")
-    (folder / LABELS_FILE).unlink(missing_ok=True)  # of another model that was evaluated before
+    (folder / LABELS_FILE).unlink(missing_ok=True)  # of a model that was evaluated earlier
     list_path = str(folder / "videos.list")
     folder_list(videos, list_path, labels=model.labels)
     return _recipe(model, list_path, prefix=videos)
 
 
 def ucf101(model: Model, data: str, output: str) -> ConfigDict:
-    """A recipe for the test list of UCF-101's split 1, whose lists go to `output`.
+    """Returns a recipe for the test list of UCF-101's split 1; writes its lists to `output`.
 
     Args:
-        data: folder with `videos/` and `ucfTrainTestlist/`, as `prepare download ucf101` leaves it.
+        data: folder with `videos/` and `ucfTrainTestlist/`, as written by
+            `prepare download ucf101`.
 
     Raises:
-        UserError: something is missing there, or the model has other classes.
+        UserError: something is missing in `data`, or the model has other classes.
     """
     splits, videos = os.path.join(data, "ucfTrainTestlist"), os.path.join(data, "videos")
     folder = os.path.join(output, "ucf101")
     names, _ = published_lists("ucf101", splits, folder, videos=videos)
     if [class_key(name) for name in names] != [class_key(name) for name in model.labels]:
         raise UserError(
-            f"the model knows {len(model.labels)} classes ({model.labels[0]}, ...), {splits} has"
+            f"the model has {len(model.labels)} classes ({model.labels[0]}, ...), but {splits} has"
             f" {len(names)} ({names[0]}, ...): evaluate on videos of the model's classes"
         )
     list_path = os.path.join(folder, "ucf101_val_split_1_videos.txt")
@@ -55,9 +57,9 @@ def ucf101(model: Model, data: str, output: str) -> ConfigDict:
 
 
 def at_most(config: ConfigDict, most: int) -> ConfigDict:
-    """The recipe with at most so many clips of its list, always the same random ones; 0 for all.
+    """Limits a recipe to `most` clips of its list, always the same random ones; 0 for all.
 
-    Drawn, not evenly spaced: in many lists the classes take turns.
+    They are drawn instead of evenly spaced, because the classes take turns in many lists.
     """
     clips = [line for _, line in list_lines(config.data.val_list)]
     if not most or len(clips) <= most:

@@ -1,4 +1,4 @@
-"""`tsm_jax.load` and `load_stream`: an exported folder in its engine, or other weights in jax."""
+"""`tsm_jax.load` and `load_stream`: exported folders in their engine, other weights in jax."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ def load(
     num_segments: int | None = None,
     protocol: str | None = None,
 ) -> Predictor:
-    """Opens a network to use it.
+    """Opens a network for prediction.
 
     Args:
-        weights: a workdir of a training run (its best checkpoint); a model directory; an exported
-            folder; a file of weights; or an https address, a name of the zoo or
+        weights: the workdir of a training run (its best checkpoint is used); a model directory; an
+            exported folder; a file of weights; an https address; a name in the zoo; or
             `hf://owner/name`.
-        engine: what runs an exported folder: `jax`, `onnxruntime`, `openvino`, or `auto` for the
-            fastest that is installed. Other weights run in jax.
-        precision: of convolutions: `float32`, `bfloat16`, or `int8` of an exported folder.
-        num_segments: T of weights that do not store it, such as a `.pdparams`; 8 if None.
+        engine: the engine for an exported folder: `jax`, `onnxruntime`, `openvino`, or `auto` for
+            the fastest one installed. Other weights run in jax.
+        precision: precision of convolutions: `float32`, `bfloat16`, or, for an exported folder,
+            `int8`.
+        num_segments: T for weights that do not store it, such as a `.pdparams`; 8 if None.
         protocol: which views of a video are averaged, one of `tsm_jax.data.protocols`; None for
             the one stored with the weights.
 
     Raises:
-        UserError: nothing usable is there, or it cannot run this way.
+        UserError: the weights do not exist, are unusable, or cannot run with these options.
     """
     weights = os.fspath(weights)
     check_names(engine, precision)
@@ -50,17 +51,17 @@ def load(
 
 
 def load_stream(model: str, *, engine: str = "auto") -> Stream:
-    """Opens a model to follow a stream frame by frame.
+    """Opens a model for following a stream frame by frame.
 
     Args:
-        model: what `export --streaming` wrote; or, with the whole package installed, anything that
-            `tsm_jax.load` takes and that was trained with `shift=past_only`, which then runs in
-            jax.
+        model: a folder written by `export --streaming`; or, with the full package installed,
+            anything that `tsm_jax.load` accepts and that was trained with `shift=past_only`, which
+            then runs in jax.
         engine: `auto`, `jax`, `onnxruntime` or `openvino`.
 
     Raises:
-        UserError: nothing usable is there, it needs frames from the future, or it cannot run this
-            way.
+        UserError: the model does not exist, is unusable, needs future frames, or cannot run in
+            this engine.
     """
     if is_artifact(model):
         return Stream.load(model, engine=engine)
@@ -77,12 +78,12 @@ def _recognizer(
     source: str,
     export: str = "",
 ) -> Recognizer:
-    """Opens weights that are not an exported folder; `export` would make one of them."""
+    """Opens weights that are not an exported folder; `export` is the command that exports them."""
     export = export or typed("export")
     if engine not in ("auto", "jax") or precision == "int8":
         raise UserError(
-            f"{source} is not an exported folder: {engine if precision != 'int8' else precision}"
-            f" runs what {export} writes"
+            f"{source} is not an exported folder, which"
+            f" {engine if precision != 'int8' else precision} requires: write one with {export}"
         )
     try:
         # Late: an exported folder needs neither flax nor jax.
@@ -90,8 +91,8 @@ def _recognizer(
         from tsm_jax.assemble.weights import load_model
     except ImportError as error:
         raise UserError(
-            f"{source} is not an exported folder, and other weights need the whole of tsm_jax"
-            f" ({error.name} is missing): export them first, {export}"
+            f"{source} is not an exported folder, and other weights need the full tsm_jax package"
+            f" ({error.name} is missing): export them first with {export}"
         ) from error
     model = load_model(weights, num_segments=num_segments)
     return Recognizer(model, precision=precision, protocol=protocol, source=source)

@@ -1,4 +1,4 @@
-"""Where a recipe's strings and numbers become a network, its optimizer and its steps."""
+"""Builds the network of a recipe, its optimizer and its steps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def architecture_of(model: ConfigDict) -> Architecture:
-    """The part of `config.model` that is stored with weights."""
+    """Returns the part of `config.model` that is stored with weights."""
     values: dict[str, Any] = {field.name: model[field.name] for field in fields(Architecture)}
     return Architecture(**values)
 
 
 def preprocessing_of(data: ConfigDict) -> Preprocessing:
-    """The part of `config.data` that is stored with weights."""
-    # Late: a step is measured on machines that cannot read clips.
+    """Returns the part of `config.data` that is stored with weights."""
+    # Late: steps are also measured on machines that cannot read clips.
     from tsm_jax.data.protocols import Preprocessing
 
     return Preprocessing(
@@ -39,7 +39,7 @@ def preprocessing_of(data: ConfigDict) -> Preprocessing:
 
 
 def build_training_network(config: ConfigDict) -> Network:
-    """The network of a recipe as it trains."""
+    """Returns the network of a recipe with its options for training."""
     return build_network(
         architecture_of(config.model),
         config.dtype,
@@ -52,7 +52,7 @@ def build_training_network(config: ConfigDict) -> Network:
 
 
 def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`."""
+    """Returns the optimizer of `config.optimizer`."""
     optimizer = config.optimizer
     return make_optimizer(
         schedule,
@@ -69,7 +69,7 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
 
 @dataclass(frozen=True)
 class Steps:
-    """What a recipe runs on the devices."""
+    """The computations of a recipe on the devices."""
 
     network: Network
     optimizer: optax.GradientTransformation
@@ -80,18 +80,18 @@ class Steps:
 def build_steps(
     config: ConfigDict, plan: Plan, mesh: Mesh, class_weights: np.ndarray | None = None
 ) -> Steps:
-    """The network of a recipe and its steps on some devices.
+    """Builds the network of a recipe and its steps on the devices of a mesh.
 
     Raises:
-        UserError: `config.optimizer.frozen` names nothing of the network, or all of it, or the
-            classifier, which is to be refitted.
+        UserError: `config.optimizer.frozen` names something that is not in the network, or freezes
+            the whole network or a classifier that is to be refitted.
     """
     network = build_training_network(config)
     _check_frozen(config.optimizer.frozen, network)
     if config.refit_classifier and is_in(CLASSIFIER, config.optimizer.frozen):
         raise UserError(
-            f"config.refit_classifier is {config.refit_classifier} although config.optimizer.frozen"
-            " has the classifier: set the former to 0, or leave the head out of the latter"
+            f"config.refit_classifier is {config.refit_classifier}, but config.optimizer.frozen"
+            " includes the classifier: set the former to 0, or remove the head from the latter"
         )
     schedule = make_schedule(
         peak_learning_rate(config),
@@ -126,8 +126,8 @@ def _check_frozen(frozen: Sequence[str], network: Network) -> None:
     for part in frozen:
         if not any(is_in(name, (part,)) for name in names):
             raise UserError(
-                f"config.optimizer.frozen has {part!r}: no tensor of the network is called that or"
-                f" begins with it and a dot; there are {names[0]}, {names[-1]} and others"
+                f"config.optimizer.frozen contains {part!r}, which is not part of the network: give"
+                f" the name of a module or tensor, such as {names[0]} or {names[-1]}"
             )
     if all(is_in(name, frozen) for name in names):
-        raise UserError("config.optimizer.frozen has all of the network: nothing would be trained")
+        raise UserError("config.optimizer.frozen names the whole network: nothing would be trained")

@@ -1,4 +1,4 @@
-"""A linear classifier on features of the frozen network: what a training has to be above."""
+"""A linear classifier on features of the frozen network: the baseline that training must beat."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from tsm_jax.training.linear_probe import (
 _FEATURES_FILE = "probe_features.npz"
 _GROUPS_FILE = "groups.csv"
 _BATCH = 8
-# Width and height of the thumbnails: enough to tell where something is, few enough for few clips.
+# Width and height of the thumbnails: enough to locate things, and few enough for few clips.
 _THUMBNAIL = (24, 18)
 
 
 class _ProbeClips(EvalClips):
-    """Evaluation clips with a `thumbnail` of the whole picture: its mean, and how much it changes.
+    """Evaluation clips with a `thumbnail` of the whole picture, float32 `[2 * 18 * 24 * 3]`.
 
-    Float32 `[2 * 18 * 24 * 3]`, shares of full brightness.
+    It contains the mean over frames and the mean absolute change, as fractions of full brightness.
     """
 
     def read(self, index: int, out: np.ndarray | None = None) -> Element:
@@ -67,21 +67,22 @@ class _ProbeClips(EvalClips):
 
 
 def _change(frames: Any) -> Any:
-    """The mean absolute difference of neighbours along the first axis; 0 of a single one."""
+    """Returns the mean absolute difference of neighbours along the first axis; 0 without any."""
     return abs(frames[1:] - frames[:-1]).mean(0) if len(frames) > 1 else 0 * frames[0]
 
 
 def probe_recipe(config: ConfigDict) -> dict[str, Any]:
-    """Probes the training clips of a recipe, and keeps features and result in its workdir.
+    """Probes the training clips of a recipe, and stores features and result in its workdir.
 
-    Features of a clip are the network's pooled ones from `config.init_from` (square roots of their
-    mean over the frames and of their mean absolute change from frame to frame; none without
-    `init_from`) and a thumbnail.
+    The features of a clip are a thumbnail and, with `config.init_from`, the pooled features of that
+    network: square roots of their mean over frames and of their mean absolute change from frame to
+    frame.
 
     Returns:
-        `clips`, `classes`, `groups` (None if not known), `largest_class_share`; cross-validated
-        `top1`, `mean_recall` and its `interval`; `kinds`, the features chosen; and `validation`
-        with `clips`, `top1` and `mean_recall` on the validation list, None if there is none.
+        A dict with `clips`, `classes`, `groups` (None if unknown), `largest_class_share`; the
+        cross-validated `top1`, `mean_recall` and its `interval`; `kinds`, the chosen features; and
+        `validation` with `clips`, `top1` and `mean_recall` on the validation list, None without
+        such a list.
 
     Raises:
         UserError: lists, groups, clips or weights cannot be read, or a class has too few clips.
@@ -128,20 +129,23 @@ def _check_folds(labels: np.ndarray, fold: np.ndarray, names: Sequence[str]) -> 
     for label in np.unique(labels):
         if len(np.unique(fold[labels == label])) < 3:
             raise UserError(
-                f"class {names[label]!r} has clips of fewer than 3 groups: too few to measure by"
-                " cross-validation; add clips of it, or leave it out"
+                f"class {names[label]!r} has clips from fewer than 3 groups, too few for"
+                " cross-validation: add clips to it or leave it out"
             )
 
 
 def _groups(data: ConfigDict, source: Source) -> list[str] | None:
-    """The group of each clip by `config.data.groups`, or a groups.csv beside the training list."""
+    """Returns each clip's group from `config.data.groups` or groups.csv beside the training list.
+
+    None if there is no such file.
+    """
     beside = os.path.join(os.path.dirname(data.train_list), _GROUPS_FILE)
     path = data.groups or (beside if os.path.isfile(beside) else "")
     if not path:
         return None
     rows = csv.DictReader(read_text(path, "the groups").splitlines())
     if not {"clip", "group"} <= set(rows.fieldnames or ()):
-        raise UserError(f"{path}: its first line must name the columns clip and group")
+        raise UserError(f"{path}: the first line must name the columns clip and group")
     group_of = {row["clip"]: row["group"] for row in rows}
     groups = []
     for index in range(len(source)):
@@ -150,13 +154,13 @@ def _groups(data: ConfigDict, source: Source) -> list[str] | None:
             name = os.path.relpath(name, data.prefix)
         name = name.removesuffix(data.suffix)
         if not group_of.get(name):
-            raise UserError(f"{path} has no group of the clip {name}")
+            raise UserError(f"{path} has no group for the clip {name}: add a line for it")
         groups.append(group_of[name])
     return groups
 
 
 def _features(config: ConfigDict, sources: Sequence[Source]) -> dict[str, np.ndarray]:
-    """Features of all clips one after the other, by kind; from the workdir if they are there."""
+    """Returns the features of all clips by kind, read from the workdir if they are up to date."""
     path = os.path.join(config.workdir, _FEATURES_FILE)
     network = build_training_network(config)
     tensors = None
@@ -170,7 +174,7 @@ def _features(config: ConfigDict, sources: Sequence[Source]) -> dict[str, np.nda
                 if str(stored["key"]) == key:
                     return {name: stored[name] for name in stored.files if name != "key"}
         except (OSError, ValueError, KeyError, EOFError):
-            pass  # of another version, or half a file: they are computed again
+            pass  # written by another version, or incomplete: compute them again
     kinds = _compute(config, network, tensors, sources)
     os.makedirs(config.workdir, exist_ok=True)
     with replacing(path) as partial, open(partial, "wb") as file:
@@ -180,7 +184,7 @@ def _features(config: ConfigDict, sources: Sequence[Source]) -> dict[str, np.nda
 
 
 def _key(config: ConfigDict, sources: Sequence[Source], tensors: Mapping[str, np.ndarray]) -> str:
-    """What features depend on: the clips, how they are shown, the network and its weights."""
+    """Returns a hash of what features depend on: clips, preprocessing, network and weights."""
     digest = hashlib.sha256()
     for key, value in flatten(config):
         if key.startswith(("model.", "data.")):
@@ -229,12 +233,12 @@ def _compute(
 
 
 def known_probe(workdir: str) -> str:
-    """What a probe in the workdir has found, in words."""
+    """Describes the stored result of the probe in a workdir."""
     return in_words(read_json(os.path.join(workdir, PROBE_FILE), "the probe's result"))
 
 
 def in_words(result: Mapping[str, Any]) -> str:
-    """One line about a result of `probe_recipe`."""
+    """Describes a result of `probe_recipe` in one line."""
     low, high = result["interval"]
     known = f" in {result['groups']} groups" if result["groups"] else ""
     words = (

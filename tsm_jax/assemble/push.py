@@ -1,4 +1,4 @@
-"""A model of any kind to the Hugging Face Hub."""
+"""Uploads models of any kind to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _FILES = (CONFIG_FILE, LABELS_FILE, WEIGHTS_FILE, CARD_FILE)
 
 
 def push_weights(weights: str, repository: str, *, private: bool = False) -> str:
-    """Uploads a model with its card, and returns the page of the repository.
+    """Uploads a model with its card, and returns the address of the repository's page.
 
     Args:
-        weights: an exported folder, which goes as it is; or anything else that `tsm_jax.load`
-            takes, of which a model directory is made.
+        weights: an exported folder, which is uploaded as it is; or anything else that
+            `tsm_jax.load` accepts, which is converted to a model directory.
         repository: `owner/name`.
-        private: of a repository that is created.
+        private: whether the repository is private if it has to be created.
 
     Raises:
-        UserError: there are no weights, or the hub does not take them.
+        UserError: there are no weights, or the hub does not accept them.
     """
     if is_artifact(weights):
         artifact = read_artifact(weights)
         for name in artifact.hashes:
-            artifact.path(name)  # checks its content
+            artifact.path(name)  # verifies its content
         files = (*_FILES, EXAMPLE_FILE, *artifact.hashes)
         return push_to_hub(weights, files, repository, private=private)
     model = load_model(weights)

@@ -1,4 +1,4 @@
-"""A network in jax that names the action in videos."""
+"""Recognition of actions in videos by a network in jax."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from tsm_jax.weights.model_directory import Model, check_tensors
 
 
 class Recognizer(Predictor):
-    """A predictor that has its network and weights: `tsm_jax.load` of anything not exported.
+    """A predictor that runs a model in jax; `tsm_jax.load` returns it for anything not exported.
 
     Args:
-        precision: of convolutions: `float32` or `bfloat16`.
-        protocol: which views of a video are averaged; None for the one of `model`.
-        source: where it was read from, for messages.
+        model: the network with its weights.
+        precision: precision of convolutions: `float32` or `bfloat16`.
+        protocol: which views of a video are averaged; None for the protocol of `model`.
+        source: where the model was read from, for messages.
 
     Attributes:
-        model: what was read.
+        model: the network with its weights.
     """
 
     def __init__(
@@ -63,17 +64,17 @@ class Recognizer(Predictor):
         )
 
     def forward(self, video: np.ndarray) -> np.ndarray:
-        """Logits of clips.
+        """Computes the logits of clips.
 
         Args:
-            video: normalised, float32 `[N, T, H, W, 3]`: RGB in [0, 1] less the mean
+            video: normalised clips, float32 `[N, T, H, W, 3]`: RGB in [0, 1] minus the mean
                 (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225).
 
         Returns:
-            float32 `[N, K]`.
+            Logits, float32 `[N, K]`.
 
         Raises:
-            ValueError: the shape is another.
+            ValueError: `video` has a different shape.
         """
         if video.ndim != 5 or video.shape[1] != self.num_segments or video.shape[4] != 3:
             expected = f"[N, {self.num_segments}, H, W, 3]"
@@ -81,11 +82,11 @@ class Recognizer(Predictor):
         return np.asarray(self._forward(self.params, self.batch_stats, video))
 
     def stream(self) -> Stream:
-        """A stream of frames at its start; each call gives another one, and they never mix.
+        """Returns a new stream of frames; streams are independent of each other.
 
         Raises:
-            UserError: the network was not trained with `shift="past_only"`, so it needs frames from
-                the future.
+            UserError: the network was not trained with `shift="past_only"`, so it needs future
+                frames.
         """
         preprocessing, source = self.model.preprocessing, self.source
         return Stream(
@@ -98,7 +99,7 @@ class Recognizer(Predictor):
         forward = jax.jit(lambda *inputs: program(*inputs))
 
         def step(frame: np.ndarray, state: State) -> tuple[np.ndarray, State]:
-            logits, *after = forward(frame, *state)  # which stays on the device
+            logits, *after = forward(frame, *state)  # the state stays on the device
             return np.asarray(logits), after
 
         start = [jnp.zeros(each.shape, each.dtype) for each in program.state]

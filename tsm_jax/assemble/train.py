@@ -1,4 +1,4 @@
-"""A training run from a recipe: builds everything, and continues what is there."""
+"""A training run from a recipe: builds everything, or continues an existing run."""
 
 from __future__ import annotations
 
@@ -49,17 +49,20 @@ def train_recipe(
     preemption: Preemption | None = None,
     loggers: Sequence[Callable[[ConfigDict], Logger]] = (),
 ) -> TrainState:
-    """Trains a recipe in its workdir, or continues the run that is there; returns the last state.
+    """Trains a recipe in its workdir, or continues the run there; returns the final state.
 
     Args:
-        preemption: entered, by the caller, to stop when a scheduler wants the machine back.
-        loggers: each is called with the recipe, in the first process only, and gives what receives
-            the run's numbers besides metrics.jsonl and TensorBoard.
+        config: the recipe.
+        mesh: the devices; None for all devices of all processes.
+        preemption: stops the run when a scheduler reclaims the machine; the caller must have
+            entered it.
+        loggers: called with the recipe, in the first process only; each returns a receiver of the
+            run's numbers, besides metrics.jsonl and TensorBoard.
 
     Raises:
-        UserError: the recipe, a list or a clip cannot be used; something cannot be written; the
-            loss is not finite (then it is `Diverged`).
-        Preempted: `preemption` noted a signal; everything is saved.
+        UserError: the recipe, a list or a clip cannot be used; a file cannot be written; the loss
+            is not finite (`Diverged`).
+        Preempted: `preemption` received a signal; the checkpoints are on disk.
     """
     mesh = mesh or make_mesh()
     check_batch(part_size(config), config.model.batch_norm_group, mesh)
@@ -97,7 +100,7 @@ def train_recipe(
             if os.path.isfile(os.path.join(config.workdir, PROBE_FILE)):
                 from tsm_jax.assemble.probe import known_probe  # late: few runs have one
 
-                log.say(f"to be above: {known_probe(config.workdir)}")
+                log.say(f"baseline to beat: {known_probe(config.workdir)}")
             log.say("compiling the first step")
             run = TrainingRun(
                 config=config,
@@ -135,11 +138,11 @@ def train_recipe(
 def _from_batches(
     config: ConfigDict, plan: Plan, mesh: Mesh, network: Network, clips: TrainClips
 ) -> tuple[FromBatches | None, FromBatches | None]:
-    """The computations of batch norm's statistics and of the classifier that the recipe wants."""
+    """Returns the computations of batch-norm statistics and classifier, None if not requested."""
     batches = min(config.precise_batch_norm_batches, plan.steps_per_epoch)
     if not config.precise_batch_norm and not config.refit_classifier:
         return None, None
-    from tsm_jax.assemble.whole_batches import refit, statistics  # late: few recipes want any
+    from tsm_jax.assemble.whole_batches import refit, statistics  # late: few recipes use them
 
     return (
         statistics(config, mesh, network, clips, batches) if config.precise_batch_norm else None,
@@ -150,10 +153,11 @@ def _from_batches(
 def _start(
     checkpoints: Checkpoints, config: ConfigDict, labels: list[str], steps: Steps, mesh: Mesh
 ) -> tuple[TrainState, int, dict[str, Any] | None, list[str]]:
-    """The state to train from, its step and progress, and where they come from in lines.
+    """Returns the state to train from, its step and progress, and log lines about its origin.
 
-    The newest checkpoint of this run; else `config.init_from`; else random weights. The step is
-    given besides, because to ask the state for it is to wait until its weights are drawn.
+    The origin is the newest checkpoint of this run, else `config.init_from`, else random weights.
+    The step is returned separately, because reading it from the state would wait until the weights
+    are drawn.
     """
     latest = checkpoints.latest_step()
     step = from_first(-1 if latest is None else latest)
@@ -164,7 +168,7 @@ def _start(
         return state, step, progress, [f"continuing {config.workdir} at step {step}"]
     loaded, origin = None, ["starting from random weights"]
     if config.init_from:
-        # Late: without it no reader of other formats and no download is needed.
+        # Late: without `init_from`, neither readers of other formats nor downloads are needed.
         from tsm_jax.assemble.weights import load_start
 
         loaded, origin = load_start(config, labels, steps.network)
@@ -194,7 +198,7 @@ def _validation(config: ConfigDict, mesh: Mesh, eval_step: EvalStep, source: Sou
 def _first_lines(
     config: ConfigDict, mesh: Mesh, train_clips: TrainClips, labels: list[str], val_source: Source
 ) -> Iterator[str]:
-    """What is trained, on what, and what may be wrong with it."""
+    """Yields what is trained and on what, and warnings about likely mistakes."""
     model, device = config.model, mesh.devices.flat[0]
     train_source = train_clips.source
     yield (
@@ -206,15 +210,15 @@ def _first_lines(
     if config.data.source != "synthetic":
         train, val = (set(map(s.name, range(len(s)))) for s in (train_source, val_source))
         if shared := len(train & val):
-            yield f"warning: {shared} clips are both in the training and the validation list"
+            yield f"warning: {shared} clips are in both the training and the validation list"
     swaps = enumerate(train_clips.mirrored_labels or ())
     if pairs := [f"{labels[a]} <-> {labels[b]}" for a, b in swaps if a < b]:
         yield f"mirrored clips swap their labels: {printable(', '.join(pairs))}"
     if config.optimizer.schedule == "step":
-        # Where the learning rate would step down if the run were longer, as it may become.
+        # The learning rate would step down there if the run were longer, as it may become.
         late = [epoch for epoch in config.optimizer.boundaries if epoch >= config.epochs]
         if late:
-            yield f"config.optimizer.boundaries {late} are not within {config.epochs} epochs"
+            yield f"config.optimizer.boundaries {late} are not reached in {config.epochs} epochs"
 
 
 def _last_lines(checkpoints: Checkpoints, config: ConfigDict) -> Iterator[str]:
@@ -237,8 +241,8 @@ def _write_card(
     state: TrainState,
     train_clips: int,
 ) -> None:
-    """The card of the best checkpoint, beside the checkpoints."""
-    # Late: jinja2 would take every start 0.05 s.
+    """Writes the model card of the best checkpoint to the workdir."""
+    # Late: importing jinja2 would add 0.05 s to every start.
     from tsm_jax.exporting.model_card import CARD_FILE, model_card
 
     step = checkpoints.best_step()
@@ -249,7 +253,7 @@ def _write_card(
         architecture=architecture_of(config.model),
         preprocessing=preprocessing_of(config.data),
         labels=labels,
-        tensors=jax.device_get(state.params),  # for their number
+        tensors=jax.device_get(state.params),  # only counted
         provenance={**provenance, "train_clips": train_clips},
     )
     title = os.path.basename(os.path.normpath(config.workdir))

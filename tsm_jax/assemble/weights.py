@@ -1,4 +1,4 @@
-"""Weights of any kind: model directory, workdir of a training run, a file, or remote."""
+"""Weights of any kind: model directories, workdirs of training runs, files, and remote ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tsm_jax.weights.model_directory import (
 from tsm_jax.weights.start import choose_start, shift_change
 from tsm_jax.weights.zoo import fetch, is_remote, names_like
 
-if TYPE_CHECKING:  # only workdirs need jax and orbax: converting a file should not wait for them
+if TYPE_CHECKING:  # only workdirs need jax and orbax; converting a file should not import them
     from tsm_jax.models.network import Network
     from tsm_jax.training.checkpoint import Checkpoints
 
@@ -40,25 +40,25 @@ SUFFIXES = (PADDLE_SUFFIX, *TORCH_SUFFIXES)
 def load_model(
     weights: str, *, num_segments: int | None = None, labels: str | None = None
 ) -> Model:
-    """Reads a network with its weights. What a file of another project was read as goes to stderr.
+    """Reads a network with its weights; prints to stderr how another project's file was read.
 
     Args:
-        weights: a model directory; a workdir, of which the best checkpoint is taken; a
-            `.pdparams` of PaddleVideo; a `.pth`, `.pth.tar` or `.safetensors` of MIT, mmaction2,
+        weights: a model directory; a workdir, whose best checkpoint is used; a `.pdparams` of
+            PaddleVideo; a `.pth`, `.pt`, `.pth.tar` or `.safetensors` of MIT, mmaction2,
             torchvision or timm; an https address or a zoo name of one of these files; or
             `hf://owner/name`.
-        num_segments: T of a file, which may not tell it. Other weights know it themselves.
-        labels: a file of class names for a file of weights, one a line; None for those known.
+        num_segments: T for a file, which may not contain it. Other weights store it.
+        labels: a file of class names, one per line, for a file of weights; None for the known ones.
 
     Raises:
-        UserError: there is nothing there, or nothing that can be read.
+        UserError: the weights do not exist or cannot be read.
     """
     path = local_path(weights)
     if path.endswith(SUFFIXES):
         if path.endswith(PADDLE_SUFFIX):
             model = read_paddle_model(path, num_segments=num_segments)
         else:
-            # Late, as below: a .pdparams is read without.
+            # Late, as below: reading a .pdparams does not need it.
             from tsm_jax.weights.foreign_models import read_torch_model
 
             model = read_torch_model(path, num_segments=num_segments)
@@ -76,12 +76,12 @@ def load_model(
 
 @dataclass(frozen=True)
 class Source:
-    """What a training may start from.
+    """Weights that training may start from.
 
     Attributes:
-        tensors: by name, with or without a classifier.
-        shift: as in `config.model`; None of an image network.
-        labels: of the classifier; None where they are not known.
+        tensors: tensors by name, with or without a classifier.
+        shift: as in `config.model`; None for an image network.
+        labels: class names of the classifier; None if unknown.
     """
 
     tensors: dict[str, np.ndarray]
@@ -90,7 +90,7 @@ class Source:
 
 
 def load_source(weights: str) -> Source:
-    """The tensors of weights of any kind, also of a file without a classifier or of segments."""
+    """Reads tensors from weights of any kind, including files without a classifier or segments."""
     path = local_path(weights)
     if path.endswith(PADDLE_SUFFIX):
         tensors, found = read_paddle_tensors(path)
@@ -110,10 +110,13 @@ def load_source(weights: str) -> Source:
 def load_start(
     config: ConfigDict, labels: list[str], network: Network
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors of `config.init_from` for a network of the recipe, by name, and lines about them.
+    """Reads the tensors of `config.init_from` for the network of a recipe.
+
+    Returns:
+        Tensors by name, and log lines about them.
 
     Raises:
-        UserError: they cannot be had, or do not fit.
+        UserError: the tensors cannot be obtained or do not fit.
     """
     try:
         source = load_source(config.init_from)
@@ -121,7 +124,7 @@ def load_start(
         if not is_remote(config.init_from):
             raise
         raise UserError(
-            f"{error}; or fetch that file on another machine, bring it here and give"
+            f"{error}; or download the file on another machine, copy it to this one and set"
             " --config.init_from=FILE (the recipe own_videos trains without one)"
         ) from error
     if config.init_head and source.labels:
@@ -140,10 +143,10 @@ def load_start(
 
 
 def local_path(weights: str) -> str:
-    """Downloads what is not here yet, and checks that something usable is there.
+    """Returns the local path of weights, downloaded if necessary and of a known kind.
 
     Raises:
-        UserError: there is no such file, or it is of no known kind.
+        UserError: the file does not exist or is of an unknown kind.
     """
     if is_hub_address(weights):
         return fetch_from_hub(weights)
@@ -158,14 +161,14 @@ def local_path(weights: str) -> str:
     usable = is_model_directory(weights) or is_workdir(weights)
     if not usable and not weights.endswith(SUFFIXES):
         raise UserError(
-            f"{weights} is neither a model directory nor the workdir of a training run nor a"
+            f"{weights} is neither a model directory, nor the workdir of a training run, nor a"
             f" file of weights ({', '.join(SUFFIXES)})"
         )
     return weights
 
 
 def is_workdir(path: str) -> bool:
-    """Whether a path is the workdir of a training run."""
+    """Returns whether a path is the workdir of a training run."""
     return os.path.isdir(os.path.join(path, CHECKPOINTS))
 
 
@@ -174,13 +177,13 @@ def _say(path: str, read_as: str) -> None:
 
 
 def read_recipe(workdir: str) -> ConfigDict:
-    """The recipe of the best checkpoint of a run."""
+    """Returns the recipe of the best checkpoint of a run."""
     with _best_checkpoint(workdir) as (checkpoints, step):
         return checkpoints.recipe(step)
 
 
 def _read_workdir(workdir: str) -> Model:
-    """The network of the best checkpoint, which has to hold one."""
+    """Reads the network of a run's best checkpoint."""
     import jax
 
     from tsm_jax.assemble.network import architecture_of, preprocessing_of
@@ -206,13 +209,13 @@ def _read_workdir(workdir: str) -> Model:
 
 @contextmanager
 def _best_checkpoint(workdir: str) -> Iterator[tuple[Checkpoints, int]]:
-    """The checkpoints of a run, and the best step; the newest one if there was no validation."""
+    """Yields the checkpoints of a run and its best step, or the newest one without validation."""
     from tsm_jax.training.checkpoint import Checkpoints
 
     with closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         step = checkpoints.best_step() or checkpoints.latest_step()
         if step is None:
             raise UserError(
-                f"{workdir} has no complete checkpoint yet: train on, or give another path"
+                f"{workdir} has no complete checkpoint yet: continue training, or give another path"
             )
         yield checkpoints, step

@@ -1,4 +1,4 @@
-"""What a recipe wants from whole batches: the statistics of batch norm, and the classifier."""
+"""Computations of a recipe from whole batches: batch-norm statistics and the classifier."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from tsm_jax.training.whole_batches import (
 def statistics(
     config: ConfigDict, mesh: Mesh, network: Network, clips: TrainClips, batches: int
 ) -> FromBatches:
-    """Means of the statistics of single batches: those that the next steps will train on.
+    """Returns a function that averages batch-norm statistics over the batches of the next steps.
 
-    Reference: PaddleVideo utils/precise_bn.py, which takes another pass over the data.
+    Reference: PaddleVideo utils/precise_bn.py, which makes another pass over the data.
     """
     statistics_step = make_statistics_step(
         network,
@@ -65,7 +65,10 @@ def statistics(
 
 
 def refit(config: ConfigDict, mesh: Mesh, network: Network, source: Source) -> FromBatches:
-    """The classifier from the training clips without augmentation; every class counts alike."""
+    """Returns a function that fits the classifier to the training clips without augmentation.
+
+    All classes have the same weight.
+    """
     clips = EvalClips(
         source,
         config.model.num_segments,

@@ -1,4 +1,4 @@
-"""How fast a recipe's training clips are read: clips per second of each part."""
+"""Measures how fast a recipe's training clips are read, in clips per second of each part."""
 
 from __future__ import annotations
 
@@ -36,14 +36,22 @@ def measure_reading(
     threads: Sequence[int] | None = None,
     workers: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """A line for JSON per measurement; a UserError if the list or a clip cannot be read.
+    """Yields one JSON-compatible line per measurement.
 
-    Pipelines have each of `threads` with each of `workers`; None for the recipe's own.
+    Args:
+        config: the recipe.
+        clips: number of clips to measure on.
+        threads: numbers of threads of the pipeline; None for the recipe's own.
+        workers: numbers of workers, each combined with each of `threads`; None for the recipe's
+            own.
+
+    Raises:
+        UserError: the list or a clip cannot be read, or the list is too short.
     """
     config, source = _open(config)
     if len(source) < _BATCH:
         raise UserError(
-            f"{config.data.train_list} has {len(source)} clips: measure on at least {_BATCH}"
+            f"{config.data.train_list} has {len(source)} clips: use a list of at least {_BATCH}"
         )
     train_clips = build_train_clips(config, source)
     about = {"source": config.data.source, "num_segments": config.model.num_segments}
@@ -66,18 +74,18 @@ def measure_reading(
 
 
 def _open(config: ConfigDict) -> tuple[ConfigDict, Any]:
-    """A recipe with its number of classes, and its training clips, rendered if need be."""
-    with redirect_stdout(sys.stderr):  # standard output is for the lines of JSON
+    """Returns the recipe with its number of classes, and its training clips, rendered if needed."""
+    with redirect_stdout(sys.stderr):  # standard output is reserved for JSON lines
         ensure_rendered(config)
     config = with_num_classes(config)
     return config, build_source(config.data, "train", config.model.num_classes)
 
 
 def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
-    """Batches of a recipe as training reads them, enough for `steps` and the warm-up before.
+    """Yields batches of a recipe as training reads them, enough for a warm-up and `steps`.
 
     Raises:
-        UserError: the list or a clip cannot be read, or it does not fill one batch.
+        UserError: the list or a clip cannot be read, or the list does not fill one batch.
     """
     config, source = _open(config)
     make_plan(config, len(source))
@@ -86,13 +94,13 @@ def training_batches(config: ConfigDict, steps: int) -> Iterator[Batch]:
 
 
 def clip_reader(clips: TrainClips) -> Callable[[int], Any]:
-    """Reads a training clip into memory that is used again, as the pipeline does."""
+    """Returns a function that reads a training clip into reused memory, as the pipeline does."""
     out = np.empty(clips.shape, np.uint8)
     return lambda i: clips.read(i % len(clips.source), 0, out)
 
 
 def read_only(clips: TrainClips, index: int) -> Sequence[np.ndarray]:
-    """The frames of a training clip without any transform."""
+    """Reads the frames of a training clip without any transform."""
 
     def choose(num_frames: int) -> np.ndarray:
         rng = np.random.default_rng((clips.seed, index))
@@ -102,7 +110,7 @@ def read_only(clips: TrainClips, index: int) -> Sequence[np.ndarray]:
 
 
 def one_core(read: Callable[[int], Any], clips: int) -> dict[str, float]:
-    """Wall-clock and CPU time of `read(0)`, `read(1)`, ... on this thread."""
+    """Measures wall-clock and CPU time of `read(0)`, `read(1)`, ... on this thread."""
     for i in range(_WARM_UP):
         read(i)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -112,7 +120,7 @@ def one_core(read: Callable[[int], Any], clips: int) -> dict[str, float]:
 
 
 def pipeline(train_clips: TrainClips, reading: Reading, clips: int) -> dict[str, float]:
-    """Time of whole batches after the first one, whose wait is `first_batch_ms`."""
+    """Measures whole batches after the first one, whose waiting time is `first_batch_ms`."""
     steps = -(-clips // _BATCH) + 1
     order = TrainOrder(len(train_clips.source), _BATCH, train_clips.seed)
     started = time.perf_counter()
@@ -123,7 +131,8 @@ def pipeline(train_clips: TrainClips, reading: Reading, clips: int) -> dict[str,
     first, cpu = time.perf_counter(), time.process_time()
     measured = sum(len(batch["index"]) for batch in batches)
     wall, cpu = time.perf_counter() - first, time.process_time() - cpu
-    rates = _rates(measured, wall, None if reading.workers else cpu)  # theirs is not counted
+    # The CPU time of worker processes is not measured.
+    rates = _rates(measured, wall, None if reading.workers else cpu)
     return {**rates, "first_batch_ms": round(1000 * (first - started), 1)}
 
 

@@ -1,7 +1,7 @@
-"""What a step costs at the least: operations and bytes of its convolutions and matrix products.
+"""Minimum cost of a step: operations and bytes of its convolutions and matrix products.
 
-Counted in the program as it is traced, before any compiler: so the figures are the same on all
-hardware, and whatever else a compiler adds shows as a smaller share of the roofline.
+They are counted in the traced program, before compilation. The figures are therefore the same on
+all hardware, and whatever a compiler adds shows as a smaller share of the roofline.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import jax
 
 
 class Cost(NamedTuple):
-    """Of one call.
+    """Cost of one call.
 
     Attributes:
-        operations: multiplications and additions (two for each pair).
-        bytes: of the operands and results, each moved once. What a perfect compiler fuses
-            (normalising, batch norm, ReLU, shift, sums) is not in it.
+        operations: number of multiplications and additions (two for each pair).
+        bytes: bytes of the operands and results, each moved once. Operations that a perfect
+            compiler fuses (normalisation, batch norm, ReLU, shift, sums) are not included.
     """
 
     operations: float
@@ -27,10 +27,11 @@ class Cost(NamedTuple):
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Cost:
-    """Counts `function(*arguments)` without running it; arguments may be `jax.ShapeDtypeStruct`.
+    """Counts the cost of `function(*arguments)` without running it.
 
     Args:
-        function: any function of arrays; one of `jax.jit` with compiler options, too.
+        function: any function of arrays, including a result of `jax.jit` with compiler options.
+        arguments: arrays or `jax.ShapeDtypeStruct`.
     """
     jitted: Any = function if hasattr(function, "trace") else jax.jit(function)
     return _count(jitted.trace(*arguments).jaxpr.jaxpr)
@@ -43,9 +44,9 @@ def _count(jaxpr: Any) -> Cost:
         if name in _COUNTED:
             operations += _COUNTED[name](equation)
             moved += _moved(equation)
-        elif name == "cond":  # one of them runs
+        elif name == "cond":  # one of the branches runs
             platforms, branches = params["branches_platforms"] or (), params["branches"]
-            if None in platforms:  # what is written for one kind of device costs more operations
+            if None in platforms:  # branches for one kind of device cost more operations
                 branches = branches[platforms.index(None) :][:1]
             cost = max(_count(branch.jaxpr) for branch in branches)
             operations += cost.operations
@@ -59,10 +60,10 @@ def _count(jaxpr: Any) -> Cost:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
-    """The programs that an operation calls (jit, scan, remat, ...)."""
+    """Yields the programs that an operation calls (jit, scan, remat, ...)."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            program = getattr(item, "jaxpr", item)  # of a closed one
+            program = getattr(item, "jaxpr", item)  # unwraps a ClosedJaxpr
             if hasattr(program, "eqns"):
                 yield program
 
@@ -74,7 +75,7 @@ def _dot_operations(equation: Any) -> float:
 
 
 def _conv_operations(equation: Any) -> float:
-    """Multiplications by the zeros of padding count, those by the zeros of a dilation do not."""
+    """Counts multiplications by zeros of the padding, but not by zeros of a dilation."""
     numbers, params = equation.params["dimension_numbers"], equation.params
     kernel, result = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
     per_value = prod(kernel) / kernel[numbers.rhs_spec[0]]

@@ -1,4 +1,4 @@
-"""Times of prediction: decoding, and the network by engine, precision and batch."""
+"""Measures prediction: decoding, and the network by engine, precision and batch size."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ def measure_prediction(
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 10,
 ) -> Iterator[Line]:
-    """Measures an exported folder; other work on the machine disturbs all of it alike.
+    """Measures an exported folder.
 
-    Every combination, of all installed engines if `engines` is None, is warmed up, then all are
-    timed in turn, `repeats` times over, so that a
-    ratio of two of them holds on a busy machine, too.
+    All combinations (with all installed engines if `engines` is None) are warmed up and then timed
+    in turn, `repeats` times over. Other work on the machine therefore slows all of them alike, and
+    the ratio of two combinations is valid on a busy machine, too.
 
     Yields:
-        For JSON: a `read` line (milliseconds a video, one thread) if there are videos, then a
-        `network` line per combination (milliseconds a clip), the fastest first.
+        JSON-compatible lines: if there are videos, a `read` line (milliseconds per video, one
+        thread); then a `network` line per combination (milliseconds per clip), the fastest first.
 
     Raises:
-        UserError: it is not an exported folder, or nothing can be timed.
+        UserError: `folder` is not an exported folder, or nothing can be timed.
     """
     runs = _runs(read_artifact(folder), engines, precisions, batch_sizes)
     if not runs:
-        raise UserError(f"nothing of {folder} can be timed: no engine with that precision is here")
+        raise UserError(
+            f"nothing in {folder} can be timed: it has no graph for these engines and precisions,"
+            " or the engine is not installed"
+        )
     if videos:
         predictor = load(folder)
         predictor.read(videos[0])
@@ -67,7 +70,7 @@ def _runs(
     precisions: Sequence[str],
     batch_sizes: Sequence[int],
 ) -> list[tuple[Line, Callable[[], object]]]:
-    """What to time, each with what it is."""
+    """Returns the calls to time, each with its description."""
     rng, runs = np.random.default_rng(0), []
     for (name, precision), file in FILES.items():
         wanted = installed(name) if engines is None else name in engines
@@ -87,7 +90,7 @@ def _seconds(run: Callable[[], object]) -> float:
 
 
 def _summary(seconds: Sequence[float], clips: int) -> Line:
-    """Milliseconds a clip: the median and the extremes."""
+    """Returns milliseconds per clip: the median and the extremes."""
     per_clip = [1000 * value / clips for value in seconds]
     return {
         "milliseconds": round(statistics.median(per_clip), 2),

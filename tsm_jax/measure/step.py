@@ -1,7 +1,7 @@
-"""How fast a recipe's training step is, and how far that is from what the device can do.
+"""Measures how fast a recipe's training step is, and how close that is to the device's limits.
 
-Imports jax, flax, optax, numpy and ml_collections alone, so that the folder of this package can be
-carried to a machine with nothing else.
+Imports only jax, flax, optax, numpy and ml_collections, so that the package's folder can be copied
+to a machine that has nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tsm_jax.training.mesh import check_batch, make_mesh, put_batch
 from tsm_jax.training.state import init_state
 
 WARM_UP_STEPS = 3
-_CLASSES = 400  # of a recipe that takes them from its labels; it hardly matters
+_CLASSES = 400  # for recipes that take the number from their labels; it hardly matters
 
 
 def measure_step(
@@ -37,13 +37,18 @@ def measure_step(
     batches: Iterator[dict[str, np.ndarray]] | None = None,
     profile: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """A line for JSON per measurement; a UserError if the batch does not divide over the devices.
+    """Yields one JSON-compatible line per measurement.
 
     Args:
-        batches: of real clips, at least `steps` and a few; None for random pixels that lie on the
-            devices already.
-        profile: folder for a trace of three steps, which TensorBoard or xprof shows; empty for
+        config: the recipe.
+        steps: number of steps to time.
+        batches: batches of real clips, at least `WARM_UP_STEPS + steps`; None for random pixels
+            that are already on the devices.
+        profile: folder for a trace of three steps, to be viewed in TensorBoard or xprof; empty for
             none.
+
+    Raises:
+        UserError: the batch cannot be divided over the devices.
     """
     config = config_lib.from_dict(config_lib.to_dict(config))  # a copy
     config.model.num_classes = config.model.num_classes or _CLASSES
@@ -93,7 +98,7 @@ def measure_step(
 
 
 def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Random pixels and labels in the shapes of a training batch."""
+    """Returns random pixels and labels in the shapes of a training batch."""
     rng = np.random.default_rng(0)
     size, classes = config.data.crop_size, config.model.num_classes
     shape = (config.batch_size, 1, config.model.num_segments, size, size, 3)
@@ -118,7 +123,7 @@ def _about(config: ConfigDict, mesh: Any) -> dict[str, Any]:
 
 
 def _compile(step: Any, shapes: Any) -> tuple[Any, dict[str, float]]:
-    """Compiles without and with an entry in the persistent cache, in a cache of its own."""
+    """Times compilation without and with an entry in the persistent cache, a temporary one."""
 
     def compile_once() -> tuple[Any, float, float]:
         jax.clear_caches()
@@ -151,7 +156,7 @@ def _empty_cache() -> Iterator[None]:
 
 
 def _memory(compiled: Any, clips: int) -> dict[str, float]:
-    """What XLA plans, on each device."""
+    """Returns the memory that XLA plans on each device."""
     analysis = compiled.memory_analysis()
     total = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     return {
@@ -164,7 +169,7 @@ def _memory(compiled: Any, clips: int) -> dict[str, float]:
 def _roofline(
     cost: operations.Cost, step_seconds: float, devices: int, dtype: Any
 ) -> dict[str, float]:
-    """The step against a matrix product and a copy that are timed on the first device."""
+    """Compares the step with a matrix product and a copy that are timed on the first device."""
     per_second, bytes_per_second = _fastest_product(dtype), _fastest_copy(dtype)
     operating = cost.operations / devices / per_second
     moving = cost.bytes / devices / bytes_per_second
@@ -181,7 +186,7 @@ def _roofline(
 
 
 def _fastest_product(dtype: Any) -> float:
-    """Operations per second of a large matrix product."""
+    """Returns the operations per second of a large matrix product."""
     on_cpu = jax.default_backend() == "cpu"
     size = 2048 if on_cpu else 8192
     matrix = jnp.ones((size, size), dtype)
@@ -189,7 +194,7 @@ def _fastest_product(dtype: Any) -> float:
 
 
 def _fastest_copy(dtype: Any) -> float:
-    """Bytes per second, read and written, of an operation on each of many values."""
+    """Returns the bytes per second, read and written, of an elementwise operation."""
     values = jnp.ones(2**26 if jax.default_backend() == "cpu" else 2**29, dtype)
     return 2 * values.nbytes / _fastest(jax.jit(lambda array: array + 1), values)
 

@@ -1,8 +1,8 @@
-"""The checkpoints of a run: the newest two, and the one with the best validation.
+"""Checkpoints of a run: the newest two and the one with the best validation.
 
-A checkpoint holds the train state, the recipe and what the log line under way has added up, and
-later the metrics of its validation. The position in the data and the random state need
-no entry of their own: order, augmentation and dropout are functions of the seed and the step.
+A checkpoint contains the train state, the recipe and the running sums of the current log line; the
+metrics of its validation are added later. The position in the data and the random state are not
+stored: order, augmentation and dropout are functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ from tsm_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
 _ITEMS = ("model", "optimizer", "recipe", "progress")
-# Orbax warns whoever asks to read only that it will only read.
+# Orbax warns about read-only access even if read-only access was requested.
 logging.getLogger("absl").addFilter(
     lambda record: not str(record.msg).startswith("Given directory is read only")
 )
 
 
 class Checkpoints:
-    """Saves in the background; a save counts only once it is complete.
+    """Saves and restores the checkpoints of a run.
 
-    The checkpoints are folders in `checkpoints/` of a workdir, named by their steps. With
-    `read_only`, as for evaluation and prediction, nothing is created or moved.
+    Saving happens in the background; a checkpoint counts only once it is complete. Checkpoints are
+    folders in `checkpoints/` of the workdir, named after their steps. With `read_only`, as used by
+    evaluation and prediction, nothing is created or moved.
     """
 
     def __init__(self, workdir: str, *, read_only: bool = False):
@@ -62,7 +63,7 @@ class Checkpoints:
             create=not read_only,
             read_only=read_only,
             todelete_subdir=None if read_only else files.DELETED,
-            # Runs when all is written and before the folder gets its final name.
+            # Runs after everything has been written, before the folder gets its final name.
             async_options=AsyncOptions(
                 post_finalization_callback=lambda: files.write_checksums(
                     self._directory, self._saving
@@ -75,7 +76,11 @@ class Checkpoints:
             )
 
     def save(self, state: TrainState, config: ConfigDict, progress: dict[str, Any]) -> None:
-        """Starts saving a copy; a UserError if this save or the one before cannot be written."""
+        """Starts saving a copy of the state, unless this step has already been saved.
+
+        Raises:
+            UserError: this save or the previous one cannot be written.
+        """
         step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
@@ -95,7 +100,10 @@ class Checkpoints:
             )
 
     def add_validation(self, step: int, metrics: dict[str, Any]) -> None:
-        """Puts a validation into its checkpoint; the best one needs a finite loss."""
+        """Stores validation metrics in their checkpoint.
+
+        A loss that is not finite is stored as null, and the checkpoint cannot become the best.
+        """
         self.wait()
         if not math.isfinite(metrics["loss"]):
             metrics = {**metrics, "loss": None}
@@ -104,18 +112,18 @@ class Checkpoints:
             write_json(os.path.join(self.path(step), files.VALIDATION_FILE), metrics)
 
     def path(self, step: int) -> str:
-        """Folder of a step."""
+        """Returns the folder of a step's checkpoint."""
         return os.path.join(self._directory, str(step))
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint."""
+        """Returns the step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
 
     def choose_best_by(self, metric: str) -> None:
-        """Sets what decides which checkpoint is the best, here and for whoever reads them later.
+        """Sets the metric that decides which checkpoint is the best, also for later readers.
 
-        A warning names the checkpoints that cannot be chosen by it, because an older version
-        validated them without it.
+        Warns about checkpoints that an older version validated without this metric: they cannot be
+        chosen as the best.
         """
         self._best_by = metric
         if jax.process_index() > 0:
@@ -125,8 +133,8 @@ class Checkpoints:
         steps = [s for s in self._manager.all_steps() if self.metrics(s)]
         if lacking := [str(s) for s in steps if metric not in self.metrics(s)]:
             _log.warning(
-                "%s: an older version of tsm_jax has validated the checkpoints of steps %s, without"
-                " %s: they cannot be chosen as the best by it",
+                "%s: the checkpoints of steps %s were validated without %s, by an older version of"
+                " tsm_jax, and cannot be chosen as the best by this metric",
                 self._directory,
                 ", ".join(lacking),
                 metric,
@@ -134,12 +142,15 @@ class Checkpoints:
 
     @property
     def best_metric(self) -> str:
-        """What decides which checkpoint is the best: top-1 as long as no validation has another."""
+        """Metric that decides which checkpoint is the best.
+
+        This is top-1 as long as no validation contains the chosen metric.
+        """
         steps = self._manager.all_steps()
         return self._best_by if any(self._best_by in self.metrics(s) for s in steps) else "top1"
 
     def best_step(self) -> int | None:
-        """The checkpoint of the best validation; of equals the first."""
+        """Returns the step of the best validation (the first on a tie), None without any."""
         metric = self.best_metric
         steps = [step for step in self._manager.all_steps() if metric in self.metrics(step)]
         return max(steps, key=lambda step: (self.metrics(step)[metric], -step), default=None)
@@ -148,14 +159,14 @@ class Checkpoints:
         return step in self._validations
 
     def metrics(self, step: int) -> dict[str, float]:
-        """Validation metrics of a step; empty if there are none or the loss is not finite."""
+        """Returns a step's validation metrics; empty without any or if the loss is not finite."""
         metrics = self._validations.get(step, {})
         return {} if metrics.get("loss") is None else metrics
 
     def recipe(self, step: int) -> ConfigDict:
-        """The recipe that a checkpoint was trained with."""
+        """Returns the recipe that a checkpoint was trained with."""
         self._check(step)
-        # Orbax's own reader takes what is nested deeply, or is not a dictionary, without a word.
+        # Orbax's own reader silently accepts deeply nested values and values other than a dict.
         path = os.path.join(self.path(step), "recipe", "metadata")
         values = read_json(path, "the recipe")
         try:
@@ -164,7 +175,7 @@ class Checkpoints:
             raise UserError(f"{path}: {error}") from error
 
     def provenance(self, step: int, config: ConfigDict) -> dict[str, Any]:
-        """Where the weights of a step come from, as JSON: the run, its recipe, its validation."""
+        """Describes the origin of a step's weights, for JSON: run, recipe and validation."""
         name = os.path.basename(os.path.dirname(os.path.abspath(self._directory)))
         return {
             "trained_in": name,
@@ -175,7 +186,11 @@ class Checkpoints:
         }
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The train state of a step, of shapes and devices as in `abstract_state`; its progress."""
+        """Restores the train state and the progress of a step.
+
+        Args:
+            like: shapes, dtypes and shardings, from `abstract_state`.
+        """
         restored = self._restore(
             step,
             model=ocp.args.StandardRestore(
@@ -187,7 +202,7 @@ class Checkpoints:
         return TrainState(**restored["model"], **restored["optimizer"]), restored["progress"]
 
     def restore_model(self, step: int, network: Network, mesh: Mesh) -> tuple[Tensors, Tensors]:
-        """Parameters and running statistics alone, replicated over a mesh."""
+        """Restores only the parameters and running statistics, replicated over a mesh."""
         shapes = {"params": network.param_shapes, "batch_stats": network.batch_stat_shapes}
         target = jax.tree.map(
             lambda shape: jax.ShapeDtypeStruct(shape, "float32", sharding=replicated(mesh)),
@@ -198,14 +213,18 @@ class Checkpoints:
         return restored["model"]["params"], restored["model"]["batch_stats"]
 
     def wait(self) -> None:
-        """Returns when everything is on disk; a UserError if it cannot be written."""
+        """Waits until everything is on disk.
+
+        Raises:
+            UserError: a checkpoint cannot be written.
+        """
         with self._write_errors_named():
             self._manager.wait_until_finished()
             if not self._read_only and jax.process_index() == 0:
                 files.remove_leftovers(self._directory)
 
     def close(self) -> None:
-        """Waits and ends the background threads."""
+        """Waits for pending saves and stops the background threads."""
         self.wait()
         with self._write_errors_named():
             self._manager.close()
@@ -215,11 +234,11 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     def _check(self, step: int) -> None:
-        # A run that continues has checked its checkpoints when it began.
+        # A continued run has already checked its checkpoints at the start.
         if self._read_only and (damage := files.find_damage(self.path(step))):
             raise UserError(
-                f"{self.path(step)} is unreadable ({damage}): run the training again, which goes on"
-                " from the checkpoint before"
+                f"{self.path(step)} is unreadable ({damage}): run the training again, which"
+                " continues from the previous checkpoint"
             )
 
     @contextmanager
@@ -233,13 +252,13 @@ class Checkpoints:
             if jax.process_index() == 0:
                 files.remove_leftovers(self._directory)
             raise UserError(
-                f"cannot write a checkpoint in {self._directory}: {reason}. Make room there and run"
-                " the same command again: it continues from the last complete one"
+                f"cannot write a checkpoint to {self._directory}: {reason}; free some space there"
+                " and run the same command again to continue from the last complete checkpoint"
             ) from error
 
 
 class _Best:
-    """Keeps the checkpoint of the best validation."""
+    """Preservation policy that keeps the checkpoint with the best validation."""
 
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
@@ -250,10 +269,10 @@ class _Best:
 
 
 def _system_error(error: BaseException) -> str:
-    """Why the operating system did not write, as on a full disk; empty for any other error."""
+    """Returns the system's reason for a failed write, such as a full disk; else an empty string."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
-    # Tensorstore raises a ValueError with the number in its text.
+    # Tensorstore raises a ValueError with the error number in its message.
     number = re.search(r"os_error_code='(\d+)'", str(error))
     return os.strerror(int(number[1])) if number else ""
 
@@ -263,7 +282,11 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 
 def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: str) -> None:
-    """Raises a UserError if continuing `saved` with `config` would mix two different runs."""
+    """Checks that continuing the run `saved` with `config` would not mix two different runs.
+
+    Raises:
+        UserError: the recipes differ in a key that may not change within a run.
+    """
     before, now = dict(config_lib.flatten(saved)), dict(config_lib.flatten(config))
     different = [
         f"{key} {before[key]!r} -> {now[key]!r}"
@@ -272,6 +295,6 @@ def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: str) -> None:
     ]
     if different:
         raise UserError(
-            f"{workdir} holds a run of another recipe ({'; '.join(different)}): choose another"
-            " --config.workdir, or delete that one"
+            f"{workdir} contains a run of a different recipe ({'; '.join(different)}): choose"
+            " another --config.workdir or delete this one"
         )

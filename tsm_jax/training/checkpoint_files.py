@@ -1,7 +1,7 @@
-"""Whether a checkpoint's folder is whole, by a checksum per file, and what happens if it is not.
+"""Integrity of checkpoint folders: one checksum per file, and the handling of damaged folders.
 
-A killed process, a full disk or a copy that was cut off leave folders that look like checkpoints.
-Reading such a folder may crash or hang, so every byte is checked before anything else reads it.
+A killed process, a full disk or an interrupted copy leaves a folder that looks like a checkpoint.
+Reading it may crash or hang, so every byte is verified before anything else reads the folder.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tsm_jax.files import read_json, reason, write_json
 
 CHECKSUMS_FILE = "checksums.json"
 VALIDATION_FILE = "validation.json"
-BEST_METRIC_FILE = "best_metric.json"  # what decides which checkpoint is the best
+BEST_METRIC_FILE = "best_metric.json"  # the metric that decides which checkpoint is the best
 UNREADABLE = "unreadable"
-# Old checkpoints are moved here before they are deleted: half of one must not look like damage.
+# Old checkpoints are moved here before deletion: a partly deleted one must not look damaged.
 DELETED = ".deleted"
 
-# Orbax adds the time to this file when the checksums are taken; it must at least be JSON.
+# Orbax adds the time to this file after the checksums are computed; it must at least be JSON.
 _TIMESTAMP_FILE = "_CHECKPOINT_METADATA"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _CHUNK = 1 << 20
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 def write_checksums(directory: str, step: int) -> None:
-    """Writes the checksums of the save of a step, just before it gets its final name."""
+    """Writes the checksums of a step's unfinished save, just before it gets its final name."""
     names = [name for name in os.listdir(directory) if name.startswith(f"{step}{_UNFINISHED}")]
     if len(names) != 1:
-        raise RuntimeError(f"{directory}: one unfinished save of step {step} expected, not {names}")
+        raise RuntimeError(f"{directory}: expected one unfinished save of step {step}, got {names}")
     folder = os.path.join(directory, names[0])
     write_json(
         os.path.join(folder, CHECKSUMS_FILE), {name: _sums(folder, name) for name in _files(folder)}
@@ -42,16 +42,16 @@ def write_checksums(directory: str, step: int) -> None:
 
 
 def find_damage(folder: str) -> str:
-    """Why a checkpoint cannot be trusted, in words; empty if it is whole."""
+    """Describes why a checkpoint cannot be trusted; empty if it is intact."""
     name = CHECKSUMS_FILE
     try:
         expected = dict(read_json(os.path.join(folder, name), "the checksums"))
         if not expected:
-            return f"{name} names no files"
-        there = set(_files(folder))
+            return f"{name} lists no files"
+        present = set(_files(folder))
         for name, (size, crc) in expected.items():
-            if name not in there:
-                return f"{name} is not there"
+            if name not in present:
+                return f"{name} is missing"
             found_size, found_crc = _sums(folder, name)
             if found_size != size:
                 return f"{name} has {found_size} of {size} bytes"
@@ -67,12 +67,12 @@ def find_damage(folder: str) -> str:
 
 
 def set_unreadable_aside(workdir: str) -> None:
-    """Moves what only looks like a checkpoint to `unreadable/`, with a warning that names it.
+    """Moves damaged checkpoints to `unreadable/` and logs a warning for each of them.
 
-    Unfinished saves are deleted. Other files, whose name is not a number, stay.
+    Unfinished saves are deleted. Other entries, whose name is not a number, are left alone.
 
     Raises:
-        UserError: it cannot be moved or deleted.
+        UserError: a folder cannot be moved or deleted.
     """
     directory = os.path.join(workdir, config_lib.CHECKPOINTS)
     if not os.path.isdir(directory):
@@ -93,14 +93,14 @@ def set_unreadable_aside(workdir: str) -> None:
 
 
 def remove_leftovers(directory: str) -> None:
-    """Deletes old checkpoints, and what is left of saves that were killed or failed."""
+    """Deletes discarded checkpoints and the remains of killed or failed saves."""
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         if _UNFINISHED in name or name == DELETED:
             shutil.rmtree(os.path.join(directory, name))
 
 
 def read_validations(directory: str) -> dict[int, dict[str, Any]]:
-    """Validation metrics by step, of the checkpoints that have any."""
+    """Returns the stored validation metrics by step."""
     validations = {}
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name, VALIDATION_FILE)
@@ -113,12 +113,18 @@ def read_validations(directory: str) -> dict[int, dict[str, Any]]:
         if _is_validation(values):
             validations[int(name)] = values
         else:
-            _log.warning("%s cannot be read: step %s counts as not validated", path, name)
+            _log.warning("%s cannot be read: treating step %s as not validated", path, name)
     return validations
 
 
 def read_best_metric(directory: str) -> str:
-    """What decides which checkpoint is the best (older versions: top-1); a UserError if damaged."""
+    """Returns the metric that decides which checkpoint is the best; top-1 if none is stored.
+
+    Older versions stored none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     path = os.path.join(directory, BEST_METRIC_FILE)
     if not os.path.lexists(path):
         return "top1"
@@ -126,12 +132,14 @@ def read_best_metric(directory: str) -> str:
     metric = found.get("best_metric", "") if isinstance(found, dict) else ""
     choices = config_lib.KEYS["best_metric"].choices
     if metric not in choices:
-        raise UserError(f"{path} names none of {', '.join(choices)}: delete it to choose by top1")
+        raise UserError(
+            f"{path} does not name one of {', '.join(choices)}: delete it to choose by top1"
+        )
     return metric
 
 
 def _is_validation(values: Any) -> bool:
-    """Whether these are metrics; a loss that is not finite is stored as null."""
+    """Returns whether these are metrics; a loss that is not finite is stored as null."""
     if not isinstance(values, dict) or "loss" not in values:
         return False
     numbers = [values["loss"] or 0.0, *(values.get(name) for name in ("top1", "count"))]
@@ -139,14 +147,14 @@ def _is_validation(values: Any) -> bool:
 
 
 def _files(folder: str) -> list[str]:
-    """Names of the regular files in a folder that are read."""
+    """Returns the sorted relative paths of the files to verify."""
     paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
     names = (os.path.relpath(path, folder) for path in paths if os.path.isfile(path))
     return sorted(name for name in names if name != _TIMESTAMP_FILE)
 
 
 def _sums(folder: str, name: str) -> tuple[int, int]:
-    """Size and CRC-32 of a file."""
+    """Returns the size in bytes and the CRC-32 of a file."""
     size = crc = 0
     with open(os.path.join(folder, name), "rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,9 +1,9 @@
-"""A regularised linear classifier on fixed features, measured by cross-validation, in seconds.
+"""A regularised linear classifier on fixed features, cross-validated within seconds.
 
-Ridge regression onto the classes in its dual form: with n clips all that is ever solved is n x n,
-however many features there are. Every class has the same weight in all, so that a rare one counts.
-What can be chosen (which features, how strongly they are regularised) is chosen inside of each
-fold, on its training clips alone; the accuracy outside is therefore not a chosen maximum.
+This is ridge regression onto the classes in its dual form: with n clips, only n x n systems are
+solved, however many features there are. All classes have the same total weight, so that rare ones
+count. Features and regularisation strength are chosen within each fold, on its training clips
+alone, so the accuracy on the held-out clips is not the maximum of several attempts.
 """
 
 from __future__ import annotations
@@ -14,36 +14,37 @@ from dataclasses import dataclass
 import numpy as np
 
 FOLDS = 5
-# Of the ridge, in units of the mean squared norm of a clip's features.
+# Strengths of the ridge penalty, in units of the mean squared norm of a clip's features.
 STRENGTHS = tuple(10.0**exponent for exponent in np.arange(-3, 1.5, 0.5))
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a clip is described by: float32 `[N, D]` under each name, labels int `[N]`."""
+    """Features of N clips by kind, float32 `[N, D]` each, and their labels, int `[N]`."""
 
     kinds: Mapping[str, np.ndarray]
     labels: np.ndarray
 
     def choices(self) -> list[tuple[str, ...]]:
-        """Each kind alone, then all of them together."""
+        """Returns the sets of kinds to try: each kind alone, then all of them together."""
         names = tuple(self.kinds)
         return [(name,) for name in names] + ([names] if len(names) > 1 else [])
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which features, and how strongly they are regularised."""
+    """The selected kinds of features and their regularisation strength."""
 
     kinds: tuple[str, ...]
     strength: float
 
 
 def folds(labels: np.ndarray, groups: Sequence[str], count: int = FOLDS) -> np.ndarray:
-    """A fold for each clip, int `[N]`: groups stay together, classes are spread evenly.
+    """Assigns a fold to each clip, int `[N]`: groups stay together, classes are spread evenly.
 
-    Groups are dealt from the largest to the smallest, each to the fold that then has the most even
-    share of every class; of equals to the first. Fewer folds where there are fewer groups.
+    Groups are dealt out from the largest to the smallest, each to the fold that makes the shares of
+    every class most even (the first one on a tie). With fewer than `count` groups, there are fewer
+    folds.
     """
     names, members = np.unique(np.asarray(groups), return_inverse=True)
     classes = np.unique(labels, return_inverse=True)[1]
@@ -61,7 +62,7 @@ def folds(labels: np.ndarray, groups: Sequence[str], count: int = FOLDS) -> np.n
 
 
 def cross_validated(features: Features, fold: np.ndarray, num_classes: int) -> np.ndarray:
-    """The answer for every clip by classifiers that have not seen its fold, int `[N]`."""
+    """Predicts the class of every clip with a classifier that has not seen its fold, int `[N]`."""
     answers = np.zeros(len(features.labels), np.int64)
     for held_out in np.unique(fold):
         inside, outside = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
@@ -71,7 +72,7 @@ def cross_validated(features: Features, fold: np.ndarray, num_classes: int) -> n
 
 
 def choose(features: Features, clips: np.ndarray, fold: np.ndarray, num_classes: int) -> Chosen:
-    """The features and strength with the best mean recall over the folds of some clips."""
+    """Chooses the features and strength with the best mean recall over the folds of `clips`."""
     right: dict[Chosen, np.ndarray] = {}
     for held_out in np.unique(fold):
         inside, outside = clips[fold != held_out], clips[fold == held_out]
@@ -89,20 +90,20 @@ def choose(features: Features, clips: np.ndarray, fold: np.ndarray, num_classes:
 def answer(
     features: Features, inside: np.ndarray, outside: np.ndarray, chosen: Chosen, num_classes: int
 ) -> np.ndarray:
-    """The classes of the clips `outside` by a classifier of those `inside`."""
+    """Predicts the classes of the clips `outside` with a classifier trained on those `inside`."""
     scores = _scores(features, chosen.kinds, inside, outside, num_classes, (chosen.strength,))
     return scores[0].argmax(1)
 
 
 def mean_recall(labels: np.ndarray, right: np.ndarray) -> float:
-    """The mean over the classes that are there of the share of their clips that is right."""
+    """Returns the mean, over the classes that occur, of the share of their clips that is right."""
     return float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def interval(labels: np.ndarray, right: np.ndarray, groups: Sequence[str]) -> tuple[float, float]:
-    """Where mean recall lies with 95 % confidence: 1,000 bootstrap samples of whole groups.
+    """Returns the 95 % confidence interval of mean recall, from 1,000 bootstrap samples.
 
-    Clips of a group are alike, so they come and go together.
+    Whole groups are drawn, because the clips of a group are alike.
     """
     rng = np.random.default_rng(0)
     members = np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -125,7 +126,7 @@ def _scores(
     num_classes: int,
     strengths: Sequence[float] = STRENGTHS,
 ) -> list[np.ndarray]:
-    """Scores `[len(outside), K]` at every strength, of one decomposition."""
+    """Returns the scores `[len(outside), K]` for every strength, from a single decomposition."""
     labels = features.labels[inside]
     weights = 1.0 / np.bincount(labels, minlength=num_classes)[labels]
     weights *= len(labels) / weights.sum()
@@ -149,7 +150,7 @@ def _scores(
 def _standardized(
     train: np.ndarray, test: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each feature with mean 0 and variance 1 over the training clips, of mean squared norm 1."""
+    """Standardizes features by the training clips, then scales to a mean squared norm of 1."""
     mean = np.average(train, 0, weights)
     deviation = np.sqrt(np.average((train - mean) ** 2, 0, weights)) + 1e-6
     size = np.sqrt(train.shape[1])

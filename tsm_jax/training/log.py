@@ -1,4 +1,4 @@
-"""What a run reports: lines and a bar on the console, metrics.jsonl, TensorBoard and others."""
+"""Output of a run: console lines and a progress bar, metrics.jsonl, TensorBoard, other loggers."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class Logger(Protocol):
-    """Where the numbers of a run go, besides metrics.jsonl."""
+    """A destination for the numbers of a run, besides metrics.jsonl."""
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Takes the numbers of `step`; an OSError ends the run with its text."""
+        """Writes the numbers of `step`; an OSError ends the run with its message."""
 
     def close(self) -> None:
-        """After the last of them."""
+        """Is called after the last `write`."""
 
 
 class RunLog:
-    """Writes what happened; silent on every process but the first.
+    """Reports the progress of a run; silent in every process but the first.
 
     Args:
-        first_step: where this process starts. Lines of later steps, left over from a process that
-            was killed after its last checkpoint, are removed: they will be written again.
-        validated: whether the validation at `first_step` is done; otherwise it will be done again,
-            and its lines are removed as well.
-        enabled: False on all processes but the first.
-        loggers: what receives the numbers besides metrics.jsonl and TensorBoard.
+        first_step: the step at which this process starts. Lines of later steps, left by a process
+            that was killed after its last checkpoint, are removed: they will be written again.
+        validated: whether the validation at `first_step` is done. If not, it will be repeated, and
+            its lines are removed as well.
+        enabled: False in all processes but the first.
+        loggers: receive the numbers besides metrics.jsonl and TensorBoard.
 
     Raises:
-        UserError: a file cannot be written, here and in `record`.
+        UserError: a file cannot be written (also raised by `record`).
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class RunLog:
         if enabled:
             path = os.path.join(workdir, METRICS_FILE)
             with self._as_user_error():
-                _forget_after(path, first_step, validated)
+                _remove_lines_after(path, first_step, validated)
                 self._file = open(path, "ab", buffering=0)  # noqa: SIM115
                 tensorboard = _TensorBoard(os.path.join(workdir, "tensorboard"), first_step)
             self._loggers = (tensorboard, *loggers)
@@ -73,7 +73,7 @@ class RunLog:
         if self._enabled:
             self._file.close()
             for logger in self._loggers:
-                with suppress(OSError):  # all is there already, or the failure has been raised
+                with suppress(OSError):  # everything is written, or the error was raised before
                     logger.close()
 
     def say(self, text: str) -> None:
@@ -82,7 +82,7 @@ class RunLog:
             print(printable(text), flush=True)
 
     def show(self, title: str, done: int, total: int, note: str = "") -> None:
-        """Draws a progress bar, in place of the one with another title; `note` stands beside it."""
+        """Draws a progress bar with `note` beside it; a bar with another title is replaced."""
         if not self._enabled:
             return
         if title != self._bar_title:
@@ -92,12 +92,12 @@ class RunLog:
         self._update_bar(done, total, note)
 
     def record(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Writes one line of metrics.jsonl, and gives its numbers to the loggers.
+        """Writes one line of metrics.jsonl and passes its numbers to the loggers.
 
         Args:
             kind: `train`, `val`, `best`, `bad_step` or `diverged`.
-            step: optimizer steps done.
-            values: numbers (one that is not finite becomes null), texts, lists of texts.
+            step: number of completed optimizer steps.
+            values: numbers (null if not finite), strings, lists of strings.
         """
         if not self._enabled:
             return
@@ -116,12 +116,12 @@ class RunLog:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write the log in {self._workdir}: {reason(error)}: make room or choose"
-                " another --config.workdir, and run the same command again"
+                f"cannot write the log in {self._workdir}: {reason(error)}; free some space or"
+                " choose another --config.workdir, and run the same command again"
             ) from error
 
 
-def _forget_after(path: str, step: int, validated: bool) -> None:
+def _remove_lines_after(path: str, step: int, validated: bool) -> None:
     if not os.path.lexists(path):
         return
     check_regular(path, "the log")
@@ -135,7 +135,7 @@ def _is_before(line: str, step: int, validated: bool) -> bool:
         values = json.loads(line)
         to_do = not validated and values["kind"] in ("val", "best")
         return values["step"] < step or (values["step"] == step and not to_do)
-    except (ValueError, KeyError, TypeError, RecursionError):  # half a line of a killed process
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off when a process was killed
         return False
 
 
@@ -143,7 +143,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Field numbers of `Event`, of its `Summary` and of that one's `Value` (event.proto, summary.proto).
+# Field numbers of `Event`, `Summary` and `Summary.Value` (event.proto, summary.proto).
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7
 _VALUE, _TAG, _SIMPLE_VALUE = 1, 1, 2
 _SESSION_START = b"\x08\x01"  # SessionLog with status START
@@ -152,17 +152,18 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # how a field is encoded
 
 
 class _TensorBoard:
-    """An event file; what is written is in it before `write` returns.
+    """A TensorBoard event file; data is in the file by the time `write` returns.
 
-    Its records are the length of a body (uint64), a checksum of that, the body and a checksum of
-    it, all little-endian; the body is a protocol buffer of the few fields that a run fills.
+    A record consists of the length of its body (uint64), a checksum of the length, the body and a
+    checksum of the body, all little-endian. The body is a protocol buffer with the few fields that
+    a run needs.
 
     Args:
-        first_step: where this process starts. TensorBoard forgets what earlier files of the
-            directory say of the steps after it.
+        first_step: the step at which this process starts. TensorBoard discards what earlier files
+            in the directory contain for later steps.
 
     Raises:
-        OSError: it cannot be written, here and in `write`.
+        OSError: the file cannot be written (also raised by `write`).
     """
 
     def __init__(self, directory: str, first_step: int):
@@ -203,7 +204,7 @@ def _key(number: int, encoding: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first; the eighth says that more follow."""
+    """Encodes seven bits per byte, lowest first; the eighth bit marks that more bytes follow."""
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -213,7 +214,7 @@ def _varint(value: int) -> bytes:
 
 
 def _checksum(data: bytes) -> bytes:
-    """CRC-32C, rotated and shifted so that a checksum of checksums is none of zeros."""
+    """Returns the CRC-32C, masked as in TFRecord files so that data may contain checksums."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC_OF_BYTE[(crc ^ byte) & 0xFF] ^ crc >> 8

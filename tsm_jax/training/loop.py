@@ -1,4 +1,4 @@
-"""The training loop: steps, log lines, checkpoints, validation after every epoch."""
+"""The training loop: steps, log lines, checkpoints, and validation after every epoch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from tsm_jax.training.progress import Progress, StartedStep
 from tsm_jax.training.state import Diverged, TrainState, last_finite
 from tsm_jax.training.steps import TrainStep
 
-# Means over the validation clips for a state; calls the second argument after every batch, with
-# the batches done and their number.
+# Returns means over the validation clips for a state. Calls the second argument after every batch
+# with the number of finished batches and the total number of batches.
 Validate = Callable[[TrainState, Callable[[int, int], None]], dict[str, float]]
-# The state with a part of it computed from whole batches; calls the last argument before each.
-# Its step is given besides, because to ask the state for it is to wait for the devices.
+# Returns the state with a part of it recomputed from whole batches. Calls the last argument before
+# each batch. The step is an argument because reading it from the state would wait for the devices.
 FromBatches = Callable[[TrainState, int, Callable[[], None]], TrainState]
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run, ready to start."""
+    """Everything that a run needs to start."""
 
     config: ConfigDict
     plan: Plan
@@ -43,7 +43,7 @@ class TrainingRun:
     first_step: int  # of this process
     train_step: TrainStep
     validate: Validate
-    compute_statistics: FromBatches | None  # of batch norm; None where the recipe wants none
+    compute_statistics: FromBatches | None  # of batch norm; None if the recipe has it turned off
     refit_classifier: FromBatches | None
     checkpoints: Checkpoints
     log: RunLog
@@ -52,25 +52,26 @@ class TrainingRun:
 
 
 def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> TrainState:
-    """Trains to the end of the plan.
+    """Trains until the plan ends or `config.patience` runs out.
 
     Args:
-        state: where to start, at `run.first_step`; its memory is reused.
-        batches: this host's part of the batches from `run.first_step` on.
+        run: what to train, and with what.
+        state: the state at `run.first_step`; its memory is reused.
+        batches: this host's part of the batches, starting at `run.first_step`.
 
     Returns:
-        The last state. It is saved, and so is the best one.
+        The final state. It has been saved, and so has the best one.
 
     Raises:
-        Preempted: a signal asked the run to stop; everything is saved.
+        Preempted: a signal asked the run to stop; its checkpoints are on disk.
         Diverged: too many steps were not finite; the state before the last of them is saved.
-        UserError: something cannot be read or written.
+        UserError: a file cannot be read or written.
     """
     stop = stop_vote(run.preemption, run.mesh)
     first_step, progress, every = run.first_step, run.progress, run.config.checkpoint_every
     validated = from_first(run.checkpoints.validated(first_step))
     if run.plan.ends_epoch(first_step) and not validated:
-        _validate_epoch(run, state, first_step, stop)  # the process before did not get so far
+        _validate_epoch(run, state, first_step, stop)  # the previous process stopped before it
     pending = None
     for step in _steps(run):
         started = time.perf_counter()
@@ -85,7 +86,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
         reports = ends_epoch or run.plan.step_in_epoch(done) % run.config.log_every == 0
         saves = ends_epoch or preempted or (every > 0 and done % every == 0)
         try:
-            # One step late: the devices always have the next step to do while the host reads.
+            # One step late, so that the devices have the next step to work on in the meantime.
             if pending is not None:
                 progress.finished(pending)
             pending = StartedStep(step, reading, batch["index"], metrics)
@@ -93,7 +94,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
                 progress.finished(pending)
                 pending = None
         except Diverged:
-            _leave_last_finite(run, state, stop)
+            _save_last_finite(run, state, stop)
             raise
         if reports:
             progress.report(done)
@@ -109,7 +110,7 @@ def train(run: TrainingRun, state: TrainState, batches: Iterator[Batch]) -> Trai
 
 
 def _steps(run: TrainingRun) -> Iterator[int]:
-    """The steps to do, until the plan or the patience ends."""
+    """Yields the steps to train, until the plan ends or the patience runs out."""
     for step in range(run.first_step, run.plan.total_steps):
         if run.plan.ends_epoch(step) and _out_of_patience(run, step):
             return
@@ -117,20 +118,23 @@ def _steps(run: TrainingRun) -> Iterator[int]:
 
 
 def _out_of_patience(run: TrainingRun, step: int) -> bool:
-    """Whether the run ends here; known from the checkpoints alone, so that it is when continued."""
+    """Returns whether `config.patience` ends the run at this step.
+
+    This depends on the checkpoints alone, so a continued run ends at the same step.
+    """
     best_step = from_first(run.checkpoints.best_step() or 0)
     epochs = (step - best_step) // run.plan.steps_per_epoch
     if not 0 < run.config.patience <= epochs:
         return False
     run.log.say(
-        f"no better {run.config.best_metric} for {epochs} epochs (config.patience), since step"
-        f" {best_step}: training ends early"
+        f"{run.config.best_metric} has not improved for {epochs} epochs, since step {best_step}:"
+        " stopping early (config.patience)"
     )
     return True
 
 
-def _is_precise(run: TrainingRun, step: int) -> bool:
-    """Whether an epoch ends here, and is one that `config.precise_batch_norm` means."""
+def _ends_precise_epoch(run: TrainingRun, step: int) -> bool:
+    """Returns whether an epoch ends here to which `config.precise_batch_norm` applies."""
     if not run.plan.ends_epoch(step):
         return False
     epoch = step // run.plan.steps_per_epoch
@@ -140,16 +144,16 @@ def _is_precise(run: TrainingRun, step: int) -> bool:
 def _finish_epoch(
     run: TrainingRun, state: TrainState, step: int, preempted: bool, stop: Callable[[], bool]
 ) -> TrainState:
-    """The state with what the recipe wants from whole batches after this step, if anything."""
+    """Returns the state after the computations from whole batches that are due at this step."""
 
     def before_batch() -> None:
-        # Whoever continues from a checkpoint could not see that it is missing in it.
+        # This step is not saved: its checkpoint would not show that a computation is missing.
         if preempted or stop():
-            raise _preempted(run, step, "it goes on from the last checkpoint")
+            raise _preempted(run, step, "steps since the last checkpoint will be repeated")
 
     computations: dict[str, FromBatches] = {}
-    if run.compute_statistics and _is_precise(run, step):
-        computations["batch norm"] = run.compute_statistics
+    if run.compute_statistics and _ends_precise_epoch(run, step):
+        computations["batch-norm statistics"] = run.compute_statistics
     if run.refit_classifier and step == run.plan.total_steps:
         computations["classifier"] = run.refit_classifier
     for name, compute in computations.items():
@@ -158,25 +162,29 @@ def _finish_epoch(
         tensors = (*found.params.values(), *found.batch_stats.values())
         if all(np.isfinite(np.asarray(tensor)).all() for tensor in tensors):
             seconds = time.perf_counter() - started
-            run.log.say(f"{name} computed from whole batches: {seconds:.1f} s")
+            run.log.say(f"computed the {name} from whole batches in {seconds:.1f} s")
             state = found
         else:
             run.log.say(
-                f"warning: {name} computed from whole batches is not finite; it stays as it was"
+                f"warning: computing the {name} from whole batches gave values that are not finite;"
+                " the previous values are kept"
             )
     return state
 
 
 def _preempted(run: TrainingRun, step: int, what: str = "everything is saved") -> Preempted:
-    """Waits until everything is on disk."""
+    """Returns the exception to raise, once all checkpoints are on disk."""
     run.checkpoints.wait()
-    return Preempted(f"stopped at step {step} as the system asked; {what}")
+    return Preempted(f"stopped at step {step} because of a signal; {what}")
 
 
 def _validate(
     run: TrainingRun, state: TrainState, step: int, stop: Callable[[], bool]
 ) -> tuple[dict[str, float], str]:
-    """Means over the validation clips, and the same in words; can be stopped after any batch."""
+    """Returns means over the validation clips, and the same as text.
+
+    Can be stopped after any batch.
+    """
 
     def on_batch(batch: int, batches: int) -> None:
         run.progress.validating(step, batch, batches)
@@ -196,7 +204,7 @@ def _validate(
 def _validate_epoch(
     run: TrainingRun, state: TrainState, step: int, stop: Callable[[], bool]
 ) -> None:
-    """Validates the state that has just been saved; says so if it is the best so far."""
+    """Validates the state that has just been saved, and reports if it is the best so far."""
     metrics, words = _validate(run, state, step, stop)
     chosen_by = run.config.best_metric
     best_step = run.checkpoints.best_step()
@@ -207,10 +215,10 @@ def _validate_epoch(
         run.log.say(f"warning: {warning}")
     run.log.record("val", step, metrics)
     if not math.isfinite(metrics["loss"]):
-        run.log.say("the validation's loss is not finite: this cannot be the best model")
+        run.log.say("the validation loss is not finite: this cannot become the best model")
     elif metrics[chosen_by] > best:
-        # The reference's line: the accuracy as a fraction, truncated to four digits. Rounded first:
-        # 0.3825 as a mean of recalls is 0.38249999999999995.
+        # The reference prints this line, with the accuracy as a fraction truncated to four digits.
+        # It is rounded first: as a mean of recalls, 0.3825 is 0.38249999999999995.
         truncated = int(round(metrics[chosen_by] * 10000, 6)) / 10000
         name = "top1 acc" if chosen_by == "top1" else chosen_by
         run.log.say(f"Already save the best model ({name}){truncated}")
@@ -218,16 +226,19 @@ def _validate_epoch(
     run.checkpoints.add_validation(step, metrics)
 
 
-def _leave_last_finite(run: TrainingRun, state: TrainState, stop: Callable[[], bool]) -> None:
-    """Saves and validates the state before the step that stopped the run; it is never the best."""
+def _save_last_finite(run: TrainingRun, state: TrainState, stop: Callable[[], bool]) -> None:
+    """Saves and validates the state before the step that stopped the run.
+
+    It never becomes the best one.
+    """
     state = last_finite(state, run.config.max_bad_steps)
     step = int(state.step)
     run.checkpoints.save(state, run.config, run.progress.to_save())
     try:
         _, words = _validate(run, state, step, stop)
         run.log.say(
-            f"the state before, of step {step}: {words}; saved in {run.checkpoints.path(step)}"
+            f"last finite state (step {step}): {words}; saved in {run.checkpoints.path(step)}"
         )
     except UserError as error:  # the caller raises the step's error, which matters more
-        run.log.say(f"the state before, of step {step}, cannot be validated: {error}")
+        run.log.say(f"the last finite state (step {step}) cannot be validated: {error}")
     run.checkpoints.wait()

@@ -17,10 +17,10 @@ AXIS = "data"
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over jax `devices`, by default every device of every process.
+    """Returns a mesh over jax `devices`, by default all devices of all processes.
 
-    The devices of a process are neighbours, so that the part of a batch that a process reads is
-    the part that its devices hold.
+    The devices of a process are adjacent, so that the part of a batch that a process reads is the
+    part that its devices hold.
 
     Raises:
         UserError: the processes have different numbers of devices.
@@ -35,12 +35,12 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Returns the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_by_clips(mesh: Mesh) -> NamedSharding:
-    """Device i holds the i-th part of the first axis."""
+    """Returns the sharding in which device i holds the i-th part of the first axis."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
@@ -51,14 +51,14 @@ def jit_step(
     deterministic: bool = False,
     donate_argnums: tuple[int, ...] = (),
 ) -> Any:
-    """The jitted `step`, whose last argument is a batch, split by clips; all else is replicated.
+    """Returns the jitted `step`; its last argument is a batch, split by clips, all else replicated.
 
-    With `deterministic` it gives the same bits in every run. A GPU otherwise may add up in any
-    order, and picks its algorithms by timing them; without that it is slower. CPU and TPU are
-    always deterministic.
+    With `deterministic`, every run gives the same bits. Otherwise a GPU may add in any order and
+    selects its algorithms by timing them, which makes it faster. CPU and TPU are always
+    deterministic.
 
-    Matrix products are cuBLAS's: with Triton's among the candidates a step of a ResNet-50 is 5 %
-    slower on an H100, and takes 28 instead of 11 s to compile.
+    Matrix products use cuBLAS: with Triton kernels among the candidates, a ResNet-50 step is 5 %
+    slower on an H100, and takes 28 s instead of 11 s to compile.
     """
     options = None
     if mesh.devices.flat[0].platform == "gpu":
@@ -74,34 +74,38 @@ def jit_step(
 
 
 def check_batch(batch_size: int, batch_norm_group: int, mesh: Mesh) -> None:
-    """Raises a UserError if a global batch does not divide over the devices.
+    """Checks that a global batch can be divided over the devices.
 
-    Its batch-norm groups (0: the whole batch) divide when each device has whole groups, or each
-    group has whole devices to itself. Otherwise XLA would collect all activations on every device,
-    and each would do the work of all.
+    Each device must hold whole batch-norm groups, or each group must have whole devices to itself
+    (`batch_norm_group` 0: the whole batch is one group). Otherwise XLA would gather all activations
+    on every device, and each would do the work of all.
+
+    Raises:
+        UserError: the batch or its groups cannot be divided.
     """
     if batch_size % mesh.size:
         raise UserError(
-            f"config.batch_size is {batch_size}: it must be a multiple of the {mesh.size} devices"
+            f"config.batch_size is {batch_size}: it must be a multiple of the number of devices,"
+            f" {mesh.size}"
         )
     groups = max(batch_size // batch_norm_group, 1) if batch_norm_group else 1
     if groups % mesh.size and mesh.size % groups:
         raise UserError(
             f"config.batch_size is {batch_size}: its {groups} groups of"
-            f" config.model.batch_norm_group={batch_norm_group} clips do not divide over"
+            f" config.model.batch_norm_group={batch_norm_group} clips cannot be divided over"
             f" {mesh.size} devices; make it a multiple of {batch_norm_group * mesh.size}"
         )
 
 
 def eval_batch_size(wanted: int, num_clips: int, mesh: Mesh) -> int:
-    """`wanted` clips or all, rounded up so that all devices get equally many, with padding."""
+    """Returns `wanted`, at most `num_clips`, padded to a multiple of the number of devices."""
     return -(-min(wanted, num_clips) // mesh.size) * mesh.size
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Sends this process's part of a batch to its devices, without waiting for the copy.
 
-    `index`, the numbers of its clips, stays here: only the host needs it.
+    `index`, the numbers of its clips, is left out: only the host needs it.
     """
     sharding = split_by_clips(mesh)
     return {
@@ -112,10 +116,10 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of the host, the same ones in all processes, on all devices."""
+    """Puts host arrays, which are equal in all processes, on all devices."""
 
     def put(leaf: jax.Array | np.ndarray) -> jax.Array:
-        array = np.asarray(leaf)  # the processes need not talk about it
+        array = np.asarray(leaf)  # so that the processes need not communicate
         return jax.make_array_from_callback(array.shape, replicated(mesh), lambda i: array[i])
 
     return jax.tree.map(put, tree)

@@ -1,4 +1,4 @@
-"""Sums over clips that can be added up over batches and devices and divided at the end."""
+"""Losses, and sums over clips that are added over batches and devices and divided at the end."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.typing import ArrayLike
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
-    """Loss of each clip, float32 `[N]`, from logits `[N, K]` and labels `[N]`.
+    """Returns the loss of each clip, float32 `[N]`, from logits `[N, K]` and labels `[N]`.
 
-    With `label_smoothing` e the target is `(1 - e) * onehot + e / K`.
+    With `label_smoothing` e, the target is `(1 - e) * onehot + e / K`.
     """
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
     return optax.softmax_cross_entropy(logits, targets)
 
 
 def class_weights(clips: ArrayLike, exponent: float) -> np.ndarray:
-    """Weights of the loss by class, `[K]`, in proportion to `(1 / clips)^exponent`.
+    """Returns weights of the loss by class, `[K]`, proportional to `(1 / clips)^exponent`.
 
-    Their mean over all clips is 1, so that a learning rate means what it means without them. A
-    class without clips has weight 0.
+    Their mean over all clips is 1, so a learning rate means the same as without weights. A class
+    without clips has weight 0.
     """
     counts = np.asarray(clips, np.float64)
     weights = np.zeros(len(counts))
@@ -34,10 +34,10 @@ def class_weights(clips: ArrayLike, exponent: float) -> np.ndarray:
 
 
 def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many other classes score at least as high as each clip's own, int32 `[N]`.
+    """Returns how many other classes score at least as high as each clip's own, int32 `[N]`.
 
-    A clip is in the top k when its rank is below k; ties therefore count against it, and a
-    constant output is not taken for a right answer. Scores that are not finite give rank K.
+    A clip is in the top k if its rank is below k. Ties therefore count against it, and a constant
+    output never counts as correct. Scores that are not finite give rank K.
     """
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     rank = (logits >= own).sum(1, dtype=jnp.int32) - 1
@@ -45,7 +45,7 @@ def clip_ranks(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def clip_sums(ranks: jax.Array, mask: jax.Array, losses: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the clips whose `mask` is True: the others are padding.
+    """Returns sums over the clips whose `mask` is True; the others are padding.
 
     The arguments are `[N]`, the sums scalars: `count`, `top1`, `top5` (int32) and `loss` (float32).
     """
@@ -60,15 +60,15 @@ def clip_sums(ranks: jax.Array, mask: jax.Array, losses: jax.Array) -> dict[str,
 def class_sums(
     logits: jax.Array, labels: jax.Array, ranks: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """Counts by class over the clips whose `mask` is True, int32 `[3, K]`.
+    """Counts the clips whose `mask` is True by class, int32 `[3, K]`.
 
-    The clips of each class, those of them that are recognised, and the clips that have the class as
-    their answer. Scores that are not finite are no answer.
+    The rows count the clips of each class, those of them that are recognised, and the clips
+    predicted as the class. Scores that are not finite predict no class.
     """
     num_classes = logits.shape[1]
     classes = jnp.stack([labels, labels, logits.argmax(1)])
     counted = jnp.stack([mask, mask & (ranks < 1), mask & (ranks < num_classes)])
-    # A sum over clips, not a scatter: devices exchange K numbers.
+    # A sum over clips instead of a scatter: devices exchange only K numbers.
     return (jax.nn.one_hot(classes, num_classes, dtype=bool) & counted[..., None]).sum(
         1, dtype=jnp.int32
     )
@@ -85,9 +85,9 @@ class Meter:
             self.sums[name] += sums[name].item()
 
     def result(self, num_classes: int) -> dict[str, float]:
-        """Means over the clips seen: `loss`, `top1`, `top5` (nan of none), and their `count`.
+        """Returns means over the clips (nan without any), `loss`, `top1`, `top5`, and `count`.
 
-        With five classes or fewer there is no top-5: it would be 1 whatever the answers are.
+        With five classes or fewer, `top5` is omitted: it would be 1 for any predictions.
         """
         count = self.sums["count"]
         names = ("loss", "top1", "top5") if num_classes > 5 else ("loss", "top1")

@@ -1,8 +1,8 @@
-"""SGD with momentum in the order of the reference, and its learning-rate schedule.
+"""SGD with momentum in the reference's order of operations, and its learning-rate schedule.
 
-The order is that of Paddle's `Momentum` and of PyTorch's SGD, and it matters: the clip sees raw
-gradients, the decay is added after it and goes through the momentum, and the learning rate with
-its per-parameter multiplier stays outside the velocity.
+Paddle's `Momentum` and PyTorch's SGD use the same order, and it matters: raw gradients are clipped,
+weight decay is added afterwards and passes through the momentum, and the learning rate with its
+per-parameter multiplier stays outside the velocity.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import optax
 
 from tsm_jax.models.architecture import CLASSIFIER
 
-# The classifier, and PP-TSMv2's attention over time.
+# Suffixes of the classifier's parameters and of those of PP-TSMv2's temporal attention.
 _FC_KERNEL, _FC_BIAS = ".fc.kernel", ".fc.bias"
 
 
@@ -31,12 +31,12 @@ def make_schedule(
     warmup_start: float = 0.0,
     total_steps: int,
 ) -> optax.Schedule:
-    """Learning rate by step, after a linear warm-up that starts at `warmup_start * learning_rate`.
+    """Returns the learning rate by step, with a linear warm-up from `warmup_start * learning_rate`.
 
-    A `step` schedule multiplies by `decay_factor` at each of `boundaries` (steps of the run);
-    `cosine` goes to zero at `total_steps`. Both begin at the peak `learning_rate`, where the
-    warm-up ends. `whole_cosine` has its peak at step 0 and the warm-up instead of its beginning, so
-    that the run stays below it (PP-TSM).
+    `step` multiplies the rate by `decay_factor` at each of `boundaries` (steps of the run);
+    `cosine` decreases it to zero at `total_steps`. Both start from the peak `learning_rate`, where
+    the warm-up ends. `whole_cosine` has its peak at step 0, and the warm-up replaces its beginning,
+    so that the run stays below the peak (PP-TSM).
     """
     peak = learning_rate
     if schedule == "whole_cosine":
@@ -70,15 +70,19 @@ def make_optimizer(
     fc_bias_multiplier: float,
     frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
-    """Clip by global norm -> L2 -> momentum -> learning rate times multiplier.
+    """Builds: clip by global norm -> L2 -> momentum -> learning rate times multiplier.
 
     Args:
-        momentum: of the velocity `v = momentum * v + g`, without dampening.
-        nesterov: go on by `momentum * v + g` instead of `v`.
-        decay: of `weights` (convolutions and classifier) or `fc` (the classifier's weight).
-        clip_norm: largest global norm of the raw gradients, 0 for none.
-        fc_weight_multiplier: of the learning rate, like `fc_bias_multiplier`.
-        frozen: parts of the network that keep their values (`is_in`); they have no velocity.
+        learning_rate: a number or a schedule by step.
+        momentum: coefficient of the velocity `v = momentum * v + g`, without dampening.
+        nesterov: update by `momentum * v + g` instead of `v`.
+        weight_decay: coefficient of the L2 term.
+        decay: what it applies to: `weights` (convolutions and classifier) or `fc` (the classifier's
+            weight).
+        clip_norm: maximum global norm of the raw gradients, 0 for no clipping.
+        fc_weight_multiplier: learning-rate multiplier of the weights of fully connected layers.
+        fc_bias_multiplier: learning-rate multiplier of their biases.
+        frozen: parts of the network that keep their values (see `is_in`) and have no velocity.
     """
     rule = optax.chain(
         _clip(clip_norm) if clip_norm else optax.identity(),
@@ -99,16 +103,16 @@ def make_optimizer(
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
-    """Whether a tensor is one of `parts` of the module tree, or inside one.
+    """Returns whether a tensor is one of `parts` of the module tree, or is inside one.
 
-    `backbone.blocks.1` has `backbone.blocks.1.project.conv.kernel` in it, and nothing of
+    `backbone.blocks.1` contains `backbone.blocks.1.project.conv.kernel`, but nothing of
     `backbone.blocks.10`.
     """
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
 def _clip(largest: float) -> optax.GradientTransformation:
-    """By the global norm, as PyTorch does: the small number shows in float64 after six steps."""
+    """Clips by the global norm as PyTorch does: its 1e-6 is visible in float64 after six steps."""
 
     def clip(gradients: Any, _: Any) -> Any:
         share = jnp.minimum(1, largest / (global_norm(gradients) + 1e-6))
@@ -118,10 +122,10 @@ def _clip(largest: float) -> optax.GradientTransformation:
 
 
 def _ending(suffix: str) -> Callable[[Mapping[str, Any]], dict[str, bool]]:
-    """A mask of the parameters whose name ends like this."""
+    """Returns a function from parameters to a mask of those whose name ends in `suffix`."""
     return lambda params: {name: name.endswith(suffix) for name in params}
 
 
 def global_norm(gradients: Mapping[str, jax.Array]) -> jax.Array:
-    """Euclidean norm over all tensors, float32 scalar."""
+    """Returns the Euclidean norm over all tensors, a float32 scalar."""
     return jnp.asarray(optax.tree.norm(gradients))

@@ -1,7 +1,7 @@
-"""A scheduler asks a run to stop: the step under way is finished and saved, exit code 75.
+"""Preemption by a scheduler: the current step is finished and saved, and the exit code is 75.
 
-SLURM, Kubernetes and spot machines send SIGTERM some seconds before they kill (SLURM sends
-another signal, by custom SIGUSR1, with `--signal`).
+SLURM, Kubernetes and spot instances send SIGTERM some seconds before they kill a process (with
+`--signal`, SLURM sends another signal, usually SIGUSR1).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preempted(Exception):
-    """A signal asked the run to stop and everything is saved; the same command continues it."""
+    """A signal stopped the run, and its checkpoints are on disk; the same command continues it."""
 
 
 class Preemption:
-    """Notes a scheduler's signal while it is entered; must be entered in the main thread.
+    """Records a scheduler's signal while it is entered; must be entered in the main thread.
 
-    The first signal sets `noted`. Before there is anything to save (`steps_taken` has not been
-    called) it ends the process at once with exit code 75, even in the middle of a compilation. A
-    second SIGTERM, `same_signal_seconds` after the first (a scheduler and a launcher may both pass
-    on the same one), ends it at once with 143.
+    The first signal sets `noted`. If there is nothing to save yet (`steps_taken` has not been
+    called), it instead ends the process at once with exit code 75, even during a compilation. A
+    second SIGTERM more than `same_signal_seconds` after the first ends the process at once with
+    143; an earlier one may be the same signal, passed on by both a scheduler and a launcher.
     """
 
     def __init__(self, same_signal_seconds: float = 1.0) -> None:
@@ -36,8 +36,8 @@ class Preemption:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
-        # Python runs its handlers between two instructions of the main thread, which may be a
-        # minute away when XLA compiles. The byte in this pipe is written at once.
+        # Python runs its handlers between two instructions of the main thread, which may take a
+        # minute while XLA compiles. The byte in this pipe is written at once.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -53,7 +53,7 @@ class Preemption:
         os.close(self._writer)  # ends the thread
 
     def steps_taken(self) -> None:
-        """From now on a signal waits until the loop has saved."""
+        """Makes later signals wait until the loop has saved."""
         self._nothing_to_save = False
 
     def _watch(self) -> None:

@@ -1,7 +1,7 @@
-"""Several processes as one run: they find each other, agree, and end together.
+"""Runs with several processes: they find each other, agree, and end together.
 
-A process on its own needs nothing. Several are found from the environment: from SLURM, Open MPI or
-a TPU slice, which jax knows, or from the three variables that `launch/` sets.
+A single process needs no setup. Several processes are detected from the environment: SLURM, Open
+MPI or a TPU slice, which jax knows, or the three variables that `launch/` sets.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tsm_jax.training.preemption import EXIT_CODE, Preemption
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 _DAY = 24 * 60 * 60  # seconds
-# After how long a process is given up that does not answer; a killed one is noticed at once.
+# Time after which a process that does not answer is given up; a killed one is noticed at once.
 _SILENT_SECONDS = 20
 
 _T = TypeVar("_T")
@@ -35,9 +35,9 @@ _T = TypeVar("_T")
 
 @contextmanager
 def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
-    """Joins the other processes of this run, if there are any; the error of one ends them all.
+    """Joins the other processes of this run, if there are any; an error in one ends them all.
 
-    Enter it before anything asks jax for its devices. If the others do not come in
+    Enter it before anything asks jax for its devices. If the others do not appear within
     `timeout_seconds`, the process prints one line and exits with code 1.
 
     Raises:
@@ -47,7 +47,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     if arguments is None or not _connect(arguments, timeout_seconds):
         yield
         return
-    from tsm_jax.training import lost_process  # late, as in `_connect`: only several need it
+    from tsm_jax.training import lost_process  # late, as in `_connect`: a single process needs none
 
     stopped = threading.Event()
     watch = (_store(), stopped)
@@ -55,7 +55,7 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # Preempted processes stop together, and then end as after the last step.
+        # Preempted processes stop together and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             stopped.set()
             text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
@@ -64,8 +64,8 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
             atexit.register(lost_process.leave, 130 if isinstance(error, KeyboardInterrupt) else 1)
         if isinstance(error, Exception) and "Gloo" in str(error):
             raise UserError(
-                "the connection to another process broke: its output or its launcher's says why"
-                f" ({str(error).splitlines()[0]})"
+                "the connection to another process broke: see the output of that process or its"
+                f" launcher for the reason ({str(error).splitlines()[0]})"
             ) from error
         raise
     finally:
@@ -73,19 +73,19 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
 
 
 def wait_for_all(what: str) -> None:
-    """Waits until every process has come here, however long that takes.
+    """Waits until every process has called this, however long that takes.
 
-    On CPUs the first collective operation would give up after half a minute. `what` names the
-    place; each is waited at once in a run.
+    On CPUs, the first collective operation would time out after half a minute. `what` names the
+    barrier; each name is used once in a run.
     """
     if jax.process_count() > 1:
         _store().wait_at_barrier(f"tsm_jax/{what}", _DAY * 1000)
 
 
 def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
-    """The jitted `step`, whose first call runs when all processes have compiled it.
+    """Returns the jitted `step`; its first call waits until all processes have compiled it.
 
-    One may find it in its compilation cache where another needs a minute.
+    One process may find it in its compilation cache while another needs a minute.
     """
     if jax.process_count() == 1:
         return step
@@ -103,17 +103,17 @@ def compiled_together(step: Callable[..., _T], what: str) -> Callable[..., _T]:
 
 
 def from_first(value: int) -> int:
-    """The first process's value, on every process. All have to call it."""
+    """Returns the first process's value in every process; all of them must call it."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def stop_vote(preemption: Preemption, mesh: Mesh) -> Callable[[], bool]:
-    """A function that says whether to stop now, on all processes when a signal reached any of them.
+    """Returns a function that tells all processes to stop once a signal has reached any of them.
 
-    Every process calls it equally often. With several processes it gives the answer to the call
-    before: nobody waits for a vote.
+    Every process must call it equally often. With several processes, each call returns the result
+    of the previous one, so that nobody waits for a vote.
     """
     if jax.process_count() == 1:
         return lambda: preemption.noted
@@ -130,10 +130,13 @@ def stop_vote(preemption: Preemption, mesh: Mesh) -> Callable[[], bool]:
 
 
 def check_shared(directory: str) -> None:
-    """Raises a UserError on every process unless all see the same `directory`.
+    """Checks that all processes see the same `directory`.
 
-    A checkpoint is written by all of them; with a directory on each host's own disk none would ever
-    be complete.
+    All of them write parts of a checkpoint. With a directory on each host's own disk, no checkpoint
+    would ever be complete.
+
+    Raises:
+        UserError: they do not; raised in every process.
     """
     if jax.process_count() == 1:
         return
@@ -150,13 +153,13 @@ def check_shared(directory: str) -> None:
     if not seen.all():
         raise UserError(
             f"{os.path.abspath(directory)} is not the same directory for all"
-            f" {jax.process_count()} processes: set --config.workdir to a file system that all"
-            " hosts share"
+            f" {jax.process_count()} processes: set --config.workdir to a directory on a file"
+            " system that all hosts share"
         )
 
 
 def _appears(path: str, seconds: float = 5.0) -> bool:
-    """Whether a file is there; a network file system may show it a little late."""
+    """Returns whether a file appears within `seconds`; network file systems may show it late."""
     deadline = time.monotonic() + seconds
     while not os.path.exists(path):
         if time.monotonic() > deadline:
@@ -166,7 +169,7 @@ def _appears(path: str, seconds: float = 5.0) -> bool:
 
 
 def distributed_arguments() -> dict[str, Any] | None:
-    """What to give to `jax.distributed.initialize`; None for a process on its own."""
+    """Returns the arguments of `jax.distributed.initialize`, None for a single process."""
     given = {name: os.environ[name] for name in (ADDRESS, COUNT, INDEX) if os.environ.get(name)}
     if given:
         return _from_variables(given)
@@ -174,7 +177,7 @@ def distributed_arguments() -> dict[str, Any] | None:
         return {"cluster_detection_method": "slurm"}
     if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return {"cluster_detection_method": "ompi"}
-    # What a TPU slice consists of, jax asks the machine's metadata.
+    # On a TPU slice, jax finds the other processes through the machine's metadata.
     return {} if importlib.util.find_spec("libtpu") else None
 
 
@@ -182,11 +185,13 @@ def _from_variables(given: dict[str, str]) -> dict[str, Any] | None:
     missing = [name for name in (ADDRESS, COUNT, INDEX) if name not in given]
     if missing:
         raise UserError(
-            f"the environment has {', '.join(given)} but not {', '.join(missing)}: several"
-            " processes need all three, one process none (see launch/README.md)"
+            f"the environment has {', '.join(given)} but not {', '.join(missing)}: set all three"
+            " for several processes, or none for a single process (see launch/README.md)"
         )
     if not (given[COUNT].isdecimal() and given[INDEX].isdecimal()):
-        raise UserError(f"{COUNT}={given[COUNT]} and {INDEX}={given[INDEX]} must be whole numbers")
+        raise UserError(
+            f"{COUNT}={given[COUNT]} and {INDEX}={given[INDEX]} must be non-negative integers"
+        )
     count, index = int(given[COUNT]), int(given[INDEX])
     if index >= count:
         raise UserError(f"{INDEX}={index} must be less than {COUNT}={count}")
@@ -204,7 +209,7 @@ def _from_variables(given: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
-    """Joins the others; False on a machine that is on its own after all."""
+    """Joins the other processes; returns False if the machine turns out to be on its own."""
     from tsm_jax.training.lost_process import print_and_exit, shorten_aborts
 
     def give_up() -> None:
@@ -212,18 +217,18 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
         if "process_id" in arguments:
             who = f"process {arguments['process_id']} of {arguments['num_processes']}"
         print_and_exit(
-            f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: do all"
-            " run, and can they reach that address?"
+            f"{who} did not find all others at {address} within {timeout_seconds:.0f} s: check"
+            " that all are running and can reach that address"
         )
 
     shorten_aborts()
-    # Left alone, jaxlib aborts with a stack trace when its own time is up.
+    # jaxlib would abort with a stack trace at its own timeout.
     alarm = threading.Timer(timeout_seconds, give_up)
     alarm.daemon = True
     alarm.start()
     try:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # Its handler of SIGTERM would take the place of the one that saves and ends the run.
+        # Its SIGTERM handler would replace the one that saves and ends the run.
         jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             **arguments,
@@ -233,7 +238,7 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
     except ValueError:
         if arguments:
             raise
-        return False  # it has the TPU library, but is not of a slice
+        return False  # the TPU library is installed, but the machine is not part of a slice
     except RuntimeError as error:
         raise UserError(f"cannot join the other processes: {error}") from error
     finally:
@@ -242,7 +247,7 @@ def _connect(arguments: dict[str, Any], timeout_seconds: float) -> bool:
 
 
 def _store() -> Any:
-    """The store and barriers that the processes share, for which jax has no public name."""
+    """Returns the client of the shared store and barriers, for which jax has no public name."""
     from jax._src.distributed import global_state
 
     return global_state.client

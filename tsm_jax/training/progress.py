@@ -1,4 +1,4 @@
-"""What a run's log lines say: averages since the last one, speed, and the time that is left."""
+"""Contents of a run's log lines: averages since the previous line, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from tsm_jax.training.log import METRICS_FILE, RunLog
 from tsm_jax.training.metrics import Meter
 from tsm_jax.training.state import Diverged
 
-# Of a new time in the moving average: about the last 50 steps count, and the last 3 validations.
+# Weights of a new time in the moving averages: about the last 50 steps and 3 validations count.
 _STEP_WEIGHT, _VALIDATION_WEIGHT = 0.02, 0.5
 
 
 @dataclass(frozen=True)
 class StartedStep:
-    """A step that the devices work on."""
+    """A step that the devices are working on."""
 
-    number: int  # steps before it
+    number: int  # number of steps before it
     reading: float  # seconds that the loop waited for its batch
-    clips: np.ndarray  # this process's part of the batch, int64 [B]
+    clips: np.ndarray  # numbers of the clips in this process's part of the batch, int64 [B]
     metrics: dict[str, jax.Array]  # on the devices
 
 
 class Progress:
-    """Averages over the steps since the last log line, and writes that line.
+    """Averages metrics over the steps since the previous log line, and writes log lines.
 
     Args:
-        order: which clip belongs where, to notice replaced ones.
-        clip_name: path of a training clip by its number.
-        val_clips: how many there are, to tell the remaining time before the first validation.
-        first_step: of this process.
-        saved: what `to_save` gave at that step; None at the beginning of a run.
+        order: order of the training clips, to detect replaced ones.
+        clip_name: returns the path of a training clip by its number.
+        val_clips: number of validation clips, to estimate the remaining time before the first
+            validation.
+        first_step: the step at which this process starts.
+        saved: what `to_save` returned at that step; None for a new run.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class Progress:
         self._remaining = RemainingTime(plan, val_clips / config.batch_size / 3)
 
     def to_save(self) -> dict[str, Any]:
-        """Plain numbers from which another process goes on."""
+        """Returns plain numbers from which another process can continue."""
         return {"sums": self._meter.sums, "replaced_clips": self._replaced}
 
     def finished(self, step: StartedStep) -> None:
         """Waits for a step's metrics and adds them up.
 
         Raises:
-            Diverged: the step is not finite, and no more of those may be skipped.
+            Diverged: the step is not finite, and no more such steps may be skipped.
         """
         self._last = jax.device_get(step.metrics)
         done = step.number + 1
@@ -93,11 +94,11 @@ class Progress:
         self._log.show("train", done, self._plan.total_steps, self._note(done))
 
     def validating(self, done: int, batch: int, batches: int) -> None:
-        """Shows that `batch` of the validation after `done` steps is done."""
+        """Shows that `batch` batches of the validation after `done` steps are finished."""
         self._log.show("validate", batch, batches, self._note(done, batch / batches))
 
     def validated(self, seconds: float) -> None:
-        """Takes note of how long a validation took."""
+        """Records how many seconds a validation took."""
         self._remaining.validation.add(seconds)
         self._timer.lap()
         self._last_finished = time.perf_counter()
@@ -111,7 +112,7 @@ class Progress:
         return max(done - 1, 0) // self._plan.steps_per_epoch + 1
 
     def _clips(self, step: StartedStep) -> tuple[np.ndarray, int]:
-        """The global batch, and how many of this process's clips replace unreadable ones."""
+        """Returns the global batch, and how many of our clips in it replace unreadable ones."""
         clips = self._order.batch(step.number)
         start = jax.process_index() * len(step.clips)
         own = slice(start, start + len(step.clips))
@@ -127,20 +128,20 @@ class Progress:
         what = (
             f"{'the update of ' if update else ''}step {done} is not finite: loss"
             f" {loss / len(clips):.5g}, gradient norm {norm:.5g}, on the clips"
-            f" {', '.join(clips[:4])} (all {len(clips)} in {METRICS_FILE})"
+            f" {', '.join(clips[:4])} ({METRICS_FILE} lists all {len(clips)})"
         )
         if bad_steps > allowed:
-            # Not recorded as a bad step: the run may be continued from the step before.
+            # Not recorded as a bad step: the run may be continued from the previous step.
             self._log.record("diverged", done - 1, {"bad_step": done, "clips": clips})
             raise Diverged(
-                f"{what}: look at these clips, lower config.optimizer.learning_rate in a new"
-                f" workdir, or continue without them by --config.max_bad_steps={allowed + 1}"
+                f"{what}: check these clips, lower config.optimizer.learning_rate in a new workdir,"
+                f" or continue without this step by --config.max_bad_steps={allowed + 1}"
             )
         self._log.record("bad_step", done, {"bad_steps": bad_steps, "clips": clips})
         self._log.say(f"{what}: skipped ({bad_steps} of {allowed})")
 
     def report(self, done: int) -> None:
-        """Writes the log line of `done` steps."""
+        """Writes the log line after `done` steps."""
         means = self._meter.result(self._config.model.num_classes)
         batch_seconds = self._timer.batch_seconds
         values = {
@@ -180,7 +181,7 @@ def _in_words(seconds: float) -> str:
 
 
 class StepTimer:
-    """Where a training step's time goes, averaged since the last `lap`."""
+    """Measures where the time of training steps goes, averaged since the last `lap`."""
 
     def __init__(self) -> None:
         self.lap()
@@ -190,13 +191,13 @@ class StepTimer:
         self._start, self._steps, self._reading = time.perf_counter(), 0, 0.0
 
     def count(self, reading_seconds: float) -> None:
-        """Counts a step, which waited `reading_seconds` for its batch."""
+        """Counts a step that waited `reading_seconds` for its batch."""
         self._steps += 1
         self._reading += reading_seconds
 
     @property
     def batch_seconds(self) -> float | None:
-        """None if no step has been timed, as after the first one, which compiles."""
+        """Seconds per step; None if no step has been timed, as after the first, which compiles."""
         return (time.perf_counter() - self._start) / self._steps if self._steps else None
 
     @property
@@ -205,7 +206,7 @@ class StepTimer:
 
 
 class MovingAverage:
-    """An exponential moving average that the first values enter as a plain mean."""
+    """An exponential moving average that starts as the plain mean of the first values."""
 
     def __init__(self, weight: float):
         self._weight, self._count = weight, 0
@@ -218,10 +219,10 @@ class MovingAverage:
 
 
 class RemainingTime:
-    """The time to the end of a run, its validations included.
+    """Estimates the time to the end of a run, including its validations.
 
     Args:
-        validation_steps: a validation's work in training steps, until one has been timed.
+        validation_steps: cost of a validation in training steps, used until one has been timed.
     """
 
     def __init__(self, plan: Plan, validation_steps: float):
@@ -230,18 +231,19 @@ class RemainingTime:
         self.validation = MovingAverage(_VALIDATION_WEIGHT)  # seconds
 
     def seconds(self, done: int, validated: float = 0.0) -> float | None:
-        """From `done` steps on; None before a step was timed.
+        """Returns the seconds that remain after `done` steps; None before a step was timed.
 
         Args:
-            done: steps. After the last one of an epoch its validation is still to come.
-            validated: how much of that validation is done, 0 to 1.
+            done: number of completed steps. After the last one of an epoch, its validation is still
+                to come.
+            validated: completed fraction of that validation, 0 to 1.
         """
         if self.step.value is None:
             return None
         validation = self.validation.value
         if validation is None:
             validation = self._validation_steps * self.step.value
-        begun = max(done - 1, 0) // self._plan.steps_per_epoch  # epochs before the one under way
+        begun = max(done - 1, 0) // self._plan.steps_per_epoch  # epochs before the current one
         epochs = self._plan.total_steps // self._plan.steps_per_epoch
         steps = (self._plan.total_steps - done) * self.step.value
         return steps + (epochs - begun - validated) * validation

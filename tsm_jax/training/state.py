@@ -1,4 +1,4 @@
-"""What a training step reads and writes, and how a step that is not finite is kept out of it."""
+"""The state that a training step reads and writes; steps that are not finite are kept out of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tsm_jax.training.mesh import put_replicated, replicated
 
 
 class TrainState(NamedTuple):
-    """Everything that changes from step to step; all float32 but the counters."""
+    """Everything that changes from step to step; float32 except for the counters."""
 
-    step: jax.Array  # optimizer steps done, int32
-    params: Tensors  # what is trained, by name
+    step: jax.Array  # completed optimizer steps, int32
+    params: Tensors  # parameters, by name
     batch_stats: Tensors  # running mean and variance of batch norm, by name
     opt_state: optax.OptState  # velocities and counters
     bad_steps: jax.Array  # steps skipped because they were not finite, int32
@@ -29,7 +29,7 @@ class TrainState(NamedTuple):
 def abstract_state(
     network: Network, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and places of a state, whose leaves are `jax.ShapeDtypeStruct`."""
+    """Returns a state with the shapes, dtypes and shardings only (`jax.ShapeDtypeStruct`)."""
 
     def zeros() -> TrainState:
         params, batch_stats = (
@@ -52,14 +52,14 @@ def init_state(
     mesh: Mesh,
     loaded: Mapping[str, np.ndarray] | None = None,
 ) -> TrainState:
-    """A state at step 0, the same on every mesh, replicated over its devices.
+    """Returns a state at step 0, the same on every mesh, replicated over its devices.
 
-    Parameters and statistics in `loaded` are taken from there; the others are random, and the same
-    as without any.
+    Parameters and statistics in `loaded` are used as they are. The others are random, with the same
+    values as without `loaded`.
     """
     params, batch_stats = network.init(seed, loaded)
     zero = np.zeros((), np.int32)
-    # As `optimizer.init` gives it, which would compile an operation for each shape: two seconds.
+    # What `optimizer.init` returns, which would compile an operation for each shape: two seconds.
     opt_state = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, params)
     )
@@ -71,28 +71,28 @@ Metrics = dict[str, jax.Array]
 
 
 class Diverged(UserError):
-    """More bad steps than `config.max_bad_steps`; the train state is that before the last one."""
+    """More bad steps than `config.max_bad_steps`; the train state precedes the last of them."""
 
 
 def skip_bad_step(
     state: TrainState, updated: TrainState, metrics: Metrics, max_bad_steps: int
 ) -> tuple[TrainState, Metrics]:
-    """Takes `updated` only if the step's loss and gradient, and `updated` itself, are finite.
+    """Accepts `updated` only if the step's loss and gradient, and `updated` itself, are finite.
 
-    A finite gradient can still overflow in the update: a velocity adds up, a multiplier or a
-    learning rate scales. The check of the new state costs one more pass over it.
+    A finite gradient can still overflow in the update, because velocities accumulate and
+    multipliers and learning rates scale. Checking the new state costs one more pass over it.
 
-    A bad step leaves parameters, statistics and velocities as they were and only counts. The one
-    after `max_bad_steps` of them stops the run: neither it nor the steps that the host has started
-    before it learns of that change anything any more, the step counter included.
+    A bad step leaves parameters, statistics and velocities unchanged and is only counted. The bad
+    step after `max_bad_steps` others stops the run: neither it nor the steps that the host starts
+    before it learns of that change the parameters, statistics, velocities or the step counter.
 
     Returns:
-        The state to go on with, and the metrics with `bad` (bool) and `bad_steps` (int32, of the
-        whole run, this one included).
+        The state to continue with, and the metrics plus `bad` (bool) and `bad_steps` (int32, of the
+        whole run including this step).
     """
     leaves = (metrics["loss"], metrics["grad_norm"], *jax.tree.leaves(updated))
-    # XLA would compute a chain of `&`, or a reduction that it may turn into one, again for each
-    # tensor that waits for it: four fifths of a ResNet-50's compiled step.
+    # Without the barrier, XLA would recompute a chain of `&`, or a reduction that it may turn into
+    # one, for each tensor that depends on it: four fifths of a ResNet-50's compiled step.
     finite = jax.lax.optimization_barrier(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
     bad = ~finite.all()
     bad_steps = state.bad_steps + bad
@@ -108,5 +108,5 @@ def skip_bad_step(
 
 
 def last_finite(state: TrainState, max_bad_steps: int) -> TrainState:
-    """The state of a stopped run as it was before its last step: it can be saved and continued."""
+    """Returns the state of a stopped run before its last step; it can be saved and continued."""
     return state._replace(bad_steps=jnp.minimum(state.bad_steps, max_bad_steps))

@@ -1,4 +1,4 @@
-"""What runs on the devices: a training step, an evaluation step, an evaluation of all clips."""
+"""Computations on the devices: training step, evaluation step, and evaluation of all clips."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def make_train_step(
     deterministic: bool = False,
     max_bad_steps: int = 0,
 ) -> TrainStep:
-    """The jitted step `(state, batch) -> (state, metrics)`; the old state's memory is reused.
+    """Returns the jitted step `(state, batch) -> (state, metrics)`; it reuses the state's memory.
 
-    The metrics are `clip_sums` of the batch before the update, with `learning_rate`, `grad_norm`
-    (the global norm of the raw gradients) and what `skip_bad_step` adds, which keeps a step that is
-    not finite out of the state.
+    The metrics are `clip_sums` of the batch before the update, `learning_rate`, `grad_norm` (the
+    global norm of the raw gradients) and those of `skip_bad_step`, which keeps a step that is not
+    finite out of the state.
 
     Args:
         schedule: learning rate by step, for the metrics; the optimizer has its own.
-        seed: of dropout and mixup.
-        class_weights: of the loss of a clip by its class, `[K]`; None for 1. The loss in the
-            metrics is without them.
+        seed: seed of dropout and mixup.
+        class_weights: weights of the loss by class, `[K]`; None for 1. The loss in the metrics is
+            unweighted.
         frozen: parts of the network without a gradient, as for `make_optimizer`.
 
-    The others are keys of a recipe.
+    The remaining options are keys of a recipe.
     """
 
     def loss_fn(
@@ -108,7 +108,7 @@ def make_train_step(
 
 
 def shown_video(batch: Batch, mixup: float) -> jax.Array:
-    """What the network sees, `[B, T, H, W, 3]`: one view, or two clips mixed."""
+    """Returns the network's input, `[B, T, H, W, 3]`: one view of each clip, or two clips mixed."""
     video = normalize(batch["video"][:, 0])
     if not mixup:
         return video
@@ -117,18 +117,18 @@ def shown_video(batch: Batch, mixup: float) -> jax.Array:
 
 
 def with_draws(batch: Batch, seed: int, step: jax.Array, mixup: float) -> Batch:
-    """Adds what is random in a step: the keys of dropout, and what mixup draws.
+    """Adds the random values of a step: dropout keys and, for mixup, the other clips and shares.
 
-    Each clip is mixed with the one from the other end of the batch, whose order is random. The two
-    clips of a pair become each other's other one, so the share of a clip itself can be drawn as the
-    larger of the two: the label that accuracy counts is then the one of which there is more.
+    Each clip is mixed with the one at the mirrored position of the batch, whose order is random.
+    Both clips of a pair are mixed with each other, so a clip's own share can be drawn as the larger
+    of the two: the label that accuracy counts is then the predominant one.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), step)
     clips = len(batch["label"])
     batch = {**batch, "dropout_key": jax.random.split(step_key, clips)}
     if not mixup:
         return batch
-    # With a key that is none of the clips'.
+    # With a key that no clip uses.
     share = jax.random.beta(jax.random.fold_in(step_key, clips), mixup, mixup)
     return {
         **batch,
@@ -140,17 +140,17 @@ def with_draws(batch: Batch, seed: int, step: jax.Array, mixup: float) -> Batch:
 
 class Outcome(NamedTuple):
     gradients: Tensors  # of the mean loss
-    batch_stats: Tensors  # the running statistics afterwards
+    batch_stats: Tensors  # running statistics after the batch
     sums: dict[str, jax.Array]  # `clip_sums`
 
 
 def accumulate(compute: Callable[[Any], Outcome], batch: Any, parts: int, mesh: Mesh) -> Outcome:
-    """The outcome of a batch computed in `parts`, one after the other, as if it were one.
+    """Computes a batch in `parts`, one after the other, with the outcome of the whole batch.
 
-    Gradients are means over clips and batch norm takes its statistics over groups of clips, so
-    parts that hold whole groups give what the whole batch gives, with the activations of one part
-    in memory. Running statistics start from the same values in each part, so that their mean is
-    what the whole batch moves them to.
+    Gradients are means over clips, and batch norm computes statistics over groups of clips. Parts
+    that hold whole groups therefore give the same as the whole batch, with the activations of only
+    one part in memory. Running statistics start from the same values in each part, so their mean is
+    what the whole batch would move them to.
     """
     if parts == 1:
         return compute(batch)
@@ -172,9 +172,9 @@ def accumulate(compute: Callable[[Any], Outcome], batch: Any, parts: int, mesh: 
 
 
 def _split(array: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
-    """`[B, ...]` to `[parts, B / parts, ...]`; every device gives clips to every part.
+    """Reshapes `[B, ...]` to `[parts, B / parts, ...]`; every part has clips of every device.
 
-    So no clip moves to another device, and neighbours on a device stay neighbours.
+    No clip moves to another device, and adjacent clips on a device stay adjacent.
     """
     by_device = array.reshape(mesh.size, parts, -1, *array.shape[1:])
     by_part = by_device.swapaxes(0, 1).reshape(parts, -1, *array.shape[1:])
@@ -190,20 +190,20 @@ def make_eval_step(
     by_frames: bool = False,
     deterministic: bool = False,
 ) -> EvalStep:
-    """The jitted step `(params, batch_stats, batch) -> (sums, clips)`.
+    """Returns the jitted step `(params, batch_stats, batch) -> (sums, clips)`.
 
     `sums` are `clip_sums`, with `class_sums` as `classes`.
 
-    `clips` has what each clip of the global batch got, on every process: `logits` `[B, K]`,
-    averaged over its views (if `average_probabilities`, so that their softmax is the average of
-    the views'), `rank` of `clip_ranks` `[B]`, and `mask` `[B]`. With `by_frames` also
-    `right_after` `[B, T]`: whether the mean of the first t+1 frames' logits is right, of a network
-    whose frames know nothing of later ones.
+    `clips` holds the results for each clip of the global batch, in every process: `logits`
+    `[B, K]`, averaged over views (with `average_probabilities`, their softmax is the average over
+    the views' softmax), `rank` `[B]` as in `clip_ranks`, and `mask` `[B]`. With `by_frames`, for a
+    network whose frames do not depend on later ones, also `right_after` `[B, T]`: whether the mean
+    of the first t+1 frames' logits is right.
     """
 
     def average(logits: jax.Array) -> jax.Array:
-        """Of views, `[B, V, K]` to `[B, K]`."""
-        if average_probabilities:  # its logarithm, whose softmax it is
+        """Averages over views, `[B, V, K]` to `[B, K]`."""
+        if average_probabilities:  # up to a constant, the logarithm of the average
             return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=1)
         return logits.mean(1)
 
@@ -242,11 +242,11 @@ def evaluate(
     on_batch: Callable[[int], None] = lambda done: None,
     on_clips: Callable[[dict[str, jax.Array]], None] = lambda clips: None,
 ) -> dict[str, float]:
-    """Means over all clips: those of `Meter`, and `class_metrics`.
+    """Returns means over all clips: those of `Meter`, and `class_metrics`.
 
     Args:
         batches: from `eval_batches`, at least one.
-        on_batch: called with the number of batches that have been sent to the devices.
+        on_batch: called with the number of batches sent to the devices so far.
         on_clips: called with the `clips` of each step, in the order of the batches.
     """
     meter = Meter()

@@ -1,4 +1,4 @@
-"""Weights & Biases as a logger of a run (the extra `wandb`)."""
+"""A logger for Weights & Biases (the extra `wandb`)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ml_collections import ConfigDict
 from tsm_jax.errors import UserError
 from tsm_jax.files import write_text
 
-# Beside the checkpoints: a run that is continued goes on in the same curves.
+# In the workdir, so that a continued run extends the same curves.
 _ID_FILE = "wandb_id.txt"
 
 
 class WeightsAndBiases:
     """Sends a run's numbers to Weights & Biases.
 
-    Its own variables choose project (`WANDB_PROJECT`, else tsm-jax), account and mode
-    (`WANDB_MODE=offline` keeps everything in the workdir).
+    Its environment variables select the project (`WANDB_PROJECT`, tsm-jax by default), the account
+    and the mode (`WANDB_MODE=offline` keeps everything in the workdir).
 
     Raises:
-        UserError: it is not installed, or does not let us in.
+        UserError: wandb is not installed, or access is denied.
     """
 
     def __init__(self, config: ConfigDict):
@@ -42,7 +42,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             raise UserError(f"wandb: {' '.join(str(error).split())}") from error
-        # Steps of our own: a continued run does some again, and its own count only grows.
+        # Our own step metric: a continued run repeats steps, but wandb's step can only increase.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:

@@ -1,9 +1,8 @@
-"""What whole batches give, in place of what training has come to.
+"""Batch-norm statistics and the classifier, computed from whole batches instead of by training.
 
-The statistics of batch norm; and, once training has ended, the classifier, by ridge regression on
-the trained features. On few clips gradient descent has all of them right after a few epochs, and
-where its classifier is by then depends on the path. The regression is determined by the features of
-the clips alone.
+The classifier is fitted by ridge regression on the trained features once training has ended. With
+few clips, gradient descent gets all of them right after a few epochs, and its classifier at that
+point depends on the path taken. The regression is determined by the features of the clips alone.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ def make_statistics_step(
     accumulation_steps: int = 1,
     deterministic: bool = False,
 ) -> Callable[[Tensors, jax.Array, Batch], Tensors]:
-    """The jitted step `(params, step, batch) -> batch_stats`: those of this batch alone.
+    """Returns the jitted step `(params, step, batch) -> batch_stats`, of this batch alone.
 
-    It sees what the training step of that number sees. The result is what that one would move the
-    running statistics towards: means over the groups of batch norm.
+    Its input is the one of training step number `step`. The result is what that training step would
+    move the running statistics towards: means over the batch-norm groups.
     """
 
     def statistics_step(params: Tensors, step: jax.Array, batch: Batch) -> Tensors:
@@ -53,10 +52,10 @@ def make_statistics_step(
 
 
 class Moments(NamedTuple):
-    """Sums over clips; a clip is its features, `[C]`, followed by a 1."""
+    """Weighted sums over clips; a clip is represented by its features, `[C]`, followed by a 1."""
 
-    products: Any  # [C + 1, C + 1], of clips with themselves
-    classes: Any  # [K, C + 1], of the clips of each class
+    products: Any  # [C + 1, C + 1], outer products of clips with themselves
+    classes: Any  # [K, C + 1], sums over the clips of each class
 
 
 def make_moments_step(
@@ -66,10 +65,10 @@ def make_moments_step(
     mesh: Mesh,
     deterministic: bool = False,
 ) -> Callable[[Tensors, Tensors, Batch], Moments]:
-    """The jitted step `(params, batch_stats, batch) -> moments`, of what evaluation sees.
+    """Returns the jitted step `(params, batch_stats, batch) -> moments`, in evaluation mode.
 
     Args:
-        class_weights: how much a clip counts by its class, `[K]`.
+        class_weights: weight of a clip by its class, `[K]`.
     """
     precision = precision_of(FLOAT32)
 
@@ -92,19 +91,20 @@ def make_moments_step(
 def fit_classifier(
     moments: Moments, clips: int, strength: float, kernel: np.ndarray, bias: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel `[C, K]` and bias `[K]`, float32, of the ridge regression onto the classes.
+    """Fits the classifier by ridge regression onto the classes.
 
-    Its scores are shares of a class and no logits. They are scaled so that over these clips they
-    spread as those of `kernel` and `bias` do, which keeps the confidence of answers.
+    Its scores are shares of a class, not logits. They are scaled so that over these clips they
+    spread as much as those of `kernel` and `bias`, which preserves the confidence of predictions.
 
     Args:
-        moments: of all clips, in float64.
-        clips: how many there were.
-        strength: the penalty is this times the variance of all features, divided by `clips`.
-        kernel: of the classifier until now, with its `bias`.
+        moments: moments of all clips, in float64.
+        clips: number of clips.
+        strength: the penalty is this times the total variance of all features, divided by `clips`.
+        kernel: weights of the previous classifier, `[C, K]`.
+        bias: bias of the previous classifier, `[K]`.
 
     Returns:
-        Not finite if the features of all clips are alike.
+        Kernel `[C, K]` and bias `[K]`, float32; not finite if the features of all clips are alike.
     """
     total = moments.products[-1, -1]
     products, classes = moments.products / total, moments.classes / total
