@@ -157,7 +157,7 @@ def test_a_recipe_must_be_a_regular_file(tmp_path):
         ("a.mp4 0\nb.mp4\n", "line 2"),
         ("a.mp4 0\nb.mp4 8\n", "config.model.num_classes"),
         ("a.mp4 zero\n", "not an integer"),
-        ("", "no lines"),
+        ("", "is empty"),
         ("a.mp4 0\n", "do not fill one batch of 16"),
     ],
 )

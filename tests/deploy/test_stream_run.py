@@ -101,7 +101,10 @@ def test_an_input_that_is_too_slow_is_reported(recognizer, monkeypatch, capsys):
     [
         (["--fps", "0"], "--fps is 0.0: it must be above 0"),
         (["--smoothing", "0"], "--smoothing is 0: it must be from 1 .none. to 1000"),
-        (["--engine", "onnxruntime"], "onnxruntime runs what tsm export --streaming writes"),
+        (
+            ["--engine", "onnxruntime"],
+            "not an exported folder, which onnxruntime requires: write one with tsm export --streaming",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):
