@@ -103,7 +103,7 @@ def test_an_input_that_is_too_slow_is_reported(recognizer, monkeypatch, capsys):
         (["--smoothing", "0"], "--smoothing is 0: it must be from 1 .none. to 1000"),
         (
             ["--engine", "onnxruntime"],
-            "not an exported folder, which onnxruntime requires: write one with tsm export --streaming",
+            "not an exported folder, which onnxruntime requires: write one with tsm export",
         ),
     ],
 )
