@@ -47,7 +47,6 @@ setup(
         "av>=15",
         "opencv-python-headless>=5.0",
         "pillow>=11",
-        "simplejpeg>=1.8",
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "safetensors>=0.5",

@@ -87,15 +87,6 @@ def test_jpeg_is_decoded_as_pillow_does(mode: str, options: dict):
     assert difference.max() <= (1 if mode == "CMYK" else 0)
 
 
-@pytest.mark.parametrize("quality", [30, 90, 100])
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
-def test_jpeg_of_any_quality_is_decoded_as_opencv_does(quality: int, subsampling: str):
-    image = Image.fromarray(_picture()).crop((0, 0, 61, 47))  # sides are not multiples of a block
-    data = _encoded(image, quality=quality, subsampling=subsampling)
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    np.testing.assert_array_equal(decode_picture(data, "a.jpg"), expected)
-
-
 def test_a_jpeg_that_claims_to_be_huge_takes_no_memory():
     data = bytearray(_encoded(Image.fromarray(_picture())))
     size = data.index(b"\xff\xc0") + 5

@@ -6,22 +6,17 @@ import io
 import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-import simplejpeg  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from tsm_jax.data.lists import FRAME_TEMPLATE, ListSource
 from tsm_jax.errors import UnreadableClipError
 
-JPEG_START = b"\xff\xd8\xff"
-# Larger JPEGs are left to OpenCV, which allocates no memory for pixels that only the header claims.
-_MOST_PIXELS = 64 << 20
 # Like Pillow, and thus the references, ignore the orientation that a camera has stored.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
@@ -58,8 +53,8 @@ def load_frames(
         UnreadableClipError: A file is missing, broken or differs in size from the first.
 
     Reference: PaddleVideo pipelines/decode.py `FrameDecoder` and sample.py, which read the same
-    pixels with Pillow (ours are equal for JPEG and PNG), but replace a clip that lacks a file with
-    a random one.
+    pixels with Pillow (those of OpenCV are equal for JPEG and PNG, and faster), but replace a clip
+    that lacks a file with a random one.
     """
     read = cache(lambda number: _read(folder, number, template, num_frames))
     numbers = [index + 1 for index in choose(num_frames).tolist()]
@@ -85,19 +80,13 @@ def decode_picture(data: bytes | memoryview, name: str) -> np.ndarray:
     """
     if not data:
         raise UnreadableClipError(f"{name} is empty (0 bytes); extract the frames again")
-    if data[:3] == JPEG_START:
-        # OpenCV's pixels in 55 % of its time; decoding is most of the time of a training clip.
-        with suppress(ValueError):  # OpenCV also reads damaged ones
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if height * width <= _MOST_PIXELS:
-                return simplejpeg.decode_jpeg(data)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
     except cv2.error:
         picture = None
     if picture is not None:
         return np.asarray(picture)
-    try:  # Pillow reads what the others cannot, and says what is wrong with the rest.
+    try:  # Pillow reads what OpenCV cannot, and says what is wrong with the rest.
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # Pillow's plugins raise all kinds of errors on broken data.

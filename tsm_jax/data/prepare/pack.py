@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 
 from tsm_jax.data.decode import decode_frames, every_frame
-from tsm_jax.data.frames import JPEG_START, load_frames
+from tsm_jax.data.frames import load_frames
 from tsm_jax.data.lists import ClipEntry, local_copy
 from tsm_jax.data.packed import CLIPS_FILE, DATASET, INFO_FILE, SPLIT, packed_folder
 from tsm_jax.data.prepare.entries import list_line
@@ -38,6 +38,7 @@ from tsm_jax.terminal import progress
 
 PLAN_FILE = "packing.json"
 _NOTES = ".packing"
+_JPEG = b"\xff\xd8\xff"
 _ERRORS = "surrogateescape"  # file names need not be UTF-8
 
 Clip = tuple[str, ClipEntry]
@@ -144,7 +145,7 @@ def _pictures_of_folder(entry: ClipEntry, options: RecordOptions) -> tuple[Seque
     for index, frame in zip(indices.tolist(), frames, strict=True):
         data = Path(entry.path, options.template.format(index + 1)).read_bytes()
         fits = not 0 < options.short_side < min(frame.shape[:2])
-        if not (fits and data.startswith(JPEG_START)):
+        if not (fits and data.startswith(_JPEG)):
             data = encode_frame(frame, options.short_side, options.quality)
         pictures.append(data)
     return pictures, entry.num_frames
