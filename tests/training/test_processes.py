@@ -118,20 +118,28 @@ def test_processes_agree_and_detect_a_directory_that_is_not_shared(two_processes
     assert "stack trace" not in result.stdout
 
 
-@pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_in_one_process_ends_all_and_all_print_it(two_processes, failing):
+BROKEN = "the connection to another process broke: see the output of that process or its launcher"
+
+
+@pytest.mark.parametrize(
+    "failing, error, message",
+    [
+        (0, 'UserError("clip.mp4 is broken")', "clip.mp4 is broken"),
+        (1, 'RuntimeError("Gloo AllGather failed: reset\\nstack trace")', BROKEN),
+    ],
+)
+def test_an_error_in_one_process_ends_all_and_all_print_it(two_processes, failing, error, message):
     result = two_processes(
         f"""
     from_first(0)
     if index == {failing}:
-        raise UserError("clip.mp4 is broken")
+        raise {error}
     from_first(1)  # waits for the one that is gone
 """
     )
     assert result.returncode == 1
-    assert f"[{failing}] error: clip.mp4 is broken\n" in result.stdout
-    reported = f"[{1 - failing}] error: process {failing} of 2: clip.mp4 is broken\n"
-    assert reported in result.stdout
+    assert f"[{failing}] error: {message}" in result.stdout
+    assert f"[{1 - failing}] error: process {failing} of 2: {message}" in result.stdout
     assert "stack trace" not in result.stdout
     assert "killed" not in result.stderr
 

@@ -55,21 +55,30 @@ def joined(timeout_seconds: float = 300.0) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        reported = _without_gloo(error)
         # Preempted processes stop together and then end as after the last step.
         if not isinstance(error, SystemExit) or error.code not in (None, 0, EXIT_CODE):
             stopped.set()
-            text = " ".join(str(error).split()) if isinstance(error, UserError) else repr(error)
+            is_known = isinstance(reported, UserError)
+            text = " ".join(str(reported).split()) if is_known else repr(error)
             message = f"process {jax.process_index()} of {jax.process_count()}: {text}"
             lost_process.announce(_store(), message)
             atexit.register(lost_process.leave, 130 if isinstance(error, KeyboardInterrupt) else 1)
-        if isinstance(error, Exception) and "Gloo" in str(error):
-            raise UserError(
-                "the connection to another process broke: see the output of that process or its"
-                f" launcher for the reason ({str(error).splitlines()[0]})"
-            ) from error
+        if reported is not error:
+            raise reported from error
         raise
     finally:
         stopped.set()
+
+
+def _without_gloo(error: BaseException) -> BaseException:
+    """Returns the error, or what it means if it comes from the library that connects processes."""
+    if not isinstance(error, Exception) or "Gloo" not in str(error):
+        return error
+    return UserError(
+        "the connection to another process broke: see the output of that process or its launcher"
+        f" for the reason ({str(error).splitlines()[0]})"
+    )
 
 
 def wait_for_all(what: str) -> None:
